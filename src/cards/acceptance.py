@@ -1,0 +1,48 @@
+"""The rising reward threshold and the quasi-rejection test of CARDS (arXiv 2406.16306, section 4.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from cards.errors import check
+
+Acceptance = Literal["soft", "hard"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """tau(t) = min(r*, r0 + t (r* - r0) / n), with r0 = (1 - alpha) r(x) + alpha r*.
+
+    `target` is r*, `floor` r0, `length` n (tokens); t counts response tokens including the candidate's.
+    """
+
+    target: float
+    floor: float
+    length: int
+
+    @classmethod
+    def from_prompt(cls, target: float, alpha: float, prompt_reward: float, length: int) -> Schedule:
+        return cls(target, (1 - alpha) * prompt_reward + alpha * target, length)
+
+    def threshold(self, tokens: int) -> float:
+        return min(self.target, self.floor + tokens * (self.target - self.floor) / self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Accept a candidate of reward r at threshold tau: soft, if u < min(1, exp((r - tau) / beta)); hard, if r >= tau."""
+
+    beta: float = 0.7
+    kind: Acceptance = "soft"
+
+    def __post_init__(self) -> None:
+        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
+        check(self.kind in ("soft", "hard"), f"acceptance must be 'soft' or 'hard', not {self.kind!r}.")
+
+    def passes(self, reward: float, threshold: float, u: float) -> bool:
+        """u is uniform in [0, 1). Decided on the log scale, so that nothing overflows."""
+        if self.kind == "hard" or reward >= threshold:
+            return reward >= threshold
+        return u == 0 or math.log(u) < (reward - threshold) / self.beta

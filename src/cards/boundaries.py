@@ -1,0 +1,111 @@
+"""When a segment ends. A boundary looks at the logits before a token is drawn, or at the text after it, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from cards.errors import check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Measure = Literal["entropy", "mcp", "evidential"]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Base: a segment ends at `maximum` tokens (None: only with the answer), and not by choice before `minimum`."""
+
+    minimum: int = 1
+    maximum: int | None = None
+    reads_text: ClassVar[bool] = False
+    reads_logits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self.minimum >= 1, f"A segment's minimum length must be at least 1 token, not {self.minimum}.")
+        check(
+            self.maximum is None or self.maximum >= self.minimum,
+            f"A segment's maximum length ({self.maximum}) must not be below its minimum ({self.minimum}).",
+        )
+
+    def uncertainty(self, logits: Tensor) -> Tensor:
+        """Uncertainty of the next token, [rows, vocabulary] -> [rows]; called only where `reads_logits`."""
+        raise TypeError(f"{type(self).__name__} does not read logits.")
+
+    def ends_before(self, uncertainty: float) -> bool:
+        """Whether a segment long enough ends before a token of this uncertainty."""
+        return False
+
+    def ends_after(self, text: str) -> bool:
+        """Whether a segment long enough, with this text, ends here; called only where `reads_text`."""
+        return False
+
+
+@dataclass(frozen=True)
+class Entropy(Boundary):
+    """CARDS: a segment ends where the LM is unsure of the next token (arXiv 2406.16306, section 4.1).
+
+    `measure` of the raw logits (temperature 1, whole vocabulary), compared with `threshold` (tau_u):
+    entropy: -sum p log p in nats; mcp: 1 - max p; evidential: V / sum(relu(logit) + 1).
+    """
+
+    minimum: int = 4
+    maximum: int | None = 64
+    threshold: float = 3.0
+    measure: Measure = "entropy"
+    reads_logits: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ("entropy", "mcp", "evidential")
+        check(self.measure in known, f"Unknown uncertainty measure {self.measure!r}; known: {', '.join(known)}.")
+        check(self.threshold >= 0, f"The uncertainty threshold tau_u must not be negative, got {self.threshold}.")
+
+    def uncertainty(self, logits: Tensor) -> Tensor:
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        if self.measure == "evidential":
+            return logits.shape[-1] / (logits.relu() + 1).sum(-1)
+        logp = logits.log_softmax(-1)
+        if self.measure == "mcp":
+            return 1 - logp.amax(-1).exp()
+        return -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf out
+
+    def ends_before(self, uncertainty: float) -> bool:
+        return uncertainty >= self.threshold
+
+
+@dataclass(frozen=True)
+class FixedLength(Boundary):
+    """Segments of `maximum` tokens (STARS, arXiv 2511.03827; blockwise decoding)."""
+
+    maximum: int | None = 15
+
+
+@dataclass(frozen=True)
+class Punctuation(Boundary):
+    """A segment ends after one of `marks`, trailing space aside."""
+
+    maximum: int | None = 64
+    marks: str = ".!?;\n"
+    reads_text: ClassVar[bool] = True
+
+    def ends_after(self, text: str) -> bool:
+        return text.rstrip(" ").endswith(tuple(self.marks))
+
+
+@dataclass(frozen=True)
+class Step(Boundary):
+    """A segment ends after `delimiter` (reasoning steps; RSD, arXiv 2501.19324, uses a blank line)."""
+
+    maximum: int | None = 256
+    delimiter: str = "\n\n"
+    reads_text: ClassVar[bool] = True
+
+    def ends_after(self, text: str) -> bool:
+        return self.delimiter in text
+
+
+@dataclass(frozen=True)
+class Whole(Boundary):
+    """One segment: the whole answer."""

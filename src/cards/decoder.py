@@ -1,0 +1,248 @@
+"""Decoder: a model, a reward and a method behind one call, as answer, stream or batch, sync or async."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from cards.engines.base import Engine
+from cards.errors import MismatchError, check
+from cards.events import Done, Event, Fold, Message, Result
+from cards.methods.base import Method, Request
+from cards.registry import METHODS, load_engine, load_reward, make_method, method_class
+from cards.rewards.base import Reward
+from cards.usage import Usage, metered
+
+T = TypeVar("T")
+PromptLike = str | Sequence[Message]
+HIGH_FALLBACK = 0.2
+
+
+class Decoder:
+    """Decodes prompts from `model` with `method`, guided by `reward`.
+
+    model: an Engine or a name (`tiny`, a folder, a Hugging Face name); reward: a Reward, a name, a function of
+    (prompt, response), or None; method: a Method or its name. Prompts are raw text, left alone, or lists of messages,
+    rendered with the model's chat template. Raises MismatchError if the method needs what the others do not have.
+    """
+
+    def __init__(
+        self,
+        model: str | Engine,
+        reward: str | Reward | Callable[[str, str], float] | None = None,
+        method: str | Method = "cards",
+    ) -> None:
+        self.method = make_method(method) if isinstance(method, str) else method
+        self.engine = load_engine(model) if isinstance(model, str) else model
+        self.reward = _as_reward(reward)
+        check_match(self.method, self.engine, self.reward)
+
+    def __call__(self, prompt: PromptLike, **options: Any) -> Result:
+        """The answer to a prompt; options as for `astream`."""
+        return _background().run(self.agenerate(prompt, **options))
+
+    def stream(self, prompt: PromptLike, **options: Any) -> Generator[Event, None, None]:
+        """Events as they happen, `Done` last; options as for `astream`. Closing the generator frees the rows."""
+        return _background().iterate(self.astream(prompt, **options))
+
+    def batch(
+        self, prompts: Sequence[PromptLike], *, seed: int = 0, progress: bool | None = None, **options: Any
+    ) -> list[Result]:
+        """Answers to many prompts, decoded concurrently; options as for `abatch`."""
+        return _background().run(self.abatch(prompts, seed=seed, progress=progress, **options))
+
+    async def agenerate(self, prompt: PromptLike, **options: Any) -> Result:
+        """Async twin of calling the decoder."""
+        result = None
+        async with aclosing(self.astream(prompt, **options)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    result = event.result
+        assert result is not None
+        return result
+
+    async def astream(
+        self,
+        prompt: PromptLike,
+        *,
+        max_tokens: int = 128,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        deadline: float | None = None,
+        trace: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        """Async twin of `stream`.
+
+        max_tokens bounds the answer; the same seed gives the same text; an answer ends before the first of `stop`, which
+        is not part of it; after `deadline` seconds the answer so far is returned; `trace` keeps rejected candidates.
+        Raises PromptError or SettingError at once, RewardError when a score fails.
+        """
+        check(max_tokens >= 1, f"max_tokens must be at least 1, not {max_tokens}.")
+        check(deadline is None or deadline > 0, f"deadline must be a positive number of seconds, not {deadline}.")
+        check(isinstance(seed, int) and seed >= 0, f"seed must be a non-negative integer, not {seed!r}.")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        check(all(stop), "A stop string must not be empty.")
+        request = Request(self.engine.encode(prompt), max_tokens, seed, stop, trace)
+        fold = Fold(Usage(), seed, self.method.name)
+        start = time.perf_counter()
+        events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
+        task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: the meter is its context's
+        ended_early = False
+        try:
+            while True:
+                left = None if deadline is None else max(0.0, start + deadline - time.perf_counter())
+                try:
+                    event = await asyncio.wait_for(events.get(), left)
+                except TimeoutError:
+                    ended_early = True
+                    break
+                if event is None:
+                    break
+                if isinstance(event, BaseException):
+                    raise event
+                fold.add(event)
+                yield event
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self.engine.settle()
+        fold.usage.seconds = time.perf_counter() - start
+        result = fold.result("deadline" if ended_early else None)
+        warn_if_unreachable(result)
+        yield Done(result)
+
+    async def abatch(
+        self,
+        prompts: Sequence[PromptLike],
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+        concurrency: int | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Async twin of `batch`. Prompt number i gets seed + i, so it can be repeated alone.
+
+        `concurrency` bounds the requests in flight (default: twice the engine's rows); progress None shows a bar on a terminal.
+        """
+        from cards.progress import bar
+
+        gate = asyncio.Semaphore(concurrency or 2 * self.engine.rows)
+        with bar(len(prompts), progress) as advance:
+
+            async def one(i: int, prompt: PromptLike) -> Result:
+                async with gate:
+                    result = await self.agenerate(prompt, seed=seed + i, **options)
+                    advance()
+                    return result
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(i, prompt)) for i, prompt in enumerate(prompts)]
+        return [task.result() for task in tasks]
+
+    async def aclose(self) -> None:
+        """Free threads and memory of engine and reward."""
+        await self.engine.aclose()
+        if self.reward is not None:
+            await self.reward.aclose()
+
+    async def _run(self, request: Request, usage: Usage, events: asyncio.Queue[Event | BaseException | None]) -> None:
+        with metered(usage):
+            try:
+                async with aclosing(self.method.stream(request, self.engine, self.reward)) as stream:
+                    async for event in stream:
+                        await events.put(event)
+                await events.put(None)
+            except Exception as error:
+                await events.put(error)
+
+
+def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:
+    """Raise MismatchError, naming methods that would work, if the method needs what the others do not have."""
+    has = engine.has | ({"reward"} if reward is not None else set())
+    if missing := method.needs - has:
+        fitting = sorted(name for name in METHODS if method_class(name).needs <= has)
+        raise MismatchError(
+            f"Method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r}"
+            f"{'' if reward is not None else ' without a reward'} does not have. Methods that work: {', '.join(fitting)}."
+        )
+
+
+def warn_if_unreachable(result: Result) -> None:
+    """Warn when so many segments were taken untested that the target reward looks out of reach."""
+    rate = result.usage.fallback_rate
+    if rate is not None and rate > HIGH_FALLBACK:
+        warnings.warn(
+            f"{rate:.0%} of the segments were taken untested because no candidate passed: the target reward r* looks out of "
+            "reach for this model, and the method turns into best-of-n for each segment. Lower target or raise beta.",
+            stacklevel=2,
+        )
+
+
+def _as_reward(reward: str | Reward | Callable[[str, str], float] | None) -> Reward | None:
+    if isinstance(reward, str):
+        return load_reward(reward)
+    if reward is None or isinstance(reward, Reward):
+        return reward
+    from cards.rewards.function import FunctionReward
+
+    return FunctionReward(reward)
+
+
+class _Background:
+    """An event loop in a thread, so that sync calls work anywhere, a running loop (notebook) included."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="cards-loop", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C lands here, in the caller's thread
+            future.cancel()
+            raise
+
+    def iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        handed: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        handed.put((True, event))
+                handed.put((False, None))
+            except BaseException as error:
+                handed.put((False, error))
+                raise
+
+        future = asyncio.run_coroutine_threadsafe(pump(), self.loop)
+        try:
+            while True:
+                more, item = handed.get()
+                if more:
+                    yield item
+                elif item is None:
+                    return
+                else:
+                    raise item
+        finally:
+            future.cancel()
+
+
+_the_background: _Background | None = None
+_lock = threading.Lock()
+
+
+def _background() -> _Background:
+    global _the_background
+    with _lock:
+        if _the_background is None:
+            _the_background = _Background()
+        return _the_background

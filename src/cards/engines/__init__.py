@@ -1,0 +1,1 @@
+"""Engines propose text from a language model."""

@@ -1,0 +1,63 @@
+"""The Engine contract: it proposes text from an LM and keeps nothing for its caller."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from cards.boundaries import Boundary, Whole
+from cards.events import Message, Prompt, Response, Segment
+from cards.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Continuations wanted of prompt + response: candidates `first` .. `first + n - 1` of segment number `segment`.
+
+    A candidate's text is a function of (prompt, response, boundary, sampling, seed, segment, its number) alone.
+    `max_tokens` bounds each candidate; drawing that many, or text that holds one of `stop`, ends the answer.
+    """
+
+    prompt: Prompt
+    response: Response
+    max_tokens: int
+    boundary: Boundary = field(default_factory=Whole)
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    segment: int = 0
+    first: int = 0
+    n: int = 1
+    stop: tuple[str, ...] = ()
+
+
+class Engine(ABC):
+    """An LM that proposes. `has` names what it offers to methods: `segments`, `logits`, `logprobs`."""
+
+    has: ClassVar[frozenset[str]] = frozenset({"segments"})
+    name: str
+    context: int  # tokens that prompt and answer may have together
+    rows: int  # sequences that it can decode at once
+
+    @abstractmethod
+    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        """Tokens of raw text as it stands, or of messages under the model's chat template. Raises PromptError."""
+
+    @abstractmethod
+    def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+        """Yield the candidates in order of their number, in lists that hold all that are ready.
+
+        The first list comes when the first candidate is complete, so a caller that needs no more can stop: closing
+        the iterator (use contextlib.aclosing) ends the rest and frees their rows.
+        """
+
+    def width(self, acceptance_rate: float, most: int) -> int:
+        """How many candidates to ask for at once, given the acceptance rate so far: a speed dial, nothing else."""
+        return min(most, 4)
+
+    async def settle(self) -> None:  # noqa: B027
+        """Wait until what was cancelled is on the books."""
+
+    async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
+        """Free what the engine holds (threads, memory, connections)."""

@@ -1,0 +1,125 @@
+"""Loading of transformers models, and the proof that the slots give what the model itself gives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from cards.engines.attention import NAME
+from cards.engines.slots import Slots
+from cards.errors import ModelError, SettingError, UnknownNameError
+
+TINY = Path(__file__).parent.parent / "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # a 4-D mask is passed through, which saves making one that nobody reads
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises SettingError if the device does not exist."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]} Try 'cpu'.") from error
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
+    return DTYPES[dtype]
+
+
+def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer: `tiny` (the embedded one in folder `embedded`), a folder, or a Hugging Face name.
+
+    Raises UnknownNameError if there is no such model, ModelError if weights that matter are missing from it.
+    """
+    place = pick_device(device)
+    source = str(TINY / embedded) if name == "tiny" else name
+    try:
+        model, report = auto.from_pretrained(source, dtype=pick_dtype(dtype, place), output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except OSError as error:
+        known = ["tiny", *(p.name + "/" for p in Path().iterdir() if (p / "config.json").exists())]
+        hint = "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached."
+        raise UnknownNameError("model", name, known, hint) from error
+    except ValueError as error:
+        raise ModelError(f"Model {name!r} cannot be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        what = "a score head" if any(k.startswith(("score", "classifier")) for k in missing) else "weights"
+        raise ModelError(
+            f"Model {name!r} has no trained {what} (missing: {', '.join(missing[:3])}), so it cannot be used as "
+            f"{auto.__name__.removeprefix('AutoModelFor')}. A reward model is a trained sequence classifier."
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def context_of(model: PreTrainedModel, wanted: int | None) -> int:
+    """Tokens a sequence may have: what is wanted, within what the model can do. Default: at most 2048."""
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None) or 2048
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):  # their frequencies depend on the longest row of a batch
+        most = min(most, rope.get("original_max_position_embeddings") or most)
+    if wanted is not None and not 2 <= wanted <= most:
+        raise SettingError(f"context must lie in [2, {most}] for this model, not {wanted}.")
+    return wanted or min(most, 2048)
+
+
+def slotted(
+    model: PreTrainedModel, output: Callable[..., Tensor], rows: int, context: int, reference: Callable[[Tensor], Tensor]
+) -> Slots:
+    """Slots that run `output(input_ids, position_ids, last)` of the model, compared once with `reference(input_ids)`.
+
+    Raises ModelError if the two differ: the model then keeps state, or computes attention, in a way that slots do not know.
+    """
+    config = model.config.get_text_config()
+    ids = torch.randint(0, config.vocab_size, (1, 21), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = ids[:, :context]
+    with torch.inference_mode():
+        expected = reference(ids).float()
+        model.set_attn_implementation(NAME)
+        slots = Slots(output, rows, context, model.device)
+        row = ids[0].tolist()
+        pieces = [row[:5], row[5:6], row[6:]]
+        place = slots.acquire(row, 0)
+        assert place is not None
+        for piece in pieces:
+            if piece:
+                got = slots.read([(place[0], piece)])
+        slots.release(place[0])
+    error = ((got.float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+    if not error < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1) or not slots.caches:
+        raise ModelError(
+            f"{type(model).__name__} cannot be decoded in slots: read in pieces, it differs from a full pass by {error:.2g}. "
+            "Its attention or state does not go through transformers' attention interface; use another engine for it."
+        )
+    return slots
+
+
+def accepts(function: Callable[..., Any], argument: str) -> bool:
+    return argument in inspect.signature(function).parameters
+
+
+def lm_output(model: PreTrainedModel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Next-token logits [rows, vocabulary] of packed tokens, at the packed indices `last`."""
+    keeps = accepts(model.forward, "logits_to_keep")
+    mask = DUMMY_MASK.to(model.device)
+
+    def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
+        keep = {"logits_to_keep": last} if keeps else {}
+        out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **keep)
+        return cast(Tensor, out.logits[0] if keeps else out.logits[0, last])
+
+    return output

@@ -1,0 +1,200 @@
+"""Continuous batching: one forward step advances every row by its own number of tokens; rows come and go at any step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cards.engines.slots import Slots
+from cards.usage import Usage
+
+log = logging.getLogger("cards")
+
+
+class Job:
+    """What one caller waits for; it owns rows. Cancelling it frees them at the next step."""
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage = usage
+        self.cancelled = False
+
+    def fail(self, error: BaseException) -> None:
+        """Called in the worker thread when a step that the job took part in went wrong."""
+
+
+class Row:
+    """One sequence in the works: all `tokens` must be in its slot; then it is consumed, with the model's output.
+
+    At most `keep` leading tokens need no reading; `start` is the output after them where it is known.
+    """
+
+    __slots__ = ("done", "given", "job", "keep", "slot", "start", "tokens")
+
+    def __init__(self, job: Job, tokens: list[int], start: Tensor | None = None) -> None:
+        self.job, self.tokens, self.start = job, tokens, start
+        self.keep = len(tokens) - (start is None)
+        self.given = len(tokens)  # read, not drawn
+        self.slot = -1
+        self.done = False
+
+
+Consume = Callable[[Sequence[Row], Tensor], Sequence[Row]]
+
+
+class Scheduler:
+    """Runs rows through slots. `submit` is thread-safe; everything else happens in the device's worker thread.
+
+    consume(rows, outputs [rows, ...]) gets the rows that are fully read: it extends their tokens or marks them done, and
+    returns new rows, which are admitted first. `budget` bounds the tokens of one step, so that a long prompt does not hold
+    up the others. `kind` names the books the costs go to.
+    """
+
+    def __init__(self, slots: Slots, consume: Consume, kind: Literal["lm", "rm"], budget: int = 1024) -> None:
+        self.slots, self.consume, self.kind, self.budget = slots, consume, kind, budget
+        self.inbox: deque[Callable[[], Sequence[Row]]] = deque()
+        self.waiting: deque[Row] = deque()
+        self.active: list[Row] = []
+        self.worker = Worker.on(slots.device)
+        self.worker.add(self)
+
+    def submit(self, begin: Callable[[], Sequence[Row]]) -> None:
+        """Have the worker call `begin`, before its next step, and admit the rows it returns."""
+        self.inbox.append(begin)
+        self.worker.wake()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.inbox or self.waiting or self.active)
+
+    def step(self) -> None:
+        """Drop the cancelled, admit the waiting, read, consume."""
+        try:
+            while self.inbox:
+                self.waiting.extend(self.inbox.popleft()())
+            self._retire()
+            self._admit()
+            batch = self._batch()
+            if not batch:
+                return
+            start = time.perf_counter()
+            output = self.slots.read([(row.slot, new) for row, new in batch])
+            self._account(batch, time.perf_counter() - start)
+            whole = [i for i, (row, _) in enumerate(batch) if self.slots.held[row.slot] == len(row.tokens)]
+            if whole:
+                rows = [batch[i][0] for i in whole]
+                self._consume(rows, output if len(whole) == len(batch) else output[whole])
+        except Exception as error:
+            log.exception("A step of the model failed; its requests fail with it.")
+            for job in {row.job for row in (*self.active, *self.waiting)}:
+                job.cancelled = True
+                job.fail(error)
+            self.slots.forget()
+        self._retire()
+
+    def _retire(self) -> None:
+        for row in self.active:
+            if row.done or row.job.cancelled:
+                self.slots.release(row.slot)
+        self.active = [row for row in self.active if not (row.done or row.job.cancelled)]
+
+    def _admit(self) -> None:
+        fresh: list[Row] = []
+        while self.waiting:
+            row = self.waiting[0]
+            if not row.job.cancelled:
+                if (place := self.slots.acquire(row.tokens, row.keep)) is None:
+                    break
+                row.slot, held = place
+                row.job.usage.add(**{f"{self.kind}_cached_tokens": held})
+                self.active.append(row)
+                if held == len(row.tokens):
+                    fresh.append(row)
+            self.waiting.popleft()
+        if fresh:
+            self._consume(fresh, torch.stack([row.start for row in fresh if row.start is not None]))
+
+    def _consume(self, rows: Sequence[Row], output: Tensor) -> None:
+        self.waiting.extendleft(reversed(self.consume(rows, output)))
+
+    def _batch(self) -> list[tuple[Row, list[int]]]:
+        """Rows and the tokens they read now: one each where decoding, then prompts, first come first served."""
+        held, left = self.slots.held, self.budget
+        batch = []
+        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not row.done]
+        for row, count in sorted(pending, key=lambda item: item[1] > 1):
+            if (count := min(count, left)) > 0:
+                left -= count
+                batch.append((row, row.tokens[held[row.slot] : held[row.slot] + count]))
+        return sorted(batch, key=lambda item: item[0].slot)
+
+    def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
+        read: dict[Job, int] = {}
+        for row, new in batch:
+            end = int(self.slots.held[row.slot])
+            read[row.job] = read.get(row.job, 0) + max(0, min(end, row.given) - (end - len(new)))
+        for job, tokens in read.items():
+            if self.kind == "lm":
+                job.usage.add(lm_steps=1, lm_prefill_tokens=tokens, lm_seconds=seconds)
+            else:
+                job.usage.add(rm_tokens=tokens)
+
+
+class Steps(Protocol):
+    """Something with work for the worker thread."""
+
+    kind: Literal["lm", "rm"]
+
+    @property
+    def busy(self) -> bool: ...
+
+    def step(self) -> None: ...
+
+
+class Worker:
+    """The one thread that runs models on a device: reward models first, for requests wait on their verdicts."""
+
+    _all: ClassVar[dict[torch.device, Worker]] = {}
+
+    def __init__(self) -> None:
+        self.schedulers: list[Steps] = []
+        self.condition = threading.Condition()
+        self.thread: threading.Thread | None = None
+
+    @classmethod
+    def on(cls, device: torch.device) -> Worker:
+        return cls._all.setdefault(device, cls())
+
+    def add(self, scheduler: Steps) -> None:
+        with self.condition:
+            self.schedulers = sorted([*self.schedulers, scheduler], key=lambda s: s.kind != "rm")
+
+    def remove(self, scheduler: Steps) -> None:
+        with self.condition:
+            self.schedulers = [s for s in self.schedulers if s is not scheduler]
+            self.condition.notify()
+
+    def wake(self) -> None:
+        with self.condition:
+            if self.thread is None or not self.thread.is_alive():
+                self.thread = threading.Thread(target=self._run, name="cards-worker", daemon=True)
+                self.thread.start()
+            self.condition.notify()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self.condition:
+                self.condition.wait_for(lambda: not self.schedulers or any(s.busy for s in self.schedulers))
+                schedulers = self.schedulers
+            if not schedulers:
+                return
+            for scheduler in schedulers:
+                if scheduler.busy:
+                    scheduler.step()

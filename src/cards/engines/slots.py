@@ -1,0 +1,138 @@
+"""Slots: the rows of one preallocated KV cache, found again by what they hold.
+
+A slot remembers the token ids whose keys and values it holds. A new sequence takes an idle slot and keeps the longest
+prefix that any slot, idle or busy, holds of it: rolling back a rejected segment costs nothing (the slot is just
+shorter) and a fork copies only the tail that differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cards.engines.attention import Group, Step, running
+from cards.errors import check
+
+COPY_COST = 0.05  # of reading a token again
+
+
+class Slots:
+    """`rows` sequences of up to `length` tokens each. Not thread-safe: one thread owns it.
+
+    forward(input_ids [1, n], position_ids [1, n], last [rows]) runs the model on packed tokens and gives one output a row,
+    taken at the packed indices `last`. Memory: rows * length tokens of keys and values, taken at the first step.
+    """
+
+    def __init__(self, forward: Callable[[Tensor, Tensor, Tensor], Tensor], rows: int, length: int, device: torch.device):
+        check(rows >= 1, f"slots must be at least 1, not {rows}.")
+        self.forward, self.rows, self.length, self.device = forward, rows, length, device
+        self.caches: dict[int, tuple[Tensor, Tensor]] = {}
+        self.tokens: NDArray[np.int64] = np.full((rows, length), -1)
+        self.held: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens in the cache
+        self.used: NDArray[np.int64] = np.zeros(rows, np.int64)  # when last taken
+        self.idle: NDArray[np.bool_] = np.ones(rows, bool)
+        self.clock = 0
+
+    def match(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many leading tokens of the sequence each slot holds, [rows]."""
+        n = len(sequence)
+        same = (self.tokens[:, :n] == sequence) & (np.arange(n) < self.held[:, None])
+        return np.where(same.all(1), n, same.argmin(1)) if n else np.zeros(self.rows, np.int64)
+
+    def acquire(self, sequence: Sequence[int], keep: int) -> tuple[int, int] | None:
+        """Take an idle slot for the sequence, of which at most `keep` tokens need no reading.
+
+        Returns (slot, tokens held), or None if every slot is busy. Prefers slots that lose little by it: few tokens
+        beyond the common prefix, long unused.
+        """
+        if not self.idle.any():
+            return None
+        match = np.minimum(self.match(np.asarray(sequence, np.int64)[:keep]), keep)
+        source = int(match.argmax())
+        best = int(match[source])
+        self.clock += 1
+        lost = (self.held - match) / (1 + (self.clock - self.used) / self.rows)
+        cost = np.where(self.idle, COPY_COST * (best - match) + lost, np.inf)
+        slot = int(cost.argmin())
+        if (start := int(match[slot])) < best:
+            for keys, values in self.caches.values():
+                keys[slot, :, start:best] = keys[source, :, start:best]
+                values[slot, :, start:best] = values[source, :, start:best]
+            self.tokens[slot, start:best] = self.tokens[source, start:best]
+        self.held[slot], self.used[slot], self.idle[slot] = best, self.clock, False
+        return slot, best
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; what it holds stays until it is taken again."""
+        self.idle[slot] = True
+
+    def read(self, rows: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        """Read new tokens, each row's behind what its slot holds: rows are (slot, new tokens), in rising slot order.
+
+        One output a row, at its last new token.
+        """
+        step, ids, last = self._pack(rows)
+        with running(step):
+            output = self.forward(ids, step.position.unsqueeze(0), last)
+        for slot, new in rows:
+            end = self.held[slot] + len(new)
+            self.tokens[slot, self.held[slot] : end] = new
+            self.held[slot] = end
+        return output
+
+    def forget(self) -> None:
+        """Drop everything held, after a step that failed half-way."""
+        self.held[:] = 0
+
+    def _cache(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's cache; zeros at first, for even what the mask hides must be finite."""
+        if layer not in self.caches:
+            keys, values = (x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in (key, value))
+            self.caches[layer] = keys, values
+        return self.caches[layer]
+
+    def _pack(self, rows: Sequence[tuple[int, Sequence[int]]]) -> tuple[Step, Tensor, Tensor]:
+        """The step, the packed token ids [1, tokens] and the packed index of each row's last token."""
+        slots = np.array([slot for slot, _ in rows])
+        counts = np.array([len(new) for _, new in rows])
+        ends = counts.cumsum()
+        starts, held = ends - counts, self.held[slots]
+        position = np.arange(ends[-1]) + np.repeat(held - starts, counts)
+        groups, laid = [], []
+        sizes = np.frexp(counts)[1]  # rows that read 1, 2-3, 4-7, ... tokens attend together
+        for size in np.unique(sizes):
+            members = np.flatnonzero(sizes == size)
+            first, height = slots[members[0]], slots[members[-1]] - slots[members[0]] + 1
+            if dense := height <= 1.5 * len(members):  # attend to a view, idle rows included, rather than to a copy
+                row = slots[members] - first
+            else:
+                row, height = np.arange(len(members)), len(members)
+            column = np.arange(counts[members].max())
+            real = column < counts[members, None]
+            queries = np.zeros((height, len(column)), np.int64)
+            where = np.full((height, len(column)), -1)
+            queries[row] = np.where(real, starts[members, None] + column, 0)
+            where[row] = np.where(real, held[members, None] + column, -1)
+            laid.append(np.where(where >= 0, queries, -1).ravel())
+            groups.append(
+                Group(
+                    rows=slice(int(first), int(first + height)) if dense else self._tensor(slots[members]),
+                    length=int((held + counts)[members].max()),
+                    queries=self._tensor(queries),
+                    position=self._tensor(where),
+                )
+            )
+        order = np.concatenate(laid)
+        unpack = None
+        if len(order) != ends[-1] or (order != np.arange(ends[-1])).any():
+            unpack = self._tensor(np.argsort(order, kind="stable")[len(order) - ends[-1] :])
+        ids = self._tensor(np.concatenate([np.asarray(new, np.int64) for _, new in rows])).unsqueeze(0)
+        step = Step(self._tensor(np.repeat(slots, counts)), self._tensor(position), groups, unpack, self._cache)
+        return step, ids, self._tensor(ends - 1)
+
+    def _tensor(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -1,0 +1,106 @@
+"""Tokens to text and back: streaming detokenisation, stop strings, prompts, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from cards.errors import PromptError
+from cards.events import Message, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTEXT = 8  # tokens before a text that can change how its first token reads (spaces, split characters)
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class Detokenizer:
+    """Text of tokens as they come, after `context`. Bytes of an unfinished character wait for the rest of it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.window = list(context[-CONTEXT:])
+        self.text = ""
+        self._told = self._decode().rstrip(UNFINISHED)
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Add tokens; returns the text so far."""
+        self.window += token_ids
+        new = self._decode().rstrip(UNFINISHED)
+        if len(new) > len(self._told):
+            self.text += new[len(self._told) :]
+            self._told = new
+            if len(self.window) > 4 * CONTEXT:
+                self.window = self.window[-CONTEXT:]
+                self._told = self._decode().rstrip(UNFINISHED)
+        return self.text
+
+    def finish(self) -> str:
+        """The text, with what is left of an unfinished character shown as a replacement character."""
+        return self.text + self._decode()[len(self._told) :]
+
+    def _decode(self) -> str:
+        decoded = self.tokenizer.decode(self.window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, decoded)
+
+
+def find_stop(text: str, stop: Sequence[str], searched: int) -> int | None:
+    """Where the first stop string begins in text, given that its first `searched` characters hold none."""
+    found = [at for s in stop if (at := text.find(s, max(0, searched - len(s) + 1))) >= 0]
+    return min(found, default=None)
+
+
+def hold_back(text: str, stop: Sequence[str]) -> str:
+    """The text without an end that may be the beginning of a stop string."""
+    held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    return text[: len(text) - held]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> Prompt:
+    """Raw text is left alone; messages go through the chat template. Raises PromptError on an empty or malformed prompt."""
+    if isinstance(prompt, str):
+        messages, text = None, prompt
+        if not prompt.strip():
+            raise PromptError("The prompt is empty: give the text or the messages to answer.")
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        messages = check_messages(prompt)
+        if tokenizer.chat_template is None:
+            raise PromptError(
+                "The prompt is a list of messages, but this model's tokenizer has no chat template: give raw text, or set "
+                "tokenizer.chat_template."
+            )
+        turns: Any = list(messages)
+        text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    template = cast("str | None", tokenizer.chat_template)
+    return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
+
+
+def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
+    if not messages:
+        raise PromptError("The prompt is an empty list: give at least one message.")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise PromptError(f"Message {i} must be a dict with 'role' and 'content', not {message!r}.")
+        if not isinstance(message["content"], str):
+            raise PromptError(f"Message {i}: content must be text, not {type(message['content']).__name__}.")
+    if not messages[-1]["content"].strip():
+        raise PromptError("The last message is empty: there is nothing to answer.")
+    return tuple(messages)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that give the same ids to the same text: a hash of the vocabulary and its special tokens."""
+    known = getattr(tokenizer, "_cards_fingerprint", None)
+    if known is None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+        if isinstance(state, dict):
+            state |= {"padding": None, "truncation": None}
+        known = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        tokenizer._cards_fingerprint = known
+    return cast(str, known)

@@ -1,0 +1,250 @@
+"""The in-process engine: any causal LM of Hugging Face transformers, in slots, with continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from cards.boundaries import Boundary
+from cards.engines.base import Ask, Engine
+from cards.engines.loading import context_of, lm_output, load, slotted
+from cards.engines.scheduler import Job, Row, Scheduler
+from cards.engines.text import Detokenizer, encode, find_stop, hold_back
+from cards.errors import PromptError
+from cards.events import FinishReason, Message, Prompt, Segment
+from cards.sampling import Sampling, draw, uniforms
+from cards.usage import Usage, meter
+
+ROW_COST = 0.085  # of a step with one row: what one more row adds to it
+
+
+class TransformersEngine(Engine):
+    """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
+
+    Raises ModelError if the model's attention cannot be run in slots exactly.
+    """
+
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int = 32,
+        context: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model.train(False), tokenizer
+        self.name = name or model.name_or_path or type(model).__name__
+        self.context, self.rows = context_of(model, context), slots
+        held = slotted(model, lm_output(model), slots, self.context, lambda ids: model(ids).logits[:, -1])
+        self.scheduler = Scheduler(held, self._consume, "lm")
+        self.end_ids = _end_ids(model, tokenizer)
+        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
+        self._open = 0
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
+    ) -> TransformersEngine:
+        """`tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
+        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype)
+        return cls(model, tokenizer, slots=slots, context=context, name=name)
+
+    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        encoded = encode(self.tokenizer, prompt)
+        if (length := len(encoded.token_ids)) >= self.context:
+            raise PromptError(
+                f"The prompt has {length} tokens, and the context of {self.name!r} is {self.context} with the answer: "
+                "shorten the prompt or load the engine with a larger context."
+            )
+        return encoded
+
+    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+        proposal = Proposal(ask, self, meter())
+        self._open += 1
+        self.scheduler.submit(lambda: self._begin(proposal))
+        try:
+            delivered = 0
+            while delivered < ask.n:
+                batch = await proposal.queue.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                delivered += len(batch)
+                yield batch
+        finally:
+            self._open -= 1
+            proposal.cancelled = True
+
+    async def settle(self) -> None:
+        """Wait until cancelled rows are free and on the books."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def begin() -> Sequence[Row]:
+            loop.call_soon_threadsafe(done.set)
+            return ()
+
+        self.scheduler.submit(begin)
+        await done.wait()
+
+    def width(self, acceptance_rate: float, most: int) -> int:
+        """The k that has the least work per accepted segment: a step costs 1 + ROW_COST k for each open request."""
+        requests = max(1, self._open)
+        limit = max(1, min(most, self.rows // requests))
+        return min(range(1, limit + 1), key=lambda k: (1 + ROW_COST * k * requests) / (1 - (1 - acceptance_rate) ** k))
+
+    async def aclose(self) -> None:
+        self.scheduler.worker.remove(self.scheduler)
+
+    # What follows runs in the worker thread.
+
+    def _begin(self, proposal: Proposal) -> Sequence[Row]:
+        """Candidates if the text before them is read and its logits known; else one row that reads it."""
+        slots = self.scheduler.slots
+        logits = self._logits.get(tuple(proposal.prefix))
+        if logits is None or slots.match(np.array(proposal.prefix)).max() < len(proposal.prefix):
+            return [Row(proposal, proposal.prefix)]
+        return proposal.candidates(logits)
+
+    def _consume(self, rows: Sequence[Row], logits: Tensor) -> list[Row]:
+        admitted: list[Row] = []
+        drawing: list[tuple[Candidate, int]] = []
+        for i, row in enumerate(rows):
+            if isinstance(row, Candidate):
+                drawing.append((row, i))
+            else:
+                row.done = True
+                self._remember(row.tokens, logits[i])
+                admitted += row.job.candidates(logits[i])  # type: ignore[attr-defined]
+        drawing = self._stop_before(drawing, logits)
+        by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
+        for candidate, i in drawing:
+            by_sampling.setdefault(candidate.job.ask.sampling, []).append((candidate, i))
+        for sampling, members in by_sampling.items():
+            u = torch.tensor([c.uniforms[len(c.drawn)] for c, _ in members], dtype=torch.float64, device=logits.device)
+            for (candidate, _), token in zip(members, draw(_take(logits, members), sampling, u).tolist(), strict=True):
+                candidate.push(token)
+        return admitted
+
+    def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
+        """End the candidates whose boundary lies here; returns the others."""
+        by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
+        for candidate, i in drawing:
+            boundary = candidate.job.ask.boundary
+            if boundary.reads_logits and len(candidate.drawn) >= boundary.minimum:
+                by_boundary.setdefault(boundary, []).append((candidate, i))
+        for boundary, members in by_boundary.items():
+            for (candidate, i), value in zip(members, boundary.uncertainty(_take(logits, members)).tolist(), strict=True):
+                if boundary.ends_before(value):
+                    self._remember(candidate.tokens, logits[i])
+                    candidate.end(entropy=value)
+        return [(candidate, i) for candidate, i in drawing if not candidate.done]
+
+    def _remember(self, tokens: Sequence[int], logits: Tensor) -> None:
+        self._logits[tuple(tokens)] = logits.clone()
+        while len(self._logits) > 4 * self.rows:
+            self._logits.popitem(last=False)
+
+
+class Proposal(Job):
+    """An ask in the works: its candidates, and the queue that hands them out in order."""
+
+    def __init__(self, ask: Ask, engine: TransformersEngine, usage: Usage) -> None:
+        super().__init__(usage)
+        self.ask, self.engine = ask, engine
+        self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
+        self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.finished: dict[int, Segment] = {}
+        self.next = 0
+
+    def candidates(self, logits: Tensor) -> list[Row]:
+        return [Candidate(self, i, logits) for i in range(self.ask.n)]
+
+    def deliver(self, number: int, segment: Segment) -> None:
+        """Hand out all candidates up to the first unfinished one, once the first of them is there."""
+        self.finished[number] = segment
+        ready = []
+        while self.next in self.finished:
+            ready.append(self.finished.pop(self.next))
+            self.next += 1
+        if ready:
+            self._put(ready)
+
+    def fail(self, error: BaseException) -> None:
+        self._put(error)
+
+    def _put(self, item: list[Segment] | BaseException) -> None:
+        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+
+
+class Candidate(Row):
+    """A row that draws tokens until its segment or its answer ends."""
+
+    __slots__ = ("drawn", "eager", "limit", "number", "text", "told", "uniforms")
+    job: Proposal
+
+    def __init__(self, job: Proposal, number: int, logits: Tensor) -> None:
+        super().__init__(job, list(job.prefix), logits)
+        ask = job.ask
+        self.number, self.drawn = number, list[int]()
+        self.limit = min(ask.max_tokens, job.engine.context - len(job.prefix))
+        most = self.limit if ask.boundary.maximum is None else min(self.limit, ask.boundary.maximum)
+        self.uniforms = uniforms(ask.seed, ask.segment, ask.first + number, most)
+        if ask.stop:  # text held back from the response, as it may begin a stop string, comes first
+            self.text = Detokenizer(job.engine.tokenizer, ask.prompt.token_ids)
+            self.text.push(ask.response.token_ids)
+            self.told = len(ask.response.text)
+        else:
+            self.text, self.told = Detokenizer(job.engine.tokenizer, job.prefix), 0
+        self.eager = bool(ask.stop) or ask.boundary.reads_text
+
+    def push(self, token: int) -> None:
+        """Take a drawn token, and end where that token ends the answer or the segment."""
+        self.tokens.append(token)
+        self.drawn.append(token)
+        self.job.usage.add(lm_decoded_tokens=1)
+        ask, count = self.job.ask, len(self.drawn)
+        before = len(self.text.text)
+        text = self.text.push([token])[self.told :] if self.eager else ""
+        if token in self.job.engine.end_ids:
+            self.end("stop")
+        elif ask.stop and (at := find_stop(text, ask.stop, before - self.told)) is not None:
+            kept = count - (at <= before - self.told)  # the token in which the stop string begins, unless it begins it
+            self.drawn = self.drawn[:kept]
+            self.job.deliver(self.number, Segment(text[:at], tuple(self.drawn), finish_reason="stop"))
+            self.done = True
+        elif count == self.limit:
+            self.end("length")
+        elif count == ask.boundary.maximum or (
+            ask.boundary.reads_text and count >= ask.boundary.minimum and ask.boundary.ends_after(text)
+        ):
+            self.end()
+
+    def end(self, reason: FinishReason | None = None, *, entropy: float | None = None) -> None:
+        self.done = True
+        if not self.eager:
+            self.text.push(self.drawn)
+        text = (self.text.finish() if reason else self.text.text)[self.told :]
+        if not reason:
+            text = hold_back(text, self.job.ask.stop)
+        self.job.deliver(self.number, Segment(text, tuple(self.drawn), entropy, reason))
+
+
+def _take(logits: Tensor, members: Sequence[tuple[Candidate, int]]) -> Tensor:
+    return logits if len(members) == len(logits) else logits[[i for _, i in members]]
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end an answer: the generation config's, else the tokenizer's."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)

@@ -1,0 +1,46 @@
+"""What can go wrong, in the user's words: every message names the input at fault and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CardsError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class SettingError(CardsError, ValueError):
+    """A setting is out of range or does not exist."""
+
+
+class UnknownNameError(CardsError, ValueError):
+    """A model, method, reward or option name is not known."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(known)}.{' ' + hint if hint else ''}")
+
+
+class PromptError(CardsError, ValueError):
+    """A prompt is empty, malformed or too long for the model."""
+
+
+class ModelError(CardsError, ValueError):
+    """A model cannot be loaded, or cannot be used exactly, for the stated reason."""
+
+
+class RewardError(CardsError, RuntimeError):
+    """A reward could not be computed, or is not a finite number; nothing is accepted on such a score."""
+
+
+class MismatchError(CardsError, ValueError):
+    """The method needs something that the engine or the reward does not have."""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise SettingError(message) unless condition holds."""
+    if not condition:
+        raise SettingError(message)

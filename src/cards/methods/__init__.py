@@ -1,0 +1,1 @@
+"""Methods decide what becomes of the text that engines propose."""

@@ -1,0 +1,130 @@
+"""The Method contract, and the accept/reject loop that CARDS and its relatives share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, cast
+
+from cards.engines.base import Ask, Engine
+from cards.errors import MismatchError, SettingError, check
+from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
+from cards.rewards.base import Reward
+from cards.sampling import VERDICT, uniforms
+from cards.usage import meter
+
+Width = int | Literal["auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and what its user wants of the answer."""
+
+    prompt: Prompt
+    max_tokens: int = 128
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    trace: bool = False  # keep rejected candidates in the result
+
+    def ask(self, response: Response) -> Ask:
+        return Ask(self.prompt, response, self.max_tokens - len(response.token_ids), seed=self.seed, stop=self.stop)
+
+
+class Method(ABC):
+    """A decoding-time algorithm: a frozen dataclass of settings whose `stream` yields what happens.
+
+    `needs` names what it asks of the engine (`segments`, `logits`, `logprobs`) and `reward` if it needs one.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset({"segments", "reward"})
+
+    @abstractmethod
+    def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
+        """Yield events up to and including the segment whose finish_reason is set; Decoder adds Done."""
+
+
+def required(reward: Reward | None, method: Method) -> Reward:
+    """The reward, or MismatchError if there is none."""
+    if reward is None:
+        raise MismatchError(f"Method {method.name!r} needs a reward model; methods without one: vanilla.")
+    return reward
+
+
+def target_of(target: float | None, reward: Reward) -> float:
+    """The target reward r*: the method's, else the one the reward suggests, else SettingError."""
+    target = target if target is not None else reward.target
+    if target is None:
+        raise SettingError(
+            f"No target reward r* is known for {reward.name!r}: set target. Rewards have no common scale (published "
+            "values run from -0.5 to 10); take a high quantile of the rewards of the model's own answers."
+        )
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Draw candidates for one segment until one passes; after `limit` rejections take the best seen, untested.
+
+    With `extra`, one more candidate is drawn before that choice (CARDS: 20 rejections, best of 21). Candidates
+    are drawn `width` at a time, yet judged strictly in order and no later than the first that passes, so the outcome
+    has the law of drawing them one by one, and the same seed gives the same outcome at every width.
+    """
+
+    passes: Callable[[float, float, float], bool]  # (reward, threshold, u)
+    threshold: Callable[[int], float]  # of the number of response tokens, the candidate's included
+    limit: int
+    extra: bool
+    width: Width
+
+    def __post_init__(self) -> None:
+        check(self.limit >= 0, f"max_rejections must not be negative, got {self.limit}.")
+        check_width(self.width)
+
+    async def stream(
+        self, request: Request, ask: Ask, response: Response, position: int, engine: Engine, reward: Reward
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the events of one segment; the last one is Accepted or Fallback."""
+        total = self.limit + self.extra
+        seen: list[Segment] = []
+        u = uniforms(request.seed, position, 0, total, VERDICT)
+
+        def taken(segment: Segment) -> Segment:
+            rejected = tuple(s for s in seen if s is not segment) if request.trace else ()
+            return replace(segment, candidates=len(seen), rejected=rejected)
+
+        while len(seen) < total:
+            usage = meter()
+            usage.add(rounds=1)
+            rate = (usage.accepted + 1) / (usage.accepted + usage.rejected + 2)
+            n = engine.width(rate, total - len(seen)) if self.width == "auto" else self.width
+            ask = replace(ask, segment=position, first=len(seen), n=min(n, total - len(seen)))
+            async with aclosing(engine.propose(ask)) as batches:
+                async for batch in batches:
+                    rewards = await reward.score(request.prompt, [response + segment for segment in batch])
+                    for segment, r in zip(batch, rewards, strict=True):
+                        number = len(seen)
+                        tau = self.threshold(len(response.token_ids) + len(segment.token_ids))
+                        yield Proposed(position, number, segment)
+                        segment = replace(segment, reward=r, threshold=tau)
+                        seen.append(segment)
+                        yield Scored(position, number, segment)
+                        if number >= self.limit:
+                            continue
+                        if self.passes(r, tau, float(u[number])):
+                            yield Accepted(position, number, taken(segment))
+                            return
+                        yield Rejected(position, number, segment)
+        best = argmax(seen)
+        yield Fallback(position, best, replace(taken(seen[best]), fallback=True))
+
+
+def argmax(segments: Sequence[Segment]) -> int:
+    """The number of the scored segment with the highest reward, the first of equals."""
+    return max(range(len(segments)), key=lambda i: cast(float, segments[i].reward))
+
+
+def check_width(width: Width) -> None:
+    check(width == "auto" or (isinstance(width, int) and width >= 1), f"width must be 'auto' or at least 1, not {width!r}.")

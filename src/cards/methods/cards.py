@@ -1,0 +1,87 @@
+"""CARDS, Cascade Reward Sampling (Li et al., COLM 2025, arXiv 2406.16306)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from cards.acceptance import Acceptance, Schedule, Verdict
+from cards.boundaries import Boundary, Entropy, Measure
+from cards.engines.base import Engine
+from cards.errors import check
+from cards.events import Accepted, Event, Fallback, Response
+from cards.methods.base import Method, Rejection, Request, Width, check_width, required, target_of
+from cards.rewards.base import Reward
+from cards.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class CARDS(Method):
+    """Accept segments, cut where the LM is unsure, by a quasi-rejection test against a rising reward threshold.
+
+        r0     = (1 - alpha) r(x) + alpha r*
+        tau(t) = min(r*, r0 + t (r* - r0) / n)           t: response tokens with the candidate's, n: max_tokens
+        accept   if u < min(1, exp((r(x, y + s) - tau(t)) / beta))
+        after max_rejections rejections draw one more and keep the best of all, untested (a fallback)
+
+    Without fallbacks the accepted segments follow q(s) exp(min(r, tau) / beta), normalised for each prefix, with q the
+    proposal. target is r*, entropy_threshold tau_u; temperature None means beta, as in the paper. `width` candidates
+    are drawn at once, which changes the speed and nothing else. `boundary` replaces the entropy rule.
+
+    Differs from the published code: one KV cache and no second pass at a boundary, end of text is honoured, the
+    reward of the prompt is counted, the test is done on the log scale, non-finite rewards are refused.
+    """
+
+    name: ClassVar[str] = "cards"
+
+    target: float | None = None
+    beta: float = 0.7
+    alpha: float = 0.5
+    entropy_threshold: float = 3.0
+    measure: Measure = "entropy"
+    min_segment: int = 4
+    max_segment: int = 64
+    boundary: Boundary | None = None
+    acceptance: Acceptance = "soft"
+    max_rejections: int = 20
+    temperature: float | None = None
+    top_k: int | None = 40
+    top_p: float = 1.0
+    width: Width = "auto"
+
+    def __post_init__(self) -> None:
+        check(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}.")
+        check(self.max_rejections >= 1, f"max_rejections must be at least 1, not {self.max_rejections}.")
+        check_width(self.width)
+        self.verdict, self.segments, self.sampling  # noqa: B018  (each checks its own settings)
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.beta, self.acceptance)
+
+    @property
+    def segments(self) -> Boundary:
+        return self.boundary or Entropy(self.min_segment, self.max_segment, self.entropy_threshold, self.measure)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.beta if self.temperature is None else self.temperature, self.top_k, self.top_p)
+
+    async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
+        reward = required(reward, self)
+        target = target_of(self.target, reward)
+        response = Response()
+        [prompt_reward] = await reward.score(request.prompt, [response])
+        schedule = Schedule.from_prompt(target, self.alpha, prompt_reward, request.max_tokens)
+        search = Rejection(self.verdict.passes, schedule.threshold, self.max_rejections, extra=True, width=self.width)
+        position = 0
+        while response.finish_reason is None:
+            ask = replace(request.ask(response), boundary=self.segments, sampling=self.sampling)
+            async with aclosing(search.stream(request, ask, response, position, engine, reward)) as events:
+                async for event in events:
+                    if isinstance(event, Accepted | Fallback):
+                        response = response + event.segment
+                    yield event
+            position += 1

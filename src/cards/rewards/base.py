@@ -1,0 +1,49 @@
+"""The Reward contract: it scores whole or incomplete answers and keeps nothing for its caller."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from cards.errors import RewardError
+from cards.events import Prompt, Response
+from cards.usage import meter
+
+
+class Reward(ABC):
+    """A score of a response to a prompt; higher is better. `target` is a sensible r* for it, where one is known."""
+
+    name: str
+    target: float | None = None
+
+    async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
+        """Rewards of the responses, in order; the empty response scores the bare prompt.
+
+        Raises RewardError, naming the text, if a reward is not a finite number.
+        """
+        start = time.perf_counter()
+        rewards = [float(r) for r in await self.rate(prompt, responses)]
+        meter().add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
+        if len(rewards) != len(responses):
+            raise RewardError(f"Reward {self.name!r} gave {len(rewards)} scores for {len(responses)} responses.")
+        for reward, response in zip(rewards, responses, strict=True):
+            if not math.isfinite(reward):
+                raise RewardError(
+                    f"Reward {self.name!r} gave {reward} for {excerpt(response.text)} after the prompt "
+                    f"{excerpt(prompt.text)}; a reward must be a finite number."
+                )
+        return rewards
+
+    @abstractmethod
+    async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
+        """What a subclass implements; callers use `score`, which checks and counts."""
+
+    async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
+        """Free what the reward holds."""
+
+
+def excerpt(text: str, length: int = 80) -> str:
+    """The end of a text, quoted, for messages."""
+    return repr(text if len(text) <= length else "..." + text[-length:])

@@ -1,0 +1,65 @@
+"""Several rewards as one: weighted sum, minimum, and the pessimistic mean of an ensemble."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from cards.errors import check
+from cards.events import Prompt, Response
+from cards.rewards.base import Reward
+
+
+class Combination(Reward):
+    """Base: scores with all parts at once, then joins the scores of each response."""
+
+    def __init__(self, rewards: Sequence[Reward], *, target: float | None = None) -> None:
+        check(len(rewards) > 0, f"{type(self).__name__} needs at least one reward.")
+        self.rewards, self.target = tuple(rewards), target
+        self.name = f"{type(self).__name__}({', '.join(r.name for r in rewards)})"
+
+    async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
+        scores = await asyncio.gather(*(reward.score(prompt, responses) for reward in self.rewards))
+        return [self.join(column) for column in zip(*scores, strict=True)]
+
+    @abstractmethod
+    def join(self, scores: Sequence[float]) -> float:
+        """One reward from the parts' rewards of one response."""
+
+    async def aclose(self) -> None:
+        for reward in self.rewards:
+            await reward.aclose()
+
+
+class WeightedSum(Combination):
+    """sum_i w_i r_i."""
+
+    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float], *, target: float | None = None) -> None:
+        super().__init__(rewards, target=target)
+        check(len(weights) == len(rewards), f"{len(weights)} weights were given for {len(rewards)} rewards.")
+        self.weights = tuple(weights)
+
+    def join(self, scores: Sequence[float]) -> float:
+        return sum(w * r for w, r in zip(self.weights, scores, strict=True))
+
+
+class Minimum(Combination):
+    """min_i r_i: as good as the worst opinion."""
+
+    def join(self, scores: Sequence[float]) -> float:
+        return min(scores)
+
+
+class Pessimistic(Combination):
+    """mean - k * (population) standard deviation of an ensemble: disagreement, a sign of reward hacking, costs
+    (uncertainty-weighted optimisation, arXiv 2310.02743, up to the square)."""
+
+    def __init__(self, rewards: Sequence[Reward], k: float = 1.0, *, target: float | None = None) -> None:
+        super().__init__(rewards, target=target)
+        check(k >= 0, f"k must not be negative, got {k}.")
+        self.k = k
+
+    def join(self, scores: Sequence[float]) -> float:
+        return statistics.fmean(scores) - self.k * statistics.pstdev(scores)

@@ -1,0 +1,38 @@
+"""A Python function as a reward."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
+
+from cards.errors import CardsError, RewardError
+from cards.events import Prompt, Response
+from cards.rewards.base import Reward, excerpt
+
+Scorer = Callable[[str, str], float] | Callable[[str, str], Awaitable[float]]
+
+
+class FunctionReward(Reward):
+    """reward(prompt, response) -> float, plain (run in a thread) or async. What it raises becomes a RewardError."""
+
+    def __init__(self, function: Scorer, *, target: float | None = None, name: str | None = None) -> None:
+        self.function, self.target = function, target
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+
+    async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
+        return await asyncio.gather(*(self._rate(prompt.text, response.text) for response in responses))
+
+    async def _rate(self, prompt: str, response: str) -> float:
+        try:
+            if inspect.iscoroutinefunction(self.function):
+                return float(await self.function(prompt, response))
+            return float(cast(float, await asyncio.to_thread(self.function, prompt, response)))
+        except CardsError:
+            raise
+        except Exception as error:
+            raise RewardError(
+                f"Reward function {self.name!r} raised {type(error).__name__}: {error} for the response {excerpt(response)}; "
+                "it must return a number for every (prompt, response)."
+            ) from error

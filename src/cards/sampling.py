@@ -1,0 +1,78 @@
+"""How the next token is drawn: temperature, top-k, top-p, and counter-based randomness.
+
+Randomness is a function of (seed, segment, candidate, token number), so a text does not depend on how many candidates
+are drawn together or on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cards.errors import check
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+TOKENS, VERDICT = 0, 1  # separate random streams for drawing tokens and for accepting segments
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The proposal distribution: softmax(logits / temperature) on the top_k likeliest tokens, then the nucleus of
+    mass top_p, renormalised. temperature 0 is greedy; top_k None is the whole vocabulary."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.temperature < float("inf"), f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
+        check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1 or None (off), not {self.top_k}.")
+        check(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}.")
+
+
+def uniforms(seed: int, segment: int, candidate: int, count: int, stream: int = TOKENS) -> NDArray[np.float64]:
+    """The first `count` numbers in [0, 1) of the Philox counter stream (seed, stream, segment, candidate)."""
+    import numpy as np
+
+    bits = np.random.Philox(key=[seed % 2**64, stream], counter=[0, candidate, segment, 0])
+    return np.random.Generator(bits).random(count)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Token ids [rows, k] in rising order and their probabilities [rows, k] (float64) under the proposal.
+
+    Rising ids, not falling probabilities: the order then does not flip on rounding noise between near-equal logits.
+    """
+    rows, vocabulary = logits.shape
+    if sampling.top_k is not None and sampling.top_k < vocabulary:
+        ids = logits.topk(sampling.top_k, dim=-1).indices.sort(dim=-1).values
+        logits = logits.gather(-1, ids)
+    else:
+        ids = _arange(vocabulary, logits).expand(rows, -1)
+    p = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        falling, order = p.sort(dim=-1, descending=True)
+        beyond = falling.cumsum(-1) - falling >= sampling.top_p
+        p = p.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+        p = p / p.sum(-1, keepdim=True)
+    return ids, p
+
+
+def draw(logits: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
+    """One token id a row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows]."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    ids, p = probabilities(logits, sampling)
+    cdf = p.cumsum(-1)
+    index = (cdf <= u.unsqueeze(-1) * cdf[:, -1:]).sum(-1, keepdim=True).clamp(max=ids.shape[1] - 1)
+    return ids.gather(-1, index).squeeze(-1)
+
+
+def _arange(count: int, like: Tensor) -> Tensor:
+    import torch
+
+    return torch.arange(count, device=like.device)

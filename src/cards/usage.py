@@ -1,0 +1,75 @@
+"""The books: what one request cost, exactly. Engines and rewards write to the meter of the request they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(slots=True)
+class Usage:
+    """Cost of one request, or of several added with `+`. Tokens are counted per row, seconds are wall-clock.
+
+    A forward step shared by several requests counts once for each of them. Tokens drawn but not part of the answer
+    are wasted: `lm_wasted_tokens = lm_decoded_tokens - tokens of the answer`.
+    """
+
+    lm_steps: int = 0  # forward steps in which the request had a row
+    lm_prefill_tokens: int = 0  # tokens read that this request did not draw in that row
+    lm_decoded_tokens: int = 0  # tokens drawn
+    lm_wasted_tokens: int = 0  # drawn and not kept
+    lm_cached_tokens: int = 0  # prefix tokens found in the cache instead of read again
+    rm_calls: int = 0  # texts scored
+    rm_tokens: int = 0  # tokens the reward model read
+    rm_cached_tokens: int = 0
+    rounds: int = 0  # times the engine was asked for candidates
+    candidates: int = 0  # candidates the method looked at, in order
+    accepted: int = 0
+    rejected: int = 0
+    fallbacks: int = 0  # segments taken untested after too many rejections
+    lm_seconds: float = 0.0  # in forward steps that served this request
+    rm_seconds: float = 0.0
+    seconds: float = 0.0  # from request to last event; the rest of it is waiting and bookkeeping
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)})
+
+    def add(self, **amounts: float) -> None:
+        """Add amounts to the named fields in place."""
+        for name, amount in amounts.items():
+            setattr(self, name, getattr(self, name) + amount)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted over accepted and rejected; None before the first verdict."""
+        tested = self.accepted + self.rejected
+        return self.accepted / tested if tested else None
+
+    @property
+    def fallback_rate(self) -> float | None:
+        """Segments taken untested over all segments; None before the first segment."""
+        taken = self.accepted + self.fallbacks
+        return self.fallbacks / taken if taken else None
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+_current: ContextVar[Usage | None] = ContextVar("cards_usage", default=None)
+
+
+@contextmanager
+def metered(usage: Usage) -> Iterator[Usage]:
+    """Make `usage` the meter of everything awaited inside, tasks started inside included."""
+    token = _current.set(usage)
+    try:
+        yield usage
+    finally:
+        _current.reset(token)
+
+
+def meter() -> Usage:
+    """The meter of the running request, or one that nobody reads."""
+    return _current.get() or Usage()
