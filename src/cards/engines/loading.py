@@ -17,6 +17,7 @@ from cards.errors import ModelError, SettingError, UnknownNameError
 
 TINY = Path(__file__).parent.parent / "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+OTHER = "its attention or state does not go through transformers' attention interface. Use another engine for it."
 DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # a 4-D mask is passed through, which saves making one that nobody reads
 
 
@@ -87,23 +88,22 @@ def slotted(
     config = model.config.get_text_config()
     ids = torch.randint(0, config.vocab_size, (1, 21), generator=torch.Generator().manual_seed(0)).to(model.device)
     ids = ids[:, :context]
-    with torch.inference_mode():
-        expected = reference(ids).float()
-        model.set_attn_implementation(NAME)
-        slots = Slots(output, rows, context, model.device)
-        row = ids[0].tolist()
-        pieces = [row[:5], row[5:6], row[6:]]
-        place = slots.acquire(row, 0)
-        assert place is not None
-        for piece in pieces:
-            if piece:
-                got = slots.read([(place[0], piece)])
-        slots.release(place[0])
-    error = ((got.float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-    if not error < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1) or not slots.caches:
+    row = ids[0].tolist()
+    try:
+        with torch.inference_mode():
+            expected = reference(ids).float()
+            model.set_attn_implementation(NAME)
+            slots = Slots(output, rows, context, model.device)
+            slot, _ = slots.acquire(row, 0) or (0, 0)
+            for piece in filter(None, (row[:5], row[5:6], row[6:])):
+                got = slots.read([(slot, piece)]).float()
+            slots.release(slot)
+        error = ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        raise ModelError(f"{type(model).__name__} cannot be decoded in slots ({problem}): {OTHER}") from problem
+    if not error < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
         raise ModelError(
-            f"{type(model).__name__} cannot be decoded in slots: read in pieces, it differs from a full pass by {error:.2g}. "
-            "Its attention or state does not go through transformers' attention interface; use another engine for it."
+            f"{type(model).__name__} cannot be decoded in slots: read in pieces, it differs from a full pass by {error:.2g}; {OTHER}"
         )
     return slots
 

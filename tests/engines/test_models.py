@@ -1,0 +1,133 @@
+"""Every supported architecture gives in slots what it gives without a cache."""
+
+import random
+
+import pytest
+import torch
+import transformers as hf
+
+from cards.engines.loading import context_of, lm_output, slotted
+from cards.errors import ModelError, SettingError
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,
+}
+GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96}
+FAMILIES = {
+    "llama": (hf.LlamaConfig, {}),
+    "mistral": (hf.MistralConfig, {"sliding_window": None, "head_dim": 8}),
+    "mistral-windowed": (hf.MistralConfig, {"sliding_window": 7, "head_dim": 8}),
+    "qwen2": (hf.Qwen2Config, {}),
+    "qwen3": (hf.Qwen3Config, {"head_dim": 8}),
+    "qwen3-windowed": (
+        hf.Qwen3Config,
+        {"head_dim": 8, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "phi3": (hf.Phi3Config, {}),
+    "gpt2": (hf.GPT2Config, {**GPT2, "num_key_value_heads": 4}),
+    "opt": (hf.OPTConfig, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "gpt-neox": (hf.GPTNeoXConfig, {}),
+    "gemma2": (hf.Gemma2Config, {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8}),
+    "gemma3": (hf.Gemma3TextConfig, {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8}),
+    "granite": (hf.GraniteConfig, {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    "olmo2": (hf.Olmo2Config, {}),
+    "mixtral": (hf.MixtralConfig, {"num_local_experts": 4, "sliding_window": None, "head_dim": 8}),
+}
+
+
+def make(family: str, seed: int = 0) -> hf.PreTrainedModel:
+    torch.manual_seed(seed)
+    kind, changes = FAMILIES[family]
+    return hf.AutoModelForCausalLM.from_config(kind(**{**SMALL, **changes})).eval()
+
+
+def slots_of(model: hf.PreTrainedModel, rows: int):
+    return slotted(model, lm_output(model), rows, context_of(model, None), lambda ids: model(ids).logits[:, -1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_ragged_reads_forks_and_rollbacks_equal_the_uncached_model(family: str) -> None:
+    plain, model = make(family), make(family)
+    slots = slots_of(model, rows=6)
+    chance = random.Random(family)
+    texts: list[list[int]] = [[chance.randrange(3, 97) for _ in range(chance.randrange(3, 20))] for _ in range(2)]
+    for _ in range(12):
+        rows = []
+        for _ in range(chance.randrange(1, 6)):  # continue an earlier text, cut somewhere, by some tokens
+            base = chance.choice(texts)
+            text = base[: chance.randrange(1, len(base) + 1)] + [
+                chance.randrange(3, 97) for _ in range(chance.randrange(1, 12))
+            ]
+            text = text[:90]
+            slot, held = slots.acquire(text, len(text) - 1) or pytest.fail("an idle slot is there")
+            rows.append((slot, text, held))
+        rows.sort()
+        logits = slots.read([(slot, text[held:]) for slot, text, held in rows])
+        for (slot, text, _), got in zip(rows, logits, strict=True):
+            expected = plain(torch.tensor([text])).logits[0, -1]
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+            slots.release(slot)
+            texts.append(text)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
+    plain, model = make("llama"), make("llama").to(dtype)
+    slots = slots_of(model, rows=2)
+    text = list(range(3, 40))
+    slot, _ = slots.acquire(text, 0) or pytest.fail("an idle slot is there")
+    slots.read([(slot, text[:20])])
+    got = slots.read([(slot, text[20:])])[0]
+    expected = plain(torch.tensor([text])).logits[0, -1]
+    assert got.dtype == dtype
+    assert (got.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@torch.inference_mode()
+def test_model_stays_usable_outside_the_engine() -> None:
+    plain, model = make("llama"), make("llama")
+    slots_of(model, rows=2)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(model(ids).logits, plain(ids).logits)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert model.generate(ids, **options).tolist() == plain.generate(ids, **options).tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (hf.MambaConfig, {"state_size": 4}),
+        (hf.BloomConfig, {"n_head": 4, "n_layer": 2}),
+        (hf.FalconConfig, {"alibi": True}),
+    ],
+)
+def test_models_that_keep_other_state_are_refused(config: type, changes: dict) -> None:
+    model = hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **changes})).eval()
+    with pytest.raises(ModelError, match="cannot be decoded in slots"):
+        slots_of(model, rows=2)
+
+
+def test_context_is_bounded_by_the_model() -> None:
+    model = make("llama")
+    assert context_of(model, None) == 96
+    assert context_of(model, 50) == 50
+    with pytest.raises(SettingError, match="context must lie in"):
+        context_of(model, 97)
+
+
+def test_context_of_length_dependent_rope_stays_where_it_is_constant() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 48}
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, rope_parameters=rope))
+    assert context_of(model, None) == 48
