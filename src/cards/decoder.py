@@ -91,7 +91,7 @@ class Decoder:
         request = Request(self.engine.encode(prompt), max_tokens, seed, stop, trace)
         fold = Fold(Usage(), seed, self.method.name)
         start = time.perf_counter()
-        events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue(maxsize=64)
+        events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
         task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: the meter is its context's
         ended_early = False
         try:
@@ -156,10 +156,10 @@ class Decoder:
             try:
                 async with aclosing(self.method.stream(request, self.engine, self.reward)) as stream:
                     async for event in stream:
-                        await events.put(event)
-                await events.put(None)
+                        events.put_nowait(event)
+                events.put_nowait(None)
             except Exception as error:
-                await events.put(error)
+                events.put_nowait(error)
 
 
 def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:

@@ -59,5 +59,8 @@ class Engine(ABC):
     async def settle(self) -> None:  # noqa: B027
         """Wait until what was cancelled is on the books."""
 
+    def forget(self) -> None:  # noqa: B027
+        """Drop what is kept of earlier texts; results do not change."""
+
     async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
         """Free what the engine holds (threads, memory, connections)."""

@@ -58,11 +58,9 @@ def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[
     except ValueError as error:
         raise ModelError(f"Model {name!r} cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):
-        what = "a score head" if any(k.startswith(("score", "classifier")) for k in missing) else "weights"
-        raise ModelError(
-            f"Model {name!r} has no trained {what} (missing: {', '.join(missing[:3])}), so it cannot be used as "
-            f"{auto.__name__.removeprefix('AutoModelFor')}. A reward model is a trained sequence classifier."
-        )
+        if any(key.startswith(("score", "classifier")) for key in missing):
+            raise ModelError(f"Model {name!r} has no trained score head: a reward model is a trained sequence classifier.")
+        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}): it is no {auto.__name__[13:]}.")
     return model.to(place).eval(), tokenizer
 
 
@@ -103,7 +101,8 @@ def slotted(
         raise ModelError(f"{type(model).__name__} cannot be decoded in slots ({problem}): {OTHER}") from problem
     if not error < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
         raise ModelError(
-            f"{type(model).__name__} cannot be decoded in slots: read in pieces, it differs from a full pass by {error:.2g}; {OTHER}"
+            f"{type(model).__name__} cannot be decoded in slots (read in pieces, it differs from a full pass by {error:.2g}): "
+            f"{OTHER}"
         )
     return slots
 

@@ -19,11 +19,12 @@ log = logging.getLogger("cards")
 
 
 class Job:
-    """What one caller waits for; it owns rows. Cancelling it frees them at the next step."""
+    """What one caller waits for; it owns rows. Cancelling it frees them at the next step, pausing it stops their reading."""
 
     def __init__(self, usage: Usage) -> None:
         self.usage = usage
         self.cancelled = False
+        self.paused = False
 
     def fail(self, error: BaseException) -> None:
         """Called in the worker thread when a step that the job took part in went wrong."""
@@ -45,6 +46,28 @@ class Row:
         self.done = False
 
 
+class Pace:
+    """Learns what one more token adds to a step, as a share of the step's fixed cost: least squares over recent steps."""
+
+    def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
+        self.guess, self.memory = guess, memory
+        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of 1, tokens, seconds, tokens^2, tokens * seconds
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        self.sums = tuple(self.memory * a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
+
+    @property
+    def token_cost(self) -> float:
+        n, x, y, xx, xy = self.sums
+        spread = n * xx - x * x
+        if n < 20 or spread < 0.1 * x * x:  # too few steps, or all of one size
+            return self.guess
+        slope = (n * xy - x * y) / spread
+        fixed = (y - slope * x) / n
+        return min(1.0, max(0.001, slope / fixed)) if slope > 0 and fixed > 0 else self.guess
+
+
 Consume = Callable[[Sequence[Row], Tensor], Sequence[Row]]
 
 
@@ -61,6 +84,7 @@ class Scheduler:
         self.inbox: deque[Callable[[], Sequence[Row]]] = deque()
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
+        self.pace = Pace()
         self.worker = Worker.on(slots.device)
         self.worker.add(self)
 
@@ -69,9 +93,21 @@ class Scheduler:
         self.inbox.append(begin)
         self.worker.wake()
 
+    def forget(self) -> None:
+        """Drop what the slots hold, before the next step; rows in the works read their tokens again."""
+
+        def begin() -> Sequence[Row]:
+            self.slots.forget()
+            return ()
+
+        self.submit(begin)
+
     @property
     def busy(self) -> bool:
-        return bool(self.inbox or self.waiting or self.active)
+        """Whether a step would do anything."""
+        if self.inbox or any(row.job.cancelled or not row.job.paused for row in self.active):
+            return True
+        return bool(self.waiting) and bool(self.slots.idle.any())
 
     def step(self) -> None:
         """Drop the cancelled, admit the waiting, read, consume."""
@@ -85,11 +121,11 @@ class Scheduler:
                 return
             start = time.perf_counter()
             output = self.slots.read([(row.slot, new) for row, new in batch])
-            self._account(batch, time.perf_counter() - start)
             whole = [i for i, (row, _) in enumerate(batch) if self.slots.held[row.slot] == len(row.tokens)]
             if whole:
                 rows = [batch[i][0] for i in whole]
                 self._consume(rows, output if len(whole) == len(batch) else output[whole])
+            self._account(batch, time.perf_counter() - start)
         except Exception as error:
             log.exception("A step of the model failed; its requests fail with it.")
             for job in {row.job for row in (*self.active, *self.waiting)}:
@@ -127,7 +163,7 @@ class Scheduler:
         """Rows and the tokens they read now: one each where decoding, then prompts, first come first served."""
         held, left = self.slots.held, self.budget
         batch = []
-        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not row.done]
+        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not (row.done or row.job.paused)]
         for row, count in sorted(pending, key=lambda item: item[1] > 1):
             if (count := min(count, left)) > 0:
                 left -= count
@@ -135,6 +171,7 @@ class Scheduler:
         return sorted(batch, key=lambda item: item[0].slot)
 
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
+        self.pace.observe(sum(len(new) for _, new in batch), seconds)
         read: dict[Job, int] = {}
         for row, new in batch:
             end = int(self.slots.held[row.slot])

@@ -22,8 +22,6 @@ from cards.events import FinishReason, Message, Prompt, Segment
 from cards.sampling import Sampling, draw, uniforms
 from cards.usage import Usage, meter
 
-ROW_COST = 0.085  # of a step with one row: what one more row adds to it
-
 
 class TransformersEngine(Engine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
@@ -79,10 +77,13 @@ class TransformersEngine(Engine):
                 if isinstance(batch, BaseException):
                     raise batch
                 delivered += len(batch)
-                yield batch
+                yield batch  # the others are paused until the caller comes back for them
+                proposal.paused = False
+                self.scheduler.worker.wake()
         finally:
             self._open -= 1
             proposal.cancelled = True
+            self.scheduler.worker.wake()
 
     async def settle(self) -> None:
         """Wait until cancelled rows are free and on the books."""
@@ -96,10 +97,15 @@ class TransformersEngine(Engine):
         await done.wait()
 
     def width(self, acceptance_rate: float, most: int) -> int:
-        """The k that has the least work per accepted segment: a step costs 1 + ROW_COST k for each open request."""
-        requests = max(1, self._open)
+        """The k with the least work per accepted segment: each row costs its share of a step, in LM and RM, to everyone."""
+        requests = self._open + 1
+        cost = 2 * self.scheduler.pace.token_cost * requests
         limit = max(1, min(most, self.rows // requests))
-        return min(range(1, limit + 1), key=lambda k: (1 + ROW_COST * k * requests) / (1 - (1 - acceptance_rate) ** k))
+        return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
+
+    def forget(self) -> None:
+        self.scheduler.forget()
+        self._logits.clear()
 
     async def aclose(self) -> None:
         self.scheduler.worker.remove(self.scheduler)
@@ -177,6 +183,7 @@ class Proposal(Job):
             ready.append(self.finished.pop(self.next))
             self.next += 1
         if ready:
+            self.paused = True
             self._put(ready)
 
     def fail(self, error: BaseException) -> None:

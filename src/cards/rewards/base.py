@@ -40,6 +40,9 @@ class Reward(ABC):
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         """What a subclass implements; callers use `score`, which checks and counts."""
 
+    def forget(self) -> None:  # noqa: B027
+        """Drop what is kept of earlier texts; results do not change."""
+
     async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
         """Free what the reward holds."""
 

@@ -1,0 +1,231 @@
+"""Speed side by side, in one run: the published procedure, plain `generate`, and ours, alone and with 32 requests.
+
+    python benchmarks/speed.py                                   the embedded pair and a random 100M Llama
+    python benchmarks/speed.py --models random-1b random-8b --device cuda --dtype bfloat16
+
+All arms write answers of exactly --max-tokens tokens (end of text is switched off), so that tokens compare. `naive` is the
+published procedure (tests/oracle.py): no cache, one candidate at a time, whole texts to the RM; it answers the same prompts
+with the same seeds as `cards-1`, and gives the same text. Each repeat runs every arm once, in turn; ratios are formed
+within a repeat, and the median over repeats is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from common import HERE, machine, prompts, random_pair
+
+import cards
+from cards.engines.loading import pick_device, pick_dtype
+from cards.events import Result
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+from oracle import Floats, Oracle, Settings  # noqa: E402
+
+
+def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
+    """CARDS settings under which a random pair behaves like a real one: segments of about 10 tokens, about 40% accepted."""
+    plain = cards.Decoder(engine, None, cards.Vanilla()).batch(prompts()[:4], **options)
+    with torch.inference_mode():
+        entropies = []
+        for prompt, result in zip(prompts(), plain, strict=False):
+            ids = torch.tensor([[*engine.encode(prompt).token_ids, *result.token_ids]], device=engine.model.device)
+            logits = engine.model(ids).logits[0, -len(result.token_ids) :].float()
+            entropies.append(torch.distributions.Categorical(logits=logits).entropy())
+    threshold = torch.cat(entropies).quantile(0.84).item()
+    method = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=threshold)
+    free = cards.Decoder(engine, reward, method).batch(prompts()[:16], **options)
+    rewards = [s.reward for result in free for s in result.segments]
+    spread = statistics.pstdev(rewards)
+    return replace(
+        method, target=statistics.fmean(rewards) + 0.5 * spread, beta=0.7 * spread, acceptance="soft", temperature=0.7
+    )
+
+
+class Arms:
+    """The contestants; each returns (seconds, tokens kept, results)."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        device = pick_device(args.device)
+        dtype = pick_dtype(args.dtype, device)
+        options = {"slots": args.slots, "context": args.context}
+        if name == "tiny":
+            self.engine = cards.TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
+            self.reward = cards.ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
+        else:
+            self.engine, self.reward = random_pair(name, str(device), dtype, **options)
+        self.engine.end_ids = frozenset()
+        generation = self.engine.model.generation_config
+        generation.eos_token_id, generation.pad_token_id = None, 0
+        self.options = {"max_tokens": args.max_tokens}
+        self.method = cards.CARDS(target=args.target) if name == "tiny" else calibrated(self.engine, self.reward, self.options)
+        self.naive_prompts = args.naive_prompts
+
+    def cards(self, requests: int) -> tuple[float, int, list[Result]]:
+        return self._ours(cards.Decoder(self.engine, self.reward, self.method), requests)
+
+    def vanilla(self, requests: int) -> tuple[float, int, list[Result]]:
+        return self._ours(cards.Decoder(self.engine, None, cards.Vanilla()), requests)
+
+    def _ours(self, decoder: cards.Decoder, requests: int) -> tuple[float, int, list[Result]]:
+        chosen = prompts()[: self.naive_prompts] if requests == 1 else prompts()[:requests]
+        self.engine.forget()
+        self.reward.forget()
+        start = time.perf_counter()
+        if requests == 1:
+            results = [decoder(prompt, seed=i, **self.options) for i, prompt in enumerate(chosen)]
+        else:
+            results = decoder.batch(chosen, **self.options)
+        return time.perf_counter() - start, sum(len(r.token_ids) for r in results), results
+
+    def generate(self, requests: int) -> tuple[float, int, list[Result]]:
+        tokenizer, model = self.engine.tokenizer, self.engine.model
+        chosen = prompts()[: self.naive_prompts] if requests == 1 else prompts()[:requests]
+        texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in chosen]
+        batches = [[text] for text in texts] if requests == 1 else [texts]
+        settings = {"do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": self.options["max_tokens"]}
+        start = time.perf_counter()
+        for batch in batches:
+            inputs = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+            model.generate(**inputs.to(model.device), **settings)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, len(chosen) * self.options["max_tokens"], []
+
+    def naive(self, expected: list[Result]) -> tuple[float, int, list[Result]]:
+        method, names = self.method, {f.name for f in fields(Settings)}
+        settings = {f.name: getattr(method, f.name) for f in fields(method) if f.name in names}
+        settings |= {"target": method.target if method.target is not None else self.reward.target, **self.options}
+        oracle = OnDevice(self.engine.model, self.reward.model, frozenset(), Settings(**settings))
+        chosen = [self.engine.encode(prompt).token_ids for prompt in prompts()[: self.naive_prompts]]
+        start = time.perf_counter()
+        answers = [[t for piece in oracle.answer(ids, seed) for t in piece.kept.token_ids] for seed, ids in enumerate(chosen)]
+        seconds = time.perf_counter() - start
+        for i, (answer, result) in enumerate(zip(answers, expected, strict=True)):
+            if tuple(answer) != result.token_ids:
+                print(f"  note: naive and cards give different texts for prompt {i} (rounding)", file=sys.stderr)
+        return seconds, sum(map(len, answers)), []
+
+
+class OnDevice(Oracle):
+    """The oracle with its two model calls on the models' device; the arithmetic on their outputs stays as it is."""
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        with torch.no_grad():
+            return self.lm(torch.tensor([ids], device=self.lm.device)).logits[0, -1].double().cpu().numpy()
+
+    def reward(self, ids: Sequence[int]) -> float:
+        with torch.no_grad():
+            return float(self.rm(torch.tensor([ids], device=self.rm.device)).logits[0, 0])
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
+    arms = Arms(name, args)
+    contestants: dict[str, Callable[[], tuple[float, int, list[Result]]]] = {
+        "generate-1": lambda: arms.generate(1),
+        "vanilla-1": lambda: arms.vanilla(1),
+        "cards-1": lambda: arms.cards(1),
+        f"generate-{args.requests}": lambda: arms.generate(args.requests),
+        f"vanilla-{args.requests}": lambda: arms.vanilla(args.requests),
+        f"cards-{args.requests}": lambda: arms.cards(args.requests),
+    }
+    for run in contestants.values():  # warm up
+        run()
+    times: dict[str, list[float]] = {}
+    books: dict[str, cards.Usage] = {}
+    for _ in range(args.repeats):
+        results: dict[str, list[Result]] = {}
+        for arm, run in contestants.items():
+            seconds, tokens, results[arm] = run()
+            times.setdefault(arm, []).append(1000 * seconds / tokens)
+            if results[arm]:
+                books[arm] = sum((r.usage for r in results[arm]), cards.Usage())
+        if args.naive_prompts and not args.skip_naive:
+            seconds, tokens, _ = arms.naive(results["cards-1"])
+            times.setdefault("naive-1", []).append(1000 * seconds / tokens)
+    asyncio.run(cards.Decoder(arms.engine, arms.reward, arms.method).aclose())
+    return {
+        "model": name,
+        "ms_per_kept_token": times,
+        "ratios": ratios(times, args.requests),
+        "books": _books(books),
+        "method": str(arms.method),
+    }
+
+
+def ratios(times: dict[str, list[float]], many: int) -> dict[str, float]:
+    """Medians over repeats of ratios formed within each repeat."""
+
+    def over(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    found = {
+        "cards-1 / generate-1": over("cards-1", "generate-1"),
+        "vanilla-1 / generate-1": over("vanilla-1", "generate-1"),
+        f"vanilla-{many} / generate-{many}": over(f"vanilla-{many}", f"generate-{many}"),
+        f"cards-{many} / generate-{many}": over(f"cards-{many}", f"generate-{many}"),
+    }
+    if "naive-1" in times:
+        found |= {"naive-1 / cards-1": over("naive-1", "cards-1"), f"naive-1 / cards-{many}": over("naive-1", f"cards-{many}")}
+    return found
+
+
+def _books(books: dict[str, cards.Usage]) -> dict[str, dict[str, float | None]]:
+    """Where the work went, by arm."""
+    return {
+        arm: {
+            "acceptance_rate": u.acceptance_rate,
+            "fallback_rate": u.fallback_rate,
+            "tokens_per_segment": (u.lm_decoded_tokens - u.lm_wasted_tokens) / max(1, u.accepted + u.fallbacks),
+            "drawn_per_kept_token": u.lm_decoded_tokens / max(1, u.lm_decoded_tokens - u.lm_wasted_tokens),
+            "rm_tokens_per_drawn_token": u.rm_tokens / max(1, u.lm_decoded_tokens),
+            "lm_share_of_seconds": u.lm_seconds / u.seconds,
+            "rm_share_of_seconds": u.rm_seconds / u.seconds,
+        }
+        for arm, u in books.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["tiny", "random-100m"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--naive-prompts", type=int, default=2, help="prompts of the arms with one request")
+    parser.add_argument("--skip-naive", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--target", type=float, default=None, help="r* for the embedded pair (default: its own)")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "speed.json")
+    args = parser.parse_args()
+    report = {
+        "on": machine(args.device, args.dtype),
+        "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
+        "models": [],
+    }
+    for name in args.models:
+        found = measure(name, args)
+        report["models"].append(found)
+        print(f"\n{name}: {found['method']}")
+        for arm, values in found["ms_per_kept_token"].items():
+            print(f"  {arm:14} {statistics.median(values):9.2f} ms per kept token   {found['books'].get(arm, '')}")
+        for ratio, value in found["ratios"].items():
+            print(f"  {ratio:28} {value:7.2f}")
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
