@@ -22,14 +22,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from common import HERE, machine, prompts, random_pair
 
 import cards
 from cards.engines.loading import pick_device, pick_dtype
 from cards.events import Result
+from common import HERE, machine, prompts, random_pair
 
 sys.path.insert(0, str(HERE.parent / "tests"))
-from oracle import Floats, Oracle, Settings  # noqa: E402
+from oracle import Floats, Oracle, Settings
 
 
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:

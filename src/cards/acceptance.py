@@ -45,4 +45,5 @@ class Verdict:
         """u is uniform in [0, 1). Decided on the log scale, so that nothing overflows."""
         if self.kind == "hard" or reward >= threshold:
             return reward >= threshold
-        return u == 0 or math.log(u) < (reward - threshold) / self.beta
+        gap = (reward - threshold) / self.beta  # NaN compares false
+        return gap > -math.inf and (u == 0 or math.log(u) < gap)

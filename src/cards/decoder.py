@@ -12,9 +12,10 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from cards.engines.base import Engine
-from cards.errors import MismatchError, check
-from cards.events import Done, Event, Fold, Message, Result
+from cards.errors import BatchError, CardsError, MismatchError, PromptError, check
+from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
+from cards.progress import bar
 from cards.registry import METHODS, load_engine, load_reward, make_method, method_class
 from cards.rewards.base import Reward
 from cards.usage import Usage, metered
@@ -88,7 +89,8 @@ class Decoder:
         check(isinstance(seed, int) and seed >= 0, f"seed must be a non-negative integer, not {seed!r}.")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         check(all(stop), "A stop string must not be empty.")
-        request = Request(self.engine.encode(prompt), max_tokens, seed, stop, trace)
+        encoded = self.engine.encode(prompt)
+        request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
         fold = Fold(Usage(), seed, self.method.name)
         start = time.perf_counter()
         events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
@@ -105,6 +107,8 @@ class Decoder:
                 if event is None:
                     break
                 if isinstance(event, BaseException):
+                    if isinstance(event, CardsError):
+                        event.partial = fold.result()
                     raise event
                 fold.add(event)
                 yield event
@@ -129,27 +133,46 @@ class Decoder:
         """Async twin of `batch`. Prompt number i gets seed + i, so it can be repeated alone.
 
         `concurrency` bounds the requests in flight (default: twice the engine's rows); progress None shows a bar on a terminal.
+        If prompts fail the others are finished, then BatchError is raised with their results.
         """
-        from cards.progress import bar
-
+        check(concurrency is None or concurrency >= 1, f"concurrency must be at least 1, not {concurrency}.")
         gate = asyncio.Semaphore(concurrency or 2 * self.engine.rows)
+        results: list[Result | None] = [None] * len(prompts)
+        errors: dict[int, Exception] = {}
         with bar(len(prompts), progress) as advance:
 
-            async def one(i: int, prompt: PromptLike) -> Result:
+            async def one(i: int, prompt: PromptLike) -> None:
                 async with gate:
-                    result = await self.agenerate(prompt, seed=seed + i, **options)
+                    try:
+                        results[i] = await self.agenerate(prompt, seed=seed + i, **options)
+                    except CardsError as error:
+                        errors[i] = error
                     advance()
-                    return result
 
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(i, prompt)) for i, prompt in enumerate(prompts)]
-        return [task.result() for task in tasks]
+                for i, prompt in enumerate(prompts):
+                    group.create_task(one(i, prompt))
+        if errors:
+            raise BatchError(results, errors)
+        return [result for result in results if result is not None]
 
     async def aclose(self) -> None:
         """Free threads and memory of engine and reward."""
         await self.engine.aclose()
         if self.reward is not None:
             await self.reward.aclose()
+
+    def _room(self, prompt: Prompt) -> int | None:
+        """Tokens that an answer may have by the reward's context; the engine sees to its own."""
+        if self.reward is None or self.reward.context is None or "reward" not in self.method.needs:
+            return None
+        room = self.reward.context - len(prompt.token_ids)
+        if room < 1:
+            raise PromptError(
+                f"The prompt has {len(prompt.token_ids)} tokens, and reward {self.reward.name!r} reads at most "
+                f"{self.reward.context} with the answer: shorten the prompt or load the reward with a larger context."
+            )
+        return room
 
     async def _run(self, request: Request, usage: Usage, events: asyncio.Queue[Event | BaseException | None]) -> None:
         with metered(usage):

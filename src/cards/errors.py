@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cards.events import Result
 
 
 class CardsError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package. `partial` is the answer so far, where there is one."""
+
+    partial: Result | None = None
 
 
 class SettingError(CardsError, ValueError):
@@ -38,6 +44,18 @@ class RewardError(CardsError, RuntimeError):
 
 class MismatchError(CardsError, ValueError):
     """The method needs something that the engine or the reward does not have."""
+
+
+class BatchError(CardsError):
+    """Some prompts of a batch failed. `results` has the answers of the others (None where one failed), `errors` the causes."""
+
+    def __init__(self, results: Sequence[Result | None], errors: dict[int, Exception]) -> None:
+        self.results, self.errors = list(results), errors
+        first = min(errors)
+        super().__init__(
+            f"{len(errors)} of {len(results)} prompts failed; the first, number {first}: {errors[first]} "
+            "The other answers are in this error's `results`."
+        )
 
 
 def check(condition: bool, message: str) -> None:

@@ -38,7 +38,8 @@ def uniforms(seed: int, segment: int, candidate: int, count: int, stream: int = 
     """The first `count` numbers in [0, 1) of the Philox counter stream (seed, stream, segment, candidate)."""
     import numpy as np
 
-    bits = np.random.Philox(key=[seed % 2**64, stream], counter=[0, candidate, segment, 0])
+    key = np.array([seed % 2**64, stream], np.uint64)  # a list with a large seed would go through floats
+    bits = np.random.Philox(key=key, counter=[0, candidate, segment, 0])
     return np.random.Generator(bits).random(count)
 
 

@@ -27,9 +27,11 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     trace: bool = False  # keep rejected candidates in the result
+    room: int | None = None  # tokens that the answer may have by the models' contexts
 
     def ask(self, response: Response) -> Ask:
-        return Ask(self.prompt, response, self.max_tokens - len(response.token_ids), seed=self.seed, stop=self.stop)
+        most = self.max_tokens if self.room is None else min(self.max_tokens, self.room)
+        return Ask(self.prompt, response, most - len(response.token_ids), seed=self.seed, stop=self.stop)
 
 
 class Method(ABC):

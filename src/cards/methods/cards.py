@@ -27,8 +27,9 @@ class CARDS(Method):
         after max_rejections rejections draw one more and keep the best of all, untested (a fallback)
 
     Without fallbacks the accepted segments follow q(s) exp(min(r, tau) / beta), normalised for each prefix, with q the
-    proposal. target is r*, entropy_threshold tau_u; temperature None means beta, as in the paper. `width` candidates
-    are drawn at once, which changes the speed and nothing else. `boundary` replaces the entropy rule.
+    proposal. target is r*, entropy_threshold tau_u; None takes what the RM and the LM are known to need (tau_u: 3.0 unless
+    known). temperature None means beta, as in the paper. `width` candidates are drawn at once, which changes the speed and
+    nothing else. `boundary` replaces the entropy rule.
 
     Differs from the published code: one KV cache and no second pass at a boundary, end of text is honoured, the
     reward of the prompt is counted, the test is done on the log scale, non-finite rewards are refused.
@@ -39,7 +40,7 @@ class CARDS(Method):
     target: float | None = None
     beta: float = 0.7
     alpha: float = 0.5
-    entropy_threshold: float = 3.0
+    entropy_threshold: float | None = None
     measure: Measure = "entropy"
     min_segment: int = 4
     max_segment: int = 64
@@ -55,15 +56,16 @@ class CARDS(Method):
         check(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}.")
         check(self.max_rejections >= 1, f"max_rejections must be at least 1, not {self.max_rejections}.")
         check_width(self.width)
-        self.verdict, self.segments, self.sampling  # noqa: B018  (each checks its own settings)
+        self.verdict, self.sampling, self.segments(3.0)  # noqa: B018  (each checks its own settings)
 
     @property
     def verdict(self) -> Verdict:
         return Verdict(self.beta, self.acceptance)
 
-    @property
-    def segments(self) -> Boundary:
-        return self.boundary or Entropy(self.min_segment, self.max_segment, self.entropy_threshold, self.measure)
+    def segments(self, known: float) -> Boundary:
+        """The boundary rule, given the tau_u that the LM is known to need."""
+        threshold = known if self.entropy_threshold is None else self.entropy_threshold
+        return self.boundary or Entropy(self.min_segment, self.max_segment, threshold, self.measure)
 
     @property
     def sampling(self) -> Sampling:
@@ -78,7 +80,7 @@ class CARDS(Method):
         search = Rejection(self.verdict.passes, schedule.threshold, self.max_rejections, extra=True, width=self.width)
         position = 0
         while response.finish_reason is None:
-            ask = replace(request.ask(response), boundary=self.segments, sampling=self.sampling)
+            ask = replace(request.ask(response), boundary=self.segments(engine.entropy_threshold), sampling=self.sampling)
             async with aclosing(search.stream(request, ask, response, position, engine, reward)) as events:
                 async for event in events:
                     if isinstance(event, Accepted | Fallback):

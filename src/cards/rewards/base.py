@@ -17,6 +17,7 @@ class Reward(ABC):
 
     name: str
     target: float | None = None
+    context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
 
     async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
         """Rewards of the responses, in order; the empty response scores the bare prompt.

@@ -43,7 +43,7 @@ class ClassifierReward(Reward):
         self.name = name or model.name_or_path or type(model).__name__
         self.target = target if target is not None else getattr(model.config, "cards_target", None)
         self.weights = _weights(model, output, self.name)
-        self.context = context_of(model, context)
+        self.context = self.limit = context_of(model, context)
         self.vocabulary = fingerprint(tokenizer)
         self.reader = self._reader(slots)
 
@@ -66,7 +66,7 @@ class ClassifierReward(Reward):
     def _reader(self, slots: int) -> Reader:
         if is_causal(self.model):
             try:
-                return Slotted(self.model, self.combine, slots, self.context)
+                return Slotted(self.model, self.combine, slots, self.limit)
             except ModelError as error:
                 log.warning("Reward %r is read without reuse of prefixes: %s", self.name, error)
         return Padded(self.model, self.combine, self.tokenizer.pad_token_id)
@@ -74,9 +74,9 @@ class ClassifierReward(Reward):
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         rows = [self.tokens(prompt, response) for response in responses]
         for row, response in zip(rows, responses, strict=True):
-            if len(row) > self.context:
+            if len(row) > self.limit:
                 raise RewardError(
-                    f"Reward {self.name!r} reads at most {self.context} tokens, and prompt and answer have {len(row)} by the "
+                    f"Reward {self.name!r} reads at most {self.limit} tokens, and prompt and answer have {len(row)} by the "
                     f"token {len(response.token_ids)} of the answer: lower max_tokens or shorten the prompt."
                 )
         return await self.reader.score(rows)
