@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -224,6 +225,16 @@ class Worker:
                 self.thread.start()
             self.condition.notify()
 
+    @classmethod
+    def stop_all(cls) -> None:
+        """Let the threads finish their step and end, so that none is inside a model when the interpreter goes."""
+        for worker in cls._all.values():
+            with worker.condition:
+                worker.schedulers = []
+                worker.condition.notify()
+            if worker.thread is not None:
+                worker.thread.join(timeout=5)
+
     @torch.inference_mode()
     def _run(self) -> None:
         while True:
@@ -235,3 +246,6 @@ class Worker:
             for scheduler in schedulers:
                 if scheduler.busy:
                     scheduler.step()
+
+
+atexit.register(Worker.stop_all)

@@ -56,6 +56,10 @@ class CARDS(Method):
         check(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}.")
         check(self.max_rejections >= 1, f"max_rejections must be at least 1, not {self.max_rejections}.")
         check_width(self.width)
+        check(
+            self.measure == "entropy" or self.entropy_threshold is not None or self.boundary is not None,
+            f"measure {self.measure!r} has a scale of its own: set entropy_threshold for it (mcp and evidential lie in [0, 1]).",
+        )
         self.verdict, self.sampling, self.segments(3.0)  # noqa: B018  (each checks its own settings)
 
     @property
