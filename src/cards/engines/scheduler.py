@@ -6,6 +6,7 @@ import atexit
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Protocol
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cards.engines.slots import Slots
+from cards.errors import ModelError
 from cards.usage import Usage
 
 log = logging.getLogger("cards")
@@ -69,6 +71,7 @@ class Pace:
         return min(1.0, max(0.001, slope / fixed)) if slope > 0 and fixed > 0 else self.guess
 
 
+PATIENCE = 0.002  # seconds to wait for callers' answers to what was handed out, before a step without them
 Consume = Callable[[Sequence[Row], Tensor], Sequence[Row]]
 
 
@@ -86,13 +89,25 @@ class Scheduler:
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
         self.pace = Pace()
+        self.closed = False
         self.worker = Worker.on(slots.device)
         self.worker.add(self)
 
     def submit(self, begin: Callable[[], Sequence[Row]]) -> None:
         """Have the worker call `begin`, before its next step, and admit the rows it returns."""
+        if self.closed:
+            raise ModelError("This model was closed; load it again to use it.")
         self.inbox.append(begin)
-        self.worker.wake()
+        self.worker.wake(answers=True)
+
+    def close(self) -> None:
+        """Free the cache; what is in the works fails."""
+        self.closed = True
+        error = ModelError("The model was closed while it served this request.")
+        for job in {row.job for row in (*self.active, *self.waiting)}:
+            job.cancelled = True
+            job.fail(error)
+        self.slots.caches.clear()
 
     def forget(self) -> None:
         """Drop what the slots hold, before the next step; rows in the works read their tokens again."""
@@ -122,11 +137,13 @@ class Scheduler:
                 return
             start = time.perf_counter()
             output = self.slots.read([(row.slot, new) for row, new in batch])
+            if output.is_cuda:
+                torch.cuda.synchronize(output.device)
+            self._account(batch, time.perf_counter() - start)  # before anybody learns of the outcome
             whole = [i for i, (row, _) in enumerate(batch) if self.slots.held[row.slot] == len(row.tokens)]
             if whole:
                 rows = [batch[i][0] for i in whole]
                 self._consume(rows, output if len(whole) == len(batch) else output[whole])
-            self._account(batch, time.perf_counter() - start)
         except Exception as error:
             log.exception("A step of the model failed; its requests fail with it.")
             for job in {row.job for row in (*self.active, *self.waiting)}:
@@ -201,25 +218,26 @@ class Worker:
     _all: ClassVar[dict[torch.device, Worker]] = {}
 
     def __init__(self) -> None:
-        self.schedulers: list[Steps] = []
+        self.steppers: list[weakref.ref[Steps]] = []  # weak, so that a model that nobody uses any more is freed
         self.condition = threading.Condition()
         self.thread: threading.Thread | None = None
+        self.stopped = False
+        self.asked = 0  # results handed out since the last step ...
+        self.answered = 0  # ... and calls that came since, so that one step can serve all of them
 
     @classmethod
     def on(cls, device: torch.device) -> Worker:
         return cls._all.setdefault(device, cls())
 
-    def add(self, scheduler: Steps) -> None:
+    def add(self, stepper: Steps) -> None:
         with self.condition:
-            self.schedulers = sorted([*self.schedulers, scheduler], key=lambda s: s.kind != "rm")
+            alive = [s for ref in self.steppers if (s := ref()) is not None]
+            self.steppers = [weakref.ref(s) for s in sorted([*alive, stepper], key=lambda s: s.kind != "rm")]
 
-    def remove(self, scheduler: Steps) -> None:
+    def wake(self, answers: bool = False) -> None:
+        """Look for work; `answers` says that the call is one that a step should wait for."""
         with self.condition:
-            self.schedulers = [s for s in self.schedulers if s is not scheduler]
-            self.condition.notify()
-
-    def wake(self) -> None:
-        with self.condition:
+            self.answered += answers
             if self.thread is None or not self.thread.is_alive():
                 self.thread = threading.Thread(target=self._run, name="cards-worker", daemon=True)
                 self.thread.start()
@@ -230,22 +248,26 @@ class Worker:
         """Let the threads finish their step and end, so that none is inside a model when the interpreter goes."""
         for worker in cls._all.values():
             with worker.condition:
-                worker.schedulers = []
+                worker.stopped = True
                 worker.condition.notify()
             if worker.thread is not None:
                 worker.thread.join(timeout=5)
+
+    def _busy(self) -> list[Steps]:
+        return [s for ref in self.steppers if (s := ref()) is not None and s.busy]
 
     @torch.inference_mode()
     def _run(self) -> None:
         while True:
             with self.condition:
-                self.condition.wait_for(lambda: not self.schedulers or any(s.busy for s in self.schedulers))
-                schedulers = self.schedulers
-            if not schedulers:
-                return
-            for scheduler in schedulers:
-                if scheduler.busy:
-                    scheduler.step()
+                self.condition.wait_for(lambda: self.stopped or self._busy())
+                if self.stopped:
+                    return
+                self.condition.wait_for(lambda: self.answered >= self.asked, PATIENCE)
+                self.answered = self.asked = 0
+            busy = self._busy()
+            while busy:
+                busy.pop(0).step()
 
 
 atexit.register(Worker.stop_all)

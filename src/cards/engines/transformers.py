@@ -80,7 +80,7 @@ class TransformersEngine(Engine):
                 delivered += len(batch)
                 yield batch  # the others are paused until the caller comes back for them
                 proposal.paused = False
-                self.scheduler.worker.wake()
+                self.scheduler.worker.wake(answers=True)
         finally:
             self._open -= 1
             proposal.cancelled = True
@@ -105,11 +105,15 @@ class TransformersEngine(Engine):
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
     def forget(self) -> None:
-        self.scheduler.forget()
-        self._logits.clear()
+        def begin() -> Sequence[Row]:
+            self.scheduler.slots.forget()
+            self._logits.clear()
+            return ()
+
+        self.scheduler.submit(begin)
 
     async def aclose(self) -> None:
-        self.scheduler.worker.remove(self.scheduler)
+        self.scheduler.close()
 
     # What follows runs in the worker thread.
 
@@ -139,6 +143,8 @@ class TransformersEngine(Engine):
             u = torch.tensor([c.uniforms[len(c.drawn)] for c, _ in members], dtype=torch.float64, device=logits.device)
             for (candidate, _), token in zip(members, draw(_take(logits, members), sampling, u).tolist(), strict=True):
                 candidate.push(token)
+        for job in {row.job for row in rows if isinstance(row, Candidate) and row.done}:
+            job.hand_out()
         return admitted
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
@@ -176,15 +182,15 @@ class Proposal(Job):
     def candidates(self, logits: Tensor) -> list[Row]:
         return [Candidate(self, i, logits) for i in range(self.ask.n)]
 
-    def deliver(self, number: int, segment: Segment) -> None:
-        """Hand out all candidates up to the first unfinished one, once the first of them is there."""
-        self.finished[number] = segment
+    def hand_out(self) -> None:
+        """Hand out all candidates up to the first unfinished one; the others pause until they are asked for."""
         ready = []
         while self.next in self.finished:
             ready.append(self.finished.pop(self.next))
             self.next += 1
         if ready:
             self.paused = True
+            self.engine.scheduler.worker.asked += 1
             self._put(ready)
 
     def fail(self, error: BaseException) -> None:
@@ -228,7 +234,7 @@ class Candidate(Row):
         elif ask.stop and (at := find_stop(text, ask.stop, before - self.told)) is not None:
             kept = count - (at <= before - self.told)  # the token in which the stop string begins, unless it begins it
             self.drawn = self.drawn[:kept]
-            self.job.deliver(self.number, Segment(text[:at], tuple(self.drawn), finish_reason="stop"))
+            self.job.finished[self.number] = Segment(text[:at], tuple(self.drawn), finish_reason="stop")
             self.done = True
         elif count == self.limit:
             self.end("length")
@@ -244,7 +250,7 @@ class Candidate(Row):
         text = (self.text.finish() if reason else self.text.text)[self.told :]
         if not reason:
             text = hold_back(text, self.job.ask.stop)
-        self.job.deliver(self.number, Segment(text, tuple(self.drawn), entropy, reason))
+        self.job.finished[self.number] = Segment(text, tuple(self.drawn), entropy, reason)
 
 
 def _take(logits: Tensor, members: Sequence[tuple[Candidate, int]]) -> Tensor:

@@ -58,7 +58,7 @@ class Slotted:
         self.scheduler.forget()
 
     def close(self) -> None:
-        self.scheduler.worker.remove(self.scheduler)
+        self.scheduler.close()
 
     def _begin(self, reading: Reading) -> list[Row]:
         """All texts; but where several share a prefix that no slot holds, that prefix first, once."""
@@ -76,7 +76,7 @@ class Slotted:
             row.done = True
             reading = cast(Reading, row.job)
             if isinstance(row, Text):
-                reading.deliver(row.number, reward)
+                self.scheduler.worker.asked += reading.deliver(row.number, reward)
             else:
                 admitted += reading.then
         return admitted
@@ -93,11 +93,14 @@ class Reading(Job):
         self.then: list[Row] = []
         self.rewards: dict[int, float] = {}
 
-    def deliver(self, number: int, reward: float) -> None:
+    def deliver(self, number: int, reward: float) -> bool:
+        """Note a reward; with the last one, hand all of them out and return True."""
         self.rewards[number] = reward
-        if len(self.rewards) == len(self.rows):
-            result = [self.rewards[i] for i in range(len(self.rows))]
-            self.loop.call_soon_threadsafe(self._settle, lambda: self.future.set_result(result))
+        if len(self.rewards) < len(self.rows):
+            return False
+        result = [self.rewards[i] for i in range(len(self.rows))]
+        self.loop.call_soon_threadsafe(self._settle, lambda: self.future.set_result(result))
+        return True
 
     def fail(self, error: BaseException) -> None:
         self.loop.call_soon_threadsafe(self._settle, lambda: self.future.set_exception(error))
@@ -148,7 +151,7 @@ class Padded:
         """Nothing is kept."""
 
     def close(self) -> None:
-        self.worker.remove(self)
+        """Nothing is held."""
 
     def step(self) -> None:
         """Score all texts that wait."""
