@@ -132,11 +132,11 @@ class Decoder:
     ) -> list[Result]:
         """Async twin of `batch`. Prompt number i gets seed + i, so it can be repeated alone.
 
-        `concurrency` bounds the requests in flight (default: twice the engine's rows); progress None shows a bar on a terminal.
+        `concurrency` bounds the requests in flight (default: the rows of the engine); progress None shows a bar on a terminal.
         If prompts fail the others are finished, then BatchError is raised with their results.
         """
         check(concurrency is None or concurrency >= 1, f"concurrency must be at least 1, not {concurrency}.")
-        gate = asyncio.Semaphore(concurrency or 2 * self.engine.rows)
+        gate = asyncio.Semaphore(concurrency or self.engine.rows)
         results: list[Result | None] = [None] * len(prompts)
         errors: dict[int, Exception] = {}
         with bar(len(prompts), progress) as advance:

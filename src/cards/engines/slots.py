@@ -107,7 +107,7 @@ class Slots:
         for size in np.unique(sizes):
             members = np.flatnonzero(sizes == size)
             first, height = slots[members[0]], slots[members[-1]] - slots[members[0]] + 1
-            if dense := height <= 1.5 * len(members):  # attend to a view, idle rows included, rather than to a copy
+            if dense := height <= 2.5 * len(members):  # a view, idle rows included, costs less than a copy
                 row = slots[members] - first
             else:
                 row, height = np.arange(len(members)), len(members)
