@@ -9,6 +9,7 @@ first human turn is taken). --each prompts of each file are used, spread evenly 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import json
 import statistics
@@ -27,9 +28,8 @@ SHARE_ALIKE = ("CC-BY-SA", "CDLA")
 
 def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine) -> list[str]:
     """Prompts of a file as raw text, those that leave room for an answer."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        rows = [json.loads(line) for line in lines]
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rows = [json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()]
     rows = [row for row in rows if not str(row.get("license", "")).startswith(SHARE_ALIKE)]
     texts = [
         row["prompt"] if "prompt" in row else "\n\n" + row["text"].split("\n\nAssistant:")[0] + "\n\nAssistant:" for row in rows
@@ -41,7 +41,6 @@ def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine)
 
 def grade(reward: cards.ClassifierReward, prompts: list[Prompt], results: list[cards.Result]) -> list[float]:
     """Rewards of finished answers under any reward model."""
-    import asyncio
 
     async def score() -> list[float]:
         answers = [Response(r.text, r.token_ids, r.finish_reason) for r in results]
