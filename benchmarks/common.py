@@ -21,10 +21,17 @@ SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
 }
 
 
-def prompts() -> list[list[dict[str, str]]]:
-    """The 32 prompts of prompts.txt, as messages."""
-    lines = (HERE / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    return [[{"role": "user", "content": line}] for line in lines]
+def prompts(turns: int = 3) -> list[list[dict[str, str]]]:
+    """32 conversations: the questions of turns.tsv, each after the `turns` questions and answers that follow it there."""
+    lines = [line.split("\t") for line in (HERE / "turns.tsv").read_text(encoding="utf-8").splitlines()]
+    conversations = []
+    for i, (question, _) in enumerate(lines):
+        before = [lines[(i + 1 + j) % len(lines)] for j in range(turns)]
+        said = [
+            {"role": role, "content": text} for turn in before for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        conversations.append([*said, {"role": "user", "content": question}])
+    return conversations
 
 
 def machine(device: str, dtype: str) -> dict[str, object]:

@@ -67,7 +67,13 @@ class Arms:
         generation = self.engine.model.generation_config
         generation.eos_token_id, generation.pad_token_id = None, 0
         self.options = {"max_tokens": args.max_tokens}
-        self.method = cards.CARDS(target=args.target) if name == "tiny" else calibrated(self.engine, self.reward, self.options)
+        if name == "tiny":
+            self.method = cards.CARDS(
+                target=self.reward.target if args.target is None else args.target,
+                entropy_threshold=args.entropy_threshold or self.engine.entropy_threshold,
+            )
+        else:
+            self.method = calibrated(self.engine, self.reward, self.options)
         self.naive_prompts = args.naive_prompts
 
     def cards(self, requests: int) -> tuple[float, int, list[Result]]:
@@ -104,8 +110,7 @@ class Arms:
     def naive(self, expected: list[Result]) -> tuple[float, int, list[Result]]:
         method, names = self.method, {f.name for f in fields(Settings)}
         settings = {f.name: getattr(method, f.name) for f in fields(method) if f.name in names}
-        settings |= {"target": method.target if method.target is not None else self.reward.target, **self.options}
-        oracle = OnDevice(self.engine.model, self.reward.model, frozenset(), Settings(**settings))
+        oracle = OnDevice(self.engine.model, self.reward.model, frozenset(), Settings(**settings, **self.options))
         chosen = [self.engine.encode(prompt).token_ids for prompt in prompts()[: self.naive_prompts]]
         start = time.perf_counter()
         answers = [[t for piece in oracle.answer(ids, seed) for t in piece.kept.token_ids] for seed, ids in enumerate(chosen)]
@@ -208,6 +213,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--target", type=float, default=None, help="r* for the embedded pair (default: its own)")
+    parser.add_argument("--entropy-threshold", type=float, default=None, help="tau_u for the embedded pair (default: its own)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "speed.json")
     args = parser.parse_args()
     report = {
