@@ -40,6 +40,7 @@ class Engine(ABC):
     context: int  # tokens that prompt and answer may have together
     rows: int  # sequences that it can decode at once
     entropy_threshold: float = 3.0  # a sensible tau_u for this LM
+    chats: bool = True  # whether it renders messages
 
     @abstractmethod
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:

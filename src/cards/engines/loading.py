@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,13 +48,16 @@ def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[
     Raises UnknownNameError if there is no such model, ModelError if weights that matter are missing from it.
     """
     place = pick_device(device)
+    kind = pick_dtype(dtype, place)
     source = str(TINY / embedded) if name == "tiny" else name
+    known = ["tiny", *(p.name for p in Path().iterdir() if (p / "config.json").exists())]
+    hint = "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached."
+    if not Path(source).exists() and get_close_matches(name, known, cutoff=0.7):  # a slip: do not ask the network
+        raise UnknownNameError("model", name, known, hint)
     try:
-        model, report = auto.from_pretrained(source, dtype=pick_dtype(dtype, place), output_loading_info=True)
+        model, report = auto.from_pretrained(source, dtype=kind, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except OSError as error:
-        known = ["tiny", *(p.name + "/" for p in Path().iterdir() if (p / "config.json").exists())]
-        hint = "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached."
         raise UnknownNameError("model", name, known, hint) from error
     except ValueError as error:
         raise ModelError(f"Model {name!r} cannot be loaded: {error}") from error

@@ -43,6 +43,7 @@ class TransformersEngine(Engine):
         self.model, self.tokenizer = model.train(False), tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context, self.rows = context_of(model, context), slots
+        self.chats = tokenizer.chat_template is not None
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         held = slotted(model, lm_output(model), slots, self.context, lambda ids: model(ids).logits[:, -1])
         self.scheduler = Scheduler(held, self._consume, "lm")

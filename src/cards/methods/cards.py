@@ -58,9 +58,9 @@ class CARDS(Method):
         check_width(self.width)
         check(
             self.measure == "entropy" or self.entropy_threshold is not None or self.boundary is not None,
-            f"measure {self.measure!r} has a scale of its own: set entropy_threshold for it (mcp and evidential lie in [0, 1]).",
+            f"measure {self.measure!r} has a scale of its own: set entropy_threshold too (mcp and evidential lie in [0, 1]).",
         )
-        self.verdict, self.sampling, self.segments(3.0)  # noqa: B018  (each checks its own settings)
+        self.verdict, self.sampling, self.segments(3.0)  # each checks its own settings
 
     @property
     def verdict(self) -> Verdict:

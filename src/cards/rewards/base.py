@@ -6,6 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from cards.errors import RewardError
 from cards.events import Prompt, Response
@@ -18,6 +19,7 @@ class Reward(ABC):
     name: str
     target: float | None = None
     context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
+    booked: ClassVar[bool] = True  # whether its calls go on the books; a combination leaves that to its parts
 
     async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
         """Rewards of the responses, in order; the empty response scores the bare prompt.
@@ -26,7 +28,8 @@ class Reward(ABC):
         """
         start = time.perf_counter()
         rewards = [float(r) for r in await self.rate(prompt, responses)]
-        meter().add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
+        if self.booked:
+            meter().add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
         if len(rewards) != len(responses):
             raise RewardError(f"Reward {self.name!r} gave {len(rewards)} scores for {len(responses)} responses.")
         for reward, response in zip(rewards, responses, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from typing import Any
 
 from cards.errors import CardsError, RewardError
 from cards.events import Prompt, Response
@@ -26,9 +26,9 @@ class FunctionReward(Reward):
 
     async def _rate(self, prompt: str, response: str) -> float:
         try:
-            if inspect.iscoroutinefunction(self.function):
-                return float(await self.function(prompt, response))
-            return float(cast(float, await asyncio.to_thread(self.function, prompt, response)))
+            direct = inspect.iscoroutinefunction(self.function)
+            value: Any = self.function(prompt, response) if direct else await asyncio.to_thread(self.function, prompt, response)
+            return float(await value if inspect.isawaitable(value) else value)
         except CardsError:
             raise
         except Exception as error:

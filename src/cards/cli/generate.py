@@ -1,0 +1,106 @@
+"""`cards generate`: one answer, or a chat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cards.cli.answer import Answer, Books, Options, answer
+from cards.cli.chat import chat
+from cards.cli.screen import messages, one_line_warnings, spinner
+from cards.cli.settings import method_of, unescape, with_settings
+from cards.cli.view import View
+from cards.decoder import Decoder
+from cards.errors import PromptError, SettingError
+from cards.events import Message
+from cards.methods.base import Method
+from cards.registry import load_engine, load_reward
+
+OUTPUT, MODELS = "Output", "Models"
+
+
+@with_settings
+def generate(
+    text: Annotated[str | None, typer.Argument(help="What to answer; - or nothing reads standard input.")] = None,
+    method: Annotated[str, typer.Option(help="Decoding method; `cards methods` lists them.")] = "cards",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text (repeatable; \\n: new line).")] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which the answer so far is taken.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
+    model: Annotated[str, typer.Option(help="tiny, a folder, or a Hugging Face name.", rich_help_panel=MODELS)] = "tiny",
+    reward: Annotated[str, typer.Option(help="Reward model, named the same way, or none.", rich_help_panel=MODELS)] = "tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MODELS)] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODELS)] = "auto",
+    slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once.", rich_help_panel=MODELS)] = None,
+    context: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of prompt and answer.", rich_help_panel=MODELS)
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show every candidate and its verdict.", rich_help_panel=OUTPUT)
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)] = False,
+    **settings: str | None,
+) -> None:
+    """Answer TEXT, or chat when there is none.
+
+    The text is a user's message if the model has a chat template. Accepted segments appear as they are accepted.
+    """
+    chosen = method_of(method, settings)
+    interactive = text is None and at_terminal()
+    if interactive and (raw or json):
+        raise SettingError(f"A chat cannot be {'raw' if raw else 'printed as JSON'}: give a text, or pipe one in.")
+    if text in (None, "-") and not interactive:
+        text = sys.stdin.read()
+    if text is not None and not text.strip():
+        raise PromptError("The prompt is empty: give the text to answer.")
+    placed: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
+    books = Books()
+    decoder = load(model, reward, books.of(chosen), {k: v for k, v in placed.items() if v is not None})
+    options = Options(max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=trace)
+
+    def run(prompt: str | Sequence[Message]) -> Answer:
+        view = View(trace=trace, silent=json, strip=not isinstance(prompt, str))
+        return answer(decoder, books, prompt, view, options)
+
+    if text is None:
+        if not decoder.engine.chats:
+            raise PromptError(f"Model {model!r} has no chat template, so it cannot chat: give a text to continue.")
+        chat(run)
+        return
+    done = run(text if raw or not decoder.engine.chats else [Message(role="user", content=text.strip())])
+    if json:
+        typer.echo(done.to_json())
+    if done.interrupted:
+        raise typer.Exit(130)
+
+
+def load(model: str, reward: str, method: Method, options: dict[str, Any]) -> Decoder:
+    """The decoder of these names, under a spinner; the reward is left out where the method has no use for it."""
+    guided = "reward" in method.needs and reward != "none"
+    with ExitStack() as stack:
+        stack.enter_context(one_line_warnings())
+        if all(is_local(name) for name in (model, *([reward] if guided else []))):  # downloads show bars of their own
+            _hide_bars()
+            stack.enter_context(spinner(messages(), f"loading {model}{f' and the reward {reward}' if guided else ''}"))
+        engine = load_engine(model, **options)
+        return Decoder(engine, load_reward(reward, **options) if guided else None, method)
+
+
+def at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def is_local(name: str) -> bool:
+    return name == "tiny" or Path(name).exists()
+
+
+def _hide_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,3 @@
+"""Fixtures of the command's tests."""
+
+from mocked import cli as cli

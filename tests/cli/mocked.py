@@ -1,0 +1,73 @@
+"""The command over a model made of a function, so that most of these tests load nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import cards.cli
+import cards.cli.generate as command
+from cards.engines.mock import MockEngine
+from cards.events import Message, Prompt
+from cards.rewards.function import FunctionReward
+
+VOCABULARY = ["</s>", " I", " like", " it", " a", " lot", ".", "\n"]
+
+
+def chances(ids: tuple[int, ...]) -> list[float]:
+    """Some next tokens are sure and some are not; the answer can end."""
+    sure = 2 * (ids[-1] if ids else 0) % 7 + 1
+    return [0.04] + [0.75 if i == sure and len(ids) % 3 else 0.12 for i in range(1, 8)]
+
+
+def likes(prompt: str, response: str) -> float:
+    return response.count("like") - 0.1 * len(response.split())
+
+
+class Engine(MockEngine):
+    """Remembers what it was asked to answer."""
+
+    prompts: list[Prompt]
+
+    def encode(self, prompt: str | list[Message]) -> Prompt:
+        self.prompts.append(super().encode(prompt))
+        return self.prompts[-1]
+
+
+@dataclass
+class Cards:
+    """Runs the command; `loaded` are the loader's calls."""
+
+    engine: Engine
+    reward: FunctionReward
+    loaded: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def __call__(self, *arguments: str, input: str | None = None) -> Result:  # noqa: A002
+        return CliRunner().invoke(cards.cli.app, arguments, input=input)
+
+    def load_engine(self, name: str, **options: Any) -> Engine:
+        self.loaded.append((name, options))
+        return self.engine
+
+    def load_reward(self, name: str, **options: Any) -> FunctionReward:
+        self.loaded.append((name, options))
+        return self.reward
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> Cards:
+    engine = Engine(chances, VOCABULARY, end="</s>")
+    engine.prompts = []
+    made = Cards(engine, FunctionReward(likes, target=1.0))
+    monkeypatch.setattr(command, "load_engine", made.load_engine)
+    monkeypatch.setattr(command, "load_reward", made.load_reward)
+    return made
+
+
+def plain(text: str) -> str:
+    """Without colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

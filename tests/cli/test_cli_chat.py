@@ -1,0 +1,86 @@
+"""The chat loop: what it remembers, and what ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from mocked import Cards
+
+from cards.cli.answer import Answer
+from cards.cli.chat import chat
+from cards.errors import PromptError
+from cards.events import Message, Result
+from cards.usage import Usage
+
+Line = str | type[BaseException]
+Talk = Callable[..., list[list[str]]]
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """Types the lines; returns the contents of each conversation that was to be answered."""
+
+    def typed(*lines: Line, answers: Callable[[str], str] = str.upper) -> list[list[str]]:
+        left = iter([*lines, EOFError])
+        seen: list[list[str]] = []
+
+        def read(prompt: str) -> str:
+            line = next(left)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        def answer(messages: list[Message]) -> Answer:
+            assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2) + ["user"]
+            seen.append([m["content"] for m in messages])
+            text = answers(messages[-1]["content"])
+            return Answer(Result(text, (), (), None, "stop", Usage(), 0, "cards"), False)
+
+        monkeypatch.setattr("builtins.input", read)
+        chat(answer)
+        assert next(left, None) is None or "/exit" in lines
+        return seen
+
+    return typed
+
+
+def test_a_conversation_goes_on_until_it_is_reset(talk: Talk) -> None:
+    assert talk("hi", " you? ", "/reset", "hello") == [["hi"], ["hi", "HI", "you?"], ["hello"]]
+
+
+def test_exit_ends_it(talk: Talk) -> None:
+    assert talk("hi", "/exit", "never") == [["hi"]]
+
+
+def test_empty_lines_unknown_commands_and_ctrl_c_at_the_prompt_change_nothing(
+    talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk("hi", "", "/help", KeyboardInterrupt, "you?") == [["hi"], ["hi", "HI", "you?"]]
+    assert capsys.readouterr().err.count("/reset begins anew") == 2
+
+
+def test_what_could_not_be_answered_is_not_part_of_it(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(text: str) -> str:
+        if text == "long":
+            raise PromptError("The prompt has 600 tokens.")
+        return "" if text == "silence" else "yes"
+
+    assert talk("long", "silence", "hi", "you?", answers=refuse)[2:] == [["hi"], ["hi", "yes", "you?"]]
+    assert capsys.readouterr().err.count("error: The prompt has 600 tokens.") == 1
+
+
+@pytest.mark.parametrize("option", ["--raw", "--json"])
+def test_a_chat_has_no_raw_text_and_no_json(cli: Cards, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    monkeypatch.setattr("cards.cli.generate.at_terminal", lambda: True)
+    ran = cli("generate", option)
+    assert ran.exit_code == 2
+    assert "A chat cannot be" in ran.stderr
+
+
+def test_a_terminal_without_text_is_a_chat(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cards.cli.generate.at_terminal", lambda: True)
+    ran = cli("generate", "--max-tokens", "4", input="I like\na lot\n/exit\n")
+    assert ran.exit_code == 0
+    assert [len(prompt.messages or ()) for prompt in cli.engine.prompts] in ([1, 3], [1, 1])
+    assert ran.stderr.count("tokens kept") == 2

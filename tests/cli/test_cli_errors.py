@@ -1,0 +1,100 @@
+"""What is wrong with a command line is said in one line, before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+from mocked import Cards, plain
+
+import cards.cli
+from cards.cli.settings import all_settings, settings_of
+from cards.registry import METHODS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "vanila"], "Unknown method 'vanila'. Did you mean 'vanilla'?"),
+        (["--method", "vanilla", "--width", "4"], "Methods with --width: cards, rejection-sampling."),
+        (["--method", "rejection-sampling", "--max-rejections", "4"], "Did you mean '--max-candidates'?"),
+        (["--beta", "hot"], "--beta must be NUMBER, not 'hot'."),
+        (["--beta", "-1"], "beta must be positive and finite"),
+        (["--width", "wide"], "--width must be INTEGER or auto, not 'wide'."),
+        (["--top-k", "2.5"], "--top-k must be INTEGER or none, not '2.5'."),
+        (["--acceptance", "softt"], "--acceptance must be soft or hard, not 'softt'."),
+        (["--boundary", "ponctuation"], "Unknown boundary 'ponctuation'. Did you mean 'punctuation'?"),
+        (["--boundary", "fixed:many"], "as in fixed:15"),
+        (["--boundary", "fixed:0"], "maximum length (0)"),
+        (["--boundary", "whole:3"], "takes no value"),
+        (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),
+        (["--target", "none", "--alpha", "2"], "alpha must lie in [0, 1], not 2.0."),
+    ],
+)
+def test_a_wrong_setting_is_one_line(cli: Cards, arguments: list[str], said: str) -> None:
+    ran = cli("generate", "Well?", *arguments)
+    assert ran.exit_code == 2
+    [line] = ran.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert ran.stdout == ""
+    assert cli.loaded == []
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_prompt_is_refused(cli: Cards, text: str) -> None:
+    ran = cli("generate", input=text)
+    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give the text to answer.\n")
+    assert cli.loaded == []
+
+
+def test_a_method_that_needs_a_reward_says_so(cli: Cards) -> None:
+    ran = cli("generate", "Well?", "--reward", "none")
+    assert ran.exit_code == 2
+    assert "Method 'cards' needs reward" in ran.stderr
+    assert "Methods that work: vanilla." in ran.stderr
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(cli: Cards) -> None:
+    ran = cli("generate", "." * 600)
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("error: The prompt has ")
+
+
+def test_an_unknown_option_or_command_names_the_nearest(cli: Cards) -> None:
+    option, command = cli("generate", "Well?", "--targt", "2"), cli("generat", "Well?")
+    assert (option.exit_code, command.exit_code) == (2, 2)
+    assert "--target" in plain(option.stderr)
+    assert "generate" in plain(command.stderr)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_every_method_is_an_option_that_takes_its_default(cli: Cards, method: str) -> None:
+    settings = settings_of(method)
+    assert settings
+    arguments = [part for s in settings for part in (s.flag, s.default(method)) if s.name != "boundary"]
+    assert cards.cli.generate.method_of(method, {}) == cards.cli.generate.method_of(
+        method, {s.name: s.default(method) for s in settings if s.name != "boundary"}
+    )
+    ran = cli("generate", "Well?", "--method", method, "--max-tokens", "8", *arguments)
+    assert ran.exit_code == 0, ran.stderr
+
+
+def test_help_says_which_methods_take_a_setting() -> None:
+    assert "(cards, rejection-sampling: auto)" in all_settings()["width"].help
+    assert "cards, rejection-sampling: none; vanilla, best-of-n: 0.7" in all_settings()["temperature"].help
+
+
+@pytest.mark.parametrize(
+    ("text", "boundary"),
+    [
+        ("entropy", None),
+        ("fixed", cards.FixedLength()),
+        ("fixed:7", cards.FixedLength(maximum=7)),
+        ("punctuation", cards.Punctuation()),
+        ("punctuation:,.", cards.Punctuation(marks=",.")),
+        ("step", cards.Step()),
+        ("step:\\n", cards.Step(delimiter="\n")),
+        ("whole", cards.Whole()),
+    ],
+)
+def test_a_boundary_is_named(text: str, boundary: cards.boundaries.Boundary | None) -> None:
+    assert cards.cli.settings.boundary(text) == boundary

@@ -1,0 +1,45 @@
+"""What the README shows is what works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from mocked import Cards
+
+import cards
+from cards.registry import METHODS, method_class
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+COMMANDS = re.findall(r"^\$ (.+)$", README, re.M)
+PROGRAMS = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands(cli: Cards, line: str) -> None:
+    before, _, command = line.rpartition(" | ")
+    program, *arguments = shlex.split(command)
+    assert program == "cards"
+    ran = cli(*arguments, input=before.removeprefix("echo ") or "Typed at the terminal.")
+    assert ran.exit_code == 0, ran.stderr
+
+
+def test_programs(cli: Cards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("cards.decoder.load_engine", cli.load_engine)
+    monkeypatch.setattr("cards.decoder.load_reward", cli.load_reward)
+    monkeypatch.setattr("cards.decoder.HIGH_FALLBACK", 1.0)  # these rewards are not the model's
+    exec(PROGRAMS, {})
+    assert "lm_decoded_tokens" in capsys.readouterr().out
+
+
+def test_the_table_has_every_method() -> None:
+    rows = dict(re.findall(r"^\| `(\S+)` \|.*\| (yes|no) \|$", README, re.M))
+    assert rows == {name: "yes" if "reward" in method_class(name).needs else "no" for name in METHODS}
+
+
+def test_the_structure_page_has_every_module() -> None:
+    page = (Path(__file__).parents[2] / "docs/structure.md").read_text()
+    source = Path(cards.__file__).parent
+    assert set(re.findall(r"^- `(\S+\.py)`", page, re.M)) == {str(p.relative_to(source)) for p in source.rglob("*.py")}
