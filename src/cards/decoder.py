@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from cards.engines.base import Engine
-from cards.errors import BatchError, CardsError, MismatchError, PromptError, check
+from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, check
 from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
 from cards.progress import bar
@@ -181,6 +181,11 @@ class Decoder:
                     async for event in stream:
                         events.put_nowait(event)
                 events.put_nowait(None)
+            except asyncio.CancelledError:  # of this task, when nobody listens any more, or out of a reward
+                events.put_nowait(
+                    RewardError(f"Method {self.method.name!r} was cancelled from within, by its engine or reward.")
+                )
+                raise
             except Exception as error:
                 events.put_nowait(error)
 

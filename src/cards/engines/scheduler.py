@@ -85,7 +85,7 @@ class Scheduler:
 
     def __init__(self, slots: Slots, consume: Consume, kind: Literal["lm", "rm"], budget: int = 1024) -> None:
         self.slots, self.consume, self.kind, self.budget = slots, consume, kind, budget
-        self.inbox: deque[Callable[[], Sequence[Row]]] = deque()
+        self.inbox: deque[tuple[Callable[[], Sequence[Row]], Job | None]] = deque()
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
         self.pace = Pace()
@@ -93,11 +93,11 @@ class Scheduler:
         self.worker = Worker.on(slots.device)
         self.worker.add(self)
 
-    def submit(self, begin: Callable[[], Sequence[Row]]) -> None:
-        """Have the worker call `begin`, before its next step, and admit the rows it returns."""
+    def submit(self, begin: Callable[[], Sequence[Row]], job: Job | None = None) -> None:
+        """Have the worker call `begin`, before its next step, and admit the rows it returns; what it raises fails the job."""
         if self.closed:
             raise ModelError("This model was closed; load it again to use it.")
-        self.inbox.append(begin)
+        self.inbox.append((begin, job))
         self.worker.wake(answers=True)
 
     def close(self) -> None:
@@ -128,9 +128,8 @@ class Scheduler:
     def step(self) -> None:
         """Drop the cancelled, admit the waiting, read, consume."""
         try:
-            while self.inbox:
-                self.waiting.extend(self.inbox.popleft()())
-            self._retire()
+            self._begin()
+            self.retire()
             self._admit()
             batch = self._batch()
             if not batch:
@@ -150,9 +149,21 @@ class Scheduler:
                 job.cancelled = True
                 job.fail(error)
             self.slots.forget()
-        self._retire()
+        self.retire()
 
-    def _retire(self) -> None:
+    def _begin(self) -> None:
+        while self.inbox:
+            begin, job = self.inbox.popleft()
+            try:
+                self.waiting.extend(begin())
+            except Exception as error:
+                if job is None:
+                    raise
+                job.cancelled = True
+                job.fail(error)
+
+    def retire(self) -> None:
+        """Free the slots of rows that are done or cancelled."""
         for row in self.active:
             if row.done or row.job.cancelled:
                 self.slots.release(row.slot)

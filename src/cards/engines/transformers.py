@@ -71,7 +71,7 @@ class TransformersEngine(Engine):
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         proposal = Proposal(ask, self, meter())
         self._open += 1
-        self.scheduler.submit(lambda: self._begin(proposal))
+        self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             delivered = 0
             while delivered < ask.n:
@@ -92,6 +92,7 @@ class TransformersEngine(Engine):
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def begin() -> Sequence[Row]:
+            self.scheduler.retire()
             loop.call_soon_threadsafe(done.set)
             return ()
 
@@ -204,13 +205,14 @@ class Proposal(Job):
 class Candidate(Row):
     """A row that draws tokens until its segment or its answer ends."""
 
-    __slots__ = ("drawn", "eager", "limit", "number", "text", "told", "uniforms")
+    __slots__ = ("drawn", "eager", "limit", "number", "starts", "text", "told", "uniforms")
     job: Proposal
 
     def __init__(self, job: Proposal, number: int, logits: Tensor) -> None:
         super().__init__(job, list(job.prefix), logits)
         ask = job.ask
         self.number, self.drawn = number, list[int]()
+        self.starts: list[int] = []  # of each drawn token's text
         self.limit = min(ask.max_tokens, job.engine.context - len(job.prefix))
         most = self.limit if ask.boundary.maximum is None else min(self.limit, ask.boundary.maximum)
         self.uniforms = uniforms(ask.seed, ask.segment, ask.first + number, most)
@@ -228,13 +230,13 @@ class Candidate(Row):
         self.drawn.append(token)
         self.job.usage.add(lm_decoded_tokens=1)
         ask, count = self.job.ask, len(self.drawn)
-        before = len(self.text.text)
+        searched = len(self.text.text) - self.told
+        self.starts.append(searched)
         text = self.text.push([token])[self.told :] if self.eager else ""
         if token in self.job.engine.end_ids:
             self.end("stop")
-        elif ask.stop and (at := find_stop(text, ask.stop, before - self.told)) is not None:
-            kept = count - (at <= before - self.told)  # the token in which the stop string begins, unless it begins it
-            self.drawn = self.drawn[:kept]
+        elif ask.stop and (at := find_stop(text, ask.stop, searched)) is not None:
+            self.drawn = self.drawn[: sum(start < at for start in self.starts)]  # those with a part in the text
             self.job.finished[self.number] = Segment(text[:at], tuple(self.drawn), finish_reason="stop")
             self.done = True
         elif count == self.limit:

@@ -26,10 +26,10 @@ class CARDS(Method):
         accept   if u < min(1, exp((r(x, y + s) - tau(t)) / beta))
         after max_rejections rejections draw one more and keep the best of all, untested (a fallback)
 
-    Without fallbacks the accepted segments follow q(s) exp(min(r, tau) / beta), normalised for each prefix, with q the
-    proposal. target is r*, entropy_threshold tau_u; None takes what the RM and the LM are known to need (tau_u: 3.0 unless
-    known). temperature None means beta, as in the paper. `width` candidates are drawn at once, which changes the speed and
-    nothing else. `boundary` replaces the entropy rule.
+    Without fallbacks an accepted segment follows q(s) min(1, exp((r - tau(t)) / beta)), normalised for each prefix, with q
+    the proposal: among segments of one length, q(s) exp(min(r, tau) / beta). target is r*, entropy_threshold tau_u; None
+    takes what the RM and the LM are known to need (tau_u: 3.0 unless known). temperature None means beta, as in the paper.
+    `width` candidates are drawn at once, which changes the speed and nothing else. `boundary` replaces the entropy rule.
 
     Differs from the published code: one KV cache and no second pass at a boundary, end of text is honoured, the
     reward of the prompt is counted, the test is done on the log scale, non-finite rewards are refused.

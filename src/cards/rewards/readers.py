@@ -48,7 +48,7 @@ class Slotted:
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
         reading = Reading(rows, meter())
-        self.scheduler.submit(lambda: self._begin(reading))
+        self.scheduler.submit(lambda: self._begin(reading), reading)
         try:
             return await reading.future
         finally:

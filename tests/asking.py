@@ -1,0 +1,47 @@
+"""What tests of the decoder ask with: a mock, a reward, a method in small pieces, and a look at what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from small import eventually
+
+from cards import CARDS, FixedLength, TransformersEngine
+from cards.engines.mock import MockEngine
+from cards.events import Prompt, Response
+from cards.rewards.base import Reward
+
+CARDS_IN_THREES = CARDS(target=1.5, beta=0.5, temperature=1.0, top_k=None, boundary=FixedLength(maximum=3), width=2)
+
+
+def mock(**options: Any) -> MockEngine:
+    return MockEngine(lambda ids: [0.25 + 0.01 * (len(ids) % 3), 0.25, 0.25, 0.2], "abc ", **options)
+
+
+async def count_of_b(prompt: str, response: str) -> float:
+    return response.count("b") / 2
+
+
+async def assert_free(engine: TransformersEngine) -> None:
+    """Nobody holds a row."""
+    scheduler = engine.scheduler
+    await eventually(lambda: not (engine._open or scheduler.active or scheduler.waiting), engine.settle)
+    assert scheduler.slots.idle.all()
+
+
+class Hangs(Reward):
+    """Scores a few texts, then never answers."""
+
+    name = "hangs"
+
+    def __init__(self, after: int, target: float | None = 0.0) -> None:
+        self.left, self.target = after, target
+        self.waiting = asyncio.Event()
+
+    async def rate(self, prompt: Prompt, responses: list[Response]) -> list[float]:  # type: ignore[override]
+        if self.left == 0:
+            self.waiting.set()
+            await asyncio.Event().wait()
+        self.left -= 1
+        return [9.0] * len(responses)

@@ -1,0 +1,37 @@
+"""What all tests share: one thread for torch, and small models that are made once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+from small import Pair, letter_engine
+
+from cards import TransformersEngine
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def gpt2_float64() -> Pair:
+    """Float64 from end to end: rounding cannot turn a decision."""
+    return Pair.make("gpt2", torch.float64)
+
+
+@pytest.fixture(scope="session")
+def llama_float64() -> Pair:
+    return Pair.make("llama", torch.float64)
+
+
+@pytest.fixture(scope="session")
+def llama_float32() -> Pair:
+    return Pair.make("llama", torch.float32)
+
+
+@pytest.fixture
+async def letters() -> AsyncIterator[TransformersEngine]:
+    """A real engine whose answers never end by themselves."""
+    engine = letter_engine(slots=4)
+    yield engine
+    await engine.aclose()

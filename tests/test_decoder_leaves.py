@@ -1,0 +1,86 @@
+"""However a request ends, nothing of it is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from asking import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from small import eventually
+
+from cards import CARDS, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
+from cards.errors import BatchError, RewardError
+
+
+async def test_closing_a_stream_early_frees_its_rows(letters: TransformersEngine) -> None:
+    decoder = Decoder(letters, FunctionReward(count_of_b, target=50.0), CARDS(boundary=FixedLength(maximum=20), width=4))
+    events = decoder.astream("ab", max_tokens=100)
+    await anext(events)
+    await events.aclose()
+    await assert_free(letters)
+
+
+async def test_closing_a_sync_stream_early_frees_its_rows(letters: TransformersEngine) -> None:
+    decoder = Decoder(letters, None, Vanilla(chunk=1))
+    events = decoder.stream("ab", max_tokens=100)
+    next(events)
+    events.close()
+    await eventually(lambda: letters._open == 0, lambda: asyncio.sleep(0.01))
+    await assert_free(letters)
+
+
+async def test_a_cancelled_request_leaves_no_row_busy_and_others_go_on(letters: TransformersEngine) -> None:
+    hanging = Hangs(after=2)
+    cancelled = asyncio.create_task(Decoder(letters, hanging, CARDS(width=4, max_segment=8)).agenerate("ab"))
+    other = asyncio.create_task(Decoder(letters, None, Vanilla()).agenerate("ba", max_tokens=30))
+    await hanging.waiting.wait()
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert len((await other).token_ids) == 30
+    await assert_free(letters)
+
+
+async def test_cancelling_at_any_moment_leaves_no_row_busy(letters: TransformersEngine) -> None:
+    decoder = Decoder(letters, FunctionReward(count_of_b, target=2.0), CARDS(width=3, boundary=FixedLength(maximum=4)))
+    want = (await decoder.agenerate("ab", max_tokens=8)).segments
+    for turns in range(0, 60, 4):
+        task = asyncio.create_task(decoder.agenerate("ab", max_tokens=40))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await assert_free(letters)
+    assert (await decoder.agenerate("ab", max_tokens=8)).segments == want
+
+
+async def test_a_failing_reward_is_reported_with_the_answer_so_far_and_frees_rows(letters: TransformersEngine) -> None:
+    calls = 0
+
+    def fails_later(prompt: str, response: str) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise ZeroDivisionError("by zero")
+        return 5.0
+
+    decoder = Decoder(letters, FunctionReward(fails_later, target=0.0), CARDS(boundary=FixedLength(maximum=2), width=1))
+    with pytest.raises(RewardError, match=r"fails_later.*ZeroDivisionError: by zero") as caught:
+        await decoder.agenerate("ab", max_tokens=20)
+    partial = caught.value.partial
+    assert partial is not None
+    assert len(partial.segments) == 2
+    await assert_free(letters)
+    assert (await decoder.agenerate("ab", max_tokens=6)).finish_reason == "length"
+
+
+@pytest.mark.parametrize("kind", ["call", "stream", "batch"])
+def test_a_failing_reward_reaches_sync_callers(kind: str) -> None:
+    decoder = Decoder(mock(), lambda p, r: float("nan"), CARDS_IN_THREES)
+    run = {
+        "call": lambda: decoder("a"),
+        "stream": lambda: list(decoder.stream("a")),
+        "batch": lambda: decoder.batch(["a"]),
+    }[kind]
+    with pytest.raises((RewardError, BatchError), match="finite"):
+        run()

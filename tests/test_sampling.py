@@ -1,0 +1,123 @@
+"""Draws follow the distribution that the settings name, and depend on nothing but their uniform."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from cards.errors import SettingError
+from cards.sampling import TOKENS, VERDICT, Sampling, draw, probabilities, uniforms
+
+LOGITS = torch.tensor([[0.3, -1.0, 2.0, 1.9, -0.5, 0.0, 1.0]], dtype=torch.float64)
+
+
+def enumerated(sampling: Sampling) -> dict[int, float]:
+    """The proposal by its definition: temperature, then top-k, then the nucleus."""
+    logits = LOGITS[0].tolist()
+    falling = sorted(range(len(logits)), key=lambda i: -logits[i])[: sampling.top_k]
+    weight = {i: math.exp(logits[i] / sampling.temperature) for i in falling}
+    p = {i: w / sum(weight.values()) for i, w in weight.items()}
+    kept, mass = {}, 0.0
+    for i in falling:
+        if mass < sampling.top_p:
+            kept[i] = p[i]
+        mass += p[i]
+    return {i: x / sum(kept.values()) for i, x in kept.items()}
+
+
+SETTINGS = [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(temperature=3.0, top_k=4),
+    Sampling(top_p=0.7),
+    Sampling(temperature=1.5, top_k=5, top_p=0.8),
+    Sampling(top_k=1),
+    Sampling(top_p=1e-9),
+    Sampling(top_k=100),
+]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
+def test_probabilities_equal_enumeration(sampling: Sampling) -> None:
+    ids, p = probabilities(LOGITS, sampling)
+    got = {int(i): float(x) for i, x in zip(ids[0], p[0], strict=True) if x > 0}
+    assert got == pytest.approx(enumerated(sampling), abs=1e-12)
+    assert ids[0].tolist() == sorted(ids[0].tolist())
+    assert p.dtype == torch.float64
+
+
+@pytest.mark.parametrize("sampling", SETTINGS[:5], ids=str)
+def test_draw_is_the_inverse_of_the_cumulative_distribution(sampling: Sampling) -> None:
+    grid = (np.arange(2000) + 0.5) / 2000
+    drawn = draw(LOGITS.expand(len(grid), -1), sampling, torch.from_numpy(grid)).tolist()
+    assert drawn == sorted(drawn)
+    law = enumerated(sampling)
+    assert set(drawn) == set(law)
+    for token, p in law.items():
+        assert drawn.count(token) / len(grid) == pytest.approx(p, abs=1 / 1000)
+
+
+def test_draw_never_gives_a_token_of_no_probability() -> None:
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    edges = torch.tensor([0.0, 0.5 - 1e-16, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logits.expand(4, -1), Sampling(), edges).tolist() == [1, 1, 3, 3]
+
+
+def test_rows_are_drawn_independently_of_each_other() -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(30, 50)))
+    u = torch.from_numpy(np.random.default_rng(1).random(30))
+    sampling = Sampling(0.8, 20, 0.9)
+    together = draw(rows, sampling, u).tolist()
+    assert together == [int(draw(rows[i : i + 1], sampling, u[i : i + 1])) for i in range(30)]
+
+
+def test_temperature_zero_is_the_likeliest_token_whatever_the_uniform() -> None:
+    for u in (0.0, 0.5, 1 - 2**-53):
+        assert draw(LOGITS, Sampling(temperature=0, top_k=3), torch.tensor([u], dtype=torch.float64)).tolist() == [2]
+
+
+def test_uniforms_do_not_depend_on_how_many_are_taken() -> None:
+    assert uniforms(7, 2, 3, 5).tolist() == uniforms(7, 2, 3, 500)[:5].tolist()
+
+
+def test_uniforms_are_the_documented_philox_stream() -> None:
+    for stream in (TOKENS, VERDICT):
+        philox = np.random.Philox(key=[11, stream], counter=[0, 5, 4, 0])
+        assert uniforms(11, 4, 5, 9, stream).tolist() == np.random.Generator(philox).random(9).tolist()
+
+
+def test_uniforms_of_different_coordinates_differ_and_are_uniform() -> None:
+    coordinates = [(s, g, c, r) for s in range(4) for g in range(4) for c in range(4) for r in (TOKENS, VERDICT)]
+    streams = [uniforms(seed, segment, candidate, 50, stream) for seed, segment, candidate, stream in coordinates]
+    everything = np.concatenate(streams)
+    assert len(set(everything.tolist())) == len(everything)
+    assert stats.kstest(everything, "uniform").pvalue > 0.001
+    firsts = np.array([s[0] for s in streams])
+    assert stats.kstest(firsts, "uniform").pvalue > 0.001
+
+
+def test_seeds_of_64_bits_are_told_apart_and_larger_ones_wrap() -> None:
+    seeds = [0, 1, 2**53, 2**53 + 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
+    assert len({float(uniforms(seed, 0, 0, 1)[0]) for seed in seeds}) == len(seeds)
+    assert uniforms(2**64 + 3, 0, 0, 4).tolist() == uniforms(3, 0, 0, 4).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float], named: str) -> None:
+    with pytest.raises(SettingError, match=named):
+        Sampling(**settings)  # type: ignore[arg-type]
