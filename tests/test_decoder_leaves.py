@@ -84,3 +84,12 @@ def test_a_failing_reward_reaches_sync_callers(kind: str) -> None:
     }[kind]
     with pytest.raises((RewardError, BatchError), match="finite"):
         run()
+
+
+async def test_a_reward_that_cancels_itself_is_an_error_not_a_hang(letters: TransformersEngine) -> None:
+    async def cancels(prompt: str, response: str) -> float:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RewardError, match="cancelled from within"):
+        await Decoder(letters, cancels, CARDS(target=1.0)).agenerate("ab")
+    await assert_free(letters)

@@ -274,3 +274,11 @@ def test_a_saved_reward_model_scores_as_before(tmp_path: Any) -> None:
     decoder = Decoder(letter_engine(slots=2), reward, BestOfN(n=2))
     assert reward.target == 0.5
     assert decoder("ab", max_tokens=3).reward is not None
+
+
+async def test_a_proposal_that_cannot_begin_fails_alone(engine: TransformersEngine) -> None:
+    other = asyncio.create_task(proposals(engine, ask_of(engine, max_tokens=30)))
+    with pytest.raises(ValueError, match="negative"):
+        await proposals(engine, ask_of(engine, max_tokens=-1))
+    assert len((await other)[0].token_ids) == 30
+    assert len(await proposals(engine, ask_of(engine))) == 1
