@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from types import SimpleNamespace
 
 import pytest
 from mocked import Cards
@@ -63,7 +62,7 @@ def test_raw_text_is_left_alone(cli: Cards) -> None:
 
 
 def test_text_is_raw_where_the_model_has_no_chat_template(cli: Cards) -> None:
-    cli.engine.tokenizer = SimpleNamespace(chat_template=None)  # type: ignore[attr-defined]
+    cli.engine.chats = False
     cli("generate", " I like", *SHORT)
     assert cli.engine.prompts[0].messages is None
 

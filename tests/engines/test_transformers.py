@@ -282,3 +282,12 @@ async def test_a_proposal_that_cannot_begin_fails_alone(engine: TransformersEngi
         await proposals(engine, ask_of(engine, max_tokens=-1))
     assert len((await other)[0].token_ids) == 30
     assert len(await proposals(engine, ask_of(engine))) == 1
+
+
+async def test_one_of_several_equal_prompts_is_read_for_all(engine: TransformersEngine) -> None:
+    prompt = engine.encode(words(list(range(5, 45))))
+    with metered(Usage()) as usage:
+        ask = Ask(prompt, Response(), 4)
+        await asyncio.gather(*(proposals(engine, replace(ask, seed=seed)) for seed in range(6)))
+    again = len(prompt.token_ids) - 1 + 5  # the others only ask for the logits after it, which take its last token
+    assert usage.lm_prefill_tokens <= again + 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cards.engines.slots import Slots
-from cards.errors import ModelError
+from cards.errors import ModelError, PromptError
 from cards.usage import Usage
 
 log = logging.getLogger("cards")
@@ -171,17 +171,28 @@ class Scheduler:
 
     def _admit(self) -> None:
         fresh: list[Row] = []
+        later: list[Row] = []  # what they begin with is just being read for another
         while self.waiting:
-            row = self.waiting[0]
-            if not row.job.cancelled:
-                if (place := self.slots.acquire(row.tokens, row.keep)) is None:
-                    break
+            row = self.waiting.popleft()
+            if row.job.cancelled:
+                continue
+            if len(row.tokens) > self.slots.length:
+                row.job.cancelled = True
+                row.job.fail(
+                    PromptError(f"A text of {len(row.tokens)} tokens is longer than the context, {self.slots.length}.")
+                )
+            elif self.slots.coming(row.tokens):
+                later.append(row)
+            elif (place := self.slots.acquire(row.tokens, row.keep)) is None:
+                later.append(row)
+                break
+            else:
                 row.slot, held = place
                 row.job.usage.add(**{f"{self.kind}_cached_tokens": held})
                 self.active.append(row)
                 if held == len(row.tokens):
                     fresh.append(row)
-            self.waiting.popleft()
+        self.waiting.extendleft(reversed(later))
         if fresh:
             self._consume(fresh, torch.stack([row.start for row in fresh if row.start is not None]))
 

@@ -18,6 +18,7 @@ from cards.engines.attention import Group, Step, running
 from cards.errors import check
 
 COPY_COST = 0.05  # of reading a token again
+WORTH_WAITING = 16  # tokens: a sequence waits a step for another to read at least so many that both begin with
 
 
 class Slots:
@@ -33,15 +34,21 @@ class Slots:
         self.caches: dict[int, tuple[Tensor, Tensor]] = {}
         self.tokens: NDArray[np.int64] = np.full((rows, length), -1)
         self.held: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens in the cache
+        self.due: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens that will be there once the slot's taker is read
         self.used: NDArray[np.int64] = np.zeros(rows, np.int64)  # when last taken
         self.idle: NDArray[np.bool_] = np.ones(rows, bool)
         self.clock = 0
 
     def match(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many leading tokens of the sequence each slot holds, [rows]."""
-        n = len(sequence)
-        same = (self.tokens[:, :n] == sequence) & (np.arange(n) < self.held[:, None])
-        return np.where(same.all(1), n, same.argmin(1)) if n else np.zeros(self.rows, np.int64)
+        return self._common(sequence, self.held)
+
+    def coming(self, sequence: Sequence[int]) -> bool:
+        """Whether a slot is about to hold much more of the sequence's beginning than any does now."""
+        if not (self.due > self.held).any():
+            return False
+        ids = np.asarray(sequence, np.int64)
+        return bool(self._common(ids, self.due).max() >= self.match(ids).max() + WORTH_WAITING)
 
     def acquire(self, sequence: Sequence[int], keep: int) -> tuple[int, int] | None:
         """Take an idle slot for the sequence, of which at most `keep` tokens need no reading.
@@ -63,12 +70,13 @@ class Slots:
                 keys[slot, :, start:best] = keys[source, :, start:best]
                 values[slot, :, start:best] = values[source, :, start:best]
             self.tokens[slot, start:best] = self.tokens[source, start:best]
-        self.held[slot], self.used[slot], self.idle[slot] = best, self.clock, False
+        self.tokens[slot, best : len(sequence)] = sequence[best:]
+        self.held[slot], self.due[slot], self.used[slot], self.idle[slot] = best, len(sequence), self.clock, False
         return slot, best
 
     def release(self, slot: int) -> None:
         """Give a slot back; what it holds stays until it is taken again."""
-        self.idle[slot] = True
+        self.idle[slot], self.due[slot] = True, 0
 
     def read(self, rows: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         """Read new tokens, each row's behind what its slot holds: rows are (slot, new tokens), in rising slot order.
@@ -87,6 +95,11 @@ class Slots:
     def forget(self) -> None:
         """Drop everything held, after a step that failed half-way."""
         self.held[:] = 0
+
+    def _common(self, sequence: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        n = len(sequence)
+        same = (self.tokens[:, :n] == sequence) & (np.arange(n) < lengths[:, None])
+        return np.where(same.all(1), n, same.argmin(1)) if n else np.zeros(self.rows, np.int64)
 
     def _cache(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's cache; zeros at first, for even what the mask hides must be finite."""
