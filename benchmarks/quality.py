@@ -26,7 +26,7 @@ from common import HERE, machine
 SHARE_ALIKE = ("CC-BY-SA", "CDLA")
 
 
-def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine) -> list[str]:
+def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine, offset: float = 0.0) -> list[str]:
     """Prompts of a file as raw text, those that leave room for an answer."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = [json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()]
@@ -36,7 +36,7 @@ def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine)
     ]
     texts = list(dict.fromkeys(t for t in texts if len(engine.tokenizer(t)["input_ids"]) <= longest))
     step = len(texts) / count
-    return [texts[int(i * step)] for i in range(count)]
+    return [texts[int((i + offset) * step)] for i in range(count)]
 
 
 def grade(reward: cards.ClassifierReward, prompts: list[Prompt], results: list[cards.Result]) -> list[float]:
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--target", type=float, default=None, help="r* (default: the embedded RM's own)")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--offset", type=float, default=0.0, help="where between two used prompts to start, in [0, 1)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quality.json")
     args = parser.parse_args()
     engine, reward = cards.TransformersEngine.load("tiny"), cards.ClassifierReward.load("tiny")
@@ -69,7 +70,7 @@ def main() -> None:
     }
     report = {"on": machine("cpu", "float32"), "methods": {k: str(v) for k, v in methods.items()}, "sets": {}}
     for path in args.prompts:
-        texts = read(path, args.each, engine.context - args.max_tokens, engine) * args.seeds
+        texts = read(path, args.each, engine.context - args.max_tokens, engine, args.offset) * args.seeds
         prompts = [engine.encode(text) for text in texts]
         rows, per_method = {}, {}
         for name, method in methods.items():

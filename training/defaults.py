@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import DEFAULT_DATA, DEFAULT_OUT, read_json, read_rows, write_json
 
 import cards
 from cards.events import Response
+from common import DEFAULT_DATA, DEFAULT_OUT, read_json, read_rows, write_json
 
 
 def prompts(data: Path, each: int) -> list[str]:
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--each", type=int, default=128)
-    parser.add_argument("--segment", type=float, default=8.0)
-    parser.add_argument("--quantile", type=float, default=0.9)
+    parser.add_argument("--segment", type=float, default=6.0)
+    parser.add_argument("--quantile", type=float, default=0.95)
     args = parser.parse_args()
     engine, reward = cards.TransformersEngine.load(str(args.out / "lm")), cards.ClassifierReward.load(str(args.out / "rm"))
     texts = prompts(args.data, args.each)
@@ -68,11 +68,11 @@ def main() -> None:
     threshold = round(float(grid[int(np.argmin(np.abs(np.array(lengths) - args.segment)))]), 1)
     target = round(float(np.quantile(rewards, args.quantile)), 1)
     print(
-        "rewards: mean %.2f, sd %.2f, quantiles" % (rewards.mean(), rewards.std()),
+        f"rewards: mean {rewards.mean():.2f}, sd {rewards.std():.2f}, quantiles",
         np.quantile(rewards, [0.5, 0.75, 0.9, 0.95]).round(2),
     )
     print(
-        "entropy: mean %.2f;" % np.concatenate(entropies).mean(),
+        f"entropy: mean {np.concatenate(entropies).mean():.2f};",
         f"tau_u {threshold}: {segment_length(entropies, threshold):.1f} tokens;",
         f"r* {target}",
     )

@@ -1,0 +1,108 @@
+"""Token rows and length-bucketed batches for the language models."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from corpus import Turns, stories, train_dialogues
+
+ROW = 512
+# One compiled graph per width; rows are padded up to the next one, never packed together, so that a
+# dialogue's first turn has nothing before it, as at decoding time.
+WIDTHS = (96, 192, 256, 384, 512)
+BATCH_TOKENS = 8192
+SWAP = 0.3
+STORY_SHARE = 0.35
+IGNORE = -100
+
+Ids = list[int]
+
+
+class Encoder:
+    """Turns are encoded once and joined later: the tokenizer never merges across a turn's edges."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.human: Ids = tokenizer.encode("\n\nHuman:")
+        self.assistant: Ids = tokenizer.encode("\n\nAssistant:")
+        self.eos = int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))
+        self.pad = int(tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)))
+
+    def contents(self, dialogues: list[Turns]) -> list[list[Ids]]:
+        flat = [" " + content for turns in dialogues for content in turns]
+        ids = iter(self.tokenizer(flat, verbose=False)["input_ids"])
+        return [[next(ids) for _ in turns] for turns in dialogues]
+
+    def rows(self, contents: list[Ids]) -> list[Ids]:
+        """One dialogue as rows of at most ROW tokens, each of which begins with a human turn."""
+        rows: list[Ids] = []
+        row: Ids = []
+        for human, assistant in zip(contents[::2], contents[1::2], strict=True):
+            pair = self.human + human + self.assistant + assistant + [self.eos]
+            if row and len(row) + len(pair) > ROW:
+                rows.append(row)
+                row = []
+            row = row + pair
+        rows.append(row)
+        return [row[:ROW] for row in rows]
+
+
+class LmData:
+    def __init__(
+        self,
+        data: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        batch_tokens: int = BATCH_TOKENS,
+        widest: int = ROW,
+    ) -> None:
+        self.encoder = Encoder(tokenizer)
+        self.dialogues = self.encoder.contents(train_dialogues(data))
+        self.stories: list[Ids] = []
+        for ids in tokenizer(stories(data, "train"), verbose=False)["input_ids"]:
+            self.stories += [ids[start : start + ROW] for start in range(0, len(ids), ROW)]
+        self.seed = seed
+        self.batch_tokens = batch_tokens
+        self.widest = widest
+
+    def rows(self, rng: random.Random) -> list[Ids]:
+        rows = [row for row in self.stories if rng.random() < STORY_SHARE]
+        for contents in self.dialogues:
+            # The speakers are symmetric in most of the text: a dialogue that starts one turn later is a new one.
+            late = even_ids(contents[1:]) if rng.random() < SWAP else []
+            rows += self.encoder.rows(late or contents)
+        return rows
+
+    def epoch(self, number: int) -> list[torch.Tensor]:
+        """Batches of near-equal token counts, padded with the pad id, in random order."""
+        rng = random.Random(f"{self.seed}-{number}")
+        buckets: dict[int, list[Ids]] = {width: [] for width in WIDTHS}
+        for row in self.rows(rng):
+            buckets[next(width for width in WIDTHS if width >= len(row))].append(row)
+        batches = []
+        for width, rows in buckets.items():
+            if width > self.widest:
+                continue
+            rng.shuffle(rows)
+            size = self.batch_tokens // width
+            # A last, smaller batch would cost one more compiled graph.
+            for start in range(0, len(rows) - size + 1, size):
+                batches.append(pad(rows[start : start + size], width, self.encoder.pad))
+        rng.shuffle(batches)
+        return batches
+
+
+def even_ids(contents: list[Ids]) -> list[Ids]:
+    return contents[: len(contents) // 2 * 2]
+
+
+def pad(rows: list[Ids], width: int, fill: int) -> torch.Tensor:
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return torch.from_numpy(out)

@@ -1,0 +1,126 @@
+"""Shapes, attention, optimisers and storage of the causal models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AttentionInterface,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bpe import save_tokenizer
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden: int
+    layers: int
+    heads: int
+    inner: int
+
+
+LM = Shape(hidden=256, layers=6, heads=4, inner=768)
+DRAFT = Shape(hidden=128, layers=5, heads=4, inner=448)
+
+
+def causal_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Plain matrix products: the CPU kernel's backward pass is several times slower than these at 256 tokens.
+
+    Rows are padded on the right and padded positions carry no loss, so causality is all the mask there is.
+    """
+    length = query.shape[2]
+    scores = torch.matmul(query * kwargs["scaling"], key.transpose(2, 3)).float()
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    weights = torch.softmax(scores.masked_fill(~seen, -1e9), dim=-1).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("plain_causal", causal_attention)
+
+
+def build(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        # Residual branches start at nothing, so depth does not slow the first steps.
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return model
+
+
+def optimisers(model: torch.nn.Module, muon_lr: float, adam_lr: float, decay: float) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, AdamW for embeddings, norms and heads."""
+    hidden, rest = [], []
+    for name, weight in model.named_parameters():
+        inner = weight.ndim == 2 and (".layers." in name or ".layer." in name)
+        (hidden if inner else rest).append(weight)
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    if hidden:
+        found.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=decay, momentum=0.95))
+    for optimiser in found:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return found
+
+
+def trapezoid(step: int, total: int, warm: int, cool: float) -> float:
+    """Warm up, hold, then fall to nothing over the last `cool` of the run."""
+    start = total * (1 - cool)
+    return min((step + 1) / warm, 1.0, max((total - step) / (total - start), 0.0))
+
+
+def cosine(step: int, total: int, warm: int) -> float:
+    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
+
+
+def set_rate(found: list[torch.optim.Optimizer], factor: float) -> None:
+    for optimiser in found:
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph for each of the few row widths, which is faster than a graph with free sizes."""
+    return torch.compile(function, dynamic=False)
+
+
+def store(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+    """A folder that AutoModel and AutoTokenizer load; written from a copy in the storage type."""
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy = copy.to(dtype)
+    if copy.can_generate():
+        copy.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    copy.save_pretrained(folder)
+    # The weights come out readable by their owner alone.
+    (folder / "model.safetensors").chmod(0o644)
+    save_tokenizer(tokenizer, folder)

@@ -1,0 +1,129 @@
+"""Rows that judge text: split between the two reward models, and laid out in the dialogue form."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from common import Row, hash_unit, read_rows
+from corpus import train_dialogues
+
+SOURCES = ("goemotions", "diasafety", "imdb", "hh", "ethics")
+PAIRED = ("imdb", "hh", "ethics")
+RM_SHARE = 0.65
+HELD_SHARE = 0.05
+MOST_HELD = 2000
+POLARITY = {"positive": 1.0, "neutral": 0.5, "negative": 0.0}
+GENERIC = ("What do you think?", "How are you?", "Tell me something.", "What is your opinion?", "Hi there!")
+FORM_TURN = GENERIC[0]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One rated text, or a pair whose first text is the better one."""
+
+    source: str
+    prompt: str
+    texts: tuple[str, ...]
+    target: float
+    key: str
+
+
+def from_row(source: str, row: Row) -> Judged:
+    if source == "goemotions":
+        return Judged(source, "", (row["text"].strip(),), POLARITY[row["polarity"]], row["text"])
+    if source == "diasafety":
+        return Judged(source, row["prompt"], (row["response"].strip(),), float(row["label"] == "safe"), row["prompt"])
+    texts = (row["chosen"].strip(), row["rejected"].strip())
+    if source == "hh":
+        # Dialogues with the same first turn share text, so they stay on one side.
+        return Judged(source, row["prompt"], texts, 1.0, row["prompt"].split("\n\nAssistant:")[0])
+    return Judged(source, "", texts, 1.0, texts[0] if source == "ethics" else row["id"])
+
+
+FILES = {
+    ("goemotions", "train"): "sentiment/goemotions_polarity.train",
+    ("goemotions", "dev"): "sentiment/goemotions_polarity.dev",
+    ("diasafety", "train"): "preference/diasafety.train",
+    ("diasafety", "dev"): "preference/diasafety.valid",
+    ("imdb", "train"): "sentiment/imdb_cad_pairs.train",
+    ("imdb", "dev"): "sentiment/imdb_cad_pairs.dev",
+    ("hh", "train"): "preference/hh_pairs.train",
+    ("hh", "dev"): "preference/hh_pairs.test",
+    ("ethics", "train"): "preference/ethics_util_pairs.train",
+}
+
+
+def load(data: Path, source: str, split: str) -> list[Judged]:
+    rows = read_rows(data / f"{FILES[source, split]}.jsonl.gz")
+    return [item for item in (from_row(source, row) for row in rows) if all(item.texts)]
+
+
+def in_share(item: Judged, role: str) -> bool:
+    """Each training row belongs to exactly one of the two reward models; ETHICS is the grader's alone."""
+    if item.source == "ethics":
+        return role == "gold"
+    return (hash_unit("share:" + item.key) < RM_SHARE) == (role == "rm")
+
+
+def held_out(item: Judged) -> bool:
+    return hash_unit("held:" + item.key) < HELD_SHARE
+
+
+def train_items(data: Path, role: str, sources: tuple[str, ...]) -> tuple[list[Judged], list[Judged]]:
+    """(rows to train on, unseen rows for thresholds), both from the train files.
+
+    The other model's rows are unseen too; a part of them steadies the thresholds.
+    """
+    train, held = [], []
+    for source in sources:
+        unseen = []
+        for item in load(data, source, "train"):
+            seen = in_share(item, role) and not held_out(item)
+            (train if seen else unseen).append(item)
+        held += sorted(unseen, key=lambda item: hash_unit("cut:" + item.key))[:MOST_HELD]
+    return train, held
+
+
+def as_reply(item: Judged, turn: str = FORM_TURN) -> str:
+    """The dialogue before the text, for rows that come without one."""
+    return item.prompt or f"\n\nHuman: {turn}\n\nAssistant:"
+
+
+class Prompts:
+    """Human turns to answer for texts without a prompt: none, a generic one, or one from the dialogues."""
+
+    def __init__(self, data: Path, rng: random.Random) -> None:
+        turns = [turn for dialogue in train_dialogues(data)[::7] for turn in dialogue[::2] if len(turn) < 80]
+        self.turns = rng.sample(turns, 4000)
+
+    def draw(self, item: Judged, rng: random.Random) -> str:
+        if item.prompt:
+            return item.prompt
+        chance = rng.random()
+        if chance < 0.2:
+            return ""
+        return as_reply(item, rng.choice(GENERIC if chance < 0.65 else self.turns))
+
+
+class Laid:
+    """Token ids of (prompt, text), shortened so that text and prompt both stay in view."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.eos = int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))
+
+    def ids(self, prompt: str, texts: tuple[str, ...], room: int = 0) -> tuple[list[int], list[list[int]]]:
+        lead = " " if prompt else ""
+        encoded = self.tokenizer([lead + text for text in texts], verbose=False)["input_ids"]
+        space = (room or self.limit) - 1
+        before = self.tokenizer(prompt, verbose=False)["input_ids"] if prompt else []
+        longest = max(len(ids) for ids in encoded)
+        # The latest part of the prompt matters most; a long text takes at most three quarters of the room.
+        keep = max(space - longest, space // 4)
+        before = before[-keep:] if before else []
+        return before, [ids[: space - len(before)] for ids in encoded]
