@@ -25,6 +25,7 @@ import torch
 
 import cards
 from cards.engines.loading import pick_device, pick_dtype
+from cards.engines.scheduler import Worker
 from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 
@@ -35,13 +36,17 @@ from oracle import Floats, Oracle, Settings
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
     """CARDS settings under which a random pair behaves like a real one: segments of about 10 tokens, about 40% accepted."""
     plain = cards.Decoder(engine, None, cards.Vanilla()).batch(prompts()[:4], **options)
-    with torch.inference_mode():
-        entropies = []
+
+    @torch.no_grad()
+    def entropies() -> torch.Tensor:
+        found = []
         for prompt, result in zip(prompts(), plain, strict=False):
             ids = torch.tensor([[*engine.encode(prompt).token_ids, *result.token_ids]], device=engine.model.device)
             logits = engine.model(ids).logits[0, -len(result.token_ids) :].float()
-            entropies.append(torch.distributions.Categorical(logits=logits).entropy())
-    threshold = torch.cat(entropies).quantile(0.84).item()
+            found.append(torch.distributions.Categorical(logits=logits).entropy())
+        return torch.cat(found)
+
+    threshold = Worker.on(engine.model.device).call(entropies).quantile(0.84).item()
     method = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=threshold)
     free = cards.Decoder(engine, reward, method).batch(prompts()[:16], **options)
     rewards = [s.reward for result in free for s in result.segments]
@@ -54,7 +59,7 @@ def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward,
 class Arms:
     """The contestants; each returns (seconds, tokens kept, results)."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, single: int, args: argparse.Namespace) -> None:
         device = pick_device(args.device)
         dtype = pick_dtype(args.dtype, device)
         options = {"slots": args.slots, "context": args.context}
@@ -62,7 +67,7 @@ class Arms:
             self.engine = cards.TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
             self.reward = cards.ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
         else:
-            self.engine, self.reward = random_pair(name, str(device), dtype, **options)
+            self.engine, self.reward = Worker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
         self.engine.end_ids = frozenset()
         generation = self.engine.model.generation_config
         generation.eos_token_id, generation.pad_token_id = None, 0
@@ -74,7 +79,14 @@ class Arms:
             )
         else:
             self.method = calibrated(self.engine, self.reward, self.options)
-        self.naive_prompts = args.naive_prompts
+        self.single = single
+
+    def prompt_tokens(self, count: int) -> int:
+        return sum(len(self.engine.encode(prompt).token_ids) for prompt in prompts()[:count])
+
+    def in_worker(self, run: Callable[[], tuple[float, int, list[Result]]]) -> tuple[float, int, list[Result]]:
+        """All arms compute in one thread: with a second one, OpenMP's teams slow each other, `generate` threefold."""
+        return Worker.on(self.engine.model.device).call(run)
 
     def cards(self, requests: int) -> tuple[float, int, list[Result]]:
         return self._ours(cards.Decoder(self.engine, self.reward, self.method), requests)
@@ -83,7 +95,7 @@ class Arms:
         return self._ours(cards.Decoder(self.engine, None, cards.Vanilla()), requests)
 
     def _ours(self, decoder: cards.Decoder, requests: int) -> tuple[float, int, list[Result]]:
-        chosen = prompts()[: self.naive_prompts] if requests == 1 else prompts()[:requests]
+        chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]
         self.engine.forget()
         self.reward.forget()
         start = time.perf_counter()
@@ -95,7 +107,7 @@ class Arms:
 
     def generate(self, requests: int) -> tuple[float, int, list[Result]]:
         tokenizer, model = self.engine.tokenizer, self.engine.model
-        chosen = prompts()[: self.naive_prompts] if requests == 1 else prompts()[:requests]
+        chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]
         texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in chosen]
         batches = [[text] for text in texts] if requests == 1 else [texts]
         settings = {"do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": self.options["max_tokens"]}
@@ -111,7 +123,7 @@ class Arms:
         method, names = self.method, {f.name for f in fields(Settings)}
         settings = {f.name: getattr(method, f.name) for f in fields(method) if f.name in names}
         oracle = OnDevice(self.engine.model, self.reward.model, frozenset(), Settings(**settings, **self.options))
-        chosen = [self.engine.encode(prompt).token_ids for prompt in prompts()[: self.naive_prompts]]
+        chosen = [self.engine.encode(prompt).token_ids for prompt in prompts()[: self.single]]
         start = time.perf_counter()
         answers = [[t for piece in oracle.answer(ids, seed) for t in piece.kept.token_ids] for seed, ids in enumerate(chosen)]
         seconds = time.perf_counter() - start
@@ -133,13 +145,13 @@ class OnDevice(Oracle):
             return float(self.rm(torch.tensor([ids], device=self.rm.device)).logits[0, 0])
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
-    arms = Arms(name, args)
+def measure(name: str, single: int, args: argparse.Namespace) -> dict[str, object]:
+    arms = Arms(name, single, args)
     contestants: dict[str, Callable[[], tuple[float, int, list[Result]]]] = {
-        "generate-1": lambda: arms.generate(1),
+        "generate-1": lambda: arms.in_worker(lambda: arms.generate(1)),
         "vanilla-1": lambda: arms.vanilla(1),
         "cards-1": lambda: arms.cards(1),
-        f"generate-{args.requests}": lambda: arms.generate(args.requests),
+        f"generate-{args.requests}": lambda: arms.in_worker(lambda: arms.generate(args.requests)),
         f"vanilla-{args.requests}": lambda: arms.vanilla(args.requests),
         f"cards-{args.requests}": lambda: arms.cards(args.requests),
     }
@@ -147,6 +159,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
         run()
     times: dict[str, list[float]] = {}
     books: dict[str, cards.Usage] = {}
+    read: dict[str, int] = {}
     for _ in range(args.repeats):
         results: dict[str, list[Result]] = {}
         for arm, run in contestants.items():
@@ -154,15 +167,16 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
             times.setdefault(arm, []).append(1000 * seconds / tokens)
             if results[arm]:
                 books[arm] = sum((r.usage for r in results[arm]), cards.Usage())
-        if args.naive_prompts and not args.skip_naive:
-            seconds, tokens, _ = arms.naive(results["cards-1"])
+                read[arm] = arms.prompt_tokens(len(results[arm]))
+        if not args.skip_naive:
+            seconds, tokens, _ = arms.in_worker(lambda: arms.naive(results["cards-1"]))  # noqa: B023
             times.setdefault("naive-1", []).append(1000 * seconds / tokens)
     asyncio.run(cards.Decoder(arms.engine, arms.reward, arms.method).aclose())
     return {
         "model": name,
         "ms_per_kept_token": times,
         "ratios": ratios(times, args.requests),
-        "books": _books(books),
+        "books": _books(books, read),
         "method": str(arms.method),
     }
 
@@ -184,7 +198,7 @@ def ratios(times: dict[str, list[float]], many: int) -> dict[str, float]:
     return found
 
 
-def _books(books: dict[str, cards.Usage]) -> dict[str, dict[str, float | None]]:
+def _books(books: dict[str, cards.Usage], read: dict[str, int]) -> dict[str, dict[str, float | None]]:
     """Where the work went, by arm."""
     return {
         arm: {
@@ -192,7 +206,7 @@ def _books(books: dict[str, cards.Usage]) -> dict[str, dict[str, float | None]]:
             "fallback_rate": u.fallback_rate,
             "tokens_per_segment": (u.lm_decoded_tokens - u.lm_wasted_tokens) / max(1, u.accepted + u.fallbacks),
             "drawn_per_kept_token": u.lm_decoded_tokens / max(1, u.lm_decoded_tokens - u.lm_wasted_tokens),
-            "rm_tokens_per_drawn_token": u.rm_tokens / max(1, u.lm_decoded_tokens),
+            "rm_tokens_per_drawn_token": max(0, u.rm_tokens - read[arm]) / max(1, u.lm_decoded_tokens),  # prompts aside
             "lm_share_of_seconds": u.lm_seconds / u.seconds,
             "rm_share_of_seconds": u.rm_seconds / u.seconds,
         }
@@ -207,7 +221,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--naive-prompts", type=int, default=2, help="prompts of the arms with one request")
+    parser.add_argument("--single", type=int, nargs="+", default=[8, 2], help="prompts of the arms with one request, by model")
     parser.add_argument("--skip-naive", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--slots", type=int, default=64)
@@ -221,8 +235,8 @@ def main() -> None:
         "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
         "models": [],
     }
-    for name in args.models:
-        found = measure(name, args)
+    for i, name in enumerate(args.models):
+        found = measure(name, args.single[min(i, len(args.single) - 1)], args)
         report["models"].append(found)
         print(f"\n{name}: {found['method']}")
         for arm, values in found["ms_per_kept_token"].items():

@@ -175,6 +175,7 @@ class Decoder:
         return room
 
     async def _run(self, request: Request, usage: Usage, events: asyncio.Queue[Event | BaseException | None]) -> None:
+        self.engine.requests += 1
         with metered(usage):
             try:
                 async with aclosing(self.method.stream(request, self.engine, self.reward)) as stream:
@@ -188,6 +189,8 @@ class Decoder:
                 raise
             except Exception as error:
                 events.put_nowait(error)
+            finally:
+                self.engine.requests -= 1
 
 
 def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:

@@ -41,6 +41,7 @@ class Engine(ABC):
     rows: int  # sequences that it can decode at once
     entropy_threshold: float = 3.0  # a sensible tau_u for this LM
     chats: bool = True  # whether it renders messages
+    requests: int = 0  # being served now
 
     @abstractmethod
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:

@@ -42,13 +42,14 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    auto: Any, name: str, embedded: str, device: torch.device, dtype: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer: `tiny` (the embedded one in folder `embedded`), a folder, or a Hugging Face name.
 
     Raises UnknownNameError if there is no such model, ModelError if weights that matter are missing from it.
     """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    kind = pick_dtype(dtype, device)
     source = str(TINY / embedded) if name == "tiny" else name
     known = ["tiny", *(p.name for p in Path().iterdir() if (p / "config.json").exists())]
     hint = "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached."
@@ -65,7 +66,7 @@ def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[
         if any(key.startswith(("score", "classifier")) for key in missing):
             raise ModelError(f"Model {name!r} has no trained score head: a reward model is a trained sequence classifier.")
         raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}): it is no {auto.__name__[13:]}.")
-    return model.to(place).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def context_of(model: PreTrainedModel, wanted: int | None) -> int:

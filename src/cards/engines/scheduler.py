@@ -9,7 +9,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Protocol
+from concurrent.futures import Future
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from cards.errors import ModelError, PromptError
 from cards.usage import Usage
 
 log = logging.getLogger("cards")
+T = TypeVar("T")
 
 
 class Job:
@@ -244,12 +246,28 @@ class Worker:
         self.condition = threading.Condition()
         self.thread: threading.Thread | None = None
         self.stopped = False
+        self.calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self.asked = 0  # results handed out since the last step ...
         self.answered = 0  # ... and calls that came since, so that one step can serve all of them
 
     @classmethod
     def on(cls, device: torch.device) -> Worker:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         return cls._all.setdefault(device, cls())
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the worker's thread and wait for it.
+
+        Everything that computes on the CPU belongs there, loading included: OpenMP keeps a team of threads for each thread
+        that computes, and once the teams have more threads than the machine has cores they sleep between operations.
+        """
+        if threading.current_thread() is self.thread:
+            return function()
+        future: Future[T] = Future()
+        self.calls.append((function, future))
+        self.wake()
+        return future.result()
 
     def add(self, stepper: Steps) -> None:
         with self.condition:
@@ -275,6 +293,14 @@ class Worker:
             if worker.thread is not None:
                 worker.thread.join(timeout=5)
 
+    @staticmethod
+    @torch.inference_mode(False)
+    def _answer(function: Callable[[], T], future: Future[T]) -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
     def _busy(self) -> list[Steps]:
         return [s for ref in self.steppers if (s := ref()) is not None and s.busy]
 
@@ -282,11 +308,13 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self.condition:
-                self.condition.wait_for(lambda: self.stopped or self._busy())
+                self.condition.wait_for(lambda: self.stopped or self.calls or self._busy())
                 if self.stopped:
                     return
                 self.condition.wait_for(lambda: self.answered >= self.asked, PATIENCE)
                 self.answered = self.asked = 0
+            while self.calls:
+                self._answer(*self.calls.popleft())
             busy = self._busy()
             while busy:
                 busy.pop(0).step()

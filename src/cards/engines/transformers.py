@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine
-from cards.engines.loading import context_of, lm_output, load, slotted
-from cards.engines.scheduler import Job, Row, Scheduler
+from cards.engines.loading import context_of, lm_output, load, pick_device, slotted
+from cards.engines.scheduler import Job, Row, Scheduler, Worker
 from cards.engines.text import Detokenizer, encode, find_stop, hold_back
 from cards.errors import PromptError
 from cards.events import FinishReason, Message, Prompt, Segment
@@ -26,6 +26,7 @@ from cards.usage import Usage, meter
 class TransformersEngine(Engine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
 
+    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see Worker.call).
     Raises ModelError if the model's attention cannot be run in slots exactly.
     """
 
@@ -45,7 +46,9 @@ class TransformersEngine(Engine):
         self.context, self.rows = context_of(model, context), slots
         self.chats = tokenizer.chat_template is not None
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
-        held = slotted(model, lm_output(model), slots, self.context, lambda ids: model(ids).logits[:, -1])
+        held = Worker.on(model.device).call(
+            lambda: slotted(model, lm_output(model), slots, self.context, lambda ids: model(ids).logits[:, -1])
+        )
         self.scheduler = Scheduler(held, self._consume, "lm")
         self.end_ids = _end_ids(model, tokenizer)
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
@@ -56,7 +59,8 @@ class TransformersEngine(Engine):
         cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
     ) -> TransformersEngine:
         """`tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype)
+        place = pick_device(device)
+        model, tokenizer = Worker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -101,7 +105,7 @@ class TransformersEngine(Engine):
 
     def width(self, acceptance_rate: float, most: int) -> int:
         """The k with the least work per accepted segment: each row costs its share of a step, in LM and RM, to everyone."""
-        requests = self._open + 1
+        requests = max(1, self.requests)
         cost = 2 * self.scheduler.pace.token_cost * requests
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.engines.loading import context_of, load
+from cards.engines.loading import context_of, load, pick_device
+from cards.engines.scheduler import Worker
 from cards.engines.text import fingerprint
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
@@ -60,7 +61,8 @@ class ClassifierReward(Reward):
         context: int | None = None,
     ) -> ClassifierReward:
         """`tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
-        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
+        place = pick_device(device)
+        model, tokenizer = Worker.on(place).call(lambda: load(AutoModelForSequenceClassification, name, "rm", place, dtype))
         return cls(model, tokenizer, output=output, target=target, slots=slots, context=context, name=name)
 
     def _reader(self, slots: int) -> Reader:

@@ -42,7 +42,10 @@ class Slotted:
             ).last_hidden_state
             return cast(Tensor, head(hidden[0, last]))
 
-        held = slotted(model, output, slots, context, lambda ids: head(model.base_model(ids).last_hidden_state[:, -1]))
+        def reference(ids: Tensor) -> Tensor:
+            return cast(Tensor, head(model.base_model(ids).last_hidden_state[:, -1]))
+
+        held = Worker.on(model.device).call(lambda: slotted(model, output, slots, context, reference))
         self.scheduler = Scheduler(held, self._consume, "rm")
         self.combine = combine
 
