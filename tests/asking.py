@@ -26,7 +26,7 @@ async def count_of_b(prompt: str, response: str) -> float:
 async def assert_free(engine: TransformersEngine) -> None:
     """Nobody holds a row."""
     scheduler = engine.scheduler
-    await eventually(lambda: not (engine._open or scheduler.active or scheduler.waiting), engine.settle)
+    await eventually(lambda: not (engine.requests or scheduler.active or scheduler.waiting), engine.settle)
     assert scheduler.slots.idle.all()
 
 

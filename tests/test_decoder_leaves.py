@@ -25,7 +25,7 @@ async def test_closing_a_sync_stream_early_frees_its_rows(letters: TransformersE
     events = decoder.stream("ab", max_tokens=100)
     next(events)
     events.close()
-    await eventually(lambda: letters._open == 0, lambda: asyncio.sleep(0.01))
+    await eventually(lambda: letters.requests == 0, lambda: asyncio.sleep(0.01))
     await assert_free(letters)
 
 

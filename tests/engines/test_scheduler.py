@@ -258,14 +258,14 @@ def test_the_pace_learns_what_a_token_adds_to_a_step() -> None:
     pace = Pace(guess=0.5)
     for i in range(19):
         pace.observe(1 + i % 7, 2.0 + 0.1 * (1 + i % 7))
-    assert pace.token_cost == 0.5  # too early to tell
+    assert pace.row_cost == 0.5  # too early to tell
     for i in range(40):
         pace.observe(1 + i % 7, 2.0 + 0.1 * (1 + i % 7))
-    assert pace.token_cost == pytest.approx(0.05)
+    assert pace.row_cost == pytest.approx(0.05)
 
 
 def test_the_pace_of_steps_of_one_size_is_the_guess() -> None:
     pace = Pace(guess=0.3)
     for _ in range(50):
         pace.observe(4, 1.0)
-    assert pace.token_cost == 0.3
+    assert pace.row_cost == 0.3

@@ -223,11 +223,11 @@ async def test_width_is_wider_for_rare_acceptance_and_never_beyond_what_is_asked
 
 async def test_width_leaves_rows_to_other_requests(engine: TransformersEngine) -> None:
     alone = engine.width(0.05, 21)
-    engine._open = 3
+    engine.requests = 4
     assert engine.width(0.05, 21) <= engine.rows // 4 <= alone
-    engine._open = 100
+    engine.requests = 101
     assert engine.width(0.05, 21) == 1
-    engine._open = 0
+    engine.requests = 0
 
 
 # What is refused.

@@ -52,18 +52,18 @@ class Row:
 
 
 class Pace:
-    """Learns what one more token adds to a step, as a share of the step's fixed cost: least squares over recent steps."""
+    """Learns what one more row adds to a step, as a share of the step's fixed cost: least squares over recent steps."""
 
     def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
         self.guess, self.memory = guess, memory
-        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of 1, tokens, seconds, tokens^2, tokens * seconds
+        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of 1, rows, seconds, rows^2, rows * seconds
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+    def observe(self, rows: int, seconds: float) -> None:
+        new = (1.0, rows, seconds, rows * rows, rows * seconds)
         self.sums = tuple(self.memory * a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
 
     @property
-    def token_cost(self) -> float:
+    def row_cost(self) -> float:
         n, x, y, xx, xy = self.sums
         spread = n * xx - x * x
         if n < 20 or spread < 0.1 * x * x:  # too few steps, or all of one size
@@ -213,7 +213,8 @@ class Scheduler:
         return sorted(batch, key=lambda item: item[0].slot)
 
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
-        self.pace.observe(sum(len(new) for _, new in batch), seconds)
+        if all(len(new) == 1 for _, new in batch):  # a prompt's tokens are cheaper by the dozen
+            self.pace.observe(len(batch), seconds)
         read: dict[Job, int] = {}
         for row, new in batch:
             end = int(self.slots.held[row.slot])

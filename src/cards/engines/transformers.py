@@ -52,7 +52,6 @@ class TransformersEngine(Engine):
         self.scheduler = Scheduler(held, self._consume, "lm")
         self.end_ids = _end_ids(model, tokenizer)
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
-        self._open = 0
 
     @classmethod
     def load(
@@ -74,7 +73,6 @@ class TransformersEngine(Engine):
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         proposal = Proposal(ask, self, meter())
-        self._open += 1
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             delivered = 0
@@ -87,7 +85,6 @@ class TransformersEngine(Engine):
                 proposal.paused = False
                 self.scheduler.worker.wake(answers=True)
         finally:
-            self._open -= 1
             proposal.cancelled = True
             self.scheduler.worker.wake()
 
@@ -106,7 +103,7 @@ class TransformersEngine(Engine):
     def width(self, acceptance_rate: float, most: int) -> int:
         """The k with the least work per accepted segment: each row costs its share of a step, in LM and RM, to everyone."""
         requests = max(1, self.requests)
-        cost = 2 * self.scheduler.pace.token_cost * requests
+        cost = 2 * self.scheduler.pace.row_cost * requests
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
