@@ -14,25 +14,14 @@ def rows(header: list[str], lines: list[list[str]]) -> str:
 
 def quality() -> str:
     report = json.loads((HERE / "results" / "quality.json").read_text())
-    header = [
-        "prompts",
-        "method",
-        "reward",
-        "gold reward",
-        "wins or ties on gold",
-        "p (gold)",
-        "tokens",
-        "drawn",
-        "read by RM",
-        "s",
-    ]
+    header = ["prompts", "method", "reward", "gold reward", "wins or ties on gold", "p (gold)", "tokens", "drawn", "read by RM"]
     lines = []
     for name, found in report["sets"].items():
         for method, row in found["rows"].items():
             p, wins = row.get("gold_p_wilcoxon"), row.get("gold_win_tie")
             cells = [f"{row[k]:.2f}" for k in ("reward", "gold")]
             cells += ["" if wins is None else f"{wins:.0%}", "" if p is None else f"{p:.1g}"]
-            cells += [f"{row[k]:.0f}" for k in ("tokens", "lm_drawn", "rm_tokens")] + [f"{row['seconds_per_answer']:.2f}"]
+            cells += [f"{row[k]:.0f}" for k in ("tokens", "lm_drawn", "rm_tokens")]
             lines.append([f"{name.split('.')[0]} ({found['prompts']})", method, *cells])
     return rows(header, lines)
 
