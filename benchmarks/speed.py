@@ -25,7 +25,7 @@ import torch
 
 import cards
 from cards.engines.loading import pick_device, pick_dtype
-from cards.engines.scheduler import Worker
+from cards.engines.worker import Worker
 from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 
@@ -50,9 +50,9 @@ def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward,
     method = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=threshold)
     free = cards.Decoder(engine, reward, method).batch(prompts()[:16], **options)
     rewards = [s.reward for result in free for s in result.segments]
-    spread = statistics.pstdev(rewards)
+    beta = 3 * statistics.pstdev(rewards)  # wide, and a flat threshold: a random RM ranks prompts rather than answers
     return replace(
-        method, target=statistics.fmean(rewards) + 0.5 * spread, beta=0.7 * spread, acceptance="soft", temperature=0.7
+        method, target=statistics.fmean(rewards) + 0.9 * beta, beta=beta, alpha=1.0, acceptance="soft", temperature=0.7
     )
 
 

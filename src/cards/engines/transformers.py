@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine
 from cards.engines.loading import context_of, lm_output, load, pick_device, slotted
-from cards.engines.scheduler import Job, Row, Scheduler, Worker
+from cards.engines.scheduler import Job, Row, Scheduler
 from cards.engines.text import Detokenizer, encode, find_stop, hold_back
+from cards.engines.worker import Worker
 from cards.errors import PromptError
 from cards.events import FinishReason, Message, Prompt, Segment
 from cards.sampling import Sampling, draw, uniforms

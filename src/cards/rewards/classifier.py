@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.engines.loading import context_of, load, pick_device
-from cards.engines.scheduler import Worker
 from cards.engines.text import fingerprint
+from cards.engines.worker import Worker
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward

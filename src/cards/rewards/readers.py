@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cards.engines.loading import DUMMY_MASK, slotted
-from cards.engines.scheduler import Job, Row, Scheduler, Worker
+from cards.engines.scheduler import Job, Row, Scheduler
+from cards.engines.worker import Worker
 from cards.usage import Usage, meter
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] to one reward a row
