@@ -276,12 +276,10 @@ def test_a_saved_reward_model_scores_as_before(tmp_path: Any) -> None:
     assert decoder("ab", max_tokens=3).reward is not None
 
 
-async def test_a_proposal_that_cannot_begin_fails_alone(engine: TransformersEngine) -> None:
-    other = asyncio.create_task(proposals(engine, ask_of(engine, max_tokens=30)))
-    with pytest.raises(ValueError, match="negative"):
-        await proposals(engine, ask_of(engine, max_tokens=-1))
-    assert len((await other)[0].token_ids) == 30
-    assert len(await proposals(engine, ask_of(engine))) == 1
+@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"max_tokens": -1}, {"n": 0}])
+def test_an_ask_for_nothing_is_refused(engine: TransformersEngine, options: dict[str, int]) -> None:
+    with pytest.raises(SettingError, match=r"(?i)at least 1"):
+        ask_of(engine, **options)
 
 
 async def test_one_of_several_equal_prompts_is_read_for_all(engine: TransformersEngine) -> None:

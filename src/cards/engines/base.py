@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cards.boundaries import Boundary, Whole
+from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling
 
@@ -30,6 +31,10 @@ class Ask:
     first: int = 0
     n: int = 1
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self.max_tokens >= 1, f"max_tokens must leave room for at least 1 token, not {self.max_tokens}.")
+        check(self.n >= 1, f"At least 1 candidate must be asked for, not {self.n}.")
 
 
 class Engine(ABC):
