@@ -28,7 +28,12 @@ class Job:
         self.paused = False
 
     def fail(self, error: BaseException) -> None:
-        """Called in the worker thread when a step that the job took part in went wrong."""
+        """Tell the caller that the job cannot be done."""
+
+    def abort(self, error: BaseException) -> None:
+        """Free the job's rows and tell its caller why."""
+        self.cancelled = True
+        self.fail(error)
 
 
 class Row:
@@ -100,17 +105,18 @@ class Scheduler:
     def close(self) -> None:
         """Free the cache; what is in the works fails."""
         self.closed = True
-        error = ModelError("The model was closed while it served this request.")
-        for job in {row.job for row in (*self.active, *self.waiting)}:
-            job.cancelled = True
-            job.fail(error)
+        self._abort_all(ModelError("The model was closed while it served this request."))
         self.slots.caches.clear()
 
     def forget(self) -> None:
         """Drop what the slots hold, before the next step; rows in the works read their tokens again."""
+        self.do(self.slots.forget)
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Have the worker do something before its next step."""
 
         def begin() -> Sequence[Row]:
-            self.slots.forget()
+            action()
             return ()
 
         self.submit(begin)
@@ -142,9 +148,7 @@ class Scheduler:
                 self._consume(rows, output if len(whole) == len(batch) else output[whole])
         except Exception as error:
             log.exception("A step of the model failed; its requests fail with it.")
-            for job in {row.job for row in (*self.active, *self.waiting)}:
-                job.cancelled = True
-                job.fail(error)
+            self._abort_all(error)
             self.slots.forget()
         self.retire()
 
@@ -156,8 +160,11 @@ class Scheduler:
             except Exception as error:
                 if job is None:
                     raise
-                job.cancelled = True
-                job.fail(error)
+                job.abort(error)
+
+    def _abort_all(self, error: Exception) -> None:
+        for job in {row.job for row in (*self.active, *self.waiting)}:
+            job.abort(error)
 
     def retire(self) -> None:
         """Free the slots of rows that are done or cancelled."""
@@ -174,8 +181,7 @@ class Scheduler:
             if row.job.cancelled:
                 continue
             if len(row.tokens) > self.slots.length:
-                row.job.cancelled = True
-                row.job.fail(
+                row.job.abort(
                     PromptError(f"A text of {len(row.tokens)} tokens is longer than the context, {self.slots.length}.")
                 )
             elif self.slots.coming(row.tokens):

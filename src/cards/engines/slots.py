@@ -58,7 +58,7 @@ class Slots:
         """
         if not self.idle.any():
             return None
-        match = np.minimum(self.match(np.asarray(sequence, np.int64)[:keep]), keep)
+        match = self.match(np.asarray(sequence[:keep], np.int64))
         source = int(match.argmax())
         best = int(match[source])
         self.clock += 1
@@ -69,8 +69,7 @@ class Slots:
             for keys, values in self.caches.values():
                 keys[slot, :, start:best] = keys[source, :, start:best]
                 values[slot, :, start:best] = values[source, :, start:best]
-            self.tokens[slot, start:best] = self.tokens[source, start:best]
-        self.tokens[slot, best : len(sequence)] = sequence[best:]
+        self.tokens[slot, start : len(sequence)] = sequence[start:]
         self.held[slot], self.due[slot], self.used[slot], self.idle[slot] = best, len(sequence), self.clock, False
         return slot, best
 

@@ -93,12 +93,11 @@ class TransformersEngine(Engine):
         """Wait until cancelled rows are free and on the books."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-        def begin() -> Sequence[Row]:
+        def settled() -> None:
             self.scheduler.retire()
             loop.call_soon_threadsafe(done.set)
-            return ()
 
-        self.scheduler.submit(begin)
+        self.scheduler.do(settled)
         await done.wait()
 
     def width(self, acceptance_rate: float, most: int) -> int:
@@ -109,12 +108,8 @@ class TransformersEngine(Engine):
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
     def forget(self) -> None:
-        def begin() -> Sequence[Row]:
-            self.scheduler.slots.forget()
-            self._logits.clear()
-            return ()
-
-        self.scheduler.submit(begin)
+        self.scheduler.forget()
+        self.scheduler.do(self._logits.clear)
 
     async def aclose(self) -> None:
         self.scheduler.close()
