@@ -151,14 +151,14 @@ def test_a_fork_copies_only_the_tail_that_differs(known: Known) -> None:
         if slot not in (source, other):
             known.slots.idle[slot] = False
     known.slots.release(other)
-    marked = [[cache[other, :, :2].fill_(777.0) for cache in pair] for pair in known.slots.caches.values()]
-    tails = [[cache[other, :, 5:].clone() for cache in pair] for pair in known.slots.caches.values()]
+    marked = [[cache[other, :2].fill_(777.0) for cache in pair] for pair in known.slots.caches.values()]
+    tails = [[cache[other, 5:].clone() for cache in pair] for pair in known.slots.caches.values()]
     assert known.slots.acquire([5, 6, 7, 8, 9, 40], 6) == (other, 5)
     for pair, heads, ends in zip(known.slots.caches.values(), marked, tails, strict=True):
         for cache, head, end in zip(pair, heads, ends, strict=True):
             assert (head == 777.0).all()
-            assert torch.equal(cache[other, :, 2:5], cache[source, :, 2:5])
-            assert torch.equal(cache[other, :, 5:], end)
+            assert torch.equal(cache[other, 2:5], cache[source, 2:5])
+            assert torch.equal(cache[other, 5:], end)
 
 
 def test_a_fork_from_a_busy_slot_leaves_its_owner_as_it_was(known: Known) -> None:
@@ -214,7 +214,7 @@ def test_memory_is_rows_times_length_and_never_grows(known: Known) -> None:
     caches = [cache for pair in known.slots.caches.values() for cache in pair]
     places = [cache.data_ptr() for cache in caches]
     assert len(caches) == 2 * 2  # keys and values of two layers
-    assert {tuple(cache.shape) for cache in caches} == {(ROWS, 4, LENGTH, 8)}
+    assert {tuple(cache.shape) for cache in caches} == {(ROWS, LENGTH, 4, 8)}
     for start in range(2, 40):
         known.complete(list(range(start, start + 20)))
     assert [cache.data_ptr() for pair in known.slots.caches.values() for cache in pair] == places
@@ -237,8 +237,8 @@ def test_a_row_may_fill_its_slot_to_the_last_token(known: Known) -> None:
 def test_garbage_behind_a_row_is_never_seen(known: Known) -> None:
     slot, _ = known.complete([5, 6, 7, 8, 9, 10])
     for keys, values in known.slots.caches.values():
-        keys[:, :, 3:] = 1e4
-        values[:, :, 3:] = 1e4
+        keys[:, 3:] = 1e4
+        values[:, 3:] = 1e4
     known.slots.held[slot] = 3
     assert known.complete([5, 6, 7, 60, 61])[1] == 3
 

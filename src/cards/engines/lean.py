@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch import Tensor, nn, rms_norm
+from torch.nn.functional import embedding, linear, silu
 from transformers import PreTrainedModel
 
-from cards.engines.attention import attend
+from cards.engines.attention import Step, under_way
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # configurations beyond these may hide factors that a proof does not reach
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -46,24 +46,23 @@ def lean(model: PreTrainedModel, head: nn.Module | None, length: int) -> Output 
     sine = sine.clone()
     sine[..., : width // 2].neg_()  # so that a roll by half the width rotates
 
-    def mixed(layer: Layer, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        attention = layer.attention
+    def mixed(layer: Layer, x: Tensor, cosine: Tensor, sine: Tensor, step: Step) -> Tensor:
         whole = linear(x, *layer.qkv).view(len(x), -1, width)
         qk, v = whole[:, : -layer.values], whole[:, -layer.values :]
         if layer.norms is not None:
             qk = rms_norm(qk, (width,), None, epsilon) * layer.norms
         qk = (qk * cosine).addcmul_(qk.roll(width // 2, -1), sine)
-        q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (qk[:, : -layer.values], qk[:, -layer.values :], v))
-        out, _ = attend(attention, q, k, v, None, scaling=attention.scaling, sliding_window=layer.window)
-        return out.reshape(len(x), -1)
+        q, k = qk[:, : -layer.values], qk[:, -layer.values :]
+        return step.attend(layer.index, q, k, v, layer.scaling, layer.window).flatten(1)
 
     layers = [Layer(layer, width) for layer in base.layers]
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
+        step = cast(Step, under_way())
         hidden = embedding(input_ids[0], base.embed_tokens.weight)
         at = cosine[position_ids[0]], sine[position_ids[0]]
         for layer in layers:
-            hidden = added(hidden, mixed(layer, rms_norm(hidden, size, layer.norm, epsilon), *at), layer.attention.o_proj)
+            hidden = added(hidden, mixed(layer, rms_norm(hidden, size, layer.norm, epsilon), *at, step), layer.out)
             gate, up = linear(rms_norm(hidden, size, layer.post_norm, epsilon), *layer.gate_up).chunk(2, -1)
             hidden = added(hidden, silu(gate).mul_(up), layer.down)
         return cast(Tensor, head(rms_norm(hidden[last], size, base.norm.weight, epsilon)))
@@ -75,15 +74,16 @@ class Layer:
     """The weights of a layer as `lean` uses them."""
 
     def __init__(self, layer: Any, width: int) -> None:
-        self.attention = layer.self_attn
-        own, mlp = self.attention, layer.mlp
+        own, mlp = layer.self_attn, layer.mlp
+        self.index, self.scaling = own.layer_idx, own.scaling
         self.qkv = joined(own, [own.q_proj, own.k_proj, own.v_proj])
         self.values, queries = own.v_proj.out_features // width, own.q_proj.out_features // width
         self.window = getattr(own if hasattr(own, "sliding_window") else own.config, "sliding_window", None)
         self.norms: Tensor | None = None  # of each query and key head
         if hasattr(own, "q_norm"):
             self.norms = torch.stack([own.q_norm.weight.data] * queries + [own.k_norm.weight.data] * self.values)
-        self.gate_up, self.down = joined(mlp, [mlp.gate_proj, mlp.up_proj]), mlp.down_proj
+        self.gate_up = joined(mlp, [mlp.gate_proj, mlp.up_proj])
+        self.out, self.down = ((part.weight.t(), part.bias) for part in (own.o_proj, mlp.down_proj))
         self.norm, self.post_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
 
 
@@ -100,5 +100,6 @@ def joined(owner: nn.Module, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | N
     return cast("tuple[Tensor, Tensor | None]", owner._cards_joined)
 
 
-def added(hidden: Tensor, x: Tensor, part: nn.Linear) -> Tensor:
-    return torch.addmm(hidden, x, part.weight.t()) if part.bias is None else hidden + linear(x, part.weight, part.bias)
+def added(hidden: Tensor, x: Tensor, part: tuple[Tensor, Tensor | None]) -> Tensor:
+    weight, bias = part
+    return torch.addmm(hidden if bias is None else hidden + bias, x, weight)

@@ -7,7 +7,7 @@ shorter) and a fork copies only the tail that differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from cards.usage import going_on
 
 COPY_COST = 0.05  # of reading a token again
 NEEDED = {"theirs": 1.0, "own": 0.3, "over": 0.05}  # chance that a slot's tokens are needed again: of a request, by whose it is
+SPREAD = 2  # a view of the cache, idle rows included, costs less than a copy of the rows up to so many times their number
 WORTH_WAITING = 16  # tokens: a sequence waits a step for another to read at least so many that both begin with
 
 
@@ -41,6 +42,7 @@ class Slots:
         self.owner: NDArray[np.int64] = np.zeros(rows, np.int64)  # by which request
         self.idle: NDArray[np.bool_] = np.ones(rows, bool)
         self.clock = 0
+        self.apart = SPREAD if device.type == "cpu" else rows  # slots from one row to the next that attends with it
         self.flops = 0.0  # of a token read
 
     def match(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -66,14 +68,15 @@ class Slots:
         source = int(match.argmax())
         best = int(match[source])
         self.clock += 1
-        theirs = np.where(np.isin(self.owner, going_on()), NEEDED["theirs"], NEEDED["over"])
-        needed = np.where(self.owner == owner, NEEDED["own"], theirs) / (1 + (self.clock - self.used) / self.rows)
+        chance = dict.fromkeys(going_on(), NEEDED["theirs"]) | {owner: NEEDED["own"]}
+        needed = np.array([chance.get(one, NEEDED["over"]) for one in self.owner.tolist()])
+        needed /= 1 + (self.clock - self.used) / self.rows
         cost = np.where(self.idle, COPY_COST * (best - match) + needed * (self.held - match), np.inf)
         slot = int(cost.argmin())
         if (start := int(match[slot])) < best:
             for keys, values in self.caches.values():
-                keys[slot, :, start:best] = keys[source, :, start:best]
-                values[slot, :, start:best] = values[source, :, start:best]
+                keys[slot, start:best] = keys[source, start:best]
+                values[slot, start:best] = values[source, start:best]
         self.tokens[slot, start : len(sequence)] = sequence[start:]
         self.held[slot], self.due[slot], self.used[slot], self.idle[slot] = best, len(sequence), self.clock, False
         self.owner[slot] = owner
@@ -109,7 +112,7 @@ class Slots:
     def _cache(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's cache; zeros at first, for even what the mask hides must be finite."""
         if layer not in self.caches:
-            keys, values = (x.new_zeros(self.rows, x.shape[1], self.length, x.shape[3]) for x in (key, value))
+            keys, values = (x.new_zeros(self.rows, self.length, *x.shape[1:]) for x in (key, value))
             self.caches[layer] = keys, values
         return self.caches[layer]
 
@@ -121,39 +124,52 @@ class Slots:
         starts, held = ends - counts, self.held[slots]
         position = np.arange(ends[-1]) + np.repeat(held - starts, counts)
         groups, laid = [], []
-        sizes = np.frexp(counts)[1]  # rows that read 1, 2-3, 4-7, ... tokens attend together
-        for size in np.unique(sizes):
-            members = np.flatnonzero(sizes == size)
-            first, height = slots[members[0]], slots[members[-1]] - slots[members[0]] + 1
-            if dense := height <= 2.5 * len(members):  # a view, idle rows included, costs less than a copy
-                row = slots[members] - first
+        for members in self._together(slots, counts):
+            first, height = int(slots[members[0]]), int(slots[members[-1]] - slots[members[0]]) + 1
+            if view := height <= SPREAD * len(members):
+                at = slots[members] - first
             else:
-                row, height = np.arange(len(members)), len(members)
-            column = np.arange(counts[members].max())
-            real = column < counts[members, None]
-            queries = np.zeros((height, len(column)), np.int64)
-            where = np.full((height, len(column)), -1)
-            queries[row] = np.where(real, starts[members, None] + column, 0)
-            where[row] = np.where(real, held[members, None] + column, -1)
-            laid.append(np.where(where >= 0, queries, -1).ravel())
+                at, height = np.arange(len(members)), len(members)
+            most, keys = int(counts[members].max()), held[members] + counts[members]
+            column = np.arange(most)
+            tokens = np.full((height, most), -1)
+            tokens[at] = np.where(column < counts[members, None], starts[members, None] + column, -1)
+            order = tokens.ravel()
+            together = order[0] >= 0 and bool((np.diff(order) == 1).all())
+            own = np.where(tokens < 0, starts[members[0]], tokens)
             groups.append(
                 Group(
-                    rows=slice(int(first), int(first + height)) if dense else self._tensor(slots[members]),
-                    length=int((held + counts)[members].max()),
-                    queries=self._tensor(queries),
-                    position=self._tensor(where),
+                    rows=slice(first, first + height) if view else self._tensor(slots[members]),
+                    count=height,
+                    length=int(keys.max()),
+                    alike=most == 1 and bool((keys == keys[0]).all()),
+                    queries=slice(int(order[0]), int(order[-1]) + 1) if together else self._tensor(own),
                 )
             )
+            laid.append(order)
         order = np.concatenate(laid)
         unpack = None
         if len(order) != ends[-1] or (order != np.arange(ends[-1])).any():
             unpack = self._tensor(np.argsort(order, kind="stable")[len(order) - ends[-1] :])
         ids = self._tensor(np.concatenate([np.asarray(new, np.int64) for _, new in rows])).unsqueeze(0)
-        step = Step(self._tensor(np.repeat(slots, counts)), self._tensor(position), groups, unpack, self._cache)
+        step = Step(
+            self._tensor(np.repeat(slots, counts) * self.length + position),
+            self._tensor(position),
+            groups,
+            unpack,
+            self._cache,
+        )
         last = ends - 1
         if outputs is not None and max(outputs) > 1:
             last = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, outputs, strict=True)])
         return step, ids, self._tensor(last)
+
+    def _together(self, slots: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Rows that read 1, 2-3, 4-7, ... tokens each and lie near each other; on a CPU idle slots cost more than calls."""
+        sizes = np.frexp(counts)[1]
+        for size in np.unique(sizes):
+            members = np.flatnonzero(sizes == size)
+            yield from np.split(members, np.flatnonzero(np.diff(slots[members]) > self.apart) + 1)
 
     def _tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
