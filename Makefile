@@ -1,5 +1,5 @@
 # make demo: install and answer a question. make test, make lint: what CI runs, with make test-vllm, which has an environment of its
-# own. make docs: the site, in ./site. make clean: remove what these make.
+# own. make test-cuda: the tests that need a GPU. make docs: the site, in ./site. make clean: remove what these make.
 # Python 3.11 or newer:     make demo PYTHON=python3.12
 # Another build of torch:   make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
 
@@ -13,7 +13,7 @@ VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
 QUESTION ?= What did you think of the new Star Wars film?
 
-.PHONY: demo test test-vllm lint docs clean
+.PHONY: demo test test-vllm test-cuda lint docs clean
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
@@ -23,10 +23,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/cards generate "$(QUESTION)" --trace
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 
 test-vllm: $(VENV)-vllm/.installed
 	@$(VLLM_BIN)/python -m pytest tests/with_vllm
+
+test-cuda: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest tests/with_cuda
 
 docs: $(VENV)/.installed-dev
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

@@ -37,7 +37,7 @@ def prompts(turns: int = 3) -> list[list[dict[str, str]]]:
 def machine(device: str, dtype: str) -> dict[str, object]:
     """Where a number was measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "machine": name,
         "cores": os.cpu_count(),

@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 
 sys.path.insert(0, str(HERE.parent / "tests"))
-from oracle import Floats, Oracle, Settings
+from oracle import Oracle, Settings
 
 
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
@@ -116,13 +116,13 @@ class Arms:
             inputs = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
             model.generate(**inputs.to(model.device), **settings)
         if model.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(model.device)
         return time.perf_counter() - start, len(chosen) * self.options["max_tokens"], []
 
     def naive(self, expected: list[Result]) -> tuple[float, int, list[Result]]:
         method, names = self.method, {f.name for f in fields(Settings)}
         settings = {f.name: getattr(method, f.name) for f in fields(method) if f.name in names}
-        oracle = OnDevice(self.engine.model, self.reward.model, frozenset(), Settings(**settings, **self.options))
+        oracle = Oracle(self.engine.model, self.reward.model, frozenset(), Settings(**settings, **self.options))
         chosen = [self.engine.encode(prompt).token_ids for prompt in prompts()[: self.single]]
         start = time.perf_counter()
         answers = [[t for piece in oracle.answer(ids, seed) for t in piece.kept.token_ids] for seed, ids in enumerate(chosen)]
@@ -131,18 +131,6 @@ class Arms:
             if tuple(answer) != result.token_ids:
                 print(f"  note: naive and cards give different texts for prompt {i} (rounding)", file=sys.stderr)
         return seconds, sum(map(len, answers)), []
-
-
-class OnDevice(Oracle):
-    """The oracle with its two model calls on the models' device; the arithmetic on their outputs stays as it is."""
-
-    def logits(self, ids: Sequence[int]) -> Floats:
-        with torch.no_grad():
-            return self.lm(torch.tensor([ids], device=self.lm.device)).logits[0, -1].double().cpu().numpy()
-
-    def reward(self, ids: Sequence[int]) -> float:
-        with torch.no_grad():
-            return float(self.rm(torch.tensor([ids], device=self.rm.device)).logits[0, 0])
 
 
 def measure(name: str, single: int, args: argparse.Namespace) -> dict[str, object]:

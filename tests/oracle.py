@@ -165,11 +165,11 @@ class Oracle:
 
     def logits(self, ids: Sequence[int]) -> Floats:
         with torch.no_grad():
-            return self.lm(torch.tensor([ids])).logits[0, -1].double().numpy()
+            return self.lm(torch.tensor([ids], device=self.lm.device)).logits[0, -1].double().cpu().numpy()
 
     def reward(self, ids: Sequence[int]) -> float:
         with torch.no_grad():
-            return float(self.rm(torch.tensor([ids])).logits[0, 0])
+            return float(self.rm(torch.tensor([ids], device=self.rm.device)).logits[0, 0])
 
     def uniforms(self, stream: int, segment: int, candidate: int, count: int) -> Floats:
         philox = np.random.Philox(key=[self.seed, stream], counter=[0, candidate, segment, 0])

@@ -4,6 +4,7 @@ The scheduler is stepped by hand, over a stand-in for the model whose output for
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cards.engines.scheduler import Job, Pace, Row, Scheduler
+from cards.engines.scheduler import Job, Pace, Question, Row, Scheduler
 from cards.engines.slots import Slots
 from cards.usage import Usage
 
@@ -269,3 +270,15 @@ def test_the_pace_of_steps_of_one_size_is_the_guess() -> None:
     for _ in range(50):
         pace.observe(4, 1.0)
     assert pace.row_cost == 0.3
+
+
+def test_a_caller_who_has_closed_the_loop_is_told_nothing() -> None:
+    async def ask() -> Question:
+        return Question(Usage())
+
+    loop = asyncio.new_event_loop()
+    question = loop.run_until_complete(ask())
+    loop.close()
+    question.answer(1)
+    question.fail(RuntimeError("boom"))
+    assert not question.future.done()

@@ -26,14 +26,17 @@ DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # a 4-D mask is passed through, which save
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises SettingError if the device does not exist."""
+    """`auto` is CUDA where there is one; `cuda` is the caller's current one, which the worker's thread does not know.
+
+    Raises SettingError if the device does not exist.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"Device {device!r} cannot be used: {str(error).splitlines()[0]} Try 'cpu'.") from error
-    return torch.device(device)
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SettingError(f"Device {device!r} cannot be used: {reason}. Try 'cpu'.") from error
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -88,7 +91,13 @@ def load(
         if any(key.startswith(("score", "classifier")) for key in missing):
             raise ModelError(f"Model {name!r} has no trained score head: a reward model is a trained sequence classifier.")
         raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}): it is no {auto.__name__[13:]}.")
-    return model.to(device).eval(), tokenizer
+    try:
+        return model.to(device).eval(), tokenizer
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"Model {name!r} does not fit into the memory of {device}: choose a smaller one, another dtype or another device. "
+            f"({error})"
+        ) from error
 
 
 def skeleton(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -161,6 +170,11 @@ def slotted(
                 if error < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
                     slots.flops = flops_per_token(model)
                     return slots
+    except torch.OutOfMemoryError as problem:
+        raise SettingError(
+            f"{rows} slots of {context} tokens do not fit into the memory of {model.device} beside {type(model).__name__}: "
+            f"lower slots or context. ({problem})"
+        ) from problem
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         raise ModelError(f"{type(model).__name__} cannot be decoded in slots ({problem}): {OTHER}") from problem
     raise ModelError(

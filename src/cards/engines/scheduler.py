@@ -7,6 +7,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from cards.engines.base import Role
 from cards.engines.slots import Slots
-from cards.engines.worker import Worker
+from cards.engines.worker import Worker, in_words
 from cards.errors import ModelError, PromptError
 from cards.usage import Usage
 
@@ -39,6 +41,12 @@ class Job:
         self.fail(error)
 
 
+def tell(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
+    """Have a caller's loop do something; nothing, where the loop was closed and nobody waits any more."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(what)
+
+
 class Question(Job):
     """A job with one result, which its caller awaits."""
 
@@ -54,7 +62,7 @@ class Question(Job):
         self._settle(lambda: self.future.set_exception(error))
 
     def _settle(self, how: Callable[[], None]) -> None:
-        self.loop.call_soon_threadsafe(lambda: None if self.future.done() else how())
+        tell(self.loop, lambda: None if self.future.done() else how())
 
 
 class Row:
@@ -154,7 +162,7 @@ class Scheduler:
     def close(self) -> None:
         """Free the cache; what is in the works fails."""
         self.closed = True
-        self._abort_all(ModelError("The model was closed while it served this request."))
+        self._abort_all(lambda: ModelError("The model was closed while it served this request."))
         self.slots.caches.clear()
 
     def forget(self) -> None:
@@ -204,7 +212,7 @@ class Scheduler:
                 self._consume(rows, output if len(rows) == len(output) else output[places])
         except Exception as error:
             log.exception("A step of the model failed; its requests fail with it.")
-            self._abort_all(error)
+            self._abort_all(partial(in_words, error, self.slots.device))
             self.slots.forget()
         self.retire()
 
@@ -218,9 +226,10 @@ class Scheduler:
                     raise
                 job.abort(error)
 
-    def _abort_all(self, error: Exception) -> None:
+    def _abort_all(self, error: Callable[[], Exception]) -> None:
+        """Each job gets an error of its own, for a request notes its answer so far on it."""
         for job in {row.job for row in (*self.active, *self.waiting)}:
-            job.abort(error)
+            job.abort(error())
 
     def retire(self) -> None:
         """Free the slots of rows that are done or cancelled."""

@@ -20,6 +20,7 @@ from cards.usage import going_on
 
 COPY_COST = 0.05  # of reading a token again
 NEEDED = {"theirs": 1.0, "own": 0.3, "over": 0.05}  # chance that a slot's tokens are needed again: of a request, by whose it is
+GRAIN = 64  # keys: on a GPU attention looks at a multiple of them, since some kernels are planned for each length anew
 SPREAD = 2  # a view of the cache, idle rows included, costs less than a copy of the rows up to so many times their number
 WORTH_WAITING = 16  # tokens: a sequence waits a step for another to read at least so many that both begin with
 
@@ -42,6 +43,7 @@ class Slots:
         self.owner: NDArray[np.int64] = np.zeros(rows, np.int64)  # by which request
         self.idle: NDArray[np.bool_] = np.ones(rows, bool)
         self.clock = 0
+        self.grain = 1 if device.type == "cpu" else GRAIN
         self.apart = SPREAD if device.type == "cpu" else rows  # slots from one row to the next that attends with it
         self.flops = 0.0  # of a token read
 
@@ -131,6 +133,7 @@ class Slots:
             else:
                 at, height = np.arange(len(members)), len(members)
             most, keys = int(counts[members].max()), held[members] + counts[members]
+            length = min(-(-int(keys.max()) // self.grain) * self.grain, self.length)
             column = np.arange(most)
             tokens = np.full((height, most), -1)
             tokens[at] = np.where(column < counts[members, None], starts[members, None] + column, -1)
@@ -141,8 +144,8 @@ class Slots:
                 Group(
                     rows=slice(first, first + height) if view else self._tensor(slots[members]),
                     count=height,
-                    length=int(keys.max()),
-                    alike=most == 1 and bool((keys == keys[0]).all()),
+                    length=length,
+                    alike=most == 1 and bool((keys == length).all()),
                     queries=slice(int(order[0]), int(order[-1]) + 1) if together else self._tensor(own),
                 )
             )

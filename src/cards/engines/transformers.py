@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, Role
 from cards.engines.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
-from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
+from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail, tell
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.engines.worker import Worker
 from cards.errors import check
@@ -146,7 +146,7 @@ class TransformersEngine(Engine):
 
         def settled() -> None:
             self.scheduler.retire()
-            loop.call_soon_threadsafe(done.set)
+            tell(loop, done.set)
 
         self.scheduler.do(settled)
         await done.wait()
@@ -247,7 +247,7 @@ class Proposal(Job):
         self._put(error)
 
     def _put(self, item: list[Segment] | BaseException) -> None:
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+        tell(self.loop, lambda: self.queue.put_nowait(item))
 
 
 class Candidate(Row):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from cards.engines.base import Role
+from cards.errors import ModelError
 
 T = TypeVar("T")
 PATIENCE = 0.002  # seconds to wait for callers' answers to what was handed out, before a step without them
@@ -27,6 +28,15 @@ class Steps(Protocol):
     def busy(self) -> bool: ...
 
     def step(self) -> None: ...
+
+
+def in_words(error: Exception, device: torch.device) -> Exception:
+    """A device's lack of memory, in the user's words; any other error as it is."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    return ModelError(
+        f"{device} was out of memory in a step of the model: load it with fewer slots or another dtype. ({error})"
+    )
 
 
 class Worker:

@@ -15,7 +15,7 @@ from cards.engines.base import Role
 from cards.engines.lean import lean
 from cards.engines.loading import DUMMY_MASK, flops_per_token, slotted
 from cards.engines.scheduler import Question, Row, Scheduler
-from cards.engines.worker import Worker
+from cards.engines.worker import Worker, in_words
 from cards.usage import Usage, meter
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] to one reward a row
@@ -161,7 +161,7 @@ class Padded:
                 texts = texts[self._forward(texts) :]
         except Exception as error:
             for job in {text.job for text in texts}:
-                job.fail(error)
+                job.fail(in_words(error, self.model.device))
 
     def _forward(self, texts: Sequence[Text]) -> int:
         """Score as many of the texts (by rising length) as one batch takes; returns how many."""

@@ -1,0 +1,67 @@
+"""On a GPU: the texts of the CPU, the oracle's verdicts, two devices, half precision. Run by `make test-cuda`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import Oracle, Settings
+from small import CONTEXT, END, Pair, words
+
+import cards
+
+if not torch.cuda.is_available():
+    pytest.skip("There is no GPU for torch here.", allow_module_level=True)
+
+PLACES = [("cuda", "cuda"), ("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")]
+QUESTIONS = ["How do I bake bread?", "What is a good name for a dog?", "Tell me about the sea.", "Why is the sky blue?"]
+PROMPTS = [[{"role": "user", "content": f"{question} {i}"}] for i in range(2) for question in QUESTIONS]
+
+
+def decoder(lm: str, rm: str, dtype: str, width: int | str = "auto") -> cards.Decoder:
+    if max(lm, rm) == "cuda:1" and torch.cuda.device_count() < 2:
+        pytest.skip("There is one GPU.")
+    engine = cards.TransformersEngine.load("tiny", device=lm, dtype=dtype, slots=16, context=256)
+    reward = cards.ClassifierReward.load("tiny", device=rm, dtype=dtype, slots=16, context=256)
+    return cards.Decoder(engine, reward, cards.CARDS(target=reward.target, width=width))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[cards.Result]:
+    return decoder("cpu", "cpu", "float32").batch(PROMPTS, max_tokens=32)
+
+
+@pytest.mark.parametrize(("lm", "rm"), PLACES)
+@pytest.mark.parametrize("width", [1, 4, "auto"])
+def test_texts_are_those_of_the_cpu(lm: str, rm: str, width: int | str, expected: list[cards.Result]) -> None:
+    decode = decoder(lm, rm, "float32", width)
+    alone = [decode(prompt, seed=i, max_tokens=32) for i, prompt in enumerate(PROMPTS[:2])]
+    together = decode.batch(PROMPTS, max_tokens=32)
+    for got in (alone, together):
+        assert [r.token_ids for r in got] == [r.token_ids for r in expected[: len(got)]]
+        assert [r.reward for r in got] == pytest.approx([r.reward for r in expected[: len(got)]], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*taken untested:UserWarning")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_oracle_on_the_gpu_says_the_same(kind: str) -> None:
+    pair = Pair.make(kind, torch.float64)
+    for model in (pair.lm, pair.rm):
+        model.to("cuda")
+    settings = Settings(target=1.2, entropy_threshold=2.9, min_segment=2, max_segment=6, max_tokens=12, top_k=30)
+    options = {name: value for name, value in vars(settings).items() if name != "max_tokens"}
+    decode = cards.Decoder(pair.engine(slots=8), pair.reward(slots=8), cards.CARDS(**options))
+    for seed in range(20):
+        prompt = list(range(2 + seed, 9 + 2 * seed))[: CONTEXT // 2]
+        pieces = Oracle(pair.lm, pair.rm, frozenset([END]), settings).answer(prompt, seed)
+        result = decode(words(prompt), seed=seed, max_tokens=settings.max_tokens)
+        assert [s.token_ids for s in result.segments] == [p.kept.token_ids for p in pieces]
+        assert [s.reward for s in result.segments] == pytest.approx([p.kept.reward for p in pieces])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+async def test_half_precision_rewards_are_near_those_of_float32(dtype: str) -> None:
+    exact = cards.ClassifierReward.load("tiny", device="cpu", dtype="float32", context=256)
+    decode = decoder("cuda", "cuda", dtype)
+    for prompt, result in zip(PROMPTS, await decode.abatch(PROMPTS, max_tokens=32), strict=True):
+        [score] = await exact.score(decode.engine.encode(prompt), [cards.Response(result.text, result.token_ids)])
+        assert result.reward == pytest.approx(score, abs=0.2)
