@@ -7,7 +7,8 @@ shorter) and a fork copies only the tail that differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -120,33 +121,35 @@ class Slots:
 
     def _pack(self, rows: Sequence[tuple[int, Sequence[int]]], outputs: Sequence[int] | None) -> tuple[Step, Tensor, Tensor]:
         """The step, the packed token ids [1, tokens] and the packed indices of the tokens whose outputs are wanted."""
-        slots = np.array([slot for slot, _ in rows])
-        counts = np.array([len(new) for _, new in rows])
-        ends = counts.cumsum()
-        starts, held = ends - counts, self.held[slots]
-        position = np.arange(ends[-1]) + np.repeat(held - starts, counts)
+        slots, counts = [slot for slot, _ in rows], [len(new) for _, new in rows]
+        ends = list(accumulate(counts))
+        starts = [end - count for end, count in zip(ends, counts, strict=True)]
+        held = self.held[slots].tolist()
+        position = np.concatenate([np.arange(h, h + count) for h, count in zip(held, counts, strict=True)])
+        place = np.repeat(np.array(slots) * self.length, counts) + position
         groups, laid = [], []
         for members in self._together(slots, counts):
-            first, height = int(slots[members[0]]), int(slots[members[-1]] - slots[members[0]]) + 1
+            first, height = slots[members[0]], slots[members[-1]] - slots[members[0]] + 1
             if view := height <= SPREAD * len(members):
-                at = slots[members] - first
+                at = [slots[i] - first for i in members]
             else:
-                at, height = np.arange(len(members)), len(members)
-            most, keys = int(counts[members].max()), held[members] + counts[members]
-            length = min(-(-int(keys.max()) // self.grain) * self.grain, self.length)
-            column = np.arange(most)
+                at, height = list(range(len(members))), len(members)
+            most, keys = max(counts[i] for i in members), [held[i] + counts[i] for i in members]
+            length = min(-(-max(keys) // self.grain) * self.grain, self.length)
             tokens = np.full((height, most), -1)
-            tokens[at] = np.where(column < counts[members, None], starts[members, None] + column, -1)
+            for row, i in zip(at, members, strict=True):
+                tokens[row, : counts[i]] = np.arange(starts[i], ends[i])
             order = tokens.ravel()
-            together = order[0] >= 0 and bool((np.diff(order) == 1).all())
-            own = np.where(tokens < 0, starts[members[0]], tokens)
+            together = bool((np.diff(order) == 1).all())
             groups.append(
                 Group(
-                    rows=slice(first, first + height) if view else self._tensor(slots[members]),
+                    rows=slice(first, first + height) if view else self._tensor(np.array([slots[i] for i in members])),
                     count=height,
                     length=length,
-                    alike=most == 1 and bool((keys == length).all()),
-                    queries=slice(int(order[0]), int(order[-1]) + 1) if together else self._tensor(own),
+                    alike=most == 1 and min(keys) == length,
+                    queries=slice(int(order[0]), int(order[-1]) + 1)
+                    if together
+                    else self._tensor(np.where(tokens < 0, order[0], tokens)),
                 )
             )
             laid.append(order)
@@ -155,24 +158,21 @@ class Slots:
         if len(order) != ends[-1] or (order != np.arange(ends[-1])).any():
             unpack = self._tensor(np.argsort(order, kind="stable")[len(order) - ends[-1] :])
         ids = self._tensor(np.concatenate([np.asarray(new, np.int64) for _, new in rows])).unsqueeze(0)
-        step = Step(
-            self._tensor(np.repeat(slots, counts) * self.length + position),
-            self._tensor(position),
-            groups,
-            unpack,
-            self._cache,
-        )
-        last = ends - 1
+        step = Step(self._tensor(place), self._tensor(position), groups, unpack, self._cache)
+        last = [end - 1 for end in ends]
         if outputs is not None and max(outputs) > 1:
-            last = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, outputs, strict=True)])
-        return step, ids, self._tensor(last)
+            last = [i for end, count in zip(ends, outputs, strict=True) for i in range(end - count, end)]
+        return step, ids, self._tensor(np.array(last))
 
-    def _together(self, slots: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    def _together(self, slots: Sequence[int], counts: Sequence[int]) -> Iterable[list[int]]:
         """Rows that read 1, 2-3, 4-7, ... tokens each and lie near each other; on a CPU idle slots cost more than calls."""
-        sizes = np.frexp(counts)[1]
-        for size in np.unique(sizes):
-            members = np.flatnonzero(sizes == size)
-            yield from np.split(members, np.flatnonzero(np.diff(slots[members]) > self.apart) + 1)
+        runs: dict[int, list[list[int]]] = {}
+        for i, (slot, count) in enumerate(zip(slots, counts, strict=True)):
+            alike = runs.setdefault(count.bit_length(), [[]])
+            if alike[-1] and slot - slots[alike[-1][-1]] > self.apart:
+                alike.append([])
+            alike[-1].append(i)
+        return chain.from_iterable(runs.values())
 
     def _tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
