@@ -22,7 +22,7 @@ def decoder(lm: str, rm: str, dtype: str, width: int | str = "auto") -> cards.De
         pytest.skip("There is one GPU.")
     engine = cards.TransformersEngine.load("tiny", device=lm, dtype=dtype, slots=16, context=256)
     reward = cards.ClassifierReward.load("tiny", device=rm, dtype=dtype, slots=16, context=256)
-    return cards.Decoder(engine, reward, cards.CARDS(target=reward.target, width=width))  # type: ignore[arg-type]
+    return cards.Decoder(engine, reward, cards.CARDS(target=1.0, width=width))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
