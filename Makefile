@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/cards generate "$(QUESTION)" --trace
 
 test: $(VENV)/.installed-dev
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest
 
 test-vllm: $(VENV)-vllm/.installed
 	@$(VLLM_BIN)/python -m pytest tests/with_vllm
