@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cards.engines.ask import Ask as Ask
 from cards.engines.text import Decodes
@@ -13,6 +14,8 @@ from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
 
 if TYPE_CHECKING:
+    import asyncio
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -86,3 +89,9 @@ class Engine(ABC):
 
     async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
         """Free what the engine holds (threads, memory, connections)."""
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+    """Have a caller's loop call a function; nothing, where the loop was closed and nobody wants to know any more."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)

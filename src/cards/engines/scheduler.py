@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cards.engines.base import Role
+from cards.engines.base import Role, tell
 from cards.engines.slots import Slots
 from cards.engines.worker import Worker, in_words
 from cards.errors import ModelError, PromptError
@@ -39,12 +38,6 @@ class Job:
         """Free the job's rows and tell its caller why."""
         self.cancelled = True
         self.fail(error)
-
-
-def tell(loop: asyncio.AbstractEventLoop, what: Callable[[], object]) -> None:
-    """Have a caller's loop do something; nothing, where the loop was closed and nobody waits any more."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(what)
 
 
 class Question(Job):

@@ -140,7 +140,7 @@ class Slots:
             for row, i in zip(at, members, strict=True):
                 tokens[row, : counts[i]] = np.arange(starts[i], ends[i])
             order = tokens.ravel()
-            together = bool((np.diff(order) == 1).all())
+            adjacent = bool((np.diff(order) == 1).all())
             groups.append(
                 Group(
                     rows=slice(first, first + height) if view else self._tensor(np.array([slots[i] for i in members])),
@@ -148,7 +148,7 @@ class Slots:
                     length=length,
                     alike=most == 1 and min(keys) == length,
                     queries=slice(int(order[0]), int(order[-1]) + 1)
-                    if together
+                    if adjacent
                     else self._tensor(np.where(tokens < 0, order[0], tokens)),
                 )
             )
@@ -159,19 +159,17 @@ class Slots:
             unpack = self._tensor(np.argsort(order, kind="stable")[len(order) - ends[-1] :])
         ids = self._tensor(np.concatenate([np.asarray(new, np.int64) for _, new in rows])).unsqueeze(0)
         step = Step(self._tensor(place), self._tensor(position), groups, unpack, self._cache)
-        last = [end - 1 for end in ends]
-        if outputs is not None and max(outputs) > 1:
-            last = [i for end, count in zip(ends, outputs, strict=True) for i in range(end - count, end)]
+        last = [i for end, count in zip(ends, outputs or [1] * len(ends), strict=True) for i in range(end - count, end)]
         return step, ids, self._tensor(np.array(last))
 
     def _together(self, slots: Sequence[int], counts: Sequence[int]) -> Iterable[list[int]]:
         """Rows that read 1, 2-3, 4-7, ... tokens each and lie near each other; on a CPU idle slots cost more than calls."""
         runs: dict[int, list[list[int]]] = {}
         for i, (slot, count) in enumerate(zip(slots, counts, strict=True)):
-            alike = runs.setdefault(count.bit_length(), [[]])
-            if alike[-1] and slot - slots[alike[-1][-1]] > self.apart:
-                alike.append([])
-            alike[-1].append(i)
+            of_size = runs.setdefault(count.bit_length(), [[]])
+            if of_size[-1] and slot - slots[of_size[-1][-1]] > self.apart:
+                of_size.append([])
+            of_size[-1].append(i)
         return chain.from_iterable(runs.values())
 
     def _tensor(self, array: NDArray[np.int64]) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine, Role
+from cards.engines.base import Ask, Engine, Role, tell
 from cards.engines.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
-from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail, tell
+from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.engines.worker import Worker
 from cards.errors import check
@@ -247,7 +247,7 @@ class Proposal(Job):
         self._put(error)
 
     def _put(self, item: list[Segment] | BaseException) -> None:
-        tell(self.loop, lambda: self.queue.put_nowait(item))
+        tell(self.loop, self.queue.put_nowait, item)
 
 
 class Candidate(Row):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.engines.base import Ask, Engine
+from cards.engines.base import Ask, Engine, tell
 from cards.engines.loading import context_of, end_ids, flops_per_token, locate, skeleton
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.engines.vllm_host import Host
@@ -132,13 +132,13 @@ class Proposal:
                 for i in range(self.ask.n):
                     group.create_task(self._write(i))
         except ExceptionGroup as errors:
-            self._tell(self.queue.put_nowait, errors.exceptions[0])
+            tell(self.loop, self.queue.put_nowait, errors.exceptions[0])
         except asyncio.CancelledError:
-            self._tell(self.queue.put_nowait, ModelError("The model was closed while it served this request."))
+            tell(self.loop, self.queue.put_nowait, ModelError("The model was closed while it served this request."))
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
-            self._tell(self._book)
+            tell(self.loop, self._book)
 
     async def _write(self, number: int) -> None:
         """Draw a candidate: take tokens as they come until its segment ends."""
@@ -174,12 +174,8 @@ class Proposal:
             ready.append(self.finished.pop(self.next))
             self.next += 1
         if ready:
-            self._tell(self.queue.put_nowait, ready)
+            tell(self.loop, self.queue.put_nowait, ready)
 
     def _book(self) -> None:
         self.usage.add(**{f"{self.engine.role}_{name}": cost for name, cost in self.costs.items()})
         self.usage.add(flops=self.engine.flops * self.read)
-
-    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the caller's loop is closed: nobody wants to know any more
-            self.loop.call_soon_threadsafe(function, *arguments)

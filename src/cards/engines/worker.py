@@ -55,8 +55,7 @@ class Worker:
 
     @classmethod
     def on(cls, device: torch.device) -> Worker:
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
+        """The worker of a device, which has its number where there are several."""
         return cls._all.setdefault(device, cls())
 
     def call(self, function: Callable[[], T]) -> T:
