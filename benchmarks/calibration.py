@@ -16,14 +16,14 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from cards.bench.models import Models
-from cards.bench.prompts import read, sample
-from cards.bench.results import Results
-from cards.calibrate.choose import Wish, measured
-from cards.calibrate.run import Asked, Calibration
-from cards.calibrate.samples import Drawing
 from cards.registry import load_engine, load_reward
 from cards.sampling import Sampling
+from cards.study.bench.results import Results
+from cards.study.calibrate.choose import Wish, measured
+from cards.study.calibrate.run import Asked, Calibration
+from cards.study.calibrate.samples import Drawing
+from cards.study.models import Models
+from cards.study.prompts import read, sample
 from common import machine
 
 HERE = Path(__file__).parent

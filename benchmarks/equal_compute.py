@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cards.bench.results import Results
+from cards.study.bench.results import Results
 
 SAMPLES = 2000
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # FLOPs and gold, each [budgets, prompts]

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 import cards
-from cards.engines.loading import pick_device, pick_dtype
-from cards.engines.worker import Worker
+from cards.backends.local.loading import pick_device, pick_dtype
+from cards.backends.local.worker import Worker
 from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 

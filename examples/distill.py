@@ -27,10 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from cards import CARDS, BestOfN, ClassifierReward, Decoder, TransformersEngine
-from cards.bench.prompts import read
-from cards.engines.loading import TINY
+from cards.backends.local.loading import TINY
 from cards.events import Message
 from cards.integrations.preferences import preferences, write
+from cards.study.prompts import read
 
 Chat = list[Message]
 Answer = dict[str, float]

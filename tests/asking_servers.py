@@ -10,8 +10,8 @@ from typing import Any
 from model_server import LM, Faulty, running
 
 from cards import TransformersEngine
+from cards.backends.http.openai import OpenAIEngine
 from cards.engines.ask import Ask
-from cards.engines.openai import OpenAIEngine
 from cards.events import Message, Response, Segment
 from cards.registry import load_engine
 from cards.sampling import Sampling, uniforms

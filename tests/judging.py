@@ -17,17 +17,17 @@ from fastapi.responses import JSONResponse
 from model_server import Faulty, running
 
 import cards
-from cards.bench.models import Models
-from cards.bench.plan import Plan
-from cards.bench.prompts import Question
-from cards.bench.results import Results
-from cards.bench.run import Bench, header
 from cards.cli.arms import arms_of
-from cards.evaluate.answers import Answers, read
-from cards.evaluate.judge import Judge, connect
-from cards.evaluate.report import Evaluated
-from cards.evaluate.run import HEADER, Evaluation, wanted
-from cards.evaluate.verdicts import Journal
+from cards.study.bench.plan import Plan
+from cards.study.bench.results import Results
+from cards.study.bench.run import Bench, header
+from cards.study.evaluate.answers import Answers, read
+from cards.study.evaluate.judge import Judge, connect
+from cards.study.evaluate.report import Evaluated
+from cards.study.evaluate.run import HEADER, Evaluation, wanted
+from cards.study.evaluate.verdicts import Journal
+from cards.study.models import Models
+from cards.study.prompts import Question
 
 ANSWER = re.compile(r"<answer[^>]*>\n(.*?)\n</answer>", re.S)
 Rule = Callable[[list[str], str], Any]  # (answers, the whole text) -> a reply, a status, or what becomes JSON

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cards.engines.transformers import TransformersEngine
-from cards.rewards.classifier import ClassifierReward
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 
 WORDS = 80
 END = 1  # the id that ends an answer

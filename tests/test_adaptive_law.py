@@ -15,7 +15,7 @@ from test_laws import Ids, Law, assert_follows, normalised, reading, results, se
 from cards import CARDS, FixedLength
 from cards.acceptance import quantile_of
 from cards.errors import SettingError
-from cards.methods.cascade import Cascade
+from cards.methods.segments.cascade import Cascade
 
 BETA, PILOTS = 0.5, 3
 

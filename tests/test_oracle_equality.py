@@ -15,7 +15,7 @@ from oracle import Candidate, Oracle, Piece, Settings
 from small import END, WORDS, Pair, words
 
 from cards import CARDS, Accepted, Decoder, Done, Rejected, Result, Scored, Segment, Vanilla
-from cards.rewards.classifier import ClassifierReward
+from cards.backends.local.rewards import ClassifierReward
 
 SOFT = Settings(target=0.9, entropy_threshold=2.9, min_segment=2, max_segment=6, max_tokens=12, top_k=30)
 

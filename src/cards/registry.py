@@ -17,42 +17,42 @@ if TYPE_CHECKING:
     from cards.rewards.base import Reward
 
 METHODS = {
-    "cards": "cards.methods.cards:CARDS",
+    "cards": "cards.methods.segments.cards:CARDS",
     "vanilla": "cards.methods.vanilla:Vanilla",
-    "cascade": "cards.methods.cascade:Cascade",
-    "rain": "cards.methods.rain:RAIN",
-    "best-of-n": "cards.methods.best_of_n:BestOfN",
-    "soft-best-of-n": "cards.methods.soft_best_of_n:SoftBestOfN",
-    "pessimism": "cards.methods.pessimism:Pessimism",
-    "mbr": "cards.methods.mbr:MBR",
-    "mbr-best-of-n": "cards.methods.mbr_best_of_n:MBRBestOfN",
-    "qe-rerank": "cards.methods.qe_rerank:QERerank",
-    "self-consistency": "cards.methods.self_consistency:SelfConsistency",
-    "path-consistency": "cards.methods.path_consistency:PathConsistency",
-    "iad": "cards.methods.iad:IAD",
-    "qalign": "cards.methods.qalign:QAlign",
-    "rejection-sampling": "cards.methods.rejection:RejectionSampling",
-    "stars": "cards.methods.stars:STARS",
-    "blockwise": "cards.methods.blockwise:Blockwise",
-    "ada-search": "cards.methods.ada_search:AdaSearch",
-    "cbs": "cards.methods.cbs:CBS",
-    "tree-bon": "cards.methods.tree_bon:TreeBoN",
-    "speculative-rejection": "cards.methods.speculative_rejection:SpeculativeRejection",
-    "smc": "cards.methods.smc:SMC",
-    "speculative": "cards.methods.speculative:Speculative",
-    "skip-decoding": "cards.methods.skip_decoding:SkipDecoding",
-    "sss": "cards.methods.sss:SSS",
-    "rsd": "cards.methods.rsd:RSD",
-    "gsi": "cards.methods.gsi:GSI",
-    "cdsl": "cards.methods.cdsl:CDSL",
-    "args": "cards.methods.args:ARGS",
-    "rad": "cards.methods.rad:RAD",
-    "controlled-decoding": "cards.methods.controlled_decoding:ControlledDecoding",
-    "sia": "cards.methods.sia:SIA",
-    "deal": "cards.methods.deal:DeAL",
-    "genarm": "cards.methods.genarm:GenARM",
-    "contrastive-decoding": "cards.methods.contrastive_decoding:ContrastiveDecoding",
-    "contrastive-decoding-logits": "cards.methods.contrastive_decoding_logits:ContrastiveDecodingLogits",
+    "cascade": "cards.methods.segments.cascade:Cascade",
+    "rain": "cards.methods.search.rain:RAIN",
+    "best-of-n": "cards.methods.responses.best_of_n:BestOfN",
+    "soft-best-of-n": "cards.methods.responses.soft_best_of_n:SoftBestOfN",
+    "pessimism": "cards.methods.responses.pessimism:Pessimism",
+    "mbr": "cards.methods.responses.mbr:MBR",
+    "mbr-best-of-n": "cards.methods.responses.mbr_best_of_n:MBRBestOfN",
+    "qe-rerank": "cards.methods.responses.qe_rerank:QERerank",
+    "self-consistency": "cards.methods.responses.self_consistency:SelfConsistency",
+    "path-consistency": "cards.methods.responses.path_consistency:PathConsistency",
+    "iad": "cards.methods.responses.iad:IAD",
+    "qalign": "cards.methods.responses.qalign:QAlign",
+    "rejection-sampling": "cards.methods.segments.rejection:RejectionSampling",
+    "stars": "cards.methods.segments.stars:STARS",
+    "blockwise": "cards.methods.search.blockwise:Blockwise",
+    "ada-search": "cards.methods.search.ada_search:AdaSearch",
+    "cbs": "cards.methods.search.cbs:CBS",
+    "tree-bon": "cards.methods.search.tree_bon:TreeBoN",
+    "speculative-rejection": "cards.methods.search.speculative_rejection:SpeculativeRejection",
+    "smc": "cards.methods.search.smc:SMC",
+    "speculative": "cards.methods.drafts.speculative:Speculative",
+    "skip-decoding": "cards.methods.drafts.skip_decoding:SkipDecoding",
+    "sss": "cards.methods.drafts.sss:SSS",
+    "rsd": "cards.methods.drafts.rsd:RSD",
+    "gsi": "cards.methods.drafts.gsi:GSI",
+    "cdsl": "cards.methods.drafts.cdsl:CDSL",
+    "args": "cards.methods.tokens.args:ARGS",
+    "rad": "cards.methods.tokens.rad:RAD",
+    "controlled-decoding": "cards.methods.tokens.controlled_decoding:ControlledDecoding",
+    "sia": "cards.methods.tokens.sia:SIA",
+    "deal": "cards.methods.tokens.deal:DeAL",
+    "genarm": "cards.methods.tokens.genarm:GenARM",
+    "contrastive-decoding": "cards.methods.tokens.contrastive_decoding:ContrastiveDecoding",
+    "contrastive-decoding-logits": "cards.methods.tokens.contrastive_decoding_logits:ContrastiveDecodingLogits",
 }
 
 REWARDS = {
@@ -124,14 +124,14 @@ def with_models(
 def load_engine(name: str, **options: Any) -> Engine:
     """The engine of a model name: `tiny`, a folder or a Hugging Face name; one of these after `vllm:`; an http(s) address."""
     if name.startswith("vllm:"):
-        from cards.engines.vllm import VLLMEngine
+        from cards.backends.vllm.engine import VLLMEngine
 
         return VLLMEngine.load(name.removeprefix("vllm:"), **options)
     if name.startswith(("http://", "https://")):
-        from cards.engines.http import connect
+        from cards.backends.http.connect import connect
 
         return connect(name, **options)
-    from cards.engines.transformers import TransformersEngine
+    from cards.backends.local.engine import TransformersEngine
 
     return TransformersEngine.load(name, **options)
 
@@ -147,11 +147,11 @@ def load_reward(name: str, **options: Any) -> Reward:
 
         return WeightedSum.of([load_reward(part.strip(), **options) for part in name.split(" + ")])
     if name.startswith("vllm:"):
-        from cards.rewards.vllm import VLLMReward
+        from cards.backends.vllm.rewards import VLLMReward
 
         return VLLMReward.load(name.removeprefix("vllm:"), **options)
     if name.startswith(("http://", "https://")):
-        from cards.rewards.http import connect
+        from cards.backends.http.rewards import connect
 
         return connect(name, **options)
     kind, colon, details = name.partition(":")
@@ -159,7 +159,7 @@ def load_reward(name: str, **options: Any) -> Reward:
         return cast("Reward", _imported(REWARDS[kind]).named(details, **options))
     if colon and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, REWARDS, "Without a colon, a reward is the name of a model.")
-    from cards.rewards.classifier import ClassifierReward
+    from cards.backends.local.rewards import ClassifierReward
 
     return ClassifierReward.load(name, **options)
 

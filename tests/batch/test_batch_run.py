@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from mocks import prompts, work, write
 
+from cards.backends.http.client import RefusedError
 from cards.batch.rows import Raw, Reader
 from cards.batch.run import WINDOW, run
 from cards.batch.work import Outcome, Work
-from cards.engines.client import RefusedError
 from cards.errors import CardsError, SettingError, UnavailableError
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from cards.bench.datasets import DATASETS, load
-from cards.bench.prompts import read
+from cards.study.datasets import DATASETS, load
+from cards.study.prompts import read
 
 Rows = list[dict[str, Any]]
 TALK = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: {}\n\nAssistant: "

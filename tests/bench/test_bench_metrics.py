@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from cards.bench.metrics import coherence, distinct, ngrams, perplexity, repetition, words
-from cards.bench.statistics import Answer, compare, estimate
-from cards.methods.best_of_n import BestOfN
+from cards.methods.responses.best_of_n import BestOfN
+from cards.study.bench.metrics import coherence, distinct, ngrams, perplexity, repetition, words
+from cards.study.statistics import Answer, compare, estimate
 
 
 def test_words_are_lower_cased_and_marks_stand_alone() -> None:

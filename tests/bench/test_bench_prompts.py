@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from cards.bench.datasets import DATASETS
-from cards.bench.prompts import Question, content, read, sample, shaped
 from cards.errors import PromptError
+from cards.study.datasets import DATASETS
+from cards.study.prompts import Question, content, read, sample, shaped
 
 DIALOGUE = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: A joke?\n\nAssistant: No."
 TURNS = (

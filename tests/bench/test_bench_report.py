@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cards.bench.plot import save
-from cards.bench.report import report
-from cards.bench.tables import big, tables, to_csv, to_json, to_markdown
 from cards.errors import CardsError, UnknownNameError
+from cards.study.bench.plot import save
+from cards.study.bench.report import report
+from cards.study.tables import big, tables, to_csv, to_json, to_markdown
 from cards.usage import Usage
 
 HEADER = {"model": "m", "reward": "r", "gold": "g", "prompts": "p"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cards.bench.results import Results, key
 from cards.errors import SettingError
+from cards.study.bench.results import Results, key
 
 HEADER = {"model": "tiny", "reward": "tiny", "versions": {"torch": "2"}}
 

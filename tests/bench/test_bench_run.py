@@ -13,12 +13,6 @@ import pytest
 from asking import mock
 
 import cards
-from cards.bench.models import Models
-from cards.bench.plan import Plan, preset, read
-from cards.bench.prompts import Question, sample
-from cards.bench.results import Results
-from cards.bench.run import REPETITION, header
-from cards.bench.run import Bench as Work
 from cards.cli.arms import arms_of
 from cards.engines.base import Engine
 from cards.errors import CardsError, SettingError, UnknownNameError
@@ -26,6 +20,12 @@ from cards.events import Event
 from cards.methods.base import EngineLike, Method, Request, model_setting
 from cards.registry import METHODS
 from cards.rewards.base import Reward
+from cards.study.bench.plan import Plan, preset, read
+from cards.study.bench.results import Results
+from cards.study.bench.run import REPETITION, header
+from cards.study.bench.run import Bench as Work
+from cards.study.models import Models
+from cards.study.prompts import Question, sample
 
 QUESTIONS = [Question(i, f"q{i}", text) for i, text in enumerate(["ab", "ba c", "cab"])]
 PLAN = Plan(methods=("vanilla", "best-of-n:n=2,3"), form="raw", max_tokens=12, seeds=2, seed=7)
@@ -191,7 +191,7 @@ def test_models_that_settings_name_are_loaded_once(monkeypatch: pytest.MonkeyPat
         loaded.append((name, options))
         return mock(name=name)
 
-    monkeypatch.setattr("cards.bench.models.load_engine", load)
+    monkeypatch.setattr("cards.study.models.load_engine", load)
     models = Models(mock(), placing={"device": "cpu"})
     first: Any = models.decoder(Helped()).method
     second: Any = models.decoder(Helped()).method

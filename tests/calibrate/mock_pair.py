@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cards.bench.models import Models
-from cards.bench.prompts import Question
-from cards.bench.results import Results
-from cards.calibrate.run import Calibration
-from cards.calibrate.samples import Drawing
 from cards.engines.mock import MockEngine
 from cards.rewards.function import FunctionReward
 from cards.sampling import Sampling
+from cards.study.bench.results import Results
+from cards.study.calibrate.run import Calibration
+from cards.study.calibrate.samples import Drawing
+from cards.study.models import Models
+from cards.study.prompts import Question
 
 LETTERS = ["</s>", "a", "b", "c", "d"]
 MAX_TOKENS = 12

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mock_pair import calibration
 
-from cards.calibrate.choose import Wish
-from cards.calibrate.report import profile_of, to_dict
-from cards.calibrate.run import Asked, Found
 from cards.errors import SettingError
+from cards.study.calibrate.choose import Wish
+from cards.study.calibrate.report import profile_of, to_dict
+from cards.study.calibrate.run import Asked, Found
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 ASKED = Asked(Wish(max_cost=2.5), entropy_threshold=1.2)

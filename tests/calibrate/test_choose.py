@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cards.calibrate.choose import Wish, bar_of, choose, measured, recommended
 from cards.errors import SettingError
+from cards.study.calibrate.choose import Wish, bar_of, choose, measured, recommended
 
 FOUND = {
     "cost": np.array([1.5, 2.5, 3.5, 6.0]),

@@ -9,10 +9,10 @@ from mock_pair import LETTERS, likes_b
 
 from cards import CARDS, Decoder
 from cards.boundaries import Entropy
-from cards.calibrate.lengths import Cut, cut, cuts, suggested, thresholds_of
 from cards.engines.mock import MockEngine
 from cards.events import Response
 from cards.rewards.function import FunctionReward
+from cards.study.calibrate.lengths import Cut, cut, cuts, suggested, thresholds_of
 
 
 def chances(ids: tuple[int, ...]) -> list[float]:

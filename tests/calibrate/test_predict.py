@@ -11,8 +11,8 @@ import pytest
 from mock_pair import MAX_TOKENS, calibration
 
 from cards import CARDS
-from cards.calibrate.choose import measured, rates
-from cards.calibrate.predict import FIGURES, Grid, memory, predict
+from cards.study.calibrate.choose import measured, rates
+from cards.study.calibrate.predict import FIGURES, Grid, memory, predict
 
 PLAIN: dict[str, Any] = {
     "prompt_reward": 0.0,

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import cards
 import cards.cli
-from cards.bench.plan import Arm
-from cards.bench.run import Bench
+from cards.study.bench.plan import Arm
+from cards.study.bench.run import Bench
 
 SHORT = ("--prompts", "mine.txt", "-m", "vanilla", "-m", "best-of-n:n=2,3", "--max-tokens", "12", "--out", "out.jsonl")
 

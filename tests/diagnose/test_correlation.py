@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cards.diagnose.correlation import correlation
+from cards.study.diagnose.correlation import correlation
 
 
 def test_they_are_those_of_scipy_for_one_prompt() -> None:

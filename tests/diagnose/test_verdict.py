@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cards.bench.models import Models
-from cards.bench.prompts import Question, read
-from cards.diagnose import pairs, plot
-from cards.diagnose.report import to_dict
-from cards.diagnose.run import Diagnosis, Figures
-from cards.diagnose.verdict import Finding, Verdict, verdict
 from cards.engines.mock import MockEngine
 from cards.errors import PromptError
 from cards.rewards.function import FunctionReward
+from cards.study.diagnose import pairs, plot
+from cards.study.diagnose.report import to_dict
+from cards.study.diagnose.run import Diagnosis, Figures
+from cards.study.diagnose.verdict import Finding, Verdict, verdict
+from cards.study.models import Models
+from cards.study.prompts import Question, read
 
 LETTERS = ["</s>", "a", "b", "c", "d"]
 
@@ -142,8 +142,8 @@ def test_answers_of_dialogues_and_messages_are_found(tmp_path: Path) -> None:
 
 
 async def test_the_embedded_reward_is_usable() -> None:
-    from cards.engines.transformers import TransformersEngine
-    from cards.rewards.classifier import ClassifierReward
+    from cards.backends.local.engine import TransformersEngine
+    from cards.backends.local.rewards import ClassifierReward
 
     engine, judge = TransformersEngine.load("tiny"), ClassifierReward.load("tiny")
     work = Diagnosis(Models(engine, judge), judge, read("tiny")[:4], answers=6, max_tokens=24)

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import cards.cli
 import cards.registry
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Engine
-from cards.engines.transformers import TransformersEngine
 from cards.registry import METHODS
-from cards.rewards.classifier import ClassifierReward
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

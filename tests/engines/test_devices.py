@@ -10,11 +10,11 @@ import torch
 from small import Pair, words
 
 from cards import Decoder, Vanilla
-from cards.engines.loading import pick_device
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.loading import pick_device
+from cards.backends.local.readers import Padded
 from cards.engines.slots import Slots
-from cards.engines.transformers import TransformersEngine
 from cards.errors import BatchError, ModelError, SettingError
-from cards.rewards.readers import Padded
 
 TEXTS = [words([5, 9]), words([12, 3, 40])]
 

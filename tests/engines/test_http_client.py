@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from model_server import Faulty, running
 from small import eventually
 
-from cards.engines.client import Client, RefusedError
+from cards.backends.http.client import Client, RefusedError
 from cards.errors import SettingError, UnavailableError
 
 

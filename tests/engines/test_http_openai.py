@@ -16,10 +16,10 @@ from small import byte_tokenizer, eventually
 from typer.testing import CliRunner
 
 from cards import CARDS, BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, Punctuation, TransformersEngine, Vanilla
+from cards.backends.http.connect import EXTRAS
+from cards.backends.http.openai import tokens_of
 from cards.cli import app
-from cards.engines.http import EXTRAS
 from cards.engines.interval import entropy_interval
-from cards.engines.openai import tokens_of
 from cards.errors import MismatchError, ModelError, PromptError, SettingError, UnavailableError
 from cards.events import Prompt, Response, Result
 from cards.registry import load_engine

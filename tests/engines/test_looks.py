@@ -10,9 +10,9 @@ import pytest
 import torch
 from small import END, Pair, words
 
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
-from cards.engines.transformers import TransformersEngine
 from cards.errors import SettingError
 from cards.events import Response
 from cards.sampling import Sampling, distribution, draw, pick

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from cards.engines.loading import context_of, lm_outputs, slotted
+from cards.backends.local.loading import context_of, lm_outputs, slotted
 from cards.engines.slots import SPREAD
 from cards.errors import ModelError, SettingError
 

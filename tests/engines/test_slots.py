@@ -12,7 +12,7 @@ import torch
 from small import Pair
 from torch import Tensor
 
-from cards.engines.loading import lm_outputs, slotted
+from cards.backends.local.loading import lm_outputs, slotted
 from cards.engines.slots import Slots
 from cards.errors import SettingError
 from cards.usage import Usage, metered

@@ -17,11 +17,11 @@ from small import Pair, language_model, words
 from test_laws import BY_ENTROPY, END, LETTERS, Ids, Law, assert_follows, entropy, next_token
 
 from cards import CARDS, BestOfN, Decoder
+from cards.backends.local.engine import TransformersEngine
 from cards.boundaries import Boundary, Entropy, FixedLength, Punctuation, Whole
 from cards.engines.base import Ask, Engine
 from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine, excess
-from cards.engines.transformers import TransformersEngine
 from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response, Segment
 from cards.sampling import Sampling

@@ -11,7 +11,7 @@ import pytest
 from judging import benched
 
 from cards.errors import CardsError, SettingError
-from cards.evaluate.answers import fingerprint, messages_of, pairs, read, unpaired
+from cards.study.evaluate.answers import fingerprint, messages_of, pairs, read, unpaired
 
 
 def lines(path: Path, *rows: Any) -> str:

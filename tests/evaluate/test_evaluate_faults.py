@@ -13,12 +13,12 @@ from asking import mock
 from judging import benched, figures, first, judge, judged, longer, write
 
 import cards
-from cards.bench.results import Results
-from cards.evaluate.answers import read
-from cards.evaluate.report import Evaluated
-from cards.evaluate.run import HEADER, Evaluation, graded, prompt_of, response_of
-from cards.evaluate.verdicts import Journal
 from cards.events import Response
+from cards.study.bench.results import Results
+from cards.study.evaluate.answers import read
+from cards.study.evaluate.report import Evaluated
+from cards.study.evaluate.run import HEADER, Evaluation, graded, prompt_of, response_of
+from cards.study.evaluate.verdicts import Journal
 
 
 def test_the_page_names_tests_that_exist() -> None:

@@ -12,11 +12,11 @@ from judging import Server, counts, figures, first, judge, judged, longer, write
 from model_server import running
 
 from cards import FunctionReward
-from cards.bench.results import Results
 from cards.errors import SettingError, UnavailableError
-from cards.evaluate.judge import connect
-from cards.evaluate.questions import QUESTIONS
-from cards.evaluate.run import HEADER, Evaluation, Wanted
+from cards.study.bench.results import Results
+from cards.study.evaluate.judge import connect
+from cards.study.evaluate.questions import QUESTIONS
+from cards.study.evaluate.run import HEADER, Evaluation, Wanted
 
 SHORT, LONG = "A word.", "A word, and then some more words."
 MINE = {f"Question {i}?": LONG if i < 6 else SHORT for i in range(10)} | {"Same?": "This."}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cards.evaluate.refusals import refuses
+from cards.study.evaluate.refusals import refuses
 
 
 @pytest.mark.parametrize(

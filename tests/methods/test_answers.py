@@ -35,9 +35,9 @@ from cards import (
     SoftBestOfN,
 )
 from cards.errors import SettingError
-from cards.methods.answers import Answers
 from cards.methods.base import Method
-from cards.methods.similarity import jaccard
+from cards.methods.responses.driver import Answers
+from cards.methods.responses.similarity import jaccard
 
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 Q, SHORT = (segments_after((), length, lambda *_: False) for length in (2, 1))

@@ -34,7 +34,7 @@ from test_laws import (
 )
 
 from cards import CARDS, Cascade, Decoder, FixedLength, FunctionReward, ImplicitReward, Rejected, Result, Scored
-from cards.engines.transformers import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
 from cards.events import Event, Fold, Proposed, Response
 from cards.methods.base import Request

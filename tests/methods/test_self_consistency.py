@@ -14,8 +14,8 @@ from scipy import stats
 from cards import Decoder, PathConsistency, Proposed, Segment, SelfConsistency, Step, Vanilla
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError
-from cards.methods.path_consistency import lead
-from cards.methods.self_consistency import final_answer
+from cards.methods.responses.path_consistency import lead
+from cards.methods.responses.self_consistency import final_answer
 
 
 @pytest.mark.parametrize(

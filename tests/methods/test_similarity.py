@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from cards.methods.similarity import UTILITIES, agreement, chrf, exact, jaccard, rouge_l
+from cards.methods.responses.similarity import UTILITIES, agreement, chrf, exact, jaccard, rouge_l
 
 MAT, MATS = "The cat sat on the mat, quietly.", "A cat is sitting on the mat."
 TEXTS = ["", " ", "a", "A b", "b a", "...", "the cat", "The cat sat.", MAT, MATS, "yes", "yes it is"]

@@ -15,7 +15,7 @@ from test_laws import BETA, REWARD, Ids, assert_follows, engine, normalised, rea
 from cards import SMC, Accepted, Entropy, FixedLength, Vanilla
 from cards.boundaries import Boundary
 from cards.methods.base import Request
-from cards.methods.smc import Weights
+from cards.methods.search.smc import Weights
 
 LENGTH = 3
 Q = segments_after((), LENGTH, lambda *_: False)

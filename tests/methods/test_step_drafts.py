@@ -13,7 +13,7 @@ from two_models import Scripted, decoded, engine, other, texts, trace, value_of
 from cards import CDSL, GSI, RSD, Decoder, FixedLength, FunctionReward, Vanilla
 from cards.boundaries import Step, Whole
 from cards.engines.mock import MockEngine
-from cards.methods.gsi import sigmoid
+from cards.methods.drafts.gsi import sigmoid
 
 # rsd
 

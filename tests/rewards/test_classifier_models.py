@@ -9,10 +9,10 @@ import torch
 import transformers as hf
 
 import cards
+from cards.backends.local.readers import Padded, Slotted
 from cards.engines.text import encode
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
-from cards.rewards.readers import Padded, Slotted
 from cards.usage import Usage, metered
 
 TINY = Path(cards.__file__).parent / "tiny" / "tokenizer"

@@ -12,10 +12,10 @@ from fastapi import FastAPI
 from model_server import Faulty, rewards, running
 
 from cards import CARDS, ClassifierReward, Decoder, TransformersEngine
+from cards.backends.http.rewards import PlainReward, PredictReward, RerankReward
 from cards.errors import RewardError, SettingError, UnavailableError, UnknownNameError
 from cards.events import Message, Prompt, Response
 from cards.registry import load_reward
-from cards.rewards.http import PlainReward, PredictReward, RerankReward
 from cards.usage import Usage, metered
 
 TEXTS = ["", " Good.", " I hate you, you idiot.", " It was so good that I saw it twice."]

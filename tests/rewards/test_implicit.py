@@ -13,8 +13,8 @@ from small import Pair, language_model, letter_engine, word_tokenizer, words
 from transformers import PreTrainedModel
 
 from cards import CARDS, Decoder, FixedLength, ImplicitReward, Minimum, Result
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
-from cards.engines.transformers import TransformersEngine
 from cards.errors import MismatchError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.registry import load_reward

@@ -11,8 +11,8 @@ import torch
 from small import Pair, word_tokenizer, words
 
 from cards import BestOfN, Decoder, SelfEvaluation, ValueReward
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
-from cards.engines.transformers import TransformersEngine
 from cards.errors import SettingError
 from cards.events import Prompt, Response
 from cards.registry import load_reward

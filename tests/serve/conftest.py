@@ -8,8 +8,8 @@ import pytest
 from asking import CARDS_IN_THREES, mock
 
 from cards import CARDS
-from cards.engines.transformers import TransformersEngine
-from cards.rewards.classifier import ClassifierReward
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from serving import Running, Switch, serving
 
 Pair = tuple[TransformersEngine, ClassifierReward]

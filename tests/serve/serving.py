@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import openai
 
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
-from cards.engines.transformers import TransformersEngine
 from cards.errors import RewardError
 from cards.events import Prompt, Response
 from cards.methods.base import Method

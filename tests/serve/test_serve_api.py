@@ -11,8 +11,8 @@ import pytest
 from asking import CARDS_IN_THREES, mock
 
 from cards import CARDS, Decoder, Vanilla
-from cards.engines.transformers import TransformersEngine
-from cards.rewards.classifier import ClassifierReward
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from serving import CHAT, Running, Switch, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")

@@ -12,7 +12,7 @@ import pytest
 from asking import CARDS_IN_THREES, mock
 from small import letter_engine
 
-from cards.engines.transformers import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 from cards.serve.server import DEAD
 from serving import Running, Switch, assert_free, serving, until
 

@@ -13,7 +13,7 @@ import pytest
 from asking import CARDS_IN_THREES, mock
 
 from cards import Cascade
-from cards.engines.transformers import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
 from cards.serve.options import Options
 from serving import CHAT, Running, Switch, assert_free, serving, until

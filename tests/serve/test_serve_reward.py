@@ -14,12 +14,12 @@ import pytest
 from asking import CARDS_IN_THREES, mock
 
 from cards import Decoder, Vanilla
+from cards.backends.http.client import RefusedError
+from cards.backends.http.rewards import connect
 from cards.engines.base import Ask
-from cards.engines.client import RefusedError
 from cards.engines.mock import MockEngine
 from cards.errors import UnavailableError
 from cards.events import Segment
-from cards.rewards.http import connect
 from cards.serve.errors import api_error
 from serving import Running, Switch, assert_free, serving, until
 

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    from cards.engines.vllm import VLLMEngine
+    from cards.backends.vllm.engine import VLLMEngine
 
     engine = VLLMEngine.load("tiny", slots=24, enforce_eager=True)
     yield engine
@@ -42,7 +42,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def reward() -> Iterator[Reward]:
-    from cards.rewards.vllm import VLLMReward
+    from cards.backends.vllm.rewards import VLLMReward
 
     reward = VLLMReward.load("tiny", slots=24, enforce_eager=True)
     yield reward

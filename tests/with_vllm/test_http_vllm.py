@@ -22,15 +22,15 @@ from small import eventually
 
 import cards
 from cards import CARDS, STARS, BestOfN, ClassifierReward, Decoder, Entropy, TransformersEngine, Vanilla
+from cards.backends.http.client import Client
+from cards.backends.http.connect import probed
+from cards.backends.http.openai import OpenAIEngine
+from cards.backends.http.served import Local, Served
+from cards.backends.http.vllm import VLLMHTTPEngine
 from cards.boundaries import Boundary, FixedLength, Punctuation, Whole
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
-from cards.engines.client import Client
-from cards.engines.http import probed
 from cards.engines.interval import entropy_interval
-from cards.engines.openai import OpenAIEngine
-from cards.engines.served import Local, Served
-from cards.engines.vllm_http import VLLMHTTPEngine
 from cards.errors import CardsError, ModelError, RewardError, SettingError, UnavailableError
 from cards.events import Message, Response, Result, Segment
 from cards.methods.base import Method

@@ -113,8 +113,8 @@ def test_methods_that_need_logits_are_refused(engine: Engine, reward: Reward) ->
 
 def test_names_lead_here(engine: Engine, reward: Reward, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what the page shows works."""
-    from cards.engines.vllm import VLLMEngine
-    from cards.rewards.vllm import VLLMReward
+    from cards.backends.vllm.engine import VLLMEngine
+    from cards.backends.vllm.rewards import VLLMReward
 
     asked = []
 

@@ -216,7 +216,7 @@ async def test_ctrl_c_is_not_for_vllms_processes(engine: Any) -> None:
 
 
 def test_wrong_options_are_named() -> None:
-    from cards.engines.vllm import VLLMEngine
+    from cards.backends.vllm.engine import VLLMEngine
 
     with pytest.raises(UnknownNameError, match=r"option of vLLM 'max_num_seq'. Did you mean 'max_num_seqs'"):
         VLLMEngine.load("tiny", max_num_seq=3)

@@ -15,10 +15,10 @@ from vllm.v1.sample import logits_processor as v1
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample import logits_processor as v2
 
+from cards.backends.vllm.options import Rule, options_of
+from cards.backends.vllm.processor import Processor
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
-from cards.engines.vllm_options import Rule, options_of
-from cards.engines.vllm_processor import Processor
 from cards.errors import MismatchError
 from cards.events import Prompt, Response
 from cards.sampling import Sampling, draw, uniforms

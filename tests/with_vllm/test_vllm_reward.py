@@ -103,7 +103,7 @@ def of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_cannot_work_is_refused_before_vllm_starts(of_three: Path) -> None:
-    from cards.rewards.vllm import VLLMReward
+    from cards.backends.vllm.rewards import VLLMReward
 
     with pytest.raises(SettingError, match=r"has 3 outputs: 0 \(kind\), 1 \(dull\), 2 \(rude\)"):
         VLLMReward.load(str(of_three))
@@ -115,7 +115,7 @@ def test_what_cannot_work_is_refused_before_vllm_starts(of_three: Path) -> None:
 
 async def test_several_outputs_and_the_end_of_an_engine(of_three: Path, twin: Engine) -> None:
     """Weights and templates as in transformers; when vLLM's process dies the requests say so; nothing is left running."""
-    from cards.rewards.vllm import VLLMReward
+    from cards.backends.vllm.rewards import VLLMReward
 
     weights = [1.0, -0.5, -2.0]
     reward = await asyncio.to_thread(VLLMReward.load, str(of_three), output=weights, slots=4, enforce_eager=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cards.batch.rows import Fields, Raw, line, parsed
-from cards.bench.prompts import shaped
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
+from cards.study.prompts import shaped
 from cards.usage import Usage
 
 OWN = ("text", "reward", "finish_reason", "seed", "method")

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from itertools import product
 
-from cards.bench.plan import Arm
 from cards.cli.settings import method_of, settings_of
 from cards.errors import CardsError, SettingError, UnknownNameError, check
+from cards.study.bench.plan import Arm
 
 METHOD_HELP = (
     "A method (repeatable), with settings after a colon: cards:beta=0.5,target=2. "

@@ -12,14 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table as Screen
 
-from cards.bench.datasets import DATASETS
-from cards.bench.plan import PRESETS, Plan, preset, read
-from cards.bench.plot import save
-from cards.bench.prompts import read as read_prompts
-from cards.bench.report import report
-from cards.bench.results import Results
-from cards.bench.run import Bench, header
-from cards.bench.tables import Table, tables, to_csv, to_json, to_markdown
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS
@@ -28,6 +20,14 @@ from cards.cli.screen import messages, one_line_warnings, say, show_error, show_
 from cards.cli.settings import unescape
 from cards.errors import CardsError, UnknownNameError, check
 from cards.files import alone
+from cards.study.bench.plan import PRESETS, Plan, preset, read
+from cards.study.bench.plot import save
+from cards.study.bench.report import report
+from cards.study.bench.results import Results
+from cards.study.bench.run import Bench, header
+from cards.study.datasets import DATASETS
+from cards.study.prompts import read as read_prompts
+from cards.study.tables import Table, tables, to_csv, to_json, to_markdown
 
 PLAN = "The plan (each option replaces the plan's own)"
 PROMPTS = (

@@ -13,10 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cards.bench.plan import Arm
-from cards.bench.tables import big, number, percent
 from cards.cli.view import ENDINGS
 from cards.events import Accepted, Event, Fallback, Result
+from cards.study.bench.plan import Arm
+from cards.study.tables import big, number, percent
 
 NARROWEST = 36  # columns of a pane
 COLUMNS = ("reward", "gold", "kept/drawn", "RM read", "FLOPs", "taken", "fallback", "s")

@@ -12,21 +12,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cards.bench.prompts import read, sample
-from cards.bench.results import Results
-from cards.bench.statistics import Estimate
-from cards.bench.tables import interval
-from cards.calibrate import plot
-from cards.calibrate.choose import Wish
-from cards.calibrate.report import LEVELS, entropies, profile_of, rewards_by_length, to_dict
-from cards.calibrate.run import Asked, Calibration, Found, Probe
-from cards.calibrate.samples import Drawing
 from cards.cli.models import fitting, load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.screen import one_line_warnings, say, show_warning
 from cards.errors import CardsError, SettingError, check
 from cards.files import alone
 from cards.sampling import Sampling
+from cards.study.bench.results import Results
+from cards.study.calibrate import plot
+from cards.study.calibrate.choose import Wish
+from cards.study.calibrate.report import LEVELS, entropies, profile_of, rewards_by_length, to_dict
+from cards.study.calibrate.run import Asked, Calibration, Found, Probe
+from cards.study.calibrate.samples import Drawing
+from cards.study.prompts import read, sample
+from cards.study.statistics import Estimate
+from cards.study.tables import interval
 
 WISH, FIXED, DRAWN = "The wish (default: --max-cost 3)", "Fixed beforehand", "What is drawn"
 

@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from cards.bench.models import Models
-from cards.bench.prompts import shaped
 from cards.cli.answer import Options, answer
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
@@ -23,6 +21,8 @@ from cards.cli.settings import unescape
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
+from cards.study.models import Models
+from cards.study.prompts import shaped
 
 METHODS = ["vanilla", "best-of-n", "cards"]
 

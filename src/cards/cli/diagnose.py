@@ -10,18 +10,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cards.bench.prompts import read, sample
-from cards.bench.tables import interval
 from cards.cli.models import fitting, load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.screen import one_line_warnings, say
-from cards.diagnose import pairs as preference_pairs
-from cards.diagnose import plot as plots
-from cards.diagnose.report import to_dict
-from cards.diagnose.run import POSITIONS, Diagnosis, Figures
-from cards.diagnose.verdict import LIMITS, Verdict, verdict
 from cards.errors import SettingError, check
 from cards.sampling import Sampling
+from cards.study.diagnose import pairs as preference_pairs
+from cards.study.diagnose import plot as plots
+from cards.study.diagnose.report import to_dict
+from cards.study.diagnose.run import POSITIONS, Diagnosis, Figures
+from cards.study.diagnose.verdict import LIMITS, Verdict, verdict
+from cards.study.prompts import read, sample
+from cards.study.tables import interval
 
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 

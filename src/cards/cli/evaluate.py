@@ -10,26 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
-from cards.bench.plan import Plan
-from cards.bench.plan import read as read_plan
-from cards.bench.prompts import read as read_prompts
-from cards.bench.results import Results
-from cards.bench.statistics import CONFIDENCE, RESAMPLES, SEED
 from cards.cli.arms import METHOD_HELP
 from cards.cli.bench import LIMIT, PROMPTS, SAMPLE, decode, show_tables
 from cards.cli.models import load_named
 from cards.cli.options import DEVICE, DTYPE, MODEL, OUTPUT
 from cards.cli.screen import messages, one_line_warnings, say, show_error, show_warning
 from cards.errors import UnknownNameError, check
-from cards.evaluate.answers import Answers, fingerprint, messages_of, read, unpaired
-from cards.evaluate.judge import Judge, connect
-from cards.evaluate.questions import QUESTIONS
-from cards.evaluate.report import Evaluated
-from cards.evaluate.run import HEADER, Evaluation, Wanted, wanted
-from cards.evaluate.tables import tables, to_csv, to_json, to_markdown
-from cards.evaluate.verdicts import Journal
 from cards.files import alone
 from cards.rewards.base import Reward
+from cards.study.bench.plan import Plan
+from cards.study.bench.plan import read as read_plan
+from cards.study.bench.results import Results
+from cards.study.evaluate.answers import Answers, fingerprint, messages_of, read, unpaired
+from cards.study.evaluate.judge import Judge, connect
+from cards.study.evaluate.questions import QUESTIONS
+from cards.study.evaluate.report import Evaluated
+from cards.study.evaluate.run import HEADER, Evaluation, Wanted, wanted
+from cards.study.evaluate.tables import tables, to_csv, to_json, to_markdown
+from cards.study.evaluate.verdicts import Journal
+from cards.study.prompts import read as read_prompts
+from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
 
 STEERED = "--{} {} steers some of these answers, so it cannot say what they are worth: name another one."
 DECODING, GRADING = "Answers made now, as by `cards bench`", "Grading"

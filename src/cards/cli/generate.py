@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cards.bench.prompts import shaped
 from cards.cli.answer import Options, answer
 from cards.cli.chat import chat
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
@@ -23,6 +22,7 @@ from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
 from cards.registry import REWARDS, load_engine, load_reward
+from cards.study.prompts import shaped
 
 
 @with_settings

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from cards.bench.models import Models
-from cards.bench.prompts import Question
 from cards.cli.generate import hide_bars, is_local
 from cards.cli.screen import messages, one_line_warnings, show_warning, spinner
 from cards.errors import ModelError, UnknownNameError
 from cards.registry import load_engine, load_reward
+from cards.study.models import Models
+from cards.study.prompts import Question
 
 
 def load_models(model: str, reward: str, gold: str, placing: Mapping[str, Any]) -> Models:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from cards.bench.prompts import Question, read, shaped
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
 from cards.cli.screen import one_line_warnings, say, show_error
@@ -18,6 +17,7 @@ from cards.errors import CardsError, SettingError
 from cards.files import alone
 from cards.integrations.preferences import By, Pair, Pairing, check_form, kind
 from cards.integrations.preferences_journal import Collection
+from cards.study.prompts import Question, read, shaped
 
 
 @with_settings

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cards.backends.local.worker import Worker, in_words
 from cards.engines.base import Role, tell
 from cards.engines.slots import Slots
-from cards.engines.worker import Worker, in_words
 from cards.errors import ModelError, PromptError
 from cards.usage import Usage
 

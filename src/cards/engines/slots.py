@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cards.engines.attention import Group, Step, running
+from cards.backends.local.attention import Group, Step, running
 from cards.errors import check
 from cards.usage import going_on
 

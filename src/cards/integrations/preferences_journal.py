@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cards.bench.prompts import Question
-from cards.bench.results import Results
 from cards.errors import SettingError
 from cards.integrations.preferences import Pair, once, write
+from cards.study.bench.results import Results
+from cards.study.prompts import Question
 
 
 class Collection:

@@ -29,15 +29,15 @@ from transformers.generation.stopping_criteria import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from cards.backends.local.attention import NAME
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.decoder import Decoder
-from cards.engines.attention import NAME
-from cards.engines.transformers import TransformersEngine
 from cards.errors import ModelError, PromptError, SettingError, check
 from cards.events import Accepted, Done, Fallback, Prompt, Result
 from cards.methods.base import Method, setting_fields
 from cards.registry import load_reward, make_method, with_models
 from cards.rewards.base import Reward
-from cards.rewards.classifier import ClassifierReward
 
 RewardModel = str | Reward | Callable[[str, str], float] | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 UNSET = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # what transformers fills in where nothing is said

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from cards.engines.client import RefusedError
+from cards.backends.http.client import RefusedError
 from cards.errors import CardsError, ModelError, RewardError, UnavailableError
 
 TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]")  # pydantic's names for the kinds in a union

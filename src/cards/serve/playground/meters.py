@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from cards.bench.tables import big, number, percent
 from cards.serve.playground.runs import Run
+from cards.study.tables import big, number, percent
 
 HELP = {
     "reward": "of the whole answer; the higher the better",

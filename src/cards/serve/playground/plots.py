@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from cards.bench.tables import number
 from cards.events import Segment
 from cards.serve.playground.runs import Run
+from cards.study.tables import number
 
 Point = tuple[float, float]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from cards.bench.tables import number
 from cards.cli.view import quoted
 from cards.events import Segment
 from cards.serve.playground.runs import Run
+from cards.study.tables import number
 
 VERDICTS = {  # class: mark and word
     "accepted": ("\N{CHECK MARK}", "accepted"),

@@ -1,0 +1,183 @@
+"""Rewards from servers: finds out what is at an address, and speaks the forms of text-embeddings-inference and plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cards.backends.http.client import Client, RefusedError
+from cards.backends.http.connect import check_placement
+from cards.errors import CardsError, RewardError, SettingError, UnavailableError, UnknownNameError, check
+from cards.events import Prompt, Response
+from cards.rewards.base import Reward
+
+if TYPE_CHECKING:
+    from cards.backends.local.rewards import Output
+
+BATCH = 32  # texts in a request: what text-embeddings-inference takes unless told otherwise
+
+
+def connect(
+    address: str,
+    *,
+    output: Output = None,
+    target: float | None = None,
+    tokenizer: str | None = None,
+    api_key: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
+    slots: int = 32,
+    context: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Reward:
+    """The reward at an address: vLLM's .../classify or .../pooling, text-embeddings-inference's .../rerank or .../predict, any
+    other path for plain JSON. Without a path, or with /v1, the server is asked what it is.
+
+    output: which of several outputs counts, as in ClassifierReward. tokenizer: of a vLLM model, if it is not found by itself.
+    Raises SettingError, ModelError or UnavailableError.
+    """
+    check_placement(device, dtype)
+    address = address.rstrip("/")
+    client = Client(address, api_key=api_key, timeout=timeout, retries=retries, connections=slots)
+    server, _, kind = address.rpartition("/")
+    if "://" not in server:  # no path at all
+        server, kind = address, ""
+    if kind in ("", "v1"):
+        client.address = server = address.removesuffix("/v1")
+        kind = client.at_once(_kind(client))
+    elif kind in ("classify", "pooling", *SHAPES):
+        client.address = server.removesuffix("/v1")
+    if kind in ("classify", "pooling"):
+        from cards.backends.http.vllm_rewards import VLLMHTTPReward
+
+        return VLLMHTTPReward.connect(client, kind, tokenizer, output=output, target=target, context=context)
+    if kind in SHAPES:
+        return SHAPES[kind](client, output=output, target=target)
+    return PlainReward(client, output=output, target=target)
+
+
+async def _kind(client: Client) -> str:
+    """What serves there: the path to ask for scores, or nothing, which is plain JSON."""
+    for path in ("/v1/models", "/info"):
+        try:
+            found = await client.get(path)
+        except RefusedError as error:
+            if error.status in (401, 403):
+                raise
+            continue
+        if path == "/v1/models":
+            return "classify"
+        kinds = found.get("model_type") or {}
+        for kind, shape in (("reranker", "rerank"), ("classifier", "predict")):
+            if kind in kinds:
+                return shape
+        raise SettingError(f"The model at {client.address} ({', '.join(kinds)}) gives no scores: a reward is a classifier.")
+    return ""
+
+
+class HTTPReward(Reward, ABC):
+    """Texts go to a server, scores come back, BATCH at a time. What the server does not do is a RewardError."""
+
+    path: str
+
+    def __init__(self, client: Client, *, output: Output = None, target: float | None = None) -> None:
+        self.client, self.output, self.target = client, output, target
+        self.name = client.address + self.path
+
+    @abstractmethod
+    def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
+        """What is asked."""
+
+    @abstractmethod
+    def read(self, answer: Any) -> list[float]:
+        """The scores, in the order of the responses."""
+
+    async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
+        parts = [responses[i : i + BATCH] for i in range(0, len(responses), BATCH)]
+        answers = await asked(self.client, self.path, [self.body(prompt, part) for part in parts])
+        scores: list[float] = []
+        for answer, part in zip(answers, parts, strict=True):
+            try:
+                found = [float(score) for score in self.read(answer)]
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, CardsError):
+                    raise
+                raise RewardError(f"The reward at {self.name} answered in another form: {str(answer)[:200]}") from error
+            if len(found) != len(part):
+                raise RewardError(f"The reward at {self.name} gave {len(found)} scores for {len(part)} responses.")
+            scores += found
+        return scores
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+
+async def asked(client: Client, path: str, bodies: Sequence[Any]) -> list[Any]:
+    """The answers to all bodies, asked at once. Raises RewardError where there are none, SettingError on a wrong request."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(client.post(path, body)) for body in bodies]
+    except ExceptionGroup as errors:
+        error = errors.exceptions[0]
+        if isinstance(error, UnavailableError) or (isinstance(error, RefusedError) and error.too_long):
+            raise RewardError(f"No reward: {error}") from error
+        raise error from None
+    return [task.result() for task in tasks]
+
+
+class PlainReward(HTTPReward):
+    """{"prompt": text, "messages": [...] or null, "responses": [texts]} -> {"rewards": [numbers]}."""
+
+    path = ""
+
+    def __init__(self, client: Client, *, output: Output = None, target: float | None = None) -> None:
+        check(output is None, f"The reward at {client.address} has one output: leave output out.")
+        super().__init__(client, target=target)
+
+    def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
+        return {"prompt": prompt.text, "messages": prompt.messages, "responses": [r.text for r in responses]}
+
+    def read(self, answer: Any) -> list[float]:
+        return list(answer["rewards"])
+
+
+class RerankReward(PlainReward):
+    """text-embeddings-inference's /rerank: how well each response fits the prompt, which is the messages' contents."""
+
+    path = "/rerank"
+
+    def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
+        query = prompt.text if prompt.messages is None else "\n\n".join(m["content"] for m in prompt.messages)
+        return {"query": query, "texts": [r.text for r in responses], "raw_scores": True}
+
+    def read(self, answer: Any) -> list[float]:
+        return [rank["score"] for rank in sorted(answer, key=lambda rank: int(rank["index"]))]
+
+
+class PredictReward(HTTPReward):
+    """text-embeddings-inference's /predict: the raw score of a label (`output`) for the text of prompt and response."""
+
+    path = "/predict"
+
+    def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
+        return {"inputs": [[prompt.text + r.text] for r in responses], "raw_scores": True}
+
+    def read(self, answer: Any) -> list[float]:
+        return [self._chosen({label["label"]: label["score"] for label in labels}) for labels in answer]
+
+    def _chosen(self, scores: Mapping[str, float]) -> float:
+        if self.output is None and len(scores) == 1:
+            return next(iter(scores.values()))
+        if self.output is None:
+            raise SettingError(
+                f"The reward at {self.name} has {len(scores)} labels: {', '.join(scores)}. Choose one (output=...)."
+            )
+        if not isinstance(self.output, str) or self.output not in scores:
+            raise UnknownNameError("reward label", str(self.output), scores)
+        return scores[self.output]
+
+
+SHAPES: Mapping[str, type[HTTPReward]] = {"rerank": RerankReward, "predict": PredictReward}

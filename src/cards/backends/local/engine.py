@@ -1,0 +1,303 @@
+"""The in-process engine: any causal LM of Hugging Face transformers, in slots, with continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from cards.backends.local.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
+from cards.backends.local.worker import Worker
+from cards.boundaries import Boundary
+from cards.engines.base import Ask, Engine, Role, tell
+from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
+from cards.engines.text import check_fits, encode, fingerprint
+from cards.errors import check
+from cards.events import Message, Prompt, Response, Segment
+from cards.sampling import Sampling, draw, uniforms
+from cards.usage import Usage, meter
+
+Reduce = Callable[[Tensor], NDArray[Any]]
+
+
+class TransformersEngine(Engine):
+    """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
+
+    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see Worker.call).
+    Raises ModelError if the model's attention cannot be run in slots exactly.
+    """
+
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int = 32,
+        context: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model.train(False), tokenizer
+        self.name = name or model.name_or_path or type(model).__name__
+        self.context, self.rows = context_of(model, context), slots
+        self.chats = tokenizer.chat_template is not None
+        self.vocabulary = fingerprint(tokenizer)
+        self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
+        held = Worker.on(model.device).call(
+            lambda: slotted(model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1])
+        )
+        self.scheduler = Scheduler(held, self._consume, "lm")
+        self.end_ids = end_ids(model, tokenizer)
+        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
+
+    @property
+    def role(self) -> Role:
+        return self.scheduler.kind
+
+    @role.setter
+    def role(self, role: Role) -> None:
+        self.scheduler.kind = role
+
+    @property
+    def rows_in_use(self) -> int:
+        return len(self.scheduler.active)
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
+    ) -> TransformersEngine:
+        """`tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
+        place = pick_device(device)
+        model, tokenizer = Worker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
+        return cls(model, tokenizer, slots=slots, context=context, name=name)
+
+    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        return check_fits(encode(self.tokenizer, prompt), self.name, self.context)
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+        proposal = Proposal(ask, self, meter())
+        self.scheduler.submit(lambda: self._begin(proposal), proposal)
+        try:
+            delivered = 0
+            while delivered < ask.n:
+                batch = await proposal.queue.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                delivered += len(batch)
+                yield batch  # the others are paused until the caller comes back for them
+                proposal.paused = False
+                self.scheduler.worker.wake(answers=True)
+        finally:
+            proposal.cancelled = True
+            self.scheduler.worker.wake()
+
+    async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
+        ids = [*prompt.token_ids, *response.token_ids]
+        return cast("NDArray[np.float32]", await self._look(prompt, ids, last, lambda logits: _numpy(logits.float())))
+
+    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
+        ids = list(response.token_ids)
+        last = len(ids) if last is None else last
+        check(0 <= last <= len(ids), f"last must lie in [0, {len(ids)}], the tokens of the response, not {last}.")
+        if not last:
+            return np.zeros(0)
+        drawn = torch.tensor(ids[len(ids) - last :]).unsqueeze(1)
+
+        def reduce(logits: Tensor) -> NDArray[np.float64]:
+            return _numpy(logits.double().log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
+
+        return cast("NDArray[np.float64]", await self._look(prompt, [*prompt.token_ids, *ids[:-1]], last, reduce))
+
+    async def _look(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
+        check(1 <= last <= len(tokens), f"Logits after {last} tokens cannot be had of a text of {len(tokens)}.")
+        question = Question(meter())
+
+        def answer(logits: Tensor) -> NDArray[Any]:
+            self.scheduler.worker.asked += 1  # who looks mostly looks again
+            return reduce(logits)
+
+        def begin() -> Sequence[Row]:
+            if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
+                question.answer(answer(known.unsqueeze(0)))
+                return ()
+            return [Look(question, prompt, tokens, last, answer)]
+
+        self.scheduler.submit(begin, question)
+        try:
+            return await question.future
+        finally:
+            question.cancelled = True
+
+    async def settle(self) -> None:
+        """Wait until cancelled rows are free and on the books."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def settled() -> None:
+            self.scheduler.retire()
+            tell(loop, done.set)
+
+        self.scheduler.do(settled)
+        await done.wait()
+
+    def width(self, acceptance_rate: float, most: int) -> int:
+        """The k with the least work per accepted segment: each row costs its share of a step, in LM and RM, to everyone."""
+        requests = max(1, self.requests)
+        cost = 2 * self.scheduler.pace.row_cost * requests
+        limit = max(1, min(most, self.rows // requests))
+        return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
+
+    def forget(self) -> None:
+        self.scheduler.forget()
+        self.scheduler.do(self._logits.clear)
+
+    async def aclose(self) -> None:
+        self.scheduler.close()
+
+    # What follows runs in the worker thread.
+
+    def _begin(self, proposal: Proposal) -> Sequence[Row]:
+        """Candidates if the text before them is read and its logits known; else one row that reads it."""
+        slots = self.scheduler.slots
+        logits = self._logits.get(tuple(proposal.prefix))
+        if logits is None or slots.match(np.array(proposal.prefix)).max() < len(proposal.prefix):
+            return [Row(proposal, proposal.prefix)]
+        return proposal.candidates(logits)
+
+    def _consume(self, rows: Sequence[Row], logits: Tensor) -> list[Row]:
+        admitted: list[Row] = []
+        drawing: list[tuple[Candidate, int]] = []
+        for i, row in enumerate(rows):
+            if isinstance(row, Candidate):
+                drawing.append((row, i))
+            else:
+                row.done = True
+                self._remember(row.tokens, logits[i])
+                admitted += row.job.candidates(logits[i])  # type: ignore[attr-defined]
+        drawing = self._stop_before(drawing, logits)
+        by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
+        for candidate, i in drawing:
+            by_sampling.setdefault(candidate.job.ask.sampling, []).append((candidate, i))
+        for sampling, members in by_sampling.items():
+            u = torch.tensor([c.uniforms[c.drawn] for c, _ in members], dtype=torch.float64, device=logits.device)
+            for (candidate, _), token in zip(members, draw(_take(logits, members), sampling, u).tolist(), strict=True):
+                candidate.push(token)
+        for job in {row.job for row in rows if isinstance(row, Candidate) and row.done}:
+            job.hand_out()
+        return admitted
+
+    def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
+        """End the candidates whose boundary lies here; returns the others."""
+        by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
+        for candidate, i in drawing:
+            boundary = candidate.job.ask.boundary
+            if boundary.reads_logits and candidate.drawn >= boundary.minimum:
+                by_boundary.setdefault(boundary, []).append((candidate, i))
+        for boundary, members in by_boundary.items():
+            for (candidate, i), value in zip(members, boundary.uncertainty(_take(logits, members)).tolist(), strict=True):
+                if boundary.ends_before(value):
+                    self._remember(candidate.tokens, logits[i])
+                    candidate.end(value)
+        return [(candidate, i) for candidate, i in drawing if not candidate.done]
+
+    def _remember(self, tokens: Sequence[int], logits: Tensor) -> None:
+        self._logits[tuple(tokens)] = logits.clone()
+        while len(self._logits) > 4 * self.rows:
+            self._logits.popitem(last=False)
+
+
+class Proposal(Job):
+    """An ask in the works: its candidates, and the queue that hands them out in order."""
+
+    def __init__(self, ask: Ask, engine: TransformersEngine, usage: Usage) -> None:
+        super().__init__(usage)
+        self.ask, self.engine = ask, engine
+        self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
+        self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.finished: dict[int, Segment] = {}
+        self.next = 0
+
+    def candidates(self, logits: Tensor) -> list[Row]:
+        return [Candidate(self, i, logits) for i in range(self.ask.n)]
+
+    def hand_out(self) -> None:
+        """Hand out all candidates up to the first unfinished one; the others pause until they are asked for."""
+        ready = []
+        while self.next in self.finished:
+            ready.append(self.finished.pop(self.next))
+            self.next += 1
+        if ready:
+            self.paused = True
+            self.engine.scheduler.worker.asked += 1
+            self._put(ready)
+
+    def fail(self, error: BaseException) -> None:
+        self._put(error)
+
+    def _put(self, item: list[Segment] | BaseException) -> None:
+        tell(self.loop, self.queue.put_nowait, item)
+
+
+class Candidate(Row):
+    """A row that draws tokens until its segment or its answer ends."""
+
+    __slots__ = ("number", "uniforms", "writer")
+    job: Proposal
+
+    def __init__(self, job: Proposal, number: int, logits: Tensor) -> None:
+        super().__init__(job, list(job.prefix), logits)
+        self.number, self.writer = number, job.engine.writer(job.ask)
+        self.uniforms = uniforms(job.ask.seed, job.ask.segment, job.ask.first + number, self.writer.most)
+
+    @property
+    def drawn(self) -> int:
+        return len(self.writer.tokens)
+
+    def push(self, token: int) -> None:
+        self.tokens.append(token)
+        self.job.usage.add(**{f"{self.job.engine.role}_decoded_tokens": 1})
+        self.writer.push(token)
+        self._note()
+
+    def end(self, entropy: float) -> None:
+        self.writer.end(entropy=entropy)
+        self._note()
+
+    def _note(self) -> None:
+        if self.writer.segment is not None:
+            self.done = True
+            self.job.finished[self.number] = self.writer.segment
+
+
+class Look(Tail):
+    """A text whose next-token logits [last, vocabulary] after each of its last tokens its caller awaits, reduced."""
+
+    job: Question
+
+    def __init__(self, job: Question, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> None:
+        super().__init__(job, tokens, last)
+        self.given = len(prompt.token_ids)
+        self.reduce = reduce
+
+    def finish(self, outputs: Tensor) -> None:
+        self.job.answer(self.reduce(outputs))
+
+
+def _numpy(values: Tensor) -> NDArray[Any]:
+    return values.cpu().numpy()
+
+
+def _take(logits: Tensor, members: Sequence[tuple[Candidate, int]]) -> Tensor:
+    return logits if len(members) == len(logits) else logits[[i for _, i in members]]

@@ -1,0 +1,65 @@
+"""An LM without some of its layers, as a draft for itself: the same weights, slots of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from cards.backends.local.engine import TransformersEngine
+from cards.engines.base import Engine
+from cards.errors import MismatchError, ModelError
+
+_made: WeakKeyDictionary[Engine, dict[float, TransformersEngine]] = WeakKeyDictionary()
+
+
+def skipping(engine: Engine, share: float) -> TransformersEngine:
+    """The engine without that share of its layers, made once. Raises MismatchError or ModelError if it has no such layers."""
+    if not isinstance(engine, TransformersEngine):
+        raise MismatchError(f"Engine {engine.name!r} has no layers that could be skipped: a transformers model is needed.")
+    made = _made.setdefault(engine, {})
+    if share not in made:
+        skipped = hierarchy(len(layers_of(engine.model)[1]), share)
+        if not skipped:
+            raise ModelError(f"Engine {engine.name!r} has too few layers to skip {share:.0%} of them.")
+        made[share] = without_layers(engine, skipped)
+    return made[share]
+
+
+def hierarchy(count: int, share: float) -> list[int]:
+    """The layers to skip: about `share` of all, ever more of them higher up, never the first or the last."""
+    kept = max(2, count - round(share * count))
+    run = {max(i, round((count - 1) * (i / (kept - 1)) ** 1.5)) for i in range(kept)}
+    return [i for i in range(count) if i not in run]
+
+
+def without_layers(engine: TransformersEngine, skipped: Sequence[int]) -> TransformersEngine:
+    """An engine that runs the other layers of the same model. Raises ModelError if the model has no list of layers."""
+    path, layers = layers_of(engine.model)
+    kept = nn.ModuleList([layer for i, layer in enumerate(layers) if i not in skipped])
+    model = cast(PreTrainedModel, _replaced(engine.model, path.split("."), kept))
+    name = f"{engine.name} without {len(layers) - len(kept)} of {len(layers)} layers"
+    return TransformersEngine(model, engine.tokenizer, slots=engine.rows, context=engine.context, name=name)
+
+
+def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of the model's layers and where it is. Raises ModelError if there is not one such list."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(lists) != 1:
+        raise ModelError(f"{type(model).__name__} has {len(lists)} lists of {count} layers, so none can be skipped.")
+    return lists[0]
+
+
+def _replaced(module: nn.Module, path: Sequence[str], part: nn.Module) -> nn.Module:
+    """The module with another part at the path; all else is shared."""
+    if not path:
+        return part
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    twin._modules[path[0]] = _replaced(getattr(module, path[0]), path[1:], part)
+    return twin

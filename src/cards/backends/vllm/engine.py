@@ -1,0 +1,181 @@
+"""vLLM as an engine: draws and boundaries are made inside vLLM, by the logits processor; token ids go in and come out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from cards.backends.local.loading import context_of, end_ids, flops_per_token, locate, skeleton
+from cards.backends.vllm.host import Host
+from cards.backends.vllm.options import options_of
+from cards.engines.base import Ask, Engine, tell
+from cards.engines.text import check_fits, encode, fingerprint
+from cards.errors import ModelError, UnavailableError, check
+from cards.events import Message, Prompt, Segment
+from cards.usage import Usage, meter
+
+
+class VLLMEngine(Engine):
+    """A causal LM in vLLM, `slots` sequences at once, more requests than that wait; in float32 its answers are those of
+    TransformersEngine, token by token. `model` has the configuration, not the weights.
+
+    On a GPU vLLM takes a share of the memory at the start (`gpu_memory_utilization`); here 0.5, so that a reward model has
+    room beside it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, slots: int, context: int, name: str
+    ) -> None:
+        self.host, self.tokenizer, self.name = host, tokenizer, name
+        self.rows, self.context = slots, context
+        self.chats = tokenizer.chat_template is not None
+        self.vocabulary = fingerprint(tokenizer)
+        self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
+        self.end_ids = end_ids(model, tokenizer)
+        self.flops = flops_per_token(model)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int = 32,
+        context: int | None = None,
+        **options: Any,
+    ) -> VLLMEngine:
+        """`tiny`, a folder, or a Hugging Face name; options are those of vLLM's AsyncEngineArgs.
+
+        Raises UnknownNameError, ModelError or SettingError.
+        """
+        check("speculative_config" not in options, "speculative_config is refused: with a draft, vLLM may leave our draws out.")
+        source = locate(name, "lm")
+        model, tokenizer = skeleton(AutoModelForCausalLM, source)
+        length = context_of(model, context)
+        own = {"gpu_memory_utilization": 0.5, "logprobs_mode": "processed_logits", "generation_config": "vllm"}
+        host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, **own | options)
+        return cls(host, model, tokenizer, slots=slots, context=length, name=f"vllm:{name}")
+
+    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        return check_fits(encode(self.tokenizer, prompt), self.name, self.context)
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def params(self, ask: Ask, number: int, most: int) -> dict[str, Any]:
+        """vLLM's SamplingParams for candidate `number`, from 0, of an ask."""
+        return {
+            "temperature": 0.0,
+            "seed": ask.first + number,
+            "max_tokens": most,
+            "ignore_eos": True,  # end_ids say it all
+            "stop_token_ids": sorted(self.end_ids),
+            "logprobs": 0,
+            "extra_args": options_of(ask, stop=min(self.end_ids, default=0)),
+        }
+
+    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+        proposal = Proposal(ask, self, meter())
+        work = self.host.begin(proposal.run)
+        try:
+            delivered = 0
+            while delivered < ask.n:
+                batch = await proposal.queue.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                delivered += len(batch)
+                yield batch
+        finally:
+            work.cancel()
+
+    def width(self, acceptance_rate: float, most: int) -> int:
+        """About as many as one acceptance takes, for rows are cheap here; fewer where requests share them."""
+        return max(1, min(most, self.rows // max(1, self.requests), math.ceil(1 / acceptance_rate)))
+
+    async def settle(self) -> None:
+        await self.host.settle()
+
+    def forget(self) -> None:
+        self.host.forget()
+
+    async def aclose(self) -> None:
+        await self.host.aclose()
+
+
+class Proposal:
+    """An ask in the works, one request of vLLM for each candidate; its candidates are handed out in order."""
+
+    def __init__(self, ask: Ask, engine: VLLMEngine, usage: Usage) -> None:
+        self.ask, self.engine, self.usage = ask, engine, usage
+        self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
+        self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.finished: dict[int, Segment] = {}
+        self.next = 0
+        self.costs = {"steps": 0, "prefill_tokens": 0, "decoded_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
+        self.read = 0
+
+    async def run(self) -> None:
+        """Draw all candidates; runs in the host's loop."""
+        start = time.perf_counter()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for i in range(self.ask.n):
+                    group.create_task(self._write(i))
+        except ExceptionGroup as errors:
+            tell(self.loop, self.queue.put_nowait, errors.exceptions[0])
+        except asyncio.CancelledError:
+            tell(self.loop, self.queue.put_nowait, ModelError("The model was closed while it served this request."))
+            raise
+        finally:
+            self.costs["seconds"] = time.perf_counter() - start
+            tell(self.loop, self._book)
+
+    async def _write(self, number: int) -> None:
+        """Draw a candidate: take tokens as they come until its segment ends."""
+        writer = self.engine.writer(self.ask)
+        params = self.engine.params(self.ask, number, writer.most)
+        steps = 0
+        async with aclosing(self.engine.host.generate(self.prefix, **params)) as outputs:
+            async for output in outputs:
+                if not steps:
+                    self.costs["cached_tokens"] += output.num_cached_tokens
+                    self.costs["prefill_tokens"] += len(self.prefix) - output.num_cached_tokens
+                    self.read += len(self.prefix) - output.num_cached_tokens - 1
+                [part] = output.outputs
+                for token, values in zip(part.token_ids, part.logprobs, strict=True):
+                    steps += 1
+                    self.read += 1
+                    value = values[token].logprob
+                    self.costs["decoded_tokens"] += value < 0
+                    if writer.segment is None:
+                        writer.end(entropy=value) if value >= 0 else writer.push(token)
+                self.costs["steps"] = max(steps, self.costs["steps"])
+                if writer.segment is not None and not output.finished:
+                    break
+        if writer.segment is None:
+            raise UnavailableError(f"vLLM ended a request of model {self.engine.name!r} before its segment was complete.")
+        self.finished[number] = writer.segment
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Hand out all candidates up to the first unfinished one."""
+        ready = []
+        while self.next in self.finished:
+            ready.append(self.finished.pop(self.next))
+            self.next += 1
+        if ready:
+            tell(self.loop, self.queue.put_nowait, ready)
+
+    def _book(self) -> None:
+        self.usage.add(**{f"{self.engine.role}_{name}": cost for name, cost in self.costs.items()})
+        self.usage.add(flops=self.engine.flops * self.read)

@@ -1,0 +1,81 @@
+"""Reward models in vLLM: the scores of ClassifierReward, with vLLM's prefix cache."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from cards.backends.local.loading import context_of, flops_per_token, locate, skeleton
+from cards.backends.local.readers import Combine, Reader
+from cards.backends.local.rewards import ClassifierReward, Output, output_weights
+from cards.backends.vllm.host import Host
+from cards.errors import ModelError
+from cards.usage import meter
+
+
+class VLLMReward(ClassifierReward):
+    """A sequence classifier in vLLM. `model` has the configuration, not the weights."""
+
+    def __init__(self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
+        self.host = host
+        super().__init__(model, tokenizer, **options)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        output: Output = None,
+        target: float | None = None,
+        slots: int = 32,
+        context: int | None = None,
+        **options: Any,
+    ) -> VLLMReward:
+        """`tiny`, a folder, or a Hugging Face name; options are those of vLLM's AsyncEngineArgs.
+
+        Raises ModelError if the model has no trained score head.
+        """
+        source = locate(name, "rm")
+        model, tokenizer = skeleton(AutoModelForSequenceClassification, source)
+        if not any("ForSequenceClassification" in kind for kind in model.config.architectures or ()):
+            raise ModelError(f"Model {name!r} has no trained score head: a reward model is a trained sequence classifier.")
+        output_weights(model, output, name)  # raises before vLLM takes its time to start
+        length = context_of(model, context)
+        options = {"gpu_memory_utilization": 0.4} | options
+        host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, runner="pooling", **options)
+        return cls(host, model, tokenizer, output=output, target=target, context=context, name=f"vllm:{name}")
+
+    def _reader(self, slots: int) -> Reader:
+        return Remote(self.host, self.combine, flops_per_token(self.model))
+
+    async def aclose(self) -> None:
+        await self.host.aclose()
+
+
+class Remote:
+    """Reads texts in vLLM, all at once."""
+
+    def __init__(self, host: Host, combine: Combine, flops: float) -> None:
+        self.host, self.combine, self.flops = host, combine, flops
+
+    async def score(self, rows: Sequence[list[int]]) -> list[float]:
+        async def classified() -> list[Any]:
+            return await asyncio.gather(*(self.host.classify(row) for row in rows))
+
+        outputs = await asyncio.wrap_future(self.host.begin(classified))
+        cached = sum(output.num_cached_tokens for output in outputs)
+        read = sum(map(len, rows)) - cached
+        meter().add(rm_tokens=read, rm_cached_tokens=cached, flops=self.flops * read)
+        return self.combine(torch.stack([output.outputs.data for output in outputs]))
+
+    def forget(self) -> None:
+        self.host.forget()
+
+    def close(self) -> None:
+        """The host is closed by the reward."""

@@ -1,0 +1,1 @@
+"""Methods in which a second model writes ahead."""

@@ -1,0 +1,128 @@
+"""CDSL, constrained decoding with speculative lookaheads (Nakshatri et al., arXiv 2412.10418)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from cards.boundaries import FixedLength
+from cards.engines.base import Ask, Engine
+from cards.errors import check
+from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
+from cards.methods.base import EngineLike, Method, Request, model_setting, required, target_of
+from cards.methods.search.driver import proposals
+from cards.methods.tokens.driver import likeliest, within
+from cards.rewards.base import Reward
+from cards.sampling import Sampling
+from cards.usage import meter
+
+if TYPE_CHECKING:
+    from cards.engines.speculative import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class CDSL(Method):
+    """Greedy decoding towards a reward, which looks ahead with a small model.
+
+    `draft` writes `lookahead` (L) tokens. The LM reads them in one step; the first m of them are its own choices, a = m / L.
+
+        a >= agreement and r(x, y + m tokens) >= target    take the m tokens
+        a >= agreement and r below it                      one token, looked ahead from by the draft
+        a < agreement                                      one token, looked ahead from by the LM
+
+    The one token is argmax log p(v) + weight * r(x, y + v + L tokens more) over the `candidates` likeliest v of the LM.
+
+    Our choices, where what we know of the paper is silent: everything is greedy; L counts only drafted tokens where
+    the draft ends early; `target` is a reward (None: what the reward suggests); the LM looks ahead itself only where the two
+    disagree, as its draft is no guide there. A token taken alone carries a reward only if the text behind it was not read.
+    """
+
+    name: ClassVar[str] = "cdsl"
+    needs: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "reward"})
+
+    draft: EngineLike = model_setting("engine", "tiny-draft")
+    lookahead: int = 8
+    agreement: float = 0.5
+    target: float | None = None
+    weight: float = 1.0
+    candidates: int = 5
+
+    def __post_init__(self) -> None:
+        check(self.lookahead >= 1, f"lookahead must be at least 1 token, not {self.lookahead}.")
+        check(0 < self.agreement <= 1, f"agreement must lie in (0, 1], not {self.agreement}.")
+        check(0 <= self.weight < float("inf"), f"weight must be a number from 0, not {self.weight}.")
+        check(self.candidates >= 1, f"candidates must be at least 1, not {self.candidates}.")
+
+    async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
+        reward = required(reward, self)
+        target, draft = target_of(self.target, reward), cast(Engine, self.draft)
+        request = within(request, (engine, draft))
+        response, drawn, position = Response(), Response(), 0  # drawn: also what may begin a stop string
+        while response.finish_reason is None:
+            ask = replace(request.ask(response), segment=position)
+            meter().add(rounds=1)
+            ahead = (await self.ahead(draft, request.ask(drawn))).token_ids
+            read = Response(token_ids=(*response.token_ids, *ahead[:-1]))
+            logits = await engine.logits(request.prompt, read, len(ahead))
+            agreed = int((logits.argmax(-1) == ahead).cumprod().sum())
+            trusted = agreed >= self.agreement * len(ahead)
+            refused: list[Segment] = []
+            if trusted:
+                segment = written(engine, ask, ahead[:agreed])
+                yield Proposed(position, 0, segment)
+                [r] = await reward.score(request.prompt, [response + segment])
+                segment = replace(segment, reward=r, threshold=target)
+                yield Scored(position, 0, segment)
+                if r < target:
+                    yield Rejected(position, 0, segment)
+                    refused.append(segment)
+            if trusted and not refused:
+                meter().add(draft_kept_tokens=len(segment.token_ids))
+            else:
+                helper = draft if trusted else engine
+                token, score = await self.token(request.ask(drawn), logits[0].astype(float), engine, helper, reward)
+                meter().add(lm_decoded_tokens=1)
+                segment = written(engine, ask, [token])
+                yield Proposed(position, len(refused), segment)
+                if score is not None:
+                    segment = replace(segment, reward=score)
+                    yield Scored(position, len(refused), segment)
+                segment = replace(segment, candidates=1 + len(refused), rejected=tuple(refused) if request.trace else ())
+            yield Accepted(position, len(refused), segment)
+            response, drawn = response + segment, engine.extended(request.prompt, drawn, segment.token_ids)
+            position += 1
+
+    async def ahead(self, engine: Engine, ask: Ask) -> Segment:
+        """What the engine would write next, greedily; a stop string does not hold it up."""
+        boundary = FixedLength(maximum=self.lookahead)
+        [segment] = await proposals(engine, replace(ask, boundary=boundary, sampling=Sampling(0.0), stop=()))
+        return segment
+
+    async def token(self, ask: Ask, logits: Floats, engine: Engine, helper: Engine, reward: Reward) -> tuple[int, float | None]:
+        """The next token, by what `helper` would write after it, and the reward of the answer with it if that is all."""
+        import numpy as np
+
+        tokens = likeliest(logits, self.candidates)
+        nexts = [engine.extended(ask.prompt, ask.response, [int(token)]) for token in tokens]
+
+        async def further(response: Response) -> Response:
+            if response.finish_reason or ask.max_tokens == 1:
+                return response
+            return response + await self.ahead(helper, replace(ask, response=response, max_tokens=ask.max_tokens - 1))
+
+        texts = await asyncio.gather(*map(further, nexts))
+        rewards = await reward.score(ask.prompt, texts)
+        best = int(np.argmax(logits[tokens] + self.weight * np.array(rewards)))  # log p is the logit and a constant
+        return int(tokens[best]), rewards[best] if texts[best] is nexts[best] else None
+
+
+def written(engine: Engine, ask: Ask, tokens: Sequence[int]) -> Segment:
+    """The segment of tokens that were chosen, as far as the answer goes."""
+    writer = engine.writer(replace(ask, boundary=FixedLength(maximum=len(tokens))))
+    for token in tokens:
+        if writer.segment is None:
+            writer.push(token)
+    assert writer.segment is not None
+    return writer.segment

@@ -1,0 +1,21 @@
+"""Best-of-N sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cards.events import Segment
+from cards.methods.base import argmax
+from cards.methods.responses.driver import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN(Answers):
+    """argmax of r(x, y_i) over y_1 .. y_n drawn from the LM; the first of equals."""
+
+    name: ClassVar[str] = "best-of-n"
+
+    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
+        return argmax(answers)

@@ -1,0 +1,34 @@
+"""Minimum-Bayes-risk decoding (Kumar and Byrne 2004; sampled as in Eikema and Aziz, arXiv 2108.04718)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cards.events import Segment
+from cards.methods.responses.driver import Answers
+from cards.methods.responses.similarity import Similarity, Utility, agreement, check_utility
+
+
+@dataclass(frozen=True, slots=True)
+class MBR(Answers):
+    """argmax_i of mean_j u(y_i, y_j), j != i: of n answers the one most like the others; the first of equals.
+
+    The answers are their own references, and a text drawn twice counts twice. `utility` u(answer, reference): chrf, rouge-l,
+    jaccard (of words), exact, or a function.
+    """
+
+    name: ClassVar[str] = "mbr"
+    needs: ClassVar[frozenset[str]] = frozenset({"segments"})
+
+    utility: Similarity | Utility = "chrf"
+
+    def __post_init__(self) -> None:
+        Answers.__post_init__(self)
+        check_utility(self.utility)
+
+    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
+        means = await asyncio.to_thread(agreement, [a.text for a in answers], self.utility)
+        return means.index(max(means))

@@ -1,0 +1,38 @@
+"""Best-of-N regularised by minimum Bayes risk (Jinnai et al., arXiv 2404.01054)."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cards.errors import check
+from cards.events import Segment
+from cards.methods.responses.driver import Answers, rewards_of
+from cards.methods.responses.similarity import Similarity, Utility, agreement, check_utility
+
+
+@dataclass(frozen=True, slots=True)
+class MBRBestOfN(Answers):
+    """argmax_i of r(x, y_i) + beta mean_j u(y_i, y_j), j != i: a high reward, unless no other answer is like it.
+
+    beta 0 is best-of-n, a very large beta is mbr. The paper's utility is the cosine of sentence embeddings, which a function
+    (answer, reference) can give; without one ours are chrf, rouge-l, jaccard and exact.
+    """
+
+    name: ClassVar[str] = "mbr-best-of-n"
+
+    beta: float = 1.0
+    utility: Similarity | Utility = "chrf"
+
+    def __post_init__(self) -> None:
+        Answers.__post_init__(self)
+        check(0 <= self.beta < math.inf, f"beta must be finite and not negative, got {self.beta}.")
+        check_utility(self.utility)
+
+    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
+        means = await asyncio.to_thread(agreement, [a.text for a in answers], self.utility)
+        values = [r + self.beta * mean for r, mean in zip(rewards_of(answers), means, strict=True)]
+        return values.index(max(values))

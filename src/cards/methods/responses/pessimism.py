@@ -1,0 +1,46 @@
+"""Inference-time pessimism (Huang et al., arXiv 2503.21878)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+from cards.errors import check
+from cards.events import Segment
+from cards.methods.responses.driver import Answers, rewards_of
+from cards.sampling import VERDICT, uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class Pessimism(Answers):
+    """Of n answers take the first that passes a test which trusts high rewards no further than the LM covers them.
+
+        lambda: mean_i relu((r_i - lambda) / beta) = 1
+        w_i = relu((r_i - lambda) / beta),  M = (highest - lambda) / beta
+        accept answer i, in order, with probability min(w_i / M, 1); if none passes take the last
+
+    With many answers: q(y) relu((r - lambda) / beta), the optimum of reward under a chi-squared penalty of weight beta.
+    `highest` bounds the reward (the paper's R_max); None takes the highest of the n, so that one always passes.
+    """
+
+    name: ClassVar[str] = "pessimism"
+
+    beta: float = 0.7
+    highest: float | None = None
+
+    def __post_init__(self) -> None:
+        Answers.__post_init__(self)
+        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
+        check(self.highest is None or math.isfinite(self.highest), f"highest must be finite or None, not {self.highest}.")
+
+    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
+        rewards = rewards_of(answers)
+        n = len(rewards)
+        sums = accumulate(sorted(rewards, reverse=True))  # lambda is the largest of what each k highest alone would make it
+        level = max((total - n * self.beta) / k for k, total in enumerate(sums, 1))
+        bound = max(0.0, (max(rewards) if self.highest is None else self.highest) - level)
+        passed = (i for i, u in enumerate(uniforms(seed, 0, 0, n, VERDICT)) if u * bound < max(0.0, rewards[i] - level))
+        return next(passed, n - 1)

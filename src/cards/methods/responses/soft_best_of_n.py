@@ -1,0 +1,37 @@
+"""Soft best-of-N sampling (Verdun et al., arXiv 2505.03156)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cards.errors import check
+from cards.events import Segment
+from cards.methods.responses.driver import Answers, rewards_of
+from cards.sampling import VERDICT, pick, uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class SoftBestOfN(Answers):
+    """Of y_1 .. y_n drawn from the LM take y_i with probability exp(r_i / beta) / sum_j exp(r_j / beta).
+
+    With more answers the law of the one taken approaches q(y) exp(r(x, y) / beta), normalised: self-normalised importance
+    resampling. n = 1 is plain sampling, beta near 0 is best-of-n. beta is the paper's temperature lambda.
+    """
+
+    name: ClassVar[str] = "soft-best-of-n"
+
+    beta: float = 0.7
+
+    def __post_init__(self) -> None:
+        Answers.__post_init__(self)
+        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
+
+    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
+        import numpy as np
+
+        rewards = np.array(rewards_of(answers))
+        [u] = uniforms(seed, 0, 0, 1, VERDICT)
+        return pick(np.exp((rewards - rewards.max()) / self.beta), float(u))

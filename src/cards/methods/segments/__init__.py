@@ -1,0 +1,1 @@
+"""Methods that accept or reject segments."""

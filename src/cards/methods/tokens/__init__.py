@@ -1,0 +1,1 @@
+"""Methods that choose every token themselves."""

@@ -1,0 +1,38 @@
+"""Contrastive decoding on logits (O'Brien and Lewis, 2023, arXiv 2309.09117)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cards.errors import check
+from cards.methods.tokens.contrastive_decoding import Contrast
+
+if TYPE_CHECKING:
+    from cards.methods.tokens.driver import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastiveDecodingLogits(Contrast):
+    """The LM's logits, pushed away from those of an amateur, a smaller LM.
+
+        score(v) = (1 + weight) s_LM(v) - weight s_amateur(v)     where s_LM(v) >= log(plausibility) + max s_LM, -inf elsewhere
+        y_t      ~ softmax(score / temperature)
+
+    s are raw logits. weight is the paper's beta, plausibility its alpha. With weight 0 tokens are drawn from the LM.
+
+    Written from the paper's formula; no published code was compared.
+    """
+
+    name: ClassVar[str] = "contrastive-decoding-logits"
+
+    temperature: float = 0.7
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        Contrast.__post_init__(self)
+        check(0 <= self.weight < float("inf"), f"weight must be a number from 0, not {self.weight}.")
+
+    def mix(self, logits: Floats, *others: Floats) -> Floats:
+        [amateur] = others
+        return self.contrast(logits, (1 + self.weight) * logits, self.weight * amateur)

@@ -1,0 +1,50 @@
+"""GenARM, reward guided generation with an autoregressive reward model (Xu et al., ICLR 2025, arXiv 2410.08193)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from cards.engines.base import Engine
+from cards.errors import check
+from cards.methods.base import EngineLike, model_setting
+from cards.methods.tokens.driver import Mixed
+
+if TYPE_CHECKING:
+    from cards.methods.tokens.driver import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class GenARM(Mixed):
+    """Next-token probabilities are multiplied by those of LMs that were tuned towards a reward.
+
+        y_t ~ softmax((log pi(v) + sum_i weights_i log pi_i(v)) / temperature)
+
+    pi_i are the guides, one or several, of the LM's own tokenizer; weights has one number for each (the paper's 1/beta,
+    or alpha_i for several). Guides are named in one text, separated by commas, or given as engines.
+
+    Differs from the published code: top_k, by the mixture, keeps the tail of the vocabulary out (None: all of it).
+    """
+
+    name: ClassVar[str] = "genarm"
+
+    guides: str | tuple[EngineLike, ...] = model_setting("engines", "tiny-aligned")
+    weights: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        Mixed.__post_init__(self)
+        count = len(self.guides.split(",") if isinstance(self.guides, str) else self.guides)
+        check(
+            len(self.weights) == count,
+            f"weights must have one number for each of the {count} guides, not {len(self.weights)}.",
+        )
+        check(all(map(math.isfinite, self.weights)), f"weights must be finite numbers, not {self.weights}.")
+
+    @property
+    def others(self) -> Sequence[Engine]:
+        return cast("tuple[Engine, ...]", self.guides)
+
+    def mix(self, logits: Floats, *others: Floats) -> Floats:
+        return sum((w * other for w, other in zip(self.weights, others, strict=True)), start=logits)

@@ -1,0 +1,41 @@
+"""SIA, Sparse Inference-time Alignment (Hu et al., 2026, arXiv 2602.21215)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cards.errors import check
+from cards.methods.tokens.controlled_decoding import ControlledDecoding
+
+if TYPE_CHECKING:
+    from cards.methods.tokens.driver import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class SIA(ControlledDecoding):
+    """Controlled decoding of the tokens that the LM is unsure of; all others come from the LM as they are.
+
+        y_t ~ q(v) exp(weight r(x, y + v)), normalised     if H(p) >= min_entropy
+        y_t ~ q(v)                                         otherwise
+
+    H(p) is the entropy, in nats, of the LM's next token (temperature 1, whole vocabulary), q the LM under temperature and
+    top_k. The lower min_entropy, the more tokens are steered, and the more is paid; the paper steers 20% to 80% of them.
+
+    The rule that tilts and the threshold are ours: of the paper we know the idea and its findings.
+    """
+
+    name: ClassVar[str] = "sia"
+
+    min_entropy: float = 3.0
+
+    def __post_init__(self) -> None:
+        ControlledDecoding.__post_init__(self)
+        check(self.min_entropy >= 0, f"min_entropy must not be negative, got {self.min_entropy}.")
+
+    def steers(self, logits: Floats) -> bool:
+        import numpy as np
+
+        p = np.exp(logits - logits.max())
+        p = p[p > 0] / p.sum()
+        return float(-(p * np.log(p)).sum()) >= self.min_entropy

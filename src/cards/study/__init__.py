@@ -1,0 +1,1 @@
+"""Prompts, statistics, tables and runs shared by bench, evaluate, calibrate and diagnose."""

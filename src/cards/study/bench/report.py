@@ -1,0 +1,126 @@
+"""What the results of a bench say: figures of each method with its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from cards.errors import UnknownNameError
+from cards.study.bench import metrics
+from cards.study.bench.results import Row
+from cards.study.statistics import Answer, Comparison, Estimate, compare, estimate
+from cards.usage import Usage
+
+FIRST = {"distinct": 1, "repetition": 2}  # the n of the first of their figures
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures of one arm; None where there is nothing to compute them from. Tokens, FLOPs and seconds are per answer."""
+
+    label: str
+    line: str
+    answers: int
+    score: Estimate | None  # the gold reward, or the reward where nothing else grades
+    reward: Estimate | None
+    against: Comparison | None
+    kept: float
+    drawn: float  # by the LM and by a draft
+    rm_tokens: float
+    flops: float | None
+    seconds: float | None  # wall-clock of the batches over their answers
+    latency: float
+    acceptance: float | None
+    fallback: float | None
+    distinct: tuple[float | None, ...]
+    repetition: tuple[float | None, ...]
+    coherence: float | None
+    perplexity: float | None
+    excess_nll: float | None
+    kl_bound: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat: `score.low`, `distinct.1` ..."""
+        return dict(_flat("", asdict(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    header: dict[str, Any]
+    baseline: str
+    tolerance: float
+    graded: str  # what the score is
+    summaries: list[Summary]
+
+
+def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla", tolerance: float = 0.0) -> Report:
+    """What the graded rows say. Without an arm `vanilla` the baseline is the first one. Raises UnknownNameError."""
+    arms: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if "reward" in row:
+            arms.setdefault((row["method"], json.dumps(row["settings"], sort_keys=True)), []).append(row)
+    labels = {found[0]["label"]: found for found in arms.values()}
+    if baseline not in labels and baseline != "vanilla":
+        raise UnknownNameError("baseline", baseline, labels)
+    if baseline not in labels:
+        baseline = next(iter(labels), "")
+    graded = next((name for name in ("gold", "reward") if any(row.get(name) is not None for row in rows)), "reward")
+    base = labels.get(baseline, [])
+    return Report(header, baseline, tolerance, graded, [_summary(found, base, graded, tolerance) for found in arms.values()])
+
+
+def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) -> Summary:
+    usage = sum((Usage(**row["usage"]) for row in rows), Usage())
+    texts = [row["text"] for row in rows]
+    read = [row for row in rows if row["logprob"] is not None]
+    turned = [row for row in read if row["logprob_other"] is not None]
+    nll, base_nll = (_mean(-row["logprob"] for row in found if row["logprob"] is not None) for found in (rows, base))
+    return Summary(
+        label=rows[0]["label"],
+        line=rows[0]["line"],
+        answers=len(rows),
+        score=_estimate(rows, graded),
+        reward=_estimate(rows, "reward"),
+        against=compare(_answers(rows, graded), _answers(base, graded), tolerance),
+        kept=fmean(len(row["token_ids"]) for row in rows),
+        drawn=(usage.lm_decoded_tokens + usage.draft_decoded_tokens) / len(rows),
+        rm_tokens=usage.rm_tokens / len(rows),
+        flops=usage.flops / len(rows) or None,
+        seconds=_mean(row["batch"]["seconds"] / row["batch"]["requests"] for row in rows if "batch" in row),
+        latency=usage.seconds / len(rows),
+        acceptance=usage.acceptance_rate,
+        fallback=usage.fallback_rate,
+        distinct=tuple(metrics.distinct(texts, n) for n in (1, 2, 3)),
+        repetition=tuple(metrics.repetition(texts, n) for n in (2, 3, 4)),
+        coherence=metrics.coherence((row["logprob"], row["logprob_other"], len(row["token_ids"])) for row in turned),
+        perplexity=metrics.perplexity((row["logprob"], len(row["token_ids"])) for row in read),
+        excess_nll=None if nll is None or base_nll is None else nll - base_nll,
+        kl_bound=rows[0]["kl_bound"],
+    )
+
+
+def _estimate(rows: Iterable[Row], name: str) -> Estimate | None:
+    return estimate((row["id"], row[name]) for row in rows if row[name] is not None)
+
+
+def _answers(rows: Iterable[Row], name: str) -> list[Answer]:
+    return [Answer(row["id"], row["seed"], row["text"], row[name]) for row in rows if row[name] is not None]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else key, inner)
+    elif isinstance(value, tuple):
+        for n, inner in enumerate(value, FIRST[name]):
+            yield f"{name}.{n}", inner
+    else:
+        yield name, value

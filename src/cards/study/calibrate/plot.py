@@ -1,0 +1,101 @@
+"""A calibration as a picture: rewards by length, entropies with tau_u, and predicted reward against predicted cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cards.errors import CardsError
+from cards.study.calibrate.report import LEVELS, predictions, rewards_by_length
+from cards.study.calibrate.run import Found
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def save(found: Found, path: Path) -> None:
+    """Draws a PNG. Raises CardsError if matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CardsError("The plot needs an extra: pip install 'cards-decoding[calibrate]'.") from error
+    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    _rewards(left, found)
+    _entropies(middle, found)
+    _settings(right, found)
+    figure.savefig(path, dpi=150)
+
+
+def _rewards(axis: Axes, found: Found) -> None:
+    rows = [row for row in rewards_by_length(found.answers) if row["texts"] >= 3]
+    places = range(len(rows))
+    for low, high, shade in ((0, 4, 0.15), (1, 3, 0.3)):
+        axis.fill_between(
+            places,
+            [row["quantiles"][low] for row in rows],
+            [row["quantiles"][high] for row in rows],
+            color="C0",
+            alpha=shade,
+            linewidth=0,
+            label=f"{LEVELS[low]:.0%} to {LEVELS[high]:.0%}",
+        )
+    axis.plot(places, [row["quantiles"][2] for row in rows], color="C0", marker="o", label="median")
+    axis.axhline(found.target.mean, color="C3", linewidth=1.2, label="chosen r*")
+    axis.set_xticks(places, [str(row["tokens"] or "end") for row in rows])
+    axis.set_xlabel("tokens of the plain answer")
+    axis.set_ylabel("reward")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _entropies(axis: Axes, found: Found) -> None:
+    values = [entropy for row in found.answers for answer in row["entropies"] for entropy in answer]
+    if values:
+        axis.hist(values, bins=40, color="C0", alpha=0.5)
+    axis.axvline(found.cut.threshold, color="C3", linewidth=1.2)
+    axis.set_xlabel(f"entropy of the next token (nats); tau_u = {found.cut.threshold:.2f} gives {found.cut.tokens:.1f} tokens")
+    axis.set_ylabel("tokens of plain answers")
+    lengths = axis.twinx()
+    lengths.plot(
+        [cut.threshold for cut in found.cuts], [cut.tokens for cut in found.cuts], color="C1", marker="s", markersize=4
+    )
+    lengths.set_ylabel("mean tokens of a segment", color="C1")
+
+
+def _settings(axis: Axes, found: Found) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in predictions(found):
+        kind = f"soft, beta {row['beta']:.2f}" if "beta" in row else "hard"
+        lines.setdefault(f"{kind}, alpha {row['alpha']:g}", []).append((row["cost"], row["reward"]))
+    for number, (name, points) in enumerate(sorted(lines.items())):
+        axis.plot(*zip(*points, strict=True), color=f"C{number % 10}", marker=".", markersize=4, linewidth=1, label=name)
+    chosen = found.choice.rates
+    axis.plot(chosen["cost"].mean, chosen["reward"].mean, "*", color="C3", markersize=13, label="chosen")
+    for probe in found.probes:
+        cost, reward = probe.measured["cost"], probe.measured["reward"]
+        across = [[cost.mean - cost.low], [cost.high - cost.mean]]
+        up = [[reward.mean - reward.low], [reward.high - reward.mean]]
+        last = probe is found.probes[-1]
+        axis.errorbar(
+            cost.mean,
+            reward.mean,
+            up,
+            across,
+            fmt="ko",
+            markersize=4,
+            capsize=2,
+            linewidth=0.8,
+            label="tried (95% interval)" if last else None,
+        )
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("cost of an answer (plain sampling = 1)")
+    axis.set_ylabel("predicted mean reward")
+    axis.legend(frameon=False, fontsize=7)
+    axis.grid(alpha=0.3, linewidth=0.5)

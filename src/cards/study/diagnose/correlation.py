@@ -1,0 +1,52 @@
+"""Correlation within prompts: what two figures of answers to the same prompt have to do with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cards.study.statistics import SEED, Estimate, bounds, grouped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Item = tuple[int, float, float]  # number of the prompt, and two figures of one text
+RESAMPLES = 400
+
+
+def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | None:
+    """Pearson's correlation (Spearman's with `ranks`) of deviations from the prompt's mean, bootstrapped over prompts.
+
+    None where one of the two does not vary, or there are fewer than three texts.
+    """
+    import numpy as np
+
+    by_prompt = grouped((prompt, (x, y)) for prompt, x, y in items)
+    groups = [np.array(pairs) - np.mean(pairs, axis=0) for pairs in by_prompt.values() if len(pairs) > 1]
+    if sum(map(len, groups)) < 3:
+        return None
+    value = _of(np.concatenate(groups), ranks)
+    if value is None:
+        return None
+    draws = np.random.default_rng(SEED).integers(len(groups), size=(RESAMPLES, len(groups)))
+    again = [_of(np.concatenate([groups[i] for i in draw]), ranks) for draw in draws]
+    return Estimate(value, *bounds([x for x in again if x is not None]))
+
+
+def _of(pairs: Floats, ranks: bool) -> float | None:
+    import numpy as np
+
+    x, y = (_ranked(column) if ranks else column for column in pairs.T)
+    return None if min(x.std(), y.std()) < 1e-12 else float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranked(values: Floats) -> Floats:
+    """Ranks, the mean of them where values are equal."""
+    import numpy as np
+
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = counts.cumsum()
+    return np.asarray((ends - (counts - 1) / 2)[inverse], np.float64)

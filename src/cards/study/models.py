@@ -1,0 +1,94 @@
+"""The models that several methods run on, and what they say of finished answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from cards.decoder import Decoder, PromptLike
+from cards.engines.base import Engine
+from cards.errors import CardsError, PromptError
+from cards.events import Response
+from cards.methods.base import Method
+from cards.methods.vanilla import Vanilla
+from cards.registry import load_engine, load_reward, with_models
+from cards.rewards.base import Reward
+from cards.study.prompts import Question, shaped
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Models:
+    """What methods run on, and the reward that only grades. Models that settings name are loaded once."""
+
+    engine: Engine
+    reward: Reward | None = None
+    gold: Reward | None = None
+    placing: dict[str, Any] = field(default_factory=dict)
+    loaded: dict[tuple[Callable[..., Any], str], Any] = field(default_factory=dict)
+
+    def decoder(self, method: Method) -> Decoder:
+        """Raises MismatchError if the method needs what is not there."""
+        loaded = with_models(method, self.engine, partial(self._load, load_engine), partial(self._load, load_reward))
+        return Decoder(self.engine, self.reward, loaded)
+
+    def fitting(self, questions: Sequence[Question], form: str, max_tokens: int) -> list[Question]:
+        """Those whose prompts leave room for so many tokens in the contexts of the models."""
+        contexts = [model.context for model in (self.engine, self.reward, self.gold) if model is not None]
+        room = min(context for context in contexts if context is not None) - max_tokens
+
+        def fits(question: Question) -> bool:
+            try:
+                return len(self.engine.encode(shaped(question.asked, form, self.engine.chats)).token_ids) <= room
+            except PromptError:
+                return False
+
+        return [question for question in questions if fits(question)]
+
+    async def warm_up(self, prompt: PromptLike) -> None:
+        """Draw and score a few tokens, so that the first method does not pay for what happens once."""
+        with suppress(CardsError):  # whoever is measured will say it
+            result = await Decoder(self.engine, None, Vanilla()).agenerate(prompt, max_tokens=8)
+            if self.reward is not None:
+                await self.reward.score(self.engine.encode(prompt), [Response(result.text, result.token_ids)])
+
+    def forget(self) -> None:
+        """Let nobody profit from what others have read."""
+        for model in (self.engine, self.reward, self.gold, *self.loaded.values()):
+            if model is not None:
+                model.forget()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of the work, in an event loop of its own, which Ctrl-C ends in good order."""
+
+        async def settled() -> T:
+            try:
+                return await work
+            finally:  # the loop must not close, nor Python end, in the middle of a step
+                for model in (self.engine, *self.loaded.values()):
+                    if isinstance(model, Engine):
+                        await model.settle()
+
+        return asyncio.run(settled())
+
+    def _load(self, load: Callable[..., T], name: str) -> T:
+        if (load, name) not in self.loaded:
+            self.loaded[load, name] = load(name, **self.placing)
+        return cast(T, self.loaded[load, name])
+
+    async def grades(self, prompt: PromptLike, other: PromptLike | None, response: Response) -> dict[str, float | None]:
+        """Reward and gold reward of an answer, its log-probability under the LM, and the one after another prompt."""
+        graded: dict[str, float | None] = {}
+        encoded = self.engine.encode(prompt)
+        for name, reward in (("reward", self.reward), ("gold", self.gold)):
+            graded[name] = None if reward is None else (await reward.score(encoded, [response]))[0]
+        for name, asked in (("logprob", prompt), ("logprob_other", other)):
+            graded[name] = None
+            if asked is not None and "logprobs" in self.engine.has and response.token_ids:
+                graded[name] = float((await self.engine.logprobs(self.engine.encode(asked), response)).sum())
+        return graded
