@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ class ImplicitReward(Reward):
     (arXiv 2410.16033); `mean` is 1 / number of tokens. The models are engines of its own, or their names, of one
     tokenizer. Of a text that begins as one that was scored before, both read only what is new.
     """
+
+    kind: ClassVar[str] = "implicit"
 
     def __init__(
         self,
@@ -53,11 +55,11 @@ class ImplicitReward(Reward):
         self.sums = Sums()
 
     @classmethod
-    def named(cls, models: str, **options: Any) -> ImplicitReward:
+    def named(cls, details: str, **options: Any) -> ImplicitReward:
         """Of `TUNED,UNTUNED`. Raises SettingError."""
-        tuned, _, untuned = models.partition(",")
+        tuned, _, untuned = details.partition(",")
         if not (tuned and untuned):
-            raise SettingError(f"An implicit reward is implicit:TUNED,UNTUNED, two models, not {'implicit:' + models!r}.")
+            raise SettingError(f"An implicit reward is implicit:TUNED,UNTUNED with two models, got {details!r}.")
         return cls(tuned, untuned, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:

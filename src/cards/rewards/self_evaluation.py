@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class SelfEvaluation(Reward):
     books then show the cost.
     """
 
+    kind: ClassVar[str] = "self-evaluation"
+
     def __init__(
         self,
         model: str | Engine,
@@ -59,8 +61,8 @@ class SelfEvaluation(Reward):
         check(all(self.letters), f"To {self.model.name!r} A and B are no single tokens.")
 
     @classmethod
-    def named(cls, model: str, **options: Any) -> SelfEvaluation:
-        return cls(model, **options)
+    def named(cls, details: str, **options: Any) -> SelfEvaluation:
+        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))
