@@ -4,9 +4,9 @@
     python benchmarks/speed.py --models random-1b random-8b --device cuda --dtype bfloat16
 
 All arms write answers of exactly --max-tokens tokens (end of text is switched off), so that tokens compare. `naive` is the
-published procedure (tests/oracle.py): no cache, one candidate at a time, whole texts to the RM; it answers the same prompts
-with the same seeds as `cards-1`, and gives the same text. Each repeat runs every arm once, in turn; ratios are formed
-within a repeat, and the median over repeats is reported.
+published procedure (tests/helpers/cards_reference.py): no cache, one candidate at a time, whole texts to the RM; it answers
+the same prompts with the same seeds as `cards-1`, and gives the same text. Each repeat runs every arm once, in turn; ratios
+are formed within a repeat, and the median over repeats is reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 
 sys.path.insert(0, str(HERE.parent / "tests"))
-from oracle import Oracle, Settings
+from helpers.cards_reference import Oracle, Settings
 
 
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import torch
-from small import Pair, letter_engine
+from helpers.random_models import Pair, letter_engine
 
 from cards import TransformersEngine
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from small import byte_tokenizer, language_model
+from helpers.random_models import byte_tokenizer, language_model
 
 from cards import Decoder, Entropy, FixedLength, Punctuation, Step, TransformersEngine, Vanilla, Whole
 from cards.boundaries import Boundary

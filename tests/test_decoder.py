@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, count_of_b, mock
+from helpers.mock_models import CARDS_IN_THREES, count_of_b, mock
 
 from cards import (
     CARDS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
-from small import PIECES, letter_engine
+from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from helpers.random_models import PIECES, letter_engine
 
 from cards import CARDS, Accepted, BestOfN, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
 from cards.engines.base import Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from asking import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
-from small import eventually
+from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from helpers.waiting import eventually
 
 from cards import CARDS, Cascade, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
 from cards.errors import BatchError, PromptError, RewardError

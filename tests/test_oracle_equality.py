@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import Candidate, Oracle, Piece, Settings
-from small import END, WORDS, Pair, words
+from helpers.cards_reference import Candidate, Oracle, Piece, Settings
+from helpers.random_models import END, WORDS, Pair, words
 
 from cards import CARDS, Accepted, Decoder, Done, Rejected, Result, Scored, Segment, Vanilla
 from cards.backends.local.rewards import ClassifierReward

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from asking import mock
+from helpers.mock_models import mock
 
 import cards
 from cards.cli.arms import arms_of

@@ -6,7 +6,7 @@ import io
 import json
 
 import pytest
-from mocked import Cards, plain
+from helpers.mock_cli import Cards, plain
 from rich.console import Console
 
 import cards

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mocked import Cards, plain
+from helpers.mock_cli import Cards, plain
 
 import cards.cli
 from cards.cli.settings import all_settings, settings_of

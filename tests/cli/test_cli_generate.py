@@ -7,7 +7,7 @@ import logging
 import warnings
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 
 import cards
 from cards.cli.view import View

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from mocked import Cards, plain
+from helpers.mock_cli import Cards, plain
 
 import cards
 from cards.cli.settings import settings_of

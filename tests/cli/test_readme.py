@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 
 import cards
 from cards.registry import METHODS, method_class

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import Pair, words
+from helpers.random_models import Pair, words
 
 from cards import Decoder, Vanilla
 from cards.backends.local.engine import TransformersEngine

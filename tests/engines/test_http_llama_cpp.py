@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from asking_servers import TALK, Local, ask_of, connected, proposals
-from model_server import LM, running
+from helpers.model_server import LM, running
+from helpers.served_engines import TALK, Local, ask_of, connected, proposals
 
 from cards import BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, TransformersEngine
 from cards.events import Result

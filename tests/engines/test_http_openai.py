@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking_servers import TALK, Local, ask_of, connected, proposals
-from model_server import LM, rewards, running
-from small import byte_tokenizer, eventually
+from helpers.model_server import LM, rewards, running
+from helpers.random_models import byte_tokenizer
+from helpers.served_engines import TALK, Local, ask_of, connected, proposals
+from helpers.waiting import eventually
 from typer.testing import CliRunner
 
 from cards import CARDS, BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, Punctuation, TransformersEngine, Vanilla

@@ -10,14 +10,14 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 import torch
-from small import CONTEXT, END, WORDS, Pair, word_tokenizer, words
+from helpers.random_models import CONTEXT, END, WORDS, Pair, word_tokenizer, words
 from test_laws import assert_follows
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cards import Decoder, SkipDecoding
+from cards.backends.local import skipping as module
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.skipping import hierarchy, skipping, without_layers
-from cards.backends.local import skipping as module
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asking import assert_free
-from small import Pair, language_model, words
+from helpers.mock_models import assert_free
+from helpers.random_models import Pair, language_model, words
 from test_laws import BY_ENTROPY, END, LETTERS, Ids, Law, assert_follows, entropy, next_token
 
 from cards import CARDS, BestOfN, Decoder

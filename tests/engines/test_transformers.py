@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import CONTEXT, Pair, letter_engine, reward_model, word_tokenizer, words
+from helpers.random_models import CONTEXT, Pair, letter_engine, reward_model, word_tokenizer, words
 
 from cards import CARDS, BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, TransformersEngine, Vanilla
 from cards.engines.base import Ask

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
-from small import Pair, letter_engine
+from helpers.random_models import Pair, letter_engine
 from torch import Tensor
 
 from cards import Decoder, Vanilla

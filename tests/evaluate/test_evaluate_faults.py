@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import mock
-from judging import benched, figures, first, judge, judged, longer, write
+from helpers.judge_server import benched, figures, first, judge, judged, longer, write
+from helpers.mock_models import mock
 
 import cards
 from cards.events import Response

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_server import LM, running
+from helpers.model_server import LM, running
 
 from cards import TransformersEngine
 

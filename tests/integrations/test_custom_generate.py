@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import END, Pair, words
+from helpers.random_models import END, Pair, words
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria

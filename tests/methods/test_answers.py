@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import count_of_b, mock
-from small import Pair, words
+from helpers.mock_models import count_of_b, mock
+from helpers.random_models import Pair, words
 from test_laws import REWARD, Law, assert_follows, reading, results, segments_after, value
 
 from cards import (

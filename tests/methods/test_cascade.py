@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import Pair, language_model, word_tokenizer, words
+from helpers.random_models import Pair, language_model, word_tokenizer, words
 from test_laws import (
     BETA,
     END,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import Pair, words
+from helpers.random_models import Pair, words
 from test_laws import END, Ids, next_token, reading, results, value
 
 from cards import RAIN, Accepted, Decoder, FunctionReward, Proposed, Rejected

@@ -7,8 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from by_hand import MAX, ByHand, Node, ada_search, blockwise, cbs, guided_tree_bon, speculative_rejection, tree_bon
-from small import Pair, words
+from helpers.random_models import Pair, words
+from helpers.search_reference import (
+    MAX,
+    ByHand,
+    Node,
+    ada_search,
+    blockwise,
+    cbs,
+    guided_tree_bon,
+    speculative_rejection,
+    tree_bon,
+)
 from test_laws import engine, results, value
 
 from cards import (

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from asking import count_of_b, mock
+from helpers.mock_models import count_of_b, mock
 from scipy import stats
 
 from cards import Decoder, PathConsistency, Proposed, Segment, SelfConsistency, Step, Vanilla

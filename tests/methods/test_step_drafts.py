@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from helpers.model_pairs import Scripted, decoded, engine, other, texts, trace, value_of
 from test_laws import END, LETTERS, Ids, assert_follows, next_token, value
-from two_models import Scripted, decoded, engine, other, texts, trace, value_of
 
 from cards import CDSL, GSI, RSD, Decoder, FixedLength, FunctionReward, Vanilla
 from cards.boundaries import Step, Whole

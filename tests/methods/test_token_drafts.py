@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
 from test_laws import END, LETTERS, Ids, assert_follows, next_token, normalised, value
-from two_models import Model, decoded, engine, other, texts, value_of
 
 from cards import CARDS, SSS, Decoder, Entropy, FixedLength, FunctionReward, Result, Speculative, Vanilla
 from cards.engines.mock import MockEngine

@@ -10,14 +10,14 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+import helpers.token_laws as by_hand
 import numpy as np
 import pytest
-import token_laws as by_hand
-from asking import count_of_b, mock
-from small import WORDS, Pair, language_model, word_tokenizer, words
+from helpers.mock_models import count_of_b, mock
+from helpers.random_models import WORDS, Pair, language_model, word_tokenizer, words
+from helpers.token_laws import Law, World, transformers_world
 from test_laws import END as LETTER_END
 from test_laws import LETTERS, Ids, assert_follows, next_token, reading, value
-from token_laws import Law, World, transformers_world
 
 from cards import (
     ARGS,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import assert_free, count_of_b, mock
-from small import END, Pair, language_model, letter_engine, words
+from helpers.mock_models import assert_free, count_of_b, mock
+from helpers.random_models import END, Pair, language_model, letter_engine, words
 from test_laws import END as LETTER_END
 from test_laws import LETTERS
 from test_token_methods import (

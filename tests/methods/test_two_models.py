@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from small import Pair, words
-from two_models import engine, value_of
+from helpers.model_pairs import engine, value_of
+from helpers.random_models import Pair, words
 
 from cards import CARDS, CDSL, GSI, RSD, SSS, Decoder, Entropy, FixedLength, FunctionReward, Speculative
 from cards.boundaries import Punctuation

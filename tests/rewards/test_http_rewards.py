@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from model_server import Faulty, rewards, running
+from helpers.model_server import Faulty, rewards, running
 
 from cards import CARDS, ClassifierReward, Decoder, TransformersEngine
 from cards.backends.http.rewards import PlainReward, PredictReward, RerankReward

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from small import Pair, language_model, letter_engine, word_tokenizer, words
+from helpers.random_models import Pair, language_model, letter_engine, word_tokenizer, words
 from transformers import PreTrainedModel
 
 from cards import CARDS, Decoder, FixedLength, ImplicitReward, Minimum, Result

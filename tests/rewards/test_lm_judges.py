@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from small import Pair, word_tokenizer, words
+from helpers.random_models import Pair, word_tokenizer, words
 
 from cards import BestOfN, Decoder, SelfEvaluation, ValueReward
 from cards.backends.local.engine import TransformersEngine

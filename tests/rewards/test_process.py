@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import Pair, word_tokenizer, words
+from helpers.random_models import Pair, word_tokenizer, words
 
 from cards import CARDS, ClassifierReward, Decoder, FunctionReward, ImplicitReward, ProcessReward, Step, StepTokenReward
 from cards.engines.mock import MockEngine

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import gradio as gr
 import pytest
-from asking import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
 
 from cards import CARDS, BestOfN, Decoder, TransformersEngine, Vanilla
 from cards.errors import SettingError

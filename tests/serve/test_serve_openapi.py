@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, assert_free, serving
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -18,7 +19,6 @@ from cards.errors import CardsError
 from cards.registry import METHODS, method_class
 from cards.serve.app import make_app
 from cards.serve.options import Options
-from serving import Running, Switch, assert_free, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 LIMITS: dict[str, Any] = {"max_tokens": 16, "default_tokens": 8, "deadline": 0.3, "max_body": 50_000}

@@ -11,7 +11,8 @@ from typing import Any
 
 import openai
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards import Decoder, Vanilla
 from cards.backends.http.client import RefusedError
@@ -21,7 +22,6 @@ from cards.engines.mock import MockEngine
 from cards.errors import UnavailableError
 from cards.events import Segment
 from cards.serve.errors import api_error
-from serving import Running, Switch, assert_free, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 BODY = {"prompt": "abc", "max_tokens": 12, "seed": 1}

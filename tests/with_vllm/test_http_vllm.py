@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from model_server import running
-from small import eventually
+from helpers.model_server import running
+from helpers.waiting import eventually
 
 import cards
 from cards import CARDS, STARS, BestOfN, ClassifierReward, Decoder, Entropy, TransformersEngine, Vanilla
@@ -68,7 +68,7 @@ class Server:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
-        command = [sys.executable, str(Path(__file__).parent / "serve.py"), "serve", str(TINY / self.folder)]
+        command = [sys.executable, str(Path(__file__).parent / "vllm_server.py"), "serve", str(TINY / self.folder)]
         command += ["--port", str(self.port), *COMMON, *self.options]
         self.process = subprocess.Popen(command, env=os.environ | QUIET, start_new_session=True)
 

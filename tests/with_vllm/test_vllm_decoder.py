@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import eventually
+from helpers.waiting import eventually
 
 from cards import CARDS, STARS, BestOfN, ClassifierReward, Decoder, TransformersEngine, Vanilla
 from cards.engines.base import Engine

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
-
-from mocks import VOCABULARY, chances, likes
 
 import cards.cli
 import cards.cli.generate
@@ -14,6 +14,9 @@ from cards import FunctionReward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.events import Segment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.mock_batch import VOCABULARY, chances, likes
 
 
 class Slow(MockEngine):
