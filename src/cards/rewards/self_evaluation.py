@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
@@ -74,6 +72,8 @@ class SelfEvaluation(Reward):
 
     async def _first(self, talk: str, a: str, b: str) -> float:
         """P(A) / (P(A) + P(B))."""
+        import numpy as np
+
         parts = {"conversation": talk, "a": a, "b": b}
         text = re.sub(r"\{(conversation|a|b)\}", lambda match: parts[match[1]], self.question)
         asked = self.model.encode([Message(role="user", content=text)] if self.model.chats else text + "\n")
