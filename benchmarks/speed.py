@@ -35,7 +35,7 @@ from helpers.cards_reference import Oracle, Settings
 
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
     """CARDS settings under which a random pair behaves like a real one: segments of about 10 tokens, about 40% accepted."""
-    plain = cards.Decoder(engine, None, cards.Vanilla()).batch(prompts()[:4], **options)
+    plain = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(prompts()[:4], **options)
 
     @torch.no_grad()
     def entropies() -> torch.Tensor:
@@ -92,7 +92,7 @@ class Arms:
         return self._ours(cards.Decoder(self.engine, self.reward, self.method), requests)
 
     def vanilla(self, requests: int) -> tuple[float, int, list[Result]]:
-        return self._ours(cards.Decoder(self.engine, None, cards.Vanilla()), requests)
+        return self._ours(cards.Decoder(self.engine, None, cards.methods.Vanilla()), requests)
 
     def _ours(self, decoder: cards.Decoder, requests: int) -> tuple[float, int, list[Result]]:
         chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]

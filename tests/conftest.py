@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.random_models import Pair, letter_engine
 
-from cards import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 
 torch.set_num_threads(1)
 

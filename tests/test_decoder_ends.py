@@ -8,10 +8,13 @@ import pytest
 from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
 from helpers.random_models import PIECES, letter_engine
 
-from cards import CARDS, Accepted, BestOfN, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
+from cards import CARDS, Accepted, Decoder, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import PromptError
+from cards.methods import BestOfN, Vanilla
+from cards.rewards import FunctionReward
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 20])

@@ -10,10 +10,10 @@ from typing import Any
 
 import cards.cli
 import cards.cli.generate
-from cards import FunctionReward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.events import Segment
+from cards.rewards import FunctionReward
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.mock_batch import VOCABULARY, chances, likes

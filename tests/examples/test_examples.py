@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helpers.model_server import LM, running
 
-from cards import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -91,8 +91,8 @@ def benched(path: Path, gold: str = "gold", **options: Any) -> str:
     """The results of a small bench."""
     models = Models(
         mock(),
-        cards.FunctionReward(lambda _, text: text.count("b"), name="steering"),
-        cards.FunctionReward(lambda _, text: -text.count("c"), name=gold),
+        cards.rewards.FunctionReward(lambda _, text: text.count("b"), name="steering"),
+        cards.rewards.FunctionReward(lambda _, text: -text.count("c"), name=gold),
     )
     plan = Plan(methods=("vanilla", "best-of-n:n=3"), form="raw", max_tokens=12, seed=7, **options)
     results = Results.open(path, header(plan, models))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from cards import CARDS, FixedLength, TransformersEngine
+from cards import CARDS, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward

@@ -7,8 +7,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from cards import TransformersEngine
 from cards.backends.http.openai import OpenAIEngine
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.ask import Ask
 from cards.events import Message, Response, Segment
 from cards.registry import load_engine

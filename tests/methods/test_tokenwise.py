@@ -27,26 +27,22 @@ from test_token_methods import (
     reward_of,
 )
 
-from cards import (
-    ARGS,
-    RAD,
-    SIA,
-    Accepted,
-    ContrastiveDecoding,
-    ContrastiveDecodingLogits,
-    ControlledDecoding,
-    DeAL,
-    Decoder,
-    GenARM,
-    Proposed,
-    Result,
-    Scored,
-    Vanilla,
-)
+from cards import Accepted, Decoder, Proposed, Result, Scored
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, PromptError
 from cards.events import Done, Prompt, Response
+from cards.methods import (
+    ARGS,
+    RAD,
+    SIA,
+    ContrastiveDecoding,
+    ContrastiveDecodingLogits,
+    ControlledDecoding,
+    DeAL,
+    GenARM,
+    Vanilla,
+)
 from cards.methods.base import Method, Request
 
 IDENTITIES: list[Make] = [

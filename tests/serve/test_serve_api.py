@@ -11,9 +11,10 @@ import pytest
 from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import CHAT, Running, Switch, serving
 
-from cards import CARDS, Decoder, Vanilla
+from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
+from cards.methods import Vanilla
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 PROMPT = "The movie was"

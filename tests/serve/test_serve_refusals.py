@@ -13,9 +13,9 @@ import pytest
 from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import CHAT, Running, Switch, assert_free, serving, until
 
-from cards import Cascade
 from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
+from cards.methods import Cascade
 from cards.serve.options import Options
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")

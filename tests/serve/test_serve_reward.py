@@ -14,13 +14,14 @@ import pytest
 from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, assert_free, serving, until
 
-from cards import Decoder, Vanilla
+from cards import Decoder
 from cards.backends.http.client import RefusedError
 from cards.backends.http.rewards import connect
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import UnavailableError
 from cards.events import Segment
+from cards.methods import Vanilla
 from cards.serve.errors import api_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
