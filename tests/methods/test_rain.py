@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.letter_world import END, Ids, next_token, reading, results, value
 from helpers.random_models import Pair, words
-from test_laws import END, Ids, next_token, reading, results, value
 
 from cards import Accepted, Decoder, Proposed, Rejected
 from cards.engines.mock import MockEngine

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from helpers.letter_world import engine, results, value
 from helpers.random_models import Pair, words
 from helpers.search_reference import (
     MAX,
@@ -19,7 +20,6 @@ from helpers.search_reference import (
     speculative_rejection,
     tree_bon,
 )
-from test_laws import engine, results, value
 
 from cards import CARDS, Accepted, Decoder, Done, FixedLength, Proposed, Rejected, Result, Scored, Whole
 from cards.errors import MismatchError, SettingError

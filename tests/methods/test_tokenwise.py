@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.letter_world import END as LETTER_END
+from helpers.letter_world import LETTERS
 from helpers.mock_models import assert_free, count_of_b, mock
 from helpers.random_models import END, Pair, language_model, letter_engine, words
-from test_laws import END as LETTER_END
-from test_laws import LETTERS
 from test_token_methods import (
     CHUNK,
     GREEDY,
