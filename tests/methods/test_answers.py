@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from helpers.letter_world import REWARD, Law, reading, results, segments, value
 from helpers.mock_models import count_of_b, mock
-from helpers.random_models import Pair, words
 
 from cards import Accepted, Decoder, FixedLength, Proposed, Rejected, Scored, Segment
 from cards.errors import SettingError
@@ -191,26 +190,6 @@ METHODS: list[Method] = [
     QAlign(steps=6),
     QAlign(steps=6, take="best"),
 ]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-async def test_the_same_seed_gives_the_same_answer_alone_in_a_batch_and_without_the_cache(
-    method: Method, gpt2_float64: Pair
-) -> None:
-    prompts = [words(range(5, 6 + i)) for i in range(8)]
-    decoder = Decoder(gpt2_float64.engine(), gpt2_float64.reward(), method)
-    together = await decoder.abatch(prompts, seed=40, max_tokens=12, trace=True)
-    for i in (0, 3, 7):
-        decoder.engine.forget()
-        assert decoder.reward is not None
-        decoder.reward.forget()
-        alone = await decoder.agenerate(prompts[i], seed=40 + i, max_tokens=12, trace=True)
-        assert alone.token_ids == together[i].token_ids
-        assert [s.text for s in alone.segments[0].rejected] == [s.text for s in together[i].segments[0].rejected]
-        assert alone.reward == pytest.approx(together[i].reward, abs=1e-9)
-        assert alone.usage.lm_decoded_tokens == together[i].usage.lm_decoded_tokens
-    assert len({r.text for r in together}) > 4
-    await decoder.aclose()
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)

@@ -29,7 +29,7 @@ from helpers.letter_world import (
     threshold,
     value,
 )
-from helpers.random_models import Pair, language_model, word_tokenizer, words
+from helpers.random_models import Pair, language_model, word_tokenizer
 
 from cards import CARDS, Decoder, FixedLength, Rejected, Result, Scored
 from cards.backends.local.engine import TransformersEngine
@@ -226,25 +226,6 @@ def test_drawing_several_at_once_gives_the_same_text(width: Any, coupled: bool) 
 def implicit(pair: Pair) -> ImplicitReward:
     models = (language_model("llama", seed=5).double(), pair.lm)
     return ImplicitReward(*(TransformersEngine(copy.deepcopy(m), word_tokenizer(), slots=16) for m in models), beta=0.3)
-
-
-@pytest.mark.filterwarnings("ignore:.*taken untested")
-def test_answers_do_not_depend_on_batch_or_cache(llama_float64: Pair) -> None:
-    found = []
-    prompts = [words(range(i + 2, i + 8)) for i in range(8)]
-    for forget in (False, True):
-        method = Cascade(guide=implicit(llama_float64), target=0.5, boundary=FixedLength(maximum=3), max_rejections=6)
-        decoder = Decoder(llama_float64.engine(), llama_float64.reward(), method)
-        for i, prompt in enumerate(prompts):
-            found.append(decoder(prompt, seed=i, max_tokens=9))
-            if forget:
-                decoder.engine.forget()
-                method.guide.forget()  # type: ignore[union-attr]
-        found += decoder.batch(prompts, seed=0, max_tokens=9, progress=False)
-    ids = [[r.token_ids for r in found[i : i + 8]] for i in range(0, 32, 8)]
-    assert ids[0] == ids[1] == ids[2] == ids[3]
-    assert all(r.usage.lm_decoded_tokens - r.usage.lm_wasted_tokens == len(r.token_ids) for r in found)
-    assert all(r.usage.candidates == sum(s.candidates for s in r.segments) for r in found)
 
 
 def test_the_guide_is_loaded_by_its_name() -> None:
