@@ -22,13 +22,13 @@ from cards.settings import settings_of
         (["--beta", "-1"], "beta must be positive and finite"),
         (["--width", "wide"], "--width must be INTEGER or auto, not 'wide'."),
         (["--top-k", "2.5"], "--top-k must be INTEGER or none, not '2.5'."),
-        (["--acceptance", "softt"], "--acceptance must be soft or hard, not 'softt'."),
+        (["--acceptance", "softt"], "--acceptance must be soft or hard, got 'softt'."),
         (["--boundary", "ponctuation"], "Unknown boundary 'ponctuation'. Did you mean 'punctuation'?"),
-        (["--boundary", "fixed:many"], "as in fixed:15"),
+        (["--boundary", "fixed:many"], "for instance fixed:15"),
         (["--boundary", "fixed:0"], "maximum length (0)"),
         (["--boundary", "whole:3"], "takes no value"),
         (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),
-        (["--target", "none", "--alpha", "2"], "alpha must lie in [0, 1], not 2.0."),
+        (["--target", "none", "--alpha", "2"], "alpha must be between 0 and 1, got 2.0."),
     ],
 )
 def test_a_wrong_setting_is_one_line(cli: Cards, arguments: list[str], said: str) -> None:
