@@ -13,7 +13,7 @@ import cards
 from cards.registry import METHODS, method_class
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-COMMANDS = re.findall(r"^\$ (.+)$", README, re.M)
+COMMANDS = re.findall(r"^\$ (.+)$", README.replace(" \\\n", " "), re.M)
 PROGRAMS = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S))
 
 
