@@ -30,7 +30,7 @@ async def main() -> None:
 
     engine = cards.TransformersEngine.load(given.model)
     reward, gold = cards.ClassifierReward.load(given.reward), cards.ClassifierReward.load(given.gold)
-    methods = [cards.Vanilla(), cards.BestOfN(n=4), cards.CARDS(target=given.target)]
+    methods = [cards.methods.Vanilla(), cards.methods.BestOfN(n=4), cards.CARDS(target=given.target)]
     print(f"{'method':12} {'gold':>6} {'reward':>7} {'tokens':>7} {'drawn':>6} {'seconds':>8}")
     for method in methods:
         results = await cards.Decoder(engine, reward, method).abatch(asked, max_tokens=given.max_tokens)

@@ -26,10 +26,13 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from cards import CARDS, BestOfN, ClassifierReward, Decoder, TransformersEngine
+from cards import CARDS, Decoder
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import TINY
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Message
 from cards.integrations.preferences import preferences, write
+from cards.methods import BestOfN
 from cards.study.prompts import read
 
 Chat = list[Message]

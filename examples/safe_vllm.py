@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    safe = cards.WeightedSum([cards.load_reward(given.reward), cards.KeywordReward(forbidden=BANNED)], [1.0, CLEAN])
+    safe = cards.rewards.WeightedSum(
+        [cards.load_reward(given.reward), cards.rewards.KeywordReward(forbidden=BANNED)], [1.0, CLEAN]
+    )
     target = given.target + CLEAN
     method = cards.CARDS(target=target, alpha=1, acceptance="hard", boundary=cards.Punctuation(), temperature=0.7)
     decoder = cards.Decoder(cards.load_engine(given.address, tokenizer=given.tokenizer), safe, method)

@@ -9,10 +9,10 @@ import pytest
 import cards
 from cards.errors import SettingError, UnknownNameError
 from cards.methods.base import Method
-from cards.registry import METHODS, load_engine, load_reward, make_method, method_class
+from cards.registry import load_engine, load_reward, make_method, method_class, method_classes
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_classes())
 def test_every_registered_method_is_a_frozen_dataclass_of_that_name_that_needs_no_setting(name: str) -> None:
     method = make_method(name)
     assert isinstance(method, Method)
@@ -23,7 +23,7 @@ def test_every_registered_method_is_a_frozen_dataclass_of_that_name_that_needs_n
     assert type(method).__doc__
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_classes())
 def test_every_registered_method_is_a_public_name(name: str) -> None:
     assert getattr(cards, method_class(name).__name__) is method_class(name)
 

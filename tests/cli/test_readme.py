@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 
 import cards
-from cards.registry import METHODS, method_class
+from cards.registry import method_class, method_classes
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", README.replace(" \\\n", " "), re.M)
@@ -37,7 +37,7 @@ def test_programs(cli: Cards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 def test_the_table_has_every_method() -> None:
     rows = dict(re.findall(r"^\| `(\S+)` \|.*\| (yes|no) \|$", README, re.M))
-    assert rows == {name: "yes" if "reward" in method_class(name).needs else "no" for name in METHODS}
+    assert rows == {name: "yes" if "reward" in method_class(name).needs else "no" for name in method_classes()}
 
 
 def test_the_structure_page_has_every_module() -> None:

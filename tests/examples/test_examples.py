@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_server import LM, running
+from helpers.model_server import LM, running
 
-from cards import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

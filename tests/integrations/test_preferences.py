@@ -12,11 +12,15 @@ import torch
 from typer.testing import CliRunner
 
 import cards.cli
-from cards import CARDS, BestOfN, ClassifierReward, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
+from cards import CARDS, Decoder, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import TINY
+from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError
 from cards.events import Message
 from cards.integrations.preferences import Pair, answers, preferences, segments, write
+from cards.methods import BestOfN, Vanilla
+from cards.rewards import FunctionReward
 
 TRL = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*pin_memory")  # its own
 CHATS: list[list[Message]] = [

@@ -11,30 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import count_of_b, mock
-from small import Pair, words
+from helpers.mock_models import count_of_b, mock
+from helpers.random_models import Pair, words
 from test_laws import REWARD, Law, assert_follows, reading, results, segments_after, value
 
-from cards import (
+from cards import Accepted, Decoder, FixedLength, Proposed, Rejected, Scored, Segment
+from cards.errors import SettingError
+from cards.methods import (
     IAD,
     MBR,
-    Accepted,
     BestOfN,
-    Decoder,
-    FixedLength,
     MBRBestOfN,
     PathConsistency,
     Pessimism,
-    Proposed,
     QAlign,
     QERerank,
-    Rejected,
-    Scored,
-    Segment,
     SelfConsistency,
     SoftBestOfN,
 )
-from cards.errors import SettingError
 from cards.methods.base import Method
 from cards.methods.responses.driver import Answers
 from cards.methods.responses.similarity import jaccard

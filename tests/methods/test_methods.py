@@ -8,23 +8,12 @@ from typing import Any
 
 import pytest
 
-from cards import (
-    CARDS,
-    Accepted,
-    BestOfN,
-    Decoder,
-    Entropy,
-    Fallback,
-    FixedLength,
-    Rejected,
-    RejectionSampling,
-    Result,
-    Vanilla,
-)
+from cards import CARDS, Accepted, Decoder, Entropy, Fallback, FixedLength, Rejected, Result
 from cards.engines.base import Ask, Engine
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, SettingError
 from cards.events import Event, Prompt, Response
+from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method, Request
 from cards.rewards.base import Reward
 

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import CHAT, Running, Switch, assert_free, serving, until
 
-from cards import Cascade
 from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
+from cards.methods import Cascade
 from cards.serve.options import Options
-from serving import CHAT, Running, Switch, assert_free, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 
