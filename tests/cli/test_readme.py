@@ -10,7 +10,7 @@ import pytest
 from helpers.mock_cli import Cards
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-COMMANDS = re.findall(r"^\$ (.+)$", README, re.M)
+COMMANDS = re.findall(r"^\$ (.+)$", README.replace(" \\\n", " "), re.M)
 PROGRAMS = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S))
 
 
