@@ -1,7 +1,7 @@
 """Write what pages say about the code: the list of modules, the reference, and the tables of methods and settings.
 
-Run `python scripts/generate_docs.py` (or `make pages`) after changing a docstring's first line, a method or a setting; `--check`
-only says which pages are out of date.
+Run `python scripts/generate_docs.py` after changing the first line of a docstring, a method or a setting; with `--check` it only
+says which pages are out of date.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from cards.settings import settings_of
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cards"
 DOCS = ROOT / "docs"
-TABLE = "<!-- {0}: generated -->\n"
 REFERENCE = {
     "decoder": ("Decoder, events and results", ["decoder.Decoder", "events", "usage.Usage", "profile.Profile", "errors"]),
     "engines": (
