@@ -18,9 +18,9 @@ from pathlib import Path
 
 from cards.registry import load_engine, load_reward
 from cards.sampling import Sampling
-from cards.study.bench.results import Results
+from cards.study.journal import Journal
 from cards.study.calibrate.choose import Wish, measured
-from cards.study.calibrate.run import Asked, Calibration
+from cards.study.calibrate.run import CalibrationRequest, Calibration
 from cards.study.calibrate.samples import Drawing
 from cards.study.models import Models
 from cards.study.prompts import read, sample
@@ -53,13 +53,13 @@ def main() -> None:
     made = {name: str(value) for name, value in vars(args).items() if name != "out"}
     parts = {"seen": (questions[:half], drawing), "held-out": (questions[half:], few)}
     seen, held_out = (
-        Calibration(models, models.reward, part, drawn, Results.open(args.samples / f"{name}.jsonl", made | {"part": name}))
+        Calibration(models, models.reward, part, drawn, Journal.open(args.samples / f"{name}.jsonl", made | {"part": name}))
         for name, (part, drawn) in parts.items()
     )
     plain = models.run(held_out.plain())
     rows = []
     for wish in WISHES:
-        found = models.run(seen.run(Asked(wish)))
+        found = models.run(seen.run(CalibrationRequest(wish)))
         figures = {
             "predicted": found.choice.rates,
             "tried": found.probes[-1].measured,

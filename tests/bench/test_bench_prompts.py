@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from cards.errors import PromptError
+from cards.prompts import shaped
 from cards.study.datasets import DATASETS
-from cards.study.prompts import Question, content, read, sample, shaped
+from cards.study.prompts import PromptRecord, content, read, sample
 
 DIALOGUE = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: A joke?\n\nAssistant: No."
 TURNS = (
@@ -79,7 +80,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], Any, str]]] = {  # rows as the data s
 def test_our_own_prompts_are_64_different_ones() -> None:
     questions = read("tiny")
     assert len(questions) == len({q.asked for q in questions}) == 64
-    assert questions[0] == Question(0, "film-1", "Which film made you laugh the most this year?")
+    assert questions[0] == PromptRecord(0, "film-1", "Which film made you laugh the most this year?")
 
 
 def test_files_of_all_kinds_ask_the_same(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_rows_of_the_hub_are_read_up_to_the_last_turn_of_the_user(name: str, mon
         return [row | {"id": "same"} for row, _, _ in ROWS[name]] * 2
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    expected = [Question(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
+    expected = [PromptRecord(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
     assert read(name) == expected  # each prompt once, though preference data have theirs twice
     assert calls == [(DATASETS[name].source, DATASETS[name].options)]
 
@@ -115,7 +116,7 @@ def test_the_same_rows_in_a_file_give_the_same_prompts(name: str, tmp_path: Path
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "c.json").write_text(json.dumps(rows), encoding="utf-8")
     (tmp_path / "d.csv").write_text(table(rows), encoding="utf-8")
-    expected = [Question(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
+    expected = [PromptRecord(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
     for file in ("a.jsonl", "b.jsonl.gz", "c.json", "d.csv"):
         assert read(f"{name}={tmp_path / file}") == expected, file
 
@@ -151,7 +152,7 @@ def test_groups_of_our_own_files_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_of_the_whole_list_and_grows_without_changing() -> None:
-    questions = [Question(i, str(i), f"{i}") for i in range(1000)]
+    questions = [PromptRecord(i, str(i), f"{i}") for i in range(1000)]
     assert sample(questions, None, 0) == sample(questions, 5000, 3) == questions
     few, more = sample(questions, 100, 0), sample(questions, 300, 0)
     assert (len(few), len(more)) == (100, 300)

@@ -21,13 +21,13 @@ from cards.methods.base import EngineLike, Method, Request, model_setting
 from cards.registry import METHODS
 from cards.rewards.base import Reward
 from cards.study.bench.plan import Plan, preset, read
-from cards.study.bench.results import Results
+from cards.study.journal import Journal
 from cards.study.bench.run import REPETITION, header
 from cards.study.bench.run import Bench as Work
 from cards.study.models import Models
-from cards.study.prompts import Question, sample
+from cards.study.prompts import PromptRecord, sample
 
-QUESTIONS = [Question(i, f"q{i}", text) for i, text in enumerate(["ab", "ba c", "cab"])]
+QUESTIONS = [PromptRecord(i, f"q{i}", text) for i, text in enumerate(["ab", "ba c", "cab"])]
 PLAN = Plan(methods=("vanilla", "best-of-n:n=2,3"), form="raw", max_tokens=12, seeds=2, seed=7)
 
 
@@ -43,7 +43,7 @@ class Bench:
         )
 
     def __call__(self, plan: Plan = PLAN) -> tuple[list[dict[str, Any]], list[str]]:
-        results = Results.open(self.path, header(plan, self.models))
+        results = Journal.open(self.path, header(plan, self.models))
         work = Work(plan, QUESTIONS, self.models, results)
         self.models.run(work.run(arms_of(plan.methods)))
         written = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()][1:]

@@ -14,11 +14,11 @@ from judging import benched, figures, first, judge, judged, longer, write
 
 import cards
 from cards.events import Response
-from cards.study.bench.results import Results
+from cards.study.journal import Journal
 from cards.study.evaluate.answers import read
 from cards.study.evaluate.report import Evaluated
 from cards.study.evaluate.run import HEADER, Evaluation, graded, prompt_of, response_of
-from cards.study.evaluate.verdicts import Journal
+from cards.study.evaluate.verdicts import Judgements
 
 
 def test_the_page_names_tests_that_exist() -> None:
@@ -82,13 +82,13 @@ def test_the_reward_that_steers_does_not_compare(tmp_path: Path) -> None:
 
 async def test_a_reward_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     answers = write(tmp_path, mine={"a?": "fine", "b?": "broken"}, base={"a?": "fine too", "b?": "fine"})
-    work = Evaluation(Results.open(tmp_path / "j.jsonl", HEADER), show=False)
+    work = Evaluation(Journal.open(tmp_path / "j.jsonl", HEADER), show=False)
     reward = cards.FunctionReward(lambda _, text: math.nan if "broken" in text else len(text), name="gold")
     await work.grade(reward, answers.all)
     assert len(work.errors) == 1
     assert "must be a finite number" in work.errors[0]
     rewards, anew = {"gold": "gold"}, frozenset({"gold"})
-    evaluated = Evaluated(answers, "base", Journal.of(work.journal.rows), rewards=rewards, anew=anew)
+    evaluated = Evaluated(answers, "base", Judgements.of(work.journal.rows), rewards=rewards, anew=anew)
     assert figures(evaluated, "mine", "gold against base")["pairs"] == 1
     assert figures(evaluated, "mine", "answers")["gold"] == 5.0  # of " fine", the only one there is
     assert graded("gold", answers.systems["mine"][1]) not in {row["key"] for row in work.journal.rows}

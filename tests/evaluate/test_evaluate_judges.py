@@ -13,7 +13,7 @@ from model_server import running
 
 from cards import FunctionReward
 from cards.errors import SettingError, UnavailableError
-from cards.study.bench.results import Results
+from cards.study.journal import Journal
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
 from cards.study.evaluate.run import HEADER, Evaluation, Wanted
@@ -148,7 +148,7 @@ async def test_scores_and_safety_are_read_of_each_answer(tmp_path: Path) -> None
 async def test_two_judges_and_the_gold_reward_are_compared(tmp_path: Path) -> None:
     answers = write(tmp_path, mine=MINE, base=BASE)
     path = tmp_path / "j.jsonl"
-    work = Evaluation(Results.open(path, HEADER), show=False)
+    work = Evaluation(Journal.open(path, HEADER), show=False)
     await work.grade(FunctionReward(lambda _, text: len(text), name="length"), answers.all)
     with judge(longer, models=("a",)) as (_, one), judge(lambda x, t: longer(x[::-1], t), models=("b",)) as (_, other):
         evaluated, _ = await judged(path, answers, [*one, *other], rewards={"gold": "length"}, anew=frozenset({"gold"}))

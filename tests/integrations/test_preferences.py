@@ -16,7 +16,7 @@ from cards import CARDS, BestOfN, ClassifierReward, Decoder, FixedLength, Functi
 from cards.backends.local.loading import TINY
 from cards.errors import RewardError, SettingError
 from cards.events import Message
-from cards.integrations.preferences import Pair, answers, preferences, segments, write
+from cards.integrations.preferences import PreferencePair, answers, preferences, segments, write
 
 TRL = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*pin_memory")  # its own
 CHATS: list[list[Message]] = [
@@ -136,7 +136,7 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
         assert message in " ".join(ran.stderr.split())
 
 
-def trained(folder: Path, pairs: list[Pair], epochs: int) -> list[dict[str, float]]:
+def trained(folder: Path, pairs: list[PreferencePair], epochs: int) -> list[dict[str, float]]:
     """What DPOTrainer logs at each step on the file of these pairs; the tuned LM is in `folder`/tuned."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer

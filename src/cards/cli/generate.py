@@ -14,15 +14,15 @@ from cards.cli.answer import Options, answer
 from cards.cli.chat import chat
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
-from cards.cli.screen import messages, one_line_warnings, spinner
 from cards.cli.settings import method_of, unescape, with_settings
 from cards.cli.view import View
+from cards.console import messages, one_line_warnings, spinner
 from cards.decoder import Decoder
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
+from cards.prompts import shaped
 from cards.registry import REWARDS, load_engine, load_reward
-from cards.study.prompts import shaped
 
 
 @with_settings

@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method, setting_fields
+from cards.prompts import FORMS
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
-FORMS = ("auto", "chat", "dialogue", "raw")
 
 
 @dataclass(frozen=True, slots=True)
