@@ -19,15 +19,16 @@ from model_server import Faulty, running
 import cards
 from cards.cli.arms import arms_of
 from cards.study.bench.plan import Plan
-from cards.study.journal import Journal
 from cards.study.bench.run import Bench, header
 from cards.study.evaluate.answers import SystemResponses, read
 from cards.study.evaluate.judge import Judge, connect
 from cards.study.evaluate.report import Evaluated
 from cards.study.evaluate.run import HEADER, Evaluation, wanted
 from cards.study.evaluate.verdicts import Judgements
+from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
+from cards.study.session import Session, opened
 
 ANSWER = re.compile(r"<answer[^>]*>\n(.*?)\n</answer>", re.S)
 Rule = Callable[[list[str], str], Any]  # (answers, the whole text) -> a reply, a status, or what becomes JSON
@@ -95,9 +96,9 @@ def benched(path: Path, gold: str = "gold", **options: Any) -> str:
         cards.FunctionReward(lambda _, text: -text.count("c"), name=gold),
     )
     plan = Plan(methods=("vanilla", "best-of-n:n=3"), form="raw", max_tokens=12, seed=7, **options)
-    results = Journal.open(path, header(plan, models))
-    questions = [PromptRecord(i, f"q{i}", text, "harmful" if i else "") for i, text in enumerate(["ab", "ba c", "cab"])]
-    models.run(Bench(plan, questions, models, results).run(arms_of(plan.methods)))
+    records = [PromptRecord(i, f"q{i}", text, "harmful" if i else "") for i, text in enumerate(["ab", "ba c", "cab"])]
+    with opened(path, header(plan, models), "test") as session:
+        models.run(Bench(plan, records, models, session).run(arms_of(plan.methods)))
     return str(path)
 
 
@@ -110,11 +111,12 @@ async def judged(
     **options: Any,
 ) -> tuple[Evaluated, list[str]]:
     """The evaluation of these answers, and what went wrong."""
-    work = Evaluation(Journal.open(path, HEADER), show=False)
+    session = Session(Journal.open(path, HEADER), show=False)
+    work = Evaluation(session)
     for one in judges:
         await work.judge(one, wanted(one.name, asked, answers, baseline))
-    journal = Judgements.of(Journal.load(path).rows)  # what is in the file, not in memory
-    return Evaluated(answers, baseline, journal, [one.name for one in judges], asked, **options), work.errors
+    judgements = Judgements.of(Journal.load(path).rows)  # what is in the file, not in memory
+    return Evaluated(answers, baseline, judgements, [one.name for one in judges], asked, **options), session.errors
 
 
 def figures(evaluated: Evaluated, row: str, table: str = "pairs with") -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mocks import read
 
-from cards.batch.journal import Files, BatchJournal, Merge, done, failed, settle
+from cards.batch.journal import BatchJournal, Files, Merge, done, failed, settle
 from cards.batch.rows import line
 from cards.batch.work import Outcome
 from cards.errors import SettingError

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cards.errors import PromptError
+from cards.errors import MissingExtraError, PromptError
 from cards.prompts import shaped
 from cards.study.datasets import DATASETS
 from cards.study.prompts import PromptRecord, content, read, sample
@@ -79,7 +79,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], Any, str]]] = {  # rows as the data s
 
 def test_our_own_prompts_are_64_different_ones() -> None:
     questions = read("tiny")
-    assert len(questions) == len({q.asked for q in questions}) == 64
+    assert len(questions) == len({q.prompt for q in questions}) == 64
     assert questions[0] == PromptRecord(0, "film-1", "Which film made you laugh the most this year?")
 
 
@@ -90,7 +90,7 @@ def test_files_of_all_kinds_ask_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text('goal,target\n"One, two?",x\n"Say ""hi"".",y\nÄ?,z\n', encoding="utf-8")
     (tmp_path / "d.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     for name in ("a.jsonl", "b.json", "c.csv", "d.txt"):
-        assert [q.asked for q in read(str(tmp_path / name))] == texts, name
+        assert [q.prompt for q in read(str(tmp_path / name))] == texts, name
         assert [q.id for q in read(str(tmp_path / name))] == ["0", "1", "2"]
 
 
@@ -205,7 +205,7 @@ def test_a_file_that_is_not_there_is_told_with_what_there_is() -> None:
 
 def test_without_the_extra_or_the_hub_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PromptError, match=r"pip install 'cards-decoding\[bench\]'.*hh-rlhf=FILE"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'cards-decoding\[bench\]'.*hh-rlhf=FILE"):
         read("hh-rlhf")
 
     def load_dataset(source: str, **options: str) -> None:

@@ -15,7 +15,7 @@ from cards.rewards.function import FunctionReward
 from cards.study.diagnose import pairs, plot
 from cards.study.diagnose.report import to_dict
 from cards.study.diagnose.run import Diagnosis, Measurements
-from cards.study.diagnose.verdict import Finding, DiagnosisVerdict, verdict
+from cards.study.diagnose.verdict import DiagnosisVerdict, Finding, verdict
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord, read
 
@@ -137,7 +137,7 @@ def test_answers_of_dialogues_and_messages_are_found(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     first, second = pairs.read(tmp_path / "p.jsonl")
     assert (first.chosen, first.rejected) == (" Hello there.", " Hello you.")
-    assert first.asked == ({"role": "user", "content": "Hi."},)
+    assert first.prompt == ({"role": "user", "content": "Hi."},)
     assert (second.chosen, second.rejected) == ("A", "B")
 
 

@@ -15,9 +15,9 @@ from test_laws import assert_follows
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cards import Decoder, SkipDecoding
+from cards.backends.local import skipping as module
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.skipping import hierarchy, skipping, without_layers
-from cards.backends.local import skipping as module
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine

@@ -112,7 +112,7 @@ def calibrate(
     }
     made |= {"answers": answers, "nodes": nodes, "max_rejections": max_rejections, "seed": seed}
     made |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    with opened(samples, made, "calibration", fatal=lambda _: True) as session:
+    with opened(samples, made, "calibration") as session:
         work = Calibration(models, models.reward, records, drawing, session, form)
         found = session.run(work.run(request), "samples", models.run)
     profile = profile_of(work, found, request, prompts, model, reward)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cards.batch.work import ends
-from cards.errors import SettingError
+from cards.errors import CardsError, SettingError
 from cards.integrations.preferences import Pairing, PreferencePair, once, write
 from cards.prompts import shaped
 from cards.study import session
@@ -46,11 +46,13 @@ class Collection:
             row = {"prompt": record.prompt, "seed": self.seed + record.number}
             return row | {"pairs": [asdict(pair) for pair in pairs]}
 
-        def name(record: PromptRecord) -> str:
-            return f"prompt {record.id}"
+        def note(record: PromptRecord, error: CardsError) -> str:
+            if ends(error):
+                raise error
+            return f"prompt {record.id}: {error}"
 
         todo = {self._key(record): record for record in self.records}
-        work = self.session.complete(todo, draw, _key_of, name, engine.rows, "decoding")
+        work = self.session.complete(todo, draw, _key_of, engine.rows, "decoding", note)
         self.session.run(work, "prompts", Models(engine).run)
 
     def finish(self) -> int:
@@ -78,7 +80,7 @@ def opened(out: Path, settings: Mapping[str, Any], records: Sequence[PromptRecor
             f"{str(out)!r} is there without {journal.name!r}, so it cannot be continued: remove it, or choose another output."
         )
     header = json.loads(json.dumps({"made by": "cards preferences", **settings}, default=str))
-    with session.opened(journal, header, "`cards preferences`", fatal=ends) as begun:
+    with session.opened(journal, header, "`cards preferences`") as begun:
         yield Collection(out, records, seed, begun)
 
 

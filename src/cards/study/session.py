@@ -21,16 +21,17 @@ T = TypeVar("T")
 SHOWN = 5  # errors on the screen
 
 
+def raised(item: object, error: CardsError) -> str:
+    """End the work at the first error."""
+    raise error
+
+
 @dataclass(slots=True)
 class Session:
-    """A journal, and the errors of items that failed: they are missing in the journal, and the next session tries them again.
-
-    `fatal` tells which errors end the session instead, because other items would meet them too.
-    """
+    """A journal, and notes on the items that failed: the journal lacks them, and the next session tries them again."""
 
     journal: Journal = field(default_factory=lambda: Journal(None, {}))
     show: bool | None = None  # progress bars (None: on a terminal)
-    fatal: Callable[[CardsError], bool] = lambda _: False
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -62,9 +63,9 @@ class Session:
         todo: Mapping[K, T],
         act: Callable[[T], Awaitable[Row]],
         key: Callable[[Row], K],
-        name: Callable[[T], str],
         concurrency: int,
         title: str,
+        note: Callable[[T, CardsError], str] = raised,
     ) -> list[Row]:
         """Add the rows that `act` gives for the items of `todo` whose keys the journal lacks; return the rows of all items."""
         found = {key(row): row for row in self.rows}
@@ -74,27 +75,30 @@ class Session:
             self.journal.append(row)
 
         left = [item for item in todo.items() if item[0] not in found]
-        await self.each(left, add, lambda item: name(item[1]), concurrency, title)
+        await self.each(left, add, concurrency, title, lambda item, error: note(item[1], error))
         return [found[one] for one in todo if one in found]
 
     async def each(
-        self, items: Iterable[T], act: Callable[[T], Awaitable[None]], name: Callable[[T], str], concurrency: int, title: str
+        self,
+        items: Iterable[T],
+        act: Callable[[T], Awaitable[None]],
+        concurrency: int,
+        title: str,
+        note: Callable[[T, CardsError], str] = raised,
     ) -> None:
-        """Act on all items under a progress bar. An error is noted with the name of its item, and the others continue."""
+        """Act on all items under a progress bar. On an error `note` returns what to note, and the other items continue."""
 
         def failed(item: T, error: CardsError) -> None:
-            if self.fatal(error):
-                raise error
-            self.errors.append(f"{name(item)}: {error}")
+            self.errors.append(note(item, error))
 
         await together(list(items), act, failed, concurrency, self.show, title)
 
 
 @contextmanager
-def opened(path: Path, header: dict[str, Any], who: str, **options: Any) -> Iterator[Session]:
+def opened(path: Path, header: dict[str, Any], who: str) -> Iterator[Session]:
     """Yield the session of a journal, which other processes are kept from meanwhile. `who` names the command in errors.
 
     Raises SettingError if the journal was made with another header, or if another process writes to it.
     """
     with alone(path, who):
-        yield Session(Journal.open(path, header), **options)
+        yield Session(Journal.open(path, header))

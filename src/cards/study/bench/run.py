@@ -82,7 +82,7 @@ class Bench:
         before, concurrency = len(rows), plan.concurrency or self.models.engine.rows
         self.models.forget()
         start = time.perf_counter()
-        await self.session.complete({key(row): row for row in wanted}, respond, key, _name, concurrency, title)
+        await self.session.complete({key(row): row for row in wanted}, respond, key, concurrency, title, _note)
         batch = {"seconds": time.perf_counter() - start, "requests": len(rows) - before}
         for row in rows[before:]:
             row["batch"] = batch
@@ -98,7 +98,7 @@ class Bench:
             row.update(await self.models.grades(self._shaped(row["prompt"]), other, response))
 
         ungraded = [row for row in self.session.rows if "reward" not in row]
-        await self.session.each(ungraded, grade, _name, self.models.engine.rows, "grading")
+        await self.session.each(ungraded, grade, self.models.engine.rows, "grading", _note)
         if ungraded:
             self.session.journal.rewrite()
 
@@ -106,8 +106,8 @@ class Bench:
         return shaped(prompt, self.plan.form, self.models.engine.chats)
 
 
-def _name(row: Row) -> str:
-    return f"{row['label']}, prompt {row['id']}, seed {row['seed']}"
+def _note(row: Row, error: CardsError) -> str:
+    return f"{row['label']}, prompt {row['id']}, seed {row['seed']}: {error}"
 
 
 def _row(arm: Arm, record: PromptRecord, seed: int) -> Row:

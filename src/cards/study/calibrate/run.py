@@ -68,7 +68,7 @@ class CalibrationResult:
 
 @dataclass(slots=True)
 class Calibration:
-    """Models, prompts, and the session that has the samples; `form` as in a bench's Plan. Errors end it."""
+    """Models, prompts, and the session that has the samples; `form` as in a bench's Plan."""
 
     models: Models
     reward: Reward
@@ -148,7 +148,7 @@ class Calibration:
             return {**mark, "number": record.number, **await act(record)}
 
         todo = {(stage, json.dumps(settings, sort_keys=True), record.number): record for record in self.records}
-        return await self.session.complete(todo, one, _key, lambda record: record.id, self.models.engine.rows, title)
+        return await self.session.complete(todo, one, _key, self.models.engine.rows, title)
 
     def _prompt(self, record: PromptRecord) -> Any:
         return self.models.engine.encode(shaped(record.prompt, self.form, self.models.engine.chats))

@@ -35,7 +35,7 @@ def read(path: Path) -> list[PairRecord]:
                 raise PromptError("a pair needs the fields prompt, chosen and rejected.")
             found.append(PairRecord(content(row), _answer(row["chosen"]), _answer(row["rejected"])))
         except CardsError as error:
-            raise PromptError(f"PairRecord number {number} of {str(path)!r}: {error}") from error
+            raise PromptError(f"Pair number {number} of {str(path)!r}: {error}") from error
     if not found:
         raise PromptError(f"There are no pairs in {str(path)!r}.")
     return found

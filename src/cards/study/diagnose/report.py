@@ -10,6 +10,6 @@ from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict
 
 
 def to_dict(found: Measurements, judged: DiagnosisVerdict) -> dict[str, Any]:
-    """Measurements, and the verdict with the limits that led to it."""
+    """Return the measurements, and the verdict with the limits that led to it."""
     findings = [{**asdict(finding), "limits": LIMITS[finding.name], "grade": finding.grade} for finding in judged.findings]
     return {"verdict": judged.grade, "words": judged.words, "findings": findings, "figures": asdict(found)}

@@ -71,7 +71,7 @@ class Diagnosis:
     threshold: float | None = None  # tau_u of the entropy rule (None: what the LM suggests)
     fixed: int = 8
     seed: int = 0
-    session: Session = field(default_factory=lambda: Session(fatal=lambda _: True))
+    session: Session = field(default_factory=Session)
 
     async def run(self) -> Measurements:
         check(bool(self.records or self.pairs), "A diagnosis needs prompts or pairs.")
@@ -124,7 +124,7 @@ class Diagnosis:
         async def one(item: Any) -> None:
             found.append(await act(item))
 
-        await self.session.each(items, one, str, 1, title)
+        await self.session.each(items, one, 1, title)
         return found
 
 

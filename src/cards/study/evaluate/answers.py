@@ -1,4 +1,4 @@
-"""SystemResponses of several systems to the same prompts: results of a bench, and files made elsewhere."""
+"""Responses of several systems to the same prompts: results of a bench, and files made elsewhere."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> Sys
 
 
 def pairs(answers: Sequence[SystemResponse], baseline: Sequence[SystemResponse]) -> list[tuple[SystemResponse, SystemResponse]]:
-    """SystemResponses to the same prompt: of the same seed where all have seeds, else the first with the first, and so on."""
+    """Responses to the same prompt: of the same seed where all have seeds, else the first with the first, and so on."""
     if all(answer.seed is not None for answer in (*answers, *baseline)):
         base = {(answer.prompt, answer.seed): answer for answer in baseline}
         return [(a, base[a.prompt, a.seed]) for a in answers if (a.prompt, a.seed) in base]

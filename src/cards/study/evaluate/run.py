@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cards.errors import CardsError
 from cards.events import Prompt, Response
 from cards.prompts import shaped
 from cards.rewards.base import Reward
@@ -72,12 +73,12 @@ class Evaluation:
             about = {"judge": one.judge, "question": one.question.version, "id": one.answer.id}
             return {"key": one.key, **about, "verdict": one.question.read(reply), "reply": reply}
 
-        def name(one: JudgementRequest) -> str:
-            return f"{judge.name}, {one.question.name}, prompt {one.answer.id}"
+        def note(one: JudgementRequest, error: CardsError) -> str:
+            return f"{judge.name}, {one.question.name}, prompt {one.answer.id}: {error}"
 
         try:
             todo = {one.key: one for one in requests}
-            await self.session.complete(todo, ask, _key_of, name, self.concurrency, judge.name)
+            await self.session.complete(todo, ask, _key_of, self.concurrency, judge.name, note)
         finally:
             await judge.client.aclose()
 
@@ -88,11 +89,11 @@ class Evaluation:
             value = (await reward.score(prompt_of(answer), [response_of(answer)]))[0]
             return {"key": graded(reward.name, answer), "reward": reward.name, "id": answer.id, "value": value}
 
-        def name(answer: SystemResponse) -> str:
-            return f"{reward.name}, prompt {answer.id}"
+        def note(answer: SystemResponse, error: CardsError) -> str:
+            return f"{reward.name}, prompt {answer.id}: {error}"
 
         todo = {graded(reward.name, answer): answer for answer in answers}
-        await self.session.complete(todo, grade, _key_of, name, REWARD_CONCURRENCY, reward.name)
+        await self.session.complete(todo, grade, _key_of, REWARD_CONCURRENCY, reward.name, note)
 
 
 def _key_of(row: Row) -> str:
