@@ -54,7 +54,7 @@ def test_json_of_a_result_gives_back_its_dict_with_the_same_names(indent: int | 
     assert any(s.rejected for s in result.segments)
     back = json.loads(result.to_json(indent))
     assert back == {"format": 1, **json.loads(json.dumps(result.to_dict()))}
-    names = "text token_ids segments reward finish_reason usage seed method"
+    names = "format text token_ids segments reward finish_reason usage seed method"
     assert set(back) == set(names.split())
     assert back["text"] == result.text
     assert "é" in result.to_json()

@@ -77,12 +77,14 @@ class Profile:
             raise SettingError(f"The settings in the profile {str(path)!r} are wrong: {error}") from error
         return profile
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict with the same names, and the version of its format."""
+        return {"format": FORMAT, **asdict(self)}
+
     def write(self, path: Path) -> None:
-        """Raises SettingError if the file cannot be written."""
+        """Write the profile as JSON. Raises SettingError if the file cannot be written."""
         try:
-            path.write_text(
-                json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingError(f"The profile cannot be written to {str(path)!r}: {error.strerror}.") from error
 

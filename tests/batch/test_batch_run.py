@@ -192,7 +192,7 @@ def test_fields_of_the_input_are_never_lost(tmp_path: Path) -> None:
 def test_the_whole_result_is_there_when_wanted(tmp_path: Path) -> None:
     reader = RowReader(write(tmp_path / "in.jsonl", [{"prompt": "ab"}]))
     [outcome] = answered(work(full=True), reader, [0])
-    result = json.loads(work().decoder("ab", seed=0, max_tokens=6).to_json())
+    result = json.loads(json.dumps(work().decoder("ab", seed=0, max_tokens=6).to_dict()))
     row = json.loads(outcome.line)
     clocks = ("seconds", "lm_seconds", "rm_seconds")
     assert row["usage"].keys() == result["usage"].keys()

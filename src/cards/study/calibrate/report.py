@@ -83,7 +83,7 @@ def profile_of(
 def to_dict(found: CalibrationResult, profile: Profile) -> dict[str, Any]:
     """The whole report, ready for JSON."""
     return {
-        "profile": asdict(profile),
+        "profile": profile.to_dict(),
         "levels": LEVELS,
         "rewards": rewards_by_length(found.answers),
         "entropies": entropies(found.answers),
