@@ -19,10 +19,11 @@ from cards.batch.progress import BatchProgress
 from cards.batch.rows import SUFFIXES, RowReader
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, Work
+from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
-from cards.cli.settings import method_of, recorded, unescape, with_settings
+from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import messages, one_line_warnings, say, show_warning
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from cards.boundaries import unescape
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS
 from cards.cli.profile import PROFILE, with_profile
-from cards.cli.settings import unescape
 from cards.console import messages, show_warning
 from cards.errors import CardsError, UnknownNameError, check
 from cards.study.bench.plan import PRESETS, Plan, preset, read

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
-from cards.cli.settings import method_of, recorded, unescape, with_settings
+from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
 from cards.errors import SettingError
 from cards.integrations.preferences import By, Pairing, check_form, kind

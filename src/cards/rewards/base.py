@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar
 
-from cards.errors import RewardError
+from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.usage import meter
 
@@ -16,6 +16,7 @@ from cards.usage import meter
 class Reward(ABC):
     """A score of a response to a prompt; higher is better. `target` is a sensible r* for it, where one is known."""
 
+    kind: ClassVar[str] = ""  # how a reward of this class is named, `kind:details`; empty if it cannot be
     name: str
     target: float | None = None
     context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
@@ -48,6 +49,11 @@ class Reward(ABC):
                     f"{excerpt(prompt.text)}; a reward must be a finite number."
                 )
         return rewards
+
+    @classmethod
+    def named(cls, details: str, **options: Any) -> Reward:
+        """The reward that `kind:details` names; options are those of loaders. Raises SettingError or UnknownNameError."""
+        raise SettingError(f"A reward of the kind {cls.kind!r} cannot be made from the text {details!r}.")
 
     @abstractmethod
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:

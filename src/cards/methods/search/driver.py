@@ -7,17 +7,24 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
+from typing import ClassVar
 
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import Request
+from cards.methods.base import Request, Sampled
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.usage import meter
 
 Key = tuple[int, int]  # of a candidate: its block, and its number there
 Block = tuple[Boundary, int]  # where its candidates end, and how many of them continue each particle
+
+
+class SearchMethod(Sampled):
+    """Base of methods that search over incomplete responses."""
+
+    family: ClassVar[str] = "search"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cards.boundaries import Entropy
-from cards.methods.base import Width
 from cards.methods.segments.cards import CARDS
+from cards.methods.segments.driver import Width
 from cards.prompts import shaped
 from cards.rewards.base import Reward
 from cards.study.calibrate.choose import Recommendation, Wish, bar_of, choose, measured, rates
