@@ -26,11 +26,8 @@ UPWARD = {  # still to be moved
     ("engines.scheduler", "backends"),
     ("engines.slots", "backends"),
     ("integrations.lm_eval", "cli"),
-    ("methods.drafts.skip_decoding", "backends"),
     ("rewards.engines", "registry"),
     ("rewards.process", "registry"),
-    ("serve.methods", "cli"),
-    ("serve.playground.controls", "cli"),
 }
 
 
