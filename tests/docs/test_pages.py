@@ -22,7 +22,14 @@ from cards.registry import method_classes
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-COMMANDS = [(page, line) for page in PAGES for line in re.findall(r"^\$ (cards .+|echo .+)$", page.read_text(), re.M)]
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page; a backslash at the end of a line continues a command."""
+    return re.findall(r"^\$ (cards .+|echo .+)$", page.read_text().replace(" \\\n", " "), re.M)
+
+
+COMMANDS = [(page, line) for page in PAGES for line in commands(page)]
 PROGRAMS = [(page, code) for page in PAGES for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)]
 FEW_TOKENS = ("generate", "compare")
 
