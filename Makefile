@@ -1,12 +1,6 @@
-<<<<<<< HEAD
-# make demo: install and answer a question. make test, make lint: what CI runs, with make test-vllm, which has an environment of its
-# own. make test-fast: the tests of the core, in under two minutes. make test-cuda: the tests that need a GPU. make docs: the site,
-# in ./site. make clean: remove what these make.
-# Python 3.11 or newer:     make demo PYTHON=python3.12
-# Another build of torch:   make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
-=======
 # make demo        install into .venv and show how one response is decoded
 # make test        run the tests
+# make test-fast   run the quick tests of the core, in under two minutes
 # make test-vllm   run the tests with vLLM, in a separate environment
 # make test-cuda   run the tests that need a GPU
 # make lint        run ruff and mypy
@@ -16,7 +10,6 @@
 #
 # Another Python (3.11 or newer):   make demo PYTHON=python3.12
 # Another build of torch:           make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
->>>>>>> main
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0

@@ -193,30 +193,6 @@ METHODS: list[Method] = [
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-<<<<<<< HEAD
-=======
-async def test_the_same_seed_gives_the_same_answer_alone_in_a_batch_and_without_the_cache(
-    method: Method, gpt2_float64: Pair
-) -> None:
-    prompts = [words(range(5, 6 + i)) for i in range(8)]
-    decoder = Decoder(gpt2_float64.engine(), gpt2_float64.reward(), method)
-    together = await decoder.abatch(prompts, seed=40, max_tokens=12, trace=True)
-    for i in (0, 3, 7):
-        decoder.engine.forget()
-        assert decoder.reward is not None
-        decoder.reward.forget()
-        alone = await decoder.agenerate(prompts[i], seed=40 + i, max_tokens=12, trace=True)
-        assert alone.token_ids == together[i].token_ids
-        drawn, beside = (Counter(s.text for s in r.segments[0].rejected) for r in (alone, together[i]))
-        assert drawn == beside  # which of two equal texts was taken is up to the rounding of their rewards
-        assert alone.reward == pytest.approx(together[i].reward, abs=1e-9)
-        assert alone.usage.lm_decoded_tokens == together[i].usage.lm_decoded_tokens
-    assert len({r.text for r in together}) > 4
-    await decoder.aclose()
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
->>>>>>> main
 def test_every_candidate_gets_one_verdict_and_is_on_the_books(method: Method) -> None:
     decoder = Decoder(mock(end="c"), count_of_b, method)
     for seed in range(5):
