@@ -110,7 +110,7 @@ class CDSL(Method):
             if response.finish_reason or ask.max_tokens == 1:
                 return response
             rest = self.ahead(replace(ask, response=response, max_tokens=ask.max_tokens - 1))
-            [segment] = await in_role(role, draw_all(source, rest))
+            [segment] = await in_role(role, draw_all, source, rest)
             return response + segment
 
         texts = await asyncio.gather(*map(further, nexts))

@@ -95,7 +95,7 @@ class GSI(Method):
             if source is engine:
                 return 0.0
             last = len(step.token_ids)
-            drafts = in_role("draft", source.logprobs(ask.prompt, answer, last))
+            drafts = in_role("draft", source.logprobs, ask.prompt, answer, last)
             ours, theirs = await asyncio.gather(engine.logprobs(ask.prompt, answer, last), drafts)
             return float(ours.sum() - theirs.sum())
 

@@ -81,7 +81,7 @@ class Mixed(Sampled):
         engines = (engine, *self.others)
 
         async def law(response: Response) -> Floats:
-            others = (in_role("draft", last_logits(e, request.prompt, response)) for e in self.others)
+            others = (in_role("draft", last_logits, e, request.prompt, response) for e in self.others)
             logits = await asyncio.gather(last_logits(engine, request.prompt, response), *others)
             tokens = min(map(len, logits))  # models that share a tokenizer may pad its vocabulary to different lengths
             return distribution(self.mix(*(z[:tokens] for z in logits)), self.sampling)
