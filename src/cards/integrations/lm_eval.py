@@ -12,10 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from cards.background import background
 from cards.cli.profile import typed
 from cards.cli.screen import show_error
 from cards.cli.settings import method_of, settings_of
-from cards.decoder import Decoder, background
+from cards.decoder import Decoder
 from cards.errors import CardsError, SettingError, UnknownNameError, check
 from cards.events import Message, Prompt, Response
 from cards.methods.base import setting_fields

@@ -47,6 +47,7 @@ class ImplicitReward(Reward):
                 f"An implicit reward compares two models of one tokenizer, and {self.tuned.name!r} has another than "
                 f"{self.untuned.name!r}."
             )
+        self.parts = (self.tuned, self.untuned)
         self.beta, self.weights, self.target = beta, weights, target
         self.context = min(self.tuned.context, self.untuned.context)
         self.name = f"implicit:{self.tuned.name},{self.untuned.name}"
@@ -101,12 +102,7 @@ class ImplicitReward(Reward):
 
     def forget(self) -> None:
         self.sums.forget()
-        self.tuned.forget()
-        self.untuned.forget()
-
-    async def aclose(self) -> None:
-        await self.tuned.aclose()
-        await self.untuned.aclose()
+        super().forget()
 
 
 class Sums:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from cards.errors import check
 from cards.events import FinishReason, Prompt, Response
@@ -31,8 +31,6 @@ class ProcessReward(Reward):
     texts here, not the LM's tokens, for a step may end inside a token.
     """
 
-    booked: ClassVar[bool] = False
-
     def __init__(
         self,
         reward: Reward,
@@ -45,7 +43,7 @@ class ProcessReward(Reward):
         check(bool(delimiter), "The delimiter of steps must not be empty.")
         check(join in JOINS, f"join must be one of {', '.join(JOINS)}, not {join!r}.")
         self.reward, self.delimiter, self.join, self.squash = reward, delimiter, join, squash
-        self.target, self.context = target, reward.context
+        self.target, self.context, self.parts = target, reward.context, (reward,)
         self.name = f"process:{reward.name}"
         self.known: dict[Key, float] = {}
 
@@ -76,10 +74,7 @@ class ProcessReward(Reward):
 
     def forget(self) -> None:
         self.known.clear()
-        self.reward.forget()
-
-    async def aclose(self) -> None:
-        await self.reward.aclose()
+        super().forget()
 
 
 def finished_steps(response: Response, delimiter: str) -> list[Response]:

@@ -50,6 +50,7 @@ class SelfEvaluation(Reward):
         **options: Any,
     ) -> None:
         self.model, self.target = as_engine(model, **options), target
+        self.parts = (self.model,)
         for place in ("{conversation}", "{a}", "{b}"):
             check(place in question, f"The question of a self-evaluation must hold {place}.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
@@ -78,12 +79,6 @@ class SelfEvaluation(Reward):
         [logits] = await self.model.logits(asked, Response(lead, self.model.tokenize(lead)))
         one, other = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
         return sigmoid(float(one - other))
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()
 
 
 def conversation(prompt: Prompt, response: Response) -> str:

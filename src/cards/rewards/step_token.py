@@ -35,6 +35,7 @@ class StepTokenReward(Reward):
         **options: Any,
     ) -> None:
         self.model = as_engine(model, **options)
+        self.parts = (self.model,)
         self.tag, self.delimiter = tag, delimiter
         self.good, self.bad = (_last_token(self.model, sign) for sign in (good, bad))
         check(self.good != self.bad, f"{good!r} and {bad!r} are one token to {self.model.name!r}.")
@@ -59,12 +60,6 @@ class StepTokenReward(Reward):
         ends = [0, *(len(step.text) for step in finished_steps(response, self.delimiter))]
         steps = [response.text[a:b].removesuffix(self.delimiter) for a, b in pairwise(ends)]
         return self.delimiter.join(step + self.tag for step in steps)
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()
 
 
 def _last_token(model: Engine, sign: str) -> int:

@@ -21,6 +21,7 @@ class ValueReward(Reward):
 
     def __init__(self, model: str | Engine, *, target: float | None = None, **options: Any) -> None:
         self.model, self.target = as_engine(model, **options), target
+        self.parts = (self.model,)
         self.context, self.name = self.model.context, f"value:{self.model.name}"
 
     @classmethod
@@ -39,9 +40,3 @@ class ValueReward(Reward):
             return await self.rate(prompt, followers)
         [values] = await self.model.logits(prompt, response)
         return [float(values[follower.token_ids[-1]]) for follower in followers]
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()

@@ -132,7 +132,9 @@ class TransformersEngine(Engine):
             question.cancelled = True
 
     async def settle(self) -> None:
-        """Wait until cancelled rows are free and on the books."""
+        """Wait until cancelled rows are free and their costs are counted."""
+        if self.scheduler.closed:
+            return
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def settled() -> None:
