@@ -6,31 +6,18 @@ import asyncio
 from contextlib import closing
 
 import pytest
-from asking import assert_free, count_of_b, mock
-from small import letter_engine
+from helpers.mock_models import assert_free, count_of_b, mock
+from helpers.random_models import letter_engine
 
-from cards import (
-    CARDS,
-    Accepted,
-    BestOfN,
-    Decoder,
-    FixedLength,
-    ImplicitReward,
-    Result,
-    SelfEvaluation,
-    TransformersEngine,
-    Vanilla,
-)
+from cards import CARDS, Accepted, Decoder, FixedLength, Result
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Ask, Engine
 from cards.engines.mock import MockEngine
 from cards.events import Response
+from cards.methods import RSD, BestOfN, ContrastiveDecoding, Vanilla
 from cards.methods.base import Method
-from cards.methods.drafts.rsd import RSD
-from cards.methods.tokens.contrastive_decoding import ContrastiveDecoding
+from cards.rewards import ImplicitReward, Minimum, ProcessReward, SelfEvaluation, ValueReward
 from cards.rewards.base import Reward
-from cards.rewards.combine import Minimum
-from cards.rewards.process import ProcessReward
-from cards.rewards.value import ValueReward
 from cards.usage import booked_as, current_account, in_role, open_tickets, track_usage
 
 VOCABULARY = "ABab ."
@@ -73,8 +60,8 @@ def uses(shared: Engine) -> list[tuple[Decoder, set[str]]]:
     return [
         (Decoder(shared, None, Vanilla(chunk=2)), {"lm"}),
         (Decoder(shared, ValueReward(shared, target=0.0), cards), {"lm", "rm"}),
-        (Decoder(shared, implicit(), RSD(draft=shared, boundary=BLOCKS, threshold=0.6)), {"lm", "draft", "rm"}),
-        (Decoder(engine(), implicit(), RSD(draft=shared, boundary=BLOCKS, threshold=0.4)), {"draft", "rm"}),
+        (Decoder(shared, implicit(), RSD(proposer=shared, boundary=BLOCKS, threshold=0.6)), {"lm", "draft", "rm"}),
+        (Decoder(engine(), implicit(), RSD(proposer=shared, boundary=BLOCKS, threshold=0.4)), {"draft", "rm"}),
         (Decoder(engine(), ValueReward(shared), ContrastiveDecoding(amateur=shared)), {"lm", "draft"}),
     ]
 
@@ -91,7 +78,7 @@ def test_one_engine_in_all_roles_at_once_books_what_each_use_alone_books() -> No
 
 async def test_a_real_engine_keeps_the_roles_of_its_rows_apart() -> None:
     shared, other = letter_engine(slots=16), letter_engine(slots=16)
-    rsd = RSD(draft=shared, boundary=BLOCKS, threshold=0.5)
+    rsd = RSD(proposer=shared, boundary=BLOCKS, threshold=0.5)
     decoders = [Decoder(shared, None, Vanilla()), Decoder(other, ValueReward(shared, target=0.0), rsd)]
     counted = ["lm_decoded_tokens", "draft_decoded_tokens", "draft_kept_tokens", "lm_wasted_tokens", "rm_calls", "rounds"]
 
@@ -187,7 +174,7 @@ async def test_what_is_done_to_a_decoder_is_done_to_all_its_parts() -> None:
         Part(lambda ids: [0.5, 0.5], "ab", name=name) for name in ("lm", "draft", "tuned", "untuned", "value")
     )
     reward: Reward = Minimum([ImplicitReward(tuned, untuned), ProcessReward(ValueReward(value))])
-    decoder = Decoder(lm, reward, RSD(draft=draft))
+    decoder = Decoder(lm, reward, RSD(proposer=draft))
     decoder.forget()
     await decoder.settle()
     await decoder.aclose()

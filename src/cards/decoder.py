@@ -17,7 +17,7 @@ from cards.events import Done, Event, Fold, Message, Prompt, Response, Result
 from cards.methods.base import Method, Request
 from cards.parts import Composite
 from cards.progress import together
-from cards.registry import METHODS, load_engine, load_reward, make_method, method_class, with_models
+from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
@@ -192,7 +192,7 @@ def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:
     """Raise MismatchError, naming methods that would work, if the method needs what the others do not have."""
     has = engine.has | ({"reward"} if reward is not None else set())
     if missing := method.needed - has:
-        fitting = sorted(name for name in METHODS if method_class(name).needs <= has)
+        fitting = sorted(name for name, cls in method_classes().items() if cls.needs <= has)
         raise MismatchError(
             f"Method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r}"
             f"{'' if reward is not None else ' without a reward'} does not have. Methods that work: {', '.join(fitting)}."

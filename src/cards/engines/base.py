@@ -67,6 +67,10 @@ class Engine(Composite, ABC):
         """Tokens of a text as it stands, without those that mark a beginning or an end."""
         raise MismatchError(f"Engine {self.name!r} does not read text as tokens.")
 
+    def without_layers(self, share: float) -> Engine:
+        """An engine of the same model without this fraction of its layers, for drafts. Raises MismatchError or ModelError."""
+        raise MismatchError(f"Engine {self.name!r} has no layers that could be skipped.")
+
     def writer(self, ask: Ask) -> Writer:
         """Takes tokens that a method has chosen itself, as a candidate of the ask."""
         return Writer(ask, self.tokenizer, self.end_ids, self.context)

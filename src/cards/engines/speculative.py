@@ -144,6 +144,9 @@ class SpeculativeEngine(Engine):
     def requests(self, count: int) -> None:
         self.target.requests = count
 
+    def without_layers(self, share: float) -> Engine:
+        return self.target.without_layers(share)
+
     def width(self, acceptance_rate: float, most: int) -> int:
         return self.target.width(acceptance_rate, most)
 

@@ -6,9 +6,9 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from cards.errors import RewardError
+from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.parts import Composite
 from cards.usage import booked_as, current_account
@@ -17,6 +17,7 @@ from cards.usage import booked_as, current_account
 class Reward(Composite, ABC):
     """A score of a response to a prompt; higher is better. `target` is a sensible r* for it, where one is known."""
 
+    kind: ClassVar[str] = ""  # how a reward of this class is named, `kind:details`; empty if it cannot be
     name: str
     target: float | None = None
     context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
@@ -49,6 +50,11 @@ class Reward(Composite, ABC):
                     f"{excerpt(prompt.text)}; a reward must be a finite number."
                 )
         return rewards
+
+    @classmethod
+    def named(cls, details: str, **options: Any) -> Reward:
+        """The reward that `kind:details` names; options are those of loaders. Raises SettingError or UnknownNameError."""
+        raise SettingError(f"A reward of the kind {cls.kind!r} cannot be made from the text {details!r}.")
 
     @abstractmethod
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cards.errors import check
 from cards.events import FinishReason, Prompt, Response
@@ -31,6 +31,8 @@ class ProcessReward(Reward):
     texts here, not the LM's tokens, for a step may end inside a token.
     """
 
+    kind: ClassVar[str] = "process"
+
     def __init__(
         self,
         reward: Reward,
@@ -48,11 +50,11 @@ class ProcessReward(Reward):
         self.known: dict[Key, float] = {}
 
     @classmethod
-    def named(cls, reward: str, **options: Any) -> ProcessReward:
-        """Of another reward by its name."""
+    def named(cls, details: str, **options: Any) -> ProcessReward:
+        """`process:NAME`, with the name of another reward."""
         from cards.registry import load_reward
 
-        return cls(load_reward(reward, **options))
+        return cls(load_reward(details, **options))
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         plain = replace(prompt, vocabulary="", template=None)  # so that nobody reads token_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from cards.engines.base import Engine
 from cards.errors import check
@@ -21,6 +21,8 @@ class StepTokenReward(Reward):
     This judges the last finished step, as Math-Shepherd's models do (arXiv 2312.08935); ProcessReward joins all of
     them. `good` and `bad` stand for their last tokens, `delimiter` ends a step and is written behind its tag.
     """
+
+    kind: ClassVar[str] = "steps"
 
     target = 0.5
 
@@ -42,8 +44,8 @@ class StepTokenReward(Reward):
         self.context, self.name = self.model.context, f"steps:{self.model.name}"
 
     @classmethod
-    def named(cls, model: str, **options: Any) -> StepTokenReward:
-        return cls(model, **options)
+    def named(cls, details: str, **options: Any) -> StepTokenReward:
+        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         own = own_prompt(self.model, prompt)

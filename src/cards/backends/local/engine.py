@@ -151,6 +151,11 @@ class TransformersEngine(Engine):
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
+    def without_layers(self, share: float) -> Engine:
+        from cards.backends.local.skipping import skipping
+
+        return skipping(self, share)
+
     def forget(self) -> None:
         self.scheduler.forget()
         self.scheduler.do(self._logits.clear)
