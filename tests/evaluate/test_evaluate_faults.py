@@ -13,6 +13,8 @@ from helpers.judge_server import benched, figures, first, judge, judged, longer,
 from helpers.mock_models import mock
 
 import cards
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Response
 from cards.study.evaluate.answers import read
 from cards.study.evaluate.report import Evaluated
