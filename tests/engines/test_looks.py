@@ -11,11 +11,12 @@ import torch
 from small import END, Pair, words
 
 from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.sampling import draw
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Response
-from cards.sampling import Sampling, distribution, draw, pick
+from cards.sampling import Sampling, distribution, pick
 from cards.usage import Usage, metered
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(2, 80, 60)]

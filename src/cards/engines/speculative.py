@@ -95,7 +95,7 @@ class SpeculativeEngine(Engine):
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
                 if boundary.reads_logits and at >= boundary.minimum:
-                    uncertainty = boundary.uncertainty_of(row)
+                    uncertainty = boundary.uncertainty(row)
                     if boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         break

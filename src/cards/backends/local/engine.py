@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.local.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
+from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.worker import Worker
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, Role, tell
@@ -21,7 +22,7 @@ from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
-from cards.sampling import Sampling, draw, uniforms
+from cards.sampling import Sampling, uniforms
 from cards.usage import Usage, meter
 
 Reduce = Callable[[Tensor], NDArray[Any]]
@@ -205,7 +206,7 @@ class TransformersEngine(Engine):
             if boundary.reads_logits and candidate.drawn >= boundary.minimum:
                 by_boundary.setdefault(boundary, []).append((candidate, i))
         for boundary, members in by_boundary.items():
-            for (candidate, i), value in zip(members, boundary.uncertainty(_take(logits, members)).tolist(), strict=True):
+            for (candidate, i), value in zip(members, uncertainty(boundary, _take(logits, members)).tolist(), strict=True):
                 if boundary.ends_before(value):
                     self._remember(candidate.tokens, logits[i])
                     candidate.end(value)
