@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 import cards
-from cards.backends.local.loading import pick_device, pick_dtype
-from cards.backends.local.worker import Worker
+from cards.backends.configuration import pick_dtype
+from cards.backends.local.loading import pick_device
+from cards.engines.worker import Worker
 from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 

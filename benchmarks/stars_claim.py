@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 import cards
-from cards.backends.local.loading import pick_device, pick_dtype
-from cards.backends.local.worker import Worker
+from cards.backends.configuration import pick_dtype
+from cards.backends.local.loading import pick_device
 from cards.engines.base import Ask, Engine
+from cards.engines.worker import Worker
 from cards.events import Segment
 from common import HERE, machine, prompts, random_pair
 

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from cards import CARDS, BestOfN, ClassifierReward, Decoder, TransformersEngine
-from cards.backends.local.loading import TINY
+from cards.backends.files import TINY
 from cards.events import Message
 from cards.integrations.preferences import preferences, write
 from cards.study.prompts import read

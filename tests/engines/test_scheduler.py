@@ -8,12 +8,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from cards.engines.scheduler import Job, Pace, Question, Row, Scheduler
-from cards.engines.slots import Slots
+from cards.engines.slots import Cache, Read, Slots
 from cards.usage import Usage
 
 
@@ -22,7 +22,7 @@ class Waiter(Job):
 
     def __init__(self, *prompts: Sequence[int], count: int = 1, known: bool = False) -> None:
         super().__init__(Usage())
-        starts = [torch.tensor([float(p[-1])]) if known else None for p in prompts]
+        starts = [np.array([[float(p[-1])]]) if known else None for p in prompts]
         self.rows = [Row(self, list(p), start) for p, start in zip(prompts, starts, strict=True)]
         self.count, self.error = count, None
         self.finished: list[list[int]] = []
@@ -34,28 +34,53 @@ class Waiter(Job):
         self.error = error  # type: ignore[assignment]
 
 
+class LastToken(Cache):
+    """A model without weights: it outputs each token that it reads, and only sees what its rows hold."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        super().__init__(rows, length, "nowhere")
+        self.broken = False
+        self.sizes: list[int] = []  # tokens of each step
+        self.held: list[list[int]] = [[] for _ in range(rows)]
+
+    def read(self, rows: Sequence[Read], counts: Sequence[int]) -> NDArray[np.float64]:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        self.sizes.append(sum(len(new) for _, _, new in rows))
+        outputs: list[int] = []
+        for (row, start, new), count in zip(rows, counts, strict=True):
+            assert start <= len(self.held[row])
+            self.held[row][start:] = new
+            outputs += self.held[row][-count:]
+        return np.array(outputs, np.float64)[:, None]
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        assert self.held[source][:start] == self.held[target][:start]
+        self.held[target][start:] = self.held[source][start:end]
+
+    def join(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.concatenate(parts)
+
+    def clear(self) -> None:
+        self.held.clear()
+
+
 class Bench:
     """A scheduler without its thread."""
 
     def __init__(self, rows: int = 3, length: int = 64, budget: int = 1024) -> None:
-        self.broken = False
-        self.slots = Slots(self.forward, rows, length, torch.device("cpu"))
+        self.cache = LastToken(rows, length)
+        self.slots = Slots(self.cache)
         self.scheduler = Scheduler(self.slots, self.consume, "lm", budget)
         worker = self.scheduler.worker
         with worker.condition:
             worker.steppers = [ref for ref in worker.steppers if ref() is not self.scheduler]
-        self.sizes: list[int] = []
+        self.sizes = self.cache.sizes
         self.most_active = 0
 
-    def forward(self, ids: Tensor, position: Tensor, last: Tensor) -> Tensor:
-        if self.broken:
-            raise RuntimeError("out of memory")
-        self.sizes.append(ids.shape[1])
-        return ids[0, last].float().unsqueeze(-1)
-
-    def consume(self, rows: Sequence[Row], output: Tensor) -> Sequence[Row]:
+    def consume(self, rows: Sequence[Row], output: NDArray[np.float64]) -> Sequence[Row]:
         for row, value in zip(rows, output, strict=True):
-            row.tokens.append(int(value) + 1)
+            row.tokens.append(int(value[0]) + 1)
             job = row.job
             assert isinstance(job, Waiter)
             if len(row.tokens) - row.given == job.count:
@@ -223,12 +248,12 @@ def test_a_step_that_fails_fails_its_requests_and_nobody_later(caplog: pytest.Lo
     bench = Bench(rows=2)
     jobs = [bench.submit(Waiter([10 * i], count=5)) for i in range(1, 4)]
     bench.step()
-    bench.broken = True
+    bench.cache.broken = True
     with caplog.at_level(logging.CRITICAL, "cards"):
         bench.step()
     assert [str(job.error) for job in jobs] == ["out of memory"] * 3
     assert not bench.slots.held.any()
-    bench.broken = False
+    bench.cache.broken = False
     later = bench.submit(Waiter([10], count=5))
     bench.run()
     assert later.finished == [follow([10], 5)]

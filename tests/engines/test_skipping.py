@@ -15,9 +15,9 @@ from test_laws import assert_follows
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cards import Decoder, SkipDecoding
+from cards.backends.local import skipping as module
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.skipping import hierarchy, skipping, without_layers
-from cards.backends.local import skipping as module
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine
@@ -88,7 +88,7 @@ def test_weights_are_shared_and_what_is_skipped_is_not_paid_for(whole: PreTraine
     engine = TransformersEngine(whole, word_tokenizer(), slots=4)
     draft = without_layers(engine, [1, 3])
     assert {id(p) for p in draft.model.parameters()} < {id(p) for p in whole.parameters()}
-    assert draft.scheduler.slots.flops < engine.scheduler.slots.flops
+    assert draft.scheduler.slots.cache.flops < engine.scheduler.slots.cache.flops
     assert len(module.layers_of(whole)[1]) == LAYERS
 
 

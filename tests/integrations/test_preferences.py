@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import cards.cli
 from cards import CARDS, BestOfN, ClassifierReward, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
-from cards.backends.local.loading import TINY
+from cards.backends.files import TINY
 from cards.errors import RewardError, SettingError
 from cards.events import Message
 from cards.integrations.preferences import Pair, answers, preferences, segments, write

@@ -11,12 +11,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cards.backends.local.worker import Worker, in_words
 from cards.engines.base import Role, tell
-from cards.engines.slots import Slots
+from cards.engines.slots import Outputs, Slots
+from cards.engines.worker import Worker
 from cards.errors import ModelError, PromptError
 from cards.usage import Usage
 
@@ -61,12 +59,12 @@ class Question(Job):
 class Row:
     """One sequence in the works: all `tokens` must be in its slot; then it is consumed, with the model's output.
 
-    At most `keep` leading tokens need no reading; `start` is the output after them where it is known.
+    At most `keep` leading tokens need no reading; `start` is the output after them [1, ...] where it is known.
     """
 
     __slots__ = ("done", "given", "job", "keep", "slot", "start", "tokens")
 
-    def __init__(self, job: Job, tokens: list[int], start: Tensor | None = None) -> None:
+    def __init__(self, job: Job, tokens: list[int], start: Outputs | None = None) -> None:
         self.job, self.tokens, self.start = job, tokens, start
         self.keep = len(tokens) - (start is None)
         self.given = len(tokens)  # read, not drawn
@@ -85,20 +83,18 @@ class Tail(Row):
 
     def __init__(self, job: Job, tokens: list[int], last: int) -> None:
         super().__init__(job, tokens)
-        self.last, self.outputs = last, list[Tensor]()
+        self.last, self.outputs = last, list[Outputs]()
         self.keep = len(tokens) - last
 
     def wanted(self, end: int, count: int) -> int:
         return max(1, min(count, end - self.keep))
 
-    def take(self, outputs: Tensor, end: int) -> None:
+    def take(self, outputs: Outputs, end: int) -> None:
         if end > self.keep:
             self.outputs.append(outputs)
-        if end == len(self.tokens):
-            self.done = True
-            self.finish(torch.cat(self.outputs))
+        self.done = end == len(self.tokens)
 
-    def finish(self, outputs: Tensor) -> None:
+    def finish(self, outputs: Outputs) -> None:
         """What becomes of the outputs."""
 
 
@@ -124,7 +120,7 @@ class Pace:
         return min(1.0, max(0.001, slope / fixed)) if slope > 0 and fixed > 0 else self.guess
 
 
-Consume = Callable[[Sequence[Row], Tensor], Sequence[Row]]
+Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
 
 
 class Scheduler:
@@ -142,7 +138,7 @@ class Scheduler:
         self.active: list[Row] = []
         self.pace = Pace()
         self.closed = False
-        self.worker = Worker.on(slots.device)
+        self.worker = Worker.on(slots.cache.device)
         self.worker.add(self)
 
     def submit(self, begin: Callable[[], Sequence[Row]], job: Job | None = None) -> None:
@@ -156,7 +152,7 @@ class Scheduler:
         """Free the cache; what is in the works fails."""
         self.closed = True
         self._abort_all(lambda: ModelError("The model was closed while it served this request."))
-        self.slots.caches.clear()
+        self.slots.cache.clear()
 
     def forget(self) -> None:
         """Drop what the slots hold, before the next step; rows in the works read their tokens again."""
@@ -191,13 +187,13 @@ class Scheduler:
             ends = [int(self.slots.held[row.slot]) + len(new) for row, new in batch]
             wanted = [row.wanted(end, len(new)) for (row, new), end in zip(batch, ends, strict=True)]
             output = self.slots.read([(row.slot, new) for row, new in batch], wanted)
-            if output.is_cuda:
-                torch.cuda.synchronize(output.device)
             self._account(batch, time.perf_counter() - start)  # before anybody learns of the outcome
             rows, places = [], []
             for (row, _), end, place, count in zip(batch, ends, np.cumsum(wanted).tolist(), wanted, strict=True):
                 if isinstance(row, Tail):
                     row.take(output[place - count : place], end)
+                    if row.done:
+                        row.finish(self.slots.cache.join(row.outputs))
                 elif end == len(row.tokens):
                     rows.append(row)
                     places.append(place - 1)
@@ -205,7 +201,7 @@ class Scheduler:
                 self._consume(rows, output if len(rows) == len(output) else output[places])
         except Exception as error:
             log.exception("A step of the model failed; its requests fail with it.")
-            self._abort_all(partial(in_words, error, self.slots.device))
+            self._abort_all(partial(self.slots.cache.in_words, error))
             self.slots.forget()
         self.retire()
 
@@ -255,9 +251,9 @@ class Scheduler:
                     fresh.append(row)
         self.waiting.extendleft(reversed(later))
         if fresh:
-            self._consume(fresh, torch.stack([row.start for row in fresh if row.start is not None]))
+            self._consume(fresh, self.slots.cache.join([row.start for row in fresh]))
 
-    def _consume(self, rows: Sequence[Row], output: Tensor) -> None:
+    def _consume(self, rows: Sequence[Row], output: Outputs) -> None:
         self.waiting.extendleft(reversed(self.consume(rows, output)))
 
     def _batch(self) -> list[tuple[Row, list[int]]]:
@@ -273,7 +269,7 @@ class Scheduler:
 
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
         for row, new in batch:
-            row.job.usage.add(flops=self.slots.flops * len(new))
+            row.job.usage.add(flops=self.slots.cache.flops * len(new))
         if all(len(new) == 1 for _, new in batch):  # a prompt's tokens are cheaper by the dozen
             self.pace.observe(len(batch), seconds)
         read: dict[int, tuple[Usage, int]] = {}  # a request's jobs write to one meter, which a step counts in once

@@ -47,7 +47,7 @@ class Local:
         """
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-        from cards.backends.local.loading import locate
+        from cards.backends.files import locate
 
         if tokenizer is not None and not isinstance(tokenizer, str):
             return cls(tokenizer, _ids(tokenizer.eos_token_id))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from cards.backends.configuration import flops_per_token, skeleton
+from cards.backends.files import locate
 from cards.backends.http.client import Client
 from cards.backends.http.rewards import asked
 from cards.backends.http.served import card_of
-from cards.backends.local.loading import flops_per_token, locate, skeleton
 from cards.backends.local.readers import Combine, Reader
 from cards.backends.local.rewards import ClassifierReward
 from cards.errors import ModelError, RewardError, UnknownNameError

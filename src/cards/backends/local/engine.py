@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
+from cards.backends.configuration import context_of, end_ids
+from cards.backends.local.loading import load, pick_device
+from cards.backends.local.proof import lm_outputs, slotted
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.local.worker import Worker
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, Role, tell
+from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
+from cards.engines.worker import Worker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, uniforms
@@ -58,7 +61,7 @@ class TransformersEngine(Engine):
         )
         self.scheduler = Scheduler(held, self._consume, "lm")
         self.end_ids = end_ids(model, tokenizer)
-        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
+        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent texts
 
     @property
     def role(self) -> Role:
@@ -91,13 +94,8 @@ class TransformersEngine(Engine):
         proposal = Proposal(ask, self, meter())
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
-            delivered = 0
-            while delivered < ask.n:
-                batch = await proposal.queue.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                delivered += len(batch)
-                yield batch  # the others are paused until the caller comes back for them
+            while proposal.segments.left:
+                yield await proposal.segments.receive()  # the others are paused until the caller comes back for them
                 proposal.paused = False
                 self.scheduler.worker.wake(answers=True)
         finally:
@@ -131,7 +129,7 @@ class TransformersEngine(Engine):
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                question.answer(answer(known.unsqueeze(0)))
+                question.answer(answer(known))
                 return ()
             return [Look(question, prompt, tokens, last, answer)]
 
@@ -176,6 +174,7 @@ class TransformersEngine(Engine):
             return [Row(proposal, proposal.prefix)]
         return proposal.candidates(logits)
 
+    @torch.inference_mode()
     def _consume(self, rows: Sequence[Row], logits: Tensor) -> list[Row]:
         admitted: list[Row] = []
         drawing: list[tuple[Candidate, int]] = []
@@ -184,8 +183,8 @@ class TransformersEngine(Engine):
                 drawing.append((row, i))
             else:
                 row.done = True
-                self._remember(row.tokens, logits[i])
-                admitted += row.job.candidates(logits[i])  # type: ignore[attr-defined]
+                self._remember(row.tokens, logits[i : i + 1])
+                admitted += row.job.candidates(logits[i : i + 1])  # type: ignore[attr-defined]
         drawing = self._stop_before(drawing, logits)
         by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
@@ -208,7 +207,7 @@ class TransformersEngine(Engine):
         for boundary, members in by_boundary.items():
             for (candidate, i), value in zip(members, uncertainty(boundary, _take(logits, members)).tolist(), strict=True):
                 if boundary.ends_before(value):
-                    self._remember(candidate.tokens, logits[i])
+                    self._remember(candidate.tokens, logits[i : i + 1])
                     candidate.end(value)
         return [(candidate, i) for candidate, i in drawing if not candidate.done]
 
@@ -225,30 +224,21 @@ class Proposal(Job):
         super().__init__(usage)
         self.ask, self.engine = ask, engine
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
-        self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
-        self.loop = asyncio.get_running_loop()
-        self.finished: dict[int, Segment] = {}
-        self.next = 0
+        self.segments = OrderedQueue(ask.n)
 
     def candidates(self, logits: Tensor) -> list[Row]:
         return [Candidate(self, i, logits) for i in range(self.ask.n)]
 
     def hand_out(self) -> None:
         """Hand out all candidates up to the first unfinished one; the others pause until they are asked for."""
-        ready = []
-        while self.next in self.finished:
-            ready.append(self.finished.pop(self.next))
-            self.next += 1
-        if ready:
-            self.paused = True
+        self.paused = True  # beforehand, since the caller may come back at once
+        if self.segments.hand_out():
             self.engine.scheduler.worker.asked += 1
-            self._put(ready)
+        else:
+            self.paused = False
 
     def fail(self, error: BaseException) -> None:
-        self._put(error)
-
-    def _put(self, item: list[Segment] | BaseException) -> None:
-        tell(self.loop, self.queue.put_nowait, item)
+        self.segments.fail(error)
 
 
 class Candidate(Row):
@@ -279,7 +269,7 @@ class Candidate(Row):
     def _note(self) -> None:
         if self.writer.segment is not None:
             self.done = True
-            self.job.finished[self.number] = self.writer.segment
+            self.job.segments.finish(self.number, self.writer.segment)
 
 
 class Look(Tail):

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cards.backends.configuration import flops_per_token
+from cards.backends.local.cache import in_words
 from cards.backends.local.lean import lean
-from cards.backends.local.loading import DUMMY_MASK, flops_per_token, slotted
-from cards.backends.local.worker import Worker, in_words
+from cards.backends.local.proof import DUMMY_MASK, slotted
 from cards.engines.base import Role
 from cards.engines.scheduler import Question, Row, Scheduler
+from cards.engines.worker import Worker
 from cards.usage import Usage, meter
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] to one reward a row
@@ -151,6 +153,7 @@ class Padded:
     def close(self) -> None:
         """Nothing is held."""
 
+    @torch.inference_mode()
     def step(self) -> None:
         """Score all texts that wait."""
         readings = [self.inbox.popleft() for _ in range(len(self.inbox))]

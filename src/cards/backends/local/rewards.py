@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, load, pick_device
+from cards.backends.configuration import context_of
+from cards.backends.local.loading import load, pick_device
 from cards.backends.local.readers import Padded, Reader, Slotted, is_causal
-from cards.backends.local.worker import Worker
 from cards.engines.text import fingerprint
+from cards.engines.worker import Worker
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward

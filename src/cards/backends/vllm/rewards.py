@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, flops_per_token, locate, skeleton
+from cards.backends.configuration import context_of, flops_per_token, skeleton
+from cards.backends.files import locate
 from cards.backends.local.readers import Combine, Reader
 from cards.backends.local.rewards import ClassifierReward, Output, output_weights
 from cards.backends.vllm.host import Host

@@ -6,14 +6,11 @@ import atexit
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import torch
-
 from cards.engines.base import Role
-from cards.errors import ModelError
 
 T = TypeVar("T")
 PATIENCE = 0.002  # seconds to wait for callers' answers to what was handed out, before a step without them
@@ -30,19 +27,10 @@ class Steps(Protocol):
     def step(self) -> None: ...
 
 
-def in_words(error: Exception, device: torch.device) -> Exception:
-    """A device's lack of memory, in the user's words; any other error as it is."""
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    return ModelError(
-        f"{device} was out of memory in a step of the model: load it with fewer slots or another dtype. ({error})"
-    )
-
-
 class Worker:
     """The one thread that runs models on a device: reward models first, for requests wait on their verdicts."""
 
-    _all: ClassVar[dict[torch.device, Worker]] = {}
+    _all: ClassVar[dict[Hashable, Worker]] = {}
 
     def __init__(self) -> None:
         self.steppers: list[weakref.ref[Steps]] = []  # weak, so that a model that nobody uses any more is freed
@@ -54,8 +42,8 @@ class Worker:
         self.answered = 0  # ... and calls that came since, so that one step can serve all of them
 
     @classmethod
-    def on(cls, device: torch.device) -> Worker:
-        """The worker of a device, which has its number where there are several."""
+    def on(cls, device: Hashable) -> Worker:
+        """The worker of a device, which has its number where there are several (`torch.device("cuda:0")`)."""
         return cls._all.setdefault(device, cls())
 
     def call(self, function: Callable[[], T]) -> T:
@@ -96,7 +84,6 @@ class Worker:
                 worker.thread.join(timeout=5)
 
     @staticmethod
-    @torch.inference_mode(False)
     def _answer(function: Callable[[], T], future: Future[T]) -> None:
         try:
             future.set_result(function())
@@ -106,7 +93,6 @@ class Worker:
     def _busy(self) -> list[Steps]:
         return [s for ref in self.steppers if (s := ref()) is not None and s.busy]
 
-    @torch.inference_mode()
     def _run(self) -> None:
         while True:
             with self.condition:
