@@ -19,7 +19,7 @@ from cards.methods.base import Method, Request
 from cards.progress import together
 from cards.registry import METHODS, load_engine, load_reward, make_method, method_class, with_models
 from cards.rewards.base import Reward
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 T = TypeVar("T")
 PromptLike = str | Sequence[Message]
@@ -44,7 +44,6 @@ class Decoder:
         self.engine = load_engine(model) if isinstance(model, str) else model
         self.method = with_models(make_method(method) if isinstance(method, str) else method, self.engine)
         self.reward = _as_reward(reward)
-        self.engine.role = "lm"  # also where it is a part of the reward
         check_match(self.method, self.engine, self.reward)
 
     def __call__(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
@@ -99,7 +98,7 @@ class Decoder:
         fold = Fold(usage or Usage(), seed, self.method.name)
         start = time.perf_counter()
         events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-        task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: the meter is its context's
+        task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: usage belongs to its context
         ended_early = False
         try:
             while True:
@@ -177,7 +176,7 @@ class Decoder:
 
     async def _run(self, request: Request, usage: Usage, events: asyncio.Queue[Event | BaseException | None]) -> None:
         self.engine.requests += 1
-        with metered(usage):
+        with track_usage(usage):
             try:
                 async with aclosing(self.method.stream(request, self.engine, self.reward)) as stream:
                     async for event in stream:

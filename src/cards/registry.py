@@ -91,7 +91,7 @@ def with_models(
     engine_of: Callable[[str], Engine] | None = None,
     reward_of: Callable[[str], Reward] | None = None,
 ) -> Method:
-    """The method with the models that its settings name in place of their names; they write to the books of a draft.
+    """The method with the models that its settings name in place of their names.
 
     The names are loaded by `load_engine` and `load_reward` unless others are given. Raises MismatchError if one of them has
     other tokens than `main`, the engine that answers.
@@ -115,8 +115,6 @@ def with_models(
                     f"Method {method.name!r} needs models that share a tokenizer, and {engine.name!r} ({item.name}) has "
                     f"another than {main.name!r}."
                 )
-            if engine is not main:
-                engine.role = "draft"
         loaded[item.name] = engines if kind == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 

@@ -9,7 +9,7 @@ from model_server import LM, running
 from cards import BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, TransformersEngine
 from cards.events import Result
 from cards.registry import load_engine
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,6 @@ async def test_llama_cpp_tells_what_it_found_in_its_cache(tiny: TransformersEngi
     async with connected(LM(tiny, form="llama.cpp"), tokenizer=tokenizer) as (engine, _):
         length = len(tiny.encode(TALK).token_ids)
         for stop in ((), (" ",)):
-            with metered(Usage()) as usage:
+            with track_usage() as usage:
                 await proposals(engine, ask_of(engine, stop=stop, n=2, max_tokens=9))
             assert (usage.lm_prefill_tokens, usage.lm_cached_tokens) == (2 * length - 6, 6)

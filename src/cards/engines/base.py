@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
 from cards.engines.text import Decodes
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Role = Literal["lm", "draft", "rm"]  # the language model that answers, a second one that helps, or a part of a reward
-
 
 class Engine(ABC):
     """An LM that proposes. `has` names what it offers to methods: `segments`, `logits`, `logprobs`."""
@@ -32,7 +30,6 @@ class Engine(ABC):
     entropy_threshold: float = 3.0  # a sensible tau_u for this LM
     chats: bool = True  # whether it renders messages
     vocabulary: str = ""  # fingerprint of its tokenizer: engines with the same one can share token ids
-    role: Role = "lm"  # whose books it writes to
     tokenizer: Decodes
     end_ids: frozenset[int]  # tokens that end an answer
     requests: int = 0  # being served now

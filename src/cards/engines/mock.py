@@ -16,7 +16,7 @@ from cards.engines.text import check_messages
 from cards.errors import PromptError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import distribution, pick, uniforms
-from cards.usage import meter
+from cards.usage import current_account
 
 Model = Callable[[tuple[int, ...]], Sequence[float]]
 
@@ -90,7 +90,8 @@ class MockEngine(Engine):
         prefix = ask.prompt.token_ids + ask.response.token_ids
         writers = [self.writer(ask) for _ in range(ask.n)]
         u = [uniforms(ask.seed, ask.segment, ask.first + i, writers[0].most) for i in range(ask.n)]
-        meter().add(**{f"{self.role}_prefill_tokens": len(prefix)})
+        account = current_account()
+        account.add(prefill_tokens=len(prefix))
         while unfinished := [i for i, writer in enumerate(writers) if writer.segment is None]:
             await asyncio.sleep(0)
             drew = 0
@@ -104,7 +105,7 @@ class MockEngine(Engine):
                         continue
                 writer.push(pick(distribution(logits, ask.sampling), u[i][at]))
                 drew += 1
-            meter().add(**{f"{self.role}_decoded_tokens": drew, f"{self.role}_steps": 1})
+            account.add(decoded_tokens=drew, steps=1)
         yield [writer.segment for writer in writers if writer.segment is not None]
 
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
@@ -122,6 +123,5 @@ class MockEngine(Engine):
 
     async def _look(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:
         await asyncio.sleep(0)
-        read = {"rm_tokens": last} if self.role == "rm" else {f"{self.role}_steps": 1, f"{self.role}_prefill_tokens": last}
-        meter().add(**read)
+        current_account().add(steps=1, prefill_tokens=last)
         return np.stack([self._next(ids[: len(ids) - i]) for i in reversed(range(last))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from cards.errors import MismatchError, SettingError, check
 from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
 from cards.rewards.base import Reward
 from cards.sampling import EARLY, VERDICT, Sampling, uniforms
-from cards.usage import meter
+from cards.usage import count_round, current_account
 
 Width = int | Literal["auto"]
 Score = tuple[bool, float]  # whether the reward was asked, and its score, else a cheaper one
@@ -213,12 +214,11 @@ class Rejection:
             yield segment, (True, cast(float, segment.reward))
         total, count = self.limit + self.extra, len(drawn)
         while count < total:
-            usage = meter()
-            usage.add(rounds=1)
+            usage = current_account().usage
             rate = (usage.accepted + 1) / (usage.accepted + usage.rejected + 2)
             n = engine.width(rate, total - count) if self.width == "auto" else self.width
             ask = replace(ask, segment=position, first=count, n=min(n, total - count))
-            async with aclosing(engine.propose(ask)) as batches:
+            async with aclosing(propose(engine, ask)) as batches:
                 async for batch in batches:
                     responses = [response + segment for segment in batch]
                     scores = await self._scores(request, responses, reward, position, count)
@@ -233,6 +233,25 @@ class Rejection:
             return [(True, r) for r in await reward.score(request.prompt, responses)]
         u = uniforms(request.seed, position, 0, first + len(responses), self.sieve.stream)
         return await self.sieve.score(request.prompt, responses, reward, u[first:].tolist())
+
+
+def propose(engine: Engine, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+    """Ask the engine for candidates, in lists as they get ready. Counts a round."""
+    count_round()
+    return engine.propose(ask)
+
+
+async def proposals(engine: Engine, *asks: Ask) -> list[list[Segment]]:
+    """All candidates of each ask, drawn side by side in one round."""
+    if asks:
+        count_round()
+    return await asyncio.gather(*(draw_all(engine, ask) for ask in asks))
+
+
+async def draw_all(engine: Engine, ask: Ask) -> list[Segment]:
+    """All segments of an ask. Used directly, to look ahead, it does not count a round."""
+    async with aclosing(engine.propose(ask)) as batches:
+        return [segment async for batch in batches for segment in batch]
 
 
 def argmax(segments: Sequence[Segment]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from cards.errors import RewardError
 from cards.events import Prompt, Response
-from cards.usage import meter
+from cards.usage import booked_as, current_account
 
 
 class Reward(ABC):
@@ -36,9 +36,10 @@ class Reward(ABC):
         self, rating: Coroutine[Any, Any, Sequence[float]], prompt: Prompt, responses: Sequence[Response]
     ) -> list[float]:
         start = time.perf_counter()
-        rewards = [float(r) for r in await rating]
+        with booked_as("rm"):
+            rewards = [float(r) for r in await rating]
         if self.booked:
-            meter().add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
+            current_account().usage.add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
         if len(rewards) != len(responses):
             raise RewardError(f"Reward {self.name!r} gave {len(rewards)} scores for {len(responses)} responses.")
         for reward, response in zip(rewards, responses, strict=True):

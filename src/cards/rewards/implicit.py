@@ -13,7 +13,7 @@ from cards.engines.base import Engine
 from cards.errors import MismatchError, SettingError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part, in_tokens_of
+from cards.rewards.engines import as_engine, in_tokens_of
 
 Weights = Literal["sum", "inverse", "mean"]
 KEPT = 2**17  # tokens of scored texts whose sums are kept
@@ -41,7 +41,7 @@ class ImplicitReward(Reward):
     ) -> None:
         check(beta > 0, f"beta must be positive, not {beta}.")
         check(weights in ("sum", "inverse", "mean"), f"weights must be 'sum', 'inverse' or 'mean', not {weights!r}.")
-        self.tuned, self.untuned = as_part(tuned, **options), as_part(untuned, **options)
+        self.tuned, self.untuned = as_engine(tuned, **options), as_engine(untuned, **options)
         if self.tuned.vocabulary != self.untuned.vocabulary:
             raise MismatchError(
                 f"An implicit reward compares two models of one tokenizer, and {self.tuned.name!r} has another than "

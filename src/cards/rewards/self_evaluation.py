@@ -13,7 +13,7 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part
+from cards.rewards.engines import as_engine
 from cards.rewards.process import sigmoid
 
 QUESTION = """\
@@ -35,8 +35,7 @@ class SelfEvaluation(Reward):
     or B cancels out; in [0, 1] (after RAIN, arXiv 2309.07124, which asks in other words and counts the likelier letter as 1).
 
     `question` holds {conversation}, {a} and {b}; it is a user's message where the LM has a chat template, and plain text
-    elsewhere; `lead` begins the LM's reply. `model` is a name or an engine of its own, or the answering LM itself, whose
-    books then show the cost.
+    elsewhere; `lead` begins the LM's reply. `model` is a name or an engine, which may be the answering LM itself.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class SelfEvaluation(Reward):
         target: float | None = None,
         **options: Any,
     ) -> None:
-        self.model, self.target = as_part(model, **options), target
+        self.model, self.target = as_engine(model, **options), target
         for place in ("{conversation}", "{a}", "{b}"):
             check(place in question, f"The question of a self-evaluation must hold {place}.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead

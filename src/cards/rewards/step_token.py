@@ -11,7 +11,7 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part, own_prompt
+from cards.rewards.engines import as_engine, own_prompt
 from cards.rewards.process import finished_steps, sigmoid
 
 
@@ -34,7 +34,7 @@ class StepTokenReward(Reward):
         delimiter: str = "\n\n",
         **options: Any,
     ) -> None:
-        self.model = as_part(model, **options)
+        self.model = as_engine(model, **options)
         self.tag, self.delimiter = tag, delimiter
         self.good, self.bad = (_last_token(self.model, sign) for sign in (good, bad))
         check(self.good != self.bad, f"{good!r} and {bad!r} are one token to {self.model.name!r}.")

@@ -10,7 +10,7 @@ from typing import Any
 from cards.engines.base import Engine
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part, in_tokens_of
+from cards.rewards.engines import as_engine, in_tokens_of
 
 
 class ValueReward(Reward):
@@ -20,7 +20,7 @@ class ValueReward(Reward):
     """
 
     def __init__(self, model: str | Engine, *, target: float | None = None, **options: Any) -> None:
-        self.model, self.target = as_part(model, **options), target
+        self.model, self.target = as_engine(model, **options), target
         self.context, self.name = self.model.context, f"value:{self.model.name}"
 
     @classmethod

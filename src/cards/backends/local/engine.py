@@ -18,7 +18,7 @@ from cards.backends.local.loading import load, pick_device
 from cards.backends.local.proof import lm_outputs, slotted
 from cards.backends.local.sampling import draw, uncertainty
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine, Role, tell
+from cards.engines.base import Ask, Engine, tell
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
@@ -26,7 +26,6 @@ from cards.engines.worker import Worker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, uniforms
-from cards.usage import Usage, meter
 
 Reduce = Callable[[Tensor], NDArray[Any]]
 
@@ -59,17 +58,9 @@ class TransformersEngine(Engine):
         held = Worker.on(model.device).call(
             lambda: slotted(model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1])
         )
-        self.scheduler = Scheduler(held, self._consume, "lm")
+        self.scheduler = Scheduler(held, self._consume)
         self.end_ids = end_ids(model, tokenizer)
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent texts
-
-    @property
-    def role(self) -> Role:
-        return self.scheduler.kind
-
-    @role.setter
-    def role(self, role: Role) -> None:
-        self.scheduler.kind = role
 
     @property
     def rows_in_use(self) -> int:
@@ -91,7 +82,7 @@ class TransformersEngine(Engine):
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        proposal = Proposal(ask, self, meter())
+        proposal = Proposal(ask, self)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             while proposal.segments.left:
@@ -121,7 +112,7 @@ class TransformersEngine(Engine):
 
     async def _look(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
         check(1 <= last <= len(tokens), f"Logits after {last} tokens cannot be had of a text of {len(tokens)}.")
-        question = Question(meter())
+        question = Question()
 
         def answer(logits: Tensor) -> NDArray[Any]:
             self.scheduler.worker.asked += 1  # who looks mostly looks again
@@ -220,8 +211,8 @@ class TransformersEngine(Engine):
 class Proposal(Job):
     """An ask in the works: its candidates, and the queue that hands them out in order."""
 
-    def __init__(self, ask: Ask, engine: TransformersEngine, usage: Usage) -> None:
-        super().__init__(usage)
+    def __init__(self, ask: Ask, engine: TransformersEngine) -> None:
+        super().__init__()
         self.ask, self.engine = ask, engine
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
         self.segments = OrderedQueue(ask.n)
@@ -258,7 +249,7 @@ class Candidate(Row):
 
     def push(self, token: int) -> None:
         self.tokens.append(token)
-        self.job.usage.add(**{f"{self.job.engine.role}_decoded_tokens": 1})
+        self.job.account.add(decoded_tokens=1)
         self.writer.push(token)
         self._note()
 

@@ -20,7 +20,7 @@ from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
-from cards.usage import Usage, meter
+from cards.usage import current_account
 
 
 class VLLMEngine(Engine):
@@ -86,7 +86,7 @@ class VLLMEngine(Engine):
         }
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        requests = VLLMRequests(ask, self, meter())
+        requests = VLLMRequests(ask, self)
         work = self.host.begin(requests.run)
         try:
             while requests.candidates.left:
@@ -111,8 +111,8 @@ class VLLMEngine(Engine):
 class VLLMRequests:
     """The requests to vLLM of an ask, one for each candidate; the candidates are handed out in order."""
 
-    def __init__(self, ask: Ask, engine: VLLMEngine, usage: Usage) -> None:
-        self.ask, self.engine, self.usage = ask, engine, usage
+    def __init__(self, ask: Ask, engine: VLLMEngine) -> None:
+        self.ask, self.engine, self.account = ask, engine, current_account()
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
         self.loop = asyncio.get_running_loop()
         self.candidates = OrderedQueue(ask.n)
@@ -163,5 +163,4 @@ class VLLMRequests:
         self.candidates.hand_out()
 
     def _book(self) -> None:
-        self.usage.add(**{f"{self.engine.role}_{name}": cost for name, cost in self.costs.items()})
-        self.usage.add(flops=self.engine.flops * self.read)
+        self.account.add(flops=self.engine.flops * self.read, **self.costs)

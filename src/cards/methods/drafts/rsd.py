@@ -11,11 +11,10 @@ from cards.boundaries import Boundary, Step
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored
-from cards.methods.base import EngineLike, Request, RewardLike, Sampled, model_setting, required
-from cards.methods.search.driver import proposals
+from cards.methods.base import EngineLike, Request, RewardLike, Sampled, model_setting, proposals, required
 from cards.methods.tokens.driver import within
 from cards.rewards.base import Reward
-from cards.usage import meter
+from cards.usage import booked_as
 
 BLANK_LINE = Step()
 
@@ -55,20 +54,18 @@ class RSD(Sampled):
         response, position = Response(), 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=self.boundary, sampling=self.sampling, segment=position)
-            meter().add(rounds=1)
-            [step] = await proposals(draft, ask)
-            yield Proposed(position, 0, step)
+            with booked_as("draft"):
+                [[step]] = await proposals(draft, ask)
+            yield Proposed(position, 0, step, "draft")
             [r] = await process.score(request.prompt, [response + step])
             step = replace(step, reward=r, threshold=least)
             yield Scored(position, 0, step)
             if r >= least:
-                meter().add(draft_kept_tokens=len(step.token_ids))
                 yield Accepted(position, 0, step)
             else:
                 yield Rejected(position, 0, step)
                 refused = (step,) if request.trace else ()
-                meter().add(rounds=1)
-                [step] = await proposals(engine, replace(ask, first=1))  # random numbers of its own
+                [[step]] = await proposals(engine, replace(ask, first=1))  # random numbers of its own
                 yield Proposed(position, 1, step)
                 yield Accepted(position, 1, replace(step, candidates=2, rejected=refused))
             response = response + step

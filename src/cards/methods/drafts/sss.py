@@ -15,6 +15,7 @@ from cards.methods.tokens.driver import within
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution
+from cards.usage import booked_as
 
 if TYPE_CHECKING:
     from cards.engines.speculative import Floats
@@ -58,6 +59,7 @@ class SSS(Vanilla):
 
     async def shifted(self, prompt: Prompt, response: Response, p: Floats, q: Floats) -> Floats:
         """pi pi_a / pi_s of the next token, not normalised."""
-        [logits] = await cast(Engine, self.reference).logits(prompt, response)
+        with booked_as("draft"):
+            [logits] = await cast(Engine, self.reference).logits(prompt, response)
         weights: Floats = p[: len(q)] * q / distribution(logits, Sampling(self.temperature)).clip(1e-300)
         return weights
