@@ -14,14 +14,14 @@ import numpy as np
 
 from cards.engines.base import tell
 from cards.engines.slots import Outputs, Slots
-from cards.engines.worker import Worker
+from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, PromptError
 from cards.usage import Account, current_account
 
 log = logging.getLogger("cards")
 
 
-class Job:
+class PendingCall:
     """What one caller waits for; it owns rows. Cancelling it frees them at the next step, pausing it stops their reading.
 
     Its costs go to the account of the caller that makes it.
@@ -33,16 +33,16 @@ class Job:
         self.paused = False
 
     def fail(self, error: BaseException) -> None:
-        """Tell the caller that the job cannot be done."""
+        """Tell the caller that the call cannot be done."""
 
     def abort(self, error: BaseException) -> None:
-        """Free the job's rows and tell its caller why."""
+        """Free the call's rows and tell its caller why."""
         self.cancelled = True
         self.fail(error)
 
 
-class Question(Job):
-    """A job with one result, which its caller awaits."""
+class PendingResult(PendingCall):
+    """A call with one result, which its caller awaits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,10 +65,10 @@ class Row:
     At most `keep` leading tokens need no reading; `start` is the output after them [1, ...] where it is known.
     """
 
-    __slots__ = ("done", "given", "job", "keep", "slot", "start", "tokens")
+    __slots__ = ("call", "done", "given", "keep", "slot", "start", "tokens")
 
-    def __init__(self, job: Job, tokens: list[int], start: Outputs | None = None) -> None:
-        self.job, self.tokens, self.start = job, tokens, start
+    def __init__(self, call: PendingCall, tokens: list[int], start: Outputs | None = None) -> None:
+        self.call, self.tokens, self.start = call, tokens, start
         self.keep = len(tokens) - (start is None)
         self.given = len(tokens)  # read, not drawn
         self.slot = -1
@@ -80,12 +80,12 @@ class Row:
 
 
 class Tail(Row):
-    """A row whose last `last` outputs are wanted; its job's `finish` gets them [last, ...] when all are there."""
+    """A row whose last `last` outputs are wanted; its call's `finish` gets them [last, ...] when all are there."""
 
     __slots__ = ("last", "outputs")
 
-    def __init__(self, job: Job, tokens: list[int], last: int) -> None:
-        super().__init__(job, tokens)
+    def __init__(self, call: PendingCall, tokens: list[int], last: int) -> None:
+        super().__init__(call, tokens)
         self.last, self.outputs = last, list[Outputs]()
         self.keep = len(tokens) - last
 
@@ -136,19 +136,19 @@ class Scheduler:
 
     def __init__(self, slots: Slots, consume: Consume, budget: int = 1024) -> None:
         self.slots, self.consume, self.budget = slots, consume, budget
-        self.inbox: deque[tuple[Callable[[], Sequence[Row]], Job | None]] = deque()
+        self.inbox: deque[tuple[Callable[[], Sequence[Row]], PendingCall | None]] = deque()
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
         self.pace = Pace()
         self.closed = False
-        self.worker = Worker.on(slots.cache.device)
+        self.worker = DeviceWorker.on(slots.cache.device)
         self.worker.add(self)
 
-    def submit(self, begin: Callable[[], Sequence[Row]], job: Job | None = None) -> None:
-        """Have the worker call `begin`, before its next step, and admit the rows it returns; what it raises fails the job."""
+    def submit(self, begin: Callable[[], Sequence[Row]], call: PendingCall | None = None) -> None:
+        """Have the worker call `begin`, before its next step, and admit the rows it returns; what it raises fails the call."""
         if self.closed:
             raise ModelError("This model was closed; load it again to use it.")
-        self.inbox.append((begin, job))
+        self.inbox.append((begin, call))
         self.worker.wake(answers=True)
 
     def close(self) -> None:
@@ -173,13 +173,13 @@ class Scheduler:
     @property
     def urgent(self) -> bool:
         """Whether a reward waits for this model."""
-        jobs = [job for _, job in list(self.inbox)] + [row.job for row in self.active]
-        return any(job is not None and job.account.role == "rm" for job in jobs)
+        calls = [call for _, call in list(self.inbox)] + [row.call for row in self.active]
+        return any(call is not None and call.account.role == "rm" for call in calls)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        if self.inbox or any(row.job.cancelled or not row.job.paused for row in self.active):
+        if self.inbox or any(row.call.cancelled or not row.call.paused for row in self.active):
             return True
         return bool(self.waiting) and bool(self.slots.idle.any())
 
@@ -216,45 +216,45 @@ class Scheduler:
 
     def _begin(self) -> None:
         while self.inbox:
-            begin, job = self.inbox.popleft()
+            begin, call = self.inbox.popleft()
             try:
                 self.waiting.extend(begin())
             except Exception as error:
-                if job is None:
+                if call is None:
                     raise
-                job.abort(error)
+                call.abort(error)
 
     def _abort_all(self, error: Callable[[], Exception]) -> None:
-        """Each job gets an error of its own, for a request notes its answer so far on it."""
-        for job in {row.job for row in (*self.active, *self.waiting)}:
-            job.abort(error())
+        """Each call gets an error of its own, for a request notes its answer so far on it."""
+        for call in {row.call for row in (*self.active, *self.waiting)}:
+            call.abort(error())
 
     def retire(self) -> None:
         """Free the slots of rows that are done or cancelled."""
         for row in self.active:
-            if row.done or row.job.cancelled:
+            if row.done or row.call.cancelled:
                 self.slots.release(row.slot)
-        self.active = [row for row in self.active if not (row.done or row.job.cancelled)]
+        self.active = [row for row in self.active if not (row.done or row.call.cancelled)]
 
     def _admit(self) -> None:
         fresh: list[Row] = []
         later: list[Row] = []  # what they begin with is just being read for another
         while self.waiting:
             row = self.waiting.popleft()
-            if row.job.cancelled:
+            if row.call.cancelled:
                 continue
             if len(row.tokens) > self.slots.length:
-                row.job.abort(
+                row.call.abort(
                     PromptError(f"A text of {len(row.tokens)} tokens is longer than the context, {self.slots.length}.")
                 )
             elif self.slots.coming(row.tokens):
                 later.append(row)
-            elif (place := self.slots.acquire(row.tokens, row.keep, row.job.account.ticket.id)) is None:
+            elif (place := self.slots.acquire(row.tokens, row.keep, row.call.account.ticket.id)) is None:
                 later.append(row)
                 break
             else:
                 row.slot, held = place
-                row.job.account.add(cached_tokens=held)
+                row.call.account.add(cached_tokens=held)
                 self.active.append(row)
                 if held == len(row.tokens):
                     fresh.append(row)
@@ -269,7 +269,7 @@ class Scheduler:
         """Rows and the tokens they read now: one each where decoding, then prompts, first come first served."""
         held, left = self.slots.held, self.budget
         batch = []
-        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not (row.done or row.job.paused)]
+        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not (row.done or row.call.paused)]
         for row, count in sorted(pending, key=lambda item: item[1] > 1):
             if (count := min(count, left)) > 0:
                 left -= count
@@ -278,12 +278,12 @@ class Scheduler:
 
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
         for row, new in batch:
-            row.job.account.add(flops=self.slots.cache.flops * len(new))
+            row.call.account.add(flops=self.slots.cache.flops * len(new))
         if all(len(new) == 1 for _, new in batch):  # a prompt's tokens are cheaper by the dozen
             self.pace.observe(len(batch), seconds)
-        read: dict[Account, int] = {}  # a request's jobs in one role share an account, for which a step counts once
+        read: dict[Account, int] = {}  # a request's calls in one role share an account, for which a step counts once
         for row, new in batch:
-            account, end = row.job.account, int(self.slots.held[row.slot])
+            account, end = row.call.account, int(self.slots.held[row.slot])
             given = end if account.role == "rm" else min(end, row.given)
             read[account] = read.get(account, 0) + max(0, given - (end - len(new)))
         for account, tokens in read.items():

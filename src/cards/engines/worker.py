@@ -26,10 +26,10 @@ class Steps(Protocol):
     def step(self) -> None: ...
 
 
-class Worker:
+class DeviceWorker:
     """The one thread that runs models on a device: urgent work (for rewards) first, since requests wait for rewards."""
 
-    _all: ClassVar[dict[Hashable, Worker]] = {}
+    _all: ClassVar[dict[Hashable, DeviceWorker]] = {}
 
     def __init__(self) -> None:
         self.steppers: list[weakref.ref[Steps]] = []  # weak, so that a model that nobody uses any more is freed
@@ -41,7 +41,7 @@ class Worker:
         self.answered = 0  # ... and calls that came since, so that one step can serve all of them
 
     @classmethod
-    def on(cls, device: Hashable) -> Worker:
+    def on(cls, device: Hashable) -> DeviceWorker:
         """The worker of a device, which has its number where there are several (`torch.device("cuda:0")`)."""
         return cls._all.setdefault(device, cls())
 
@@ -107,4 +107,4 @@ class Worker:
                 busy.pop(0).step()
 
 
-atexit.register(Worker.stop_all)
+atexit.register(DeviceWorker.stop_all)

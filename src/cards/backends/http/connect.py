@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cards.backends.http.client import Client, RefusedError
 from cards.backends.http.openai import OpenAIEngine, tokens_of
-from cards.backends.http.served import Local, Served, card_of
+from cards.backends.http.served import ModelFiles, ServedModel, card_of
 from cards.engines.base import Engine
 from cards.engines.text import UNFINISHED
 from cards.errors import ModelError, check
@@ -56,11 +56,11 @@ def connect(
     client = Client(address, api_key=key, timeout=timeout, retries=retries, connections=slots)
     card = client.at_once(card_of(client, "/models", wanted))
     vllm = card.get("owned_by") == "vllm"
-    local = Local.find(tokenizer, [card["root"], card["id"]] if vllm else [], "lm")
+    local = ModelFiles.find(tokenizer, [card["root"], card["id"]] if vllm else [], "lm")
     meta = card.get("meta") or {}  # llama.cpp's
     most = card.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train") or LARGEST_CONTEXT
     vocabulary = vocabulary_size or meta.get("n_vocab") or (local.vocabulary if local else LARGEST_VOCABULARY)
-    served = Served(card["id"], min(context or most, most), vocabulary)
+    served = ServedModel(card["id"], min(context or most, most), vocabulary)
     if vllm and client.at_once(has_processor(client, served.model)):
         from cards.backends.http.vllm import VLLMHTTPEngine, check_mode
 
@@ -75,7 +75,7 @@ def connect(
     if local is None and card.get("owned_by") == "llamacpp":
         root = Client(address.rstrip("/").removesuffix("/v1"), api_key=key, timeout=timeout, retries=retries)
         with suppress(RefusedError):
-            local = Local.of_props(root.at_once(root.get("/props")))
+            local = ModelFiles.of_props(root.at_once(root.get("/props")))
     return OpenAIEngine(client, served, local, slots=slots)
 
 
@@ -95,7 +95,7 @@ async def has_processor(client: Client, model: str) -> bool:
     return False
 
 
-async def probed(client: Client, served: Served, tokenizer: PreTrainedTokenizerBase | None) -> Served:
+async def probed(client: Client, served: ServedModel, tokenizer: PreTrainedTokenizerBase | None) -> ServedModel:
     """What the server takes and tells, tried out on a few words."""
     refused: RefusedError | None = None
     for top in TOPS:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from cards.backends.http.client import Client, RefusedError
-from cards.backends.http.served import Local, Served
+from cards.backends.http.served import ModelFiles, ServedModel
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
@@ -62,7 +62,7 @@ class OpenAIEngine(Engine):
     derived from (seed, segment, candidate): whether the same seed gives the same text is up to the server.
     """
 
-    def __init__(self, client: Client, served: Served, local: Local | None = None, *, slots: int = 32) -> None:
+    def __init__(self, client: Client, served: ServedModel, local: ModelFiles | None = None, *, slots: int = 32) -> None:
         self.client, self.served = client, served
         self.name, self.context, self.rows = served.model, served.context, slots
         self.own = None if local is None else local.tokenizer

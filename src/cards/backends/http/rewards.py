@@ -14,7 +14,7 @@ from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 
 if TYPE_CHECKING:
-    from cards.backends.local.rewards import Output
+    from cards.backends.classifier import Output
 
 BATCH = 32  # texts in a request: what text-embeddings-inference takes unless told otherwise
 

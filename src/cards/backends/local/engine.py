@@ -20,9 +20,9 @@ from cards.backends.local.sampling import draw, uncertainty
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, tell
 from cards.engines.ordered import OrderedQueue
-from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
+from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
-from cards.engines.worker import Worker
+from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, uniforms
@@ -33,7 +33,7 @@ Reduce = Callable[[Tensor], NDArray[Any]]
 class TransformersEngine(Engine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
 
-    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see Worker.call).
+    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see DeviceWorker.call).
     Raises ModelError if the model's attention cannot be run in slots exactly.
     """
 
@@ -55,7 +55,7 @@ class TransformersEngine(Engine):
         self.chats = tokenizer.chat_template is not None
         self.vocabulary = fingerprint(tokenizer)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
-        held = Worker.on(model.device).call(
+        held = DeviceWorker.on(model.device).call(
             lambda: slotted(model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1])
         )
         self.scheduler = Scheduler(held, self._consume)
@@ -72,7 +72,7 @@ class TransformersEngine(Engine):
     ) -> TransformersEngine:
         """`tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
         place = pick_device(device)
-        model, tokenizer = Worker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
+        model, tokenizer = DeviceWorker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -82,7 +82,7 @@ class TransformersEngine(Engine):
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        proposal = Proposal(ask, self)
+        proposal = PendingProposal(ask, self)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             while proposal.segments.left:
@@ -112,7 +112,7 @@ class TransformersEngine(Engine):
 
     async def _look(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
         check(1 <= last <= len(tokens), f"Logits after {last} tokens cannot be had of a text of {len(tokens)}.")
-        question = Question()
+        pending = PendingResult()
 
         def answer(logits: Tensor) -> NDArray[Any]:
             self.scheduler.worker.asked += 1  # who looks mostly looks again
@@ -120,15 +120,15 @@ class TransformersEngine(Engine):
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                question.answer(answer(known))
+                pending.answer(answer(known))
                 return ()
-            return [Look(question, prompt, tokens, last, answer)]
+            return [Look(pending, prompt, tokens, last, answer)]
 
-        self.scheduler.submit(begin, question)
+        self.scheduler.submit(begin, pending)
         try:
-            return await question.future
+            return await pending.future
         finally:
-            question.cancelled = True
+            pending.cancelled = True
 
     async def settle(self) -> None:
         """Wait until cancelled rows are free and on the books."""
@@ -157,7 +157,7 @@ class TransformersEngine(Engine):
 
     # What follows runs in the worker thread.
 
-    def _begin(self, proposal: Proposal) -> Sequence[Row]:
+    def _begin(self, proposal: PendingProposal) -> Sequence[Row]:
         """Candidates if the text before them is read and its logits known; else one row that reads it."""
         slots = self.scheduler.slots
         logits = self._logits.get(tuple(proposal.prefix))
@@ -175,24 +175,24 @@ class TransformersEngine(Engine):
             else:
                 row.done = True
                 self._remember(row.tokens, logits[i : i + 1])
-                admitted += row.job.candidates(logits[i : i + 1])  # type: ignore[attr-defined]
+                admitted += row.call.candidates(logits[i : i + 1])  # type: ignore[attr-defined]
         drawing = self._stop_before(drawing, logits)
         by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
-            by_sampling.setdefault(candidate.job.ask.sampling, []).append((candidate, i))
+            by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
         for sampling, members in by_sampling.items():
             u = torch.tensor([c.uniforms[c.drawn] for c, _ in members], dtype=torch.float64, device=logits.device)
             for (candidate, _), token in zip(members, draw(_take(logits, members), sampling, u).tolist(), strict=True):
                 candidate.push(token)
-        for job in {row.job for row in rows if isinstance(row, Candidate) and row.done}:
-            job.hand_out()
+        for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
+            call.hand_out()
         return admitted
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
         """End the candidates whose boundary lies here; returns the others."""
         by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
-            boundary = candidate.job.ask.boundary
+            boundary = candidate.call.ask.boundary
             if boundary.reads_logits and candidate.drawn >= boundary.minimum:
                 by_boundary.setdefault(boundary, []).append((candidate, i))
         for boundary, members in by_boundary.items():
@@ -208,7 +208,7 @@ class TransformersEngine(Engine):
             self._logits.popitem(last=False)
 
 
-class Proposal(Job):
+class PendingProposal(PendingCall):
     """An ask in the works: its candidates, and the queue that hands them out in order."""
 
     def __init__(self, ask: Ask, engine: TransformersEngine) -> None:
@@ -236,12 +236,12 @@ class Candidate(Row):
     """A row that draws tokens until its segment or its answer ends."""
 
     __slots__ = ("number", "uniforms", "writer")
-    job: Proposal
+    call: PendingProposal
 
-    def __init__(self, job: Proposal, number: int, logits: Tensor) -> None:
-        super().__init__(job, list(job.prefix), logits)
-        self.number, self.writer = number, job.engine.writer(job.ask)
-        self.uniforms = uniforms(job.ask.seed, job.ask.segment, job.ask.first + number, self.writer.most)
+    def __init__(self, call: PendingProposal, number: int, logits: Tensor) -> None:
+        super().__init__(call, list(call.prefix), logits)
+        self.number, self.writer = number, call.engine.writer(call.ask)
+        self.uniforms = uniforms(call.ask.seed, call.ask.segment, call.ask.first + number, self.writer.most)
 
     @property
     def drawn(self) -> int:
@@ -249,7 +249,7 @@ class Candidate(Row):
 
     def push(self, token: int) -> None:
         self.tokens.append(token)
-        self.job.account.add(decoded_tokens=1)
+        self.call.account.add(decoded_tokens=1)
         self.writer.push(token)
         self._note()
 
@@ -260,21 +260,21 @@ class Candidate(Row):
     def _note(self) -> None:
         if self.writer.segment is not None:
             self.done = True
-            self.job.segments.finish(self.number, self.writer.segment)
+            self.call.segments.finish(self.number, self.writer.segment)
 
 
 class Look(Tail):
     """A text whose next-token logits [last, vocabulary] after each of its last tokens its caller awaits, reduced."""
 
-    job: Question
+    call: PendingResult
 
-    def __init__(self, job: Question, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> None:
-        super().__init__(job, tokens, last)
+    def __init__(self, call: PendingResult, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> None:
+        super().__init__(call, tokens, last)
         self.given = len(prompt.token_ids)
         self.reduce = reduce
 
     def finish(self, outputs: Tensor) -> None:
-        self.job.answer(self.reduce(outputs))
+        self.call.answer(self.reduce(outputs))
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:
