@@ -126,9 +126,9 @@ def load_engine(name: str, **options: Any) -> Engine:
 
         return VLLMEngine.load(name.removeprefix("vllm:"), **options)
     if name.startswith(("http://", "https://")):
-        from cards.backends.http.connect import connect
+        from cards.backends.http.connect import connect_engine
 
-        return connect(name, **options)
+        return connect_engine(name, **options)
     from cards.backends.local.engine import TransformersEngine
 
     return TransformersEngine.load(name, **options)
@@ -149,9 +149,9 @@ def load_reward(name: str, **options: Any) -> Reward:
 
         return VLLMReward.load(name.removeprefix("vllm:"), **options)
     if name.startswith(("http://", "https://")):
-        from cards.backends.http.rewards import connect
+        from cards.backends.http.connect import connect_reward
 
-        return connect(name, **options)
+        return connect_reward(name, **options)
     kind, colon, details = name.partition(":")
     if kind in REWARDS:
         return cast("Reward", _imported(REWARDS[kind]).named(details, **options))
