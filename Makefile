@@ -1,7 +1,14 @@
-# make demo: install and answer a question. make test, make lint: what CI runs, with make test-vllm, which has an environment of its
-# own. make test-cuda: the tests that need a GPU. make docs: the site, in ./site. make clean: remove what these make.
-# Python 3.11 or newer:     make demo PYTHON=python3.12
-# Another build of torch:   make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
+# make demo        install into .venv and show how one response is decoded
+# make test        run the tests
+# make test-vllm   run the tests with vLLM, in a separate environment
+# make test-cuda   run the tests that need a GPU
+# make lint        run ruff and mypy
+# make docs        build the site in ./site
+# make clean       remove everything that these targets create
+# CI runs lint, test-vllm and test.
+#
+# Another Python (3.11 or newer):   make demo PYTHON=python3.12
+# Another build of torch:           make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -40,7 +47,7 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/mypy
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.torch: | $(VENV)/bin/python
@@ -54,11 +61,11 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
-	@echo "Installing cards and what its tests need ..."
+	@echo "Installing cards and its test dependencies ..."
 	@$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# The CPU build of vLLM comes with image and sound packages that do not fit the CPU build of torch.
+# The CPU build of vLLM installs image and audio packages that are incompatible with the CPU build of torch.
 $(VENV)-vllm/.installed: pyproject.toml
 	@echo "Installing $(VLLM) and cards ..."
 	@$(PYTHON) -m venv $(VENV)-vllm

@@ -85,7 +85,7 @@ def table(loads: dict[str, Load], rates: Rates) -> str:
 def measure(repeats: int = 3) -> tuple[dict[str, Load], Rates]:
     """On the embedded pair and the 32 conversations of the other benchmarks; sums over repeats, each with other seeds."""
     engine, reward = cards.TransformersEngine.load("tiny"), cards.ClassifierReward.load("tiny")
-    plain, guided = cards.Decoder(engine, None, cards.Vanilla()), cards.Decoder(engine, reward)
+    plain, guided = cards.Decoder(engine, None, cards.methods.Vanilla()), cards.Decoder(engine, reward)
     asked = prompts()
 
     def timed(decoder: cards.Decoder, seed: int, most: int) -> tuple[float, Usage, list[cards.Result]]:

@@ -63,9 +63,9 @@ def main() -> None:
     gold = cards.ClassifierReward.load(str(TINY / "gold"))
     sampling = {"temperature": 0.7}
     methods = {
-        "vanilla": cards.Vanilla(**sampling),
-        "best-of-8": cards.BestOfN(n=8, **sampling),
-        "rejection-sampling": cards.RejectionSampling(target=args.target, **sampling),
+        "vanilla": cards.methods.Vanilla(**sampling),
+        "best-of-8": cards.methods.BestOfN(n=8, **sampling),
+        "rejection-sampling": cards.methods.RejectionSampling(target=args.target, **sampling),
         "cards": cards.CARDS(target=args.target, **sampling),
         # as in docs/embedded.md, where it was chosen on other prompts
         "cards, hard": cards.CARDS(target=2.0, acceptance="hard", alpha=1.0, **sampling),

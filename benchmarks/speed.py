@@ -4,9 +4,9 @@
     python benchmarks/speed.py --models random-1b random-8b --device cuda --dtype bfloat16
 
 All arms write answers of exactly --max-tokens tokens (end of text is switched off), so that tokens compare. `naive` is the
-published procedure (tests/oracle.py): no cache, one candidate at a time, whole texts to the RM; it answers the same prompts
-with the same seeds as `cards-1`, and gives the same text. Each repeat runs every arm once, in turn; ratios are formed
-within a repeat, and the median over repeats is reported.
+published procedure (tests/helpers/cards_reference.py): no cache, one candidate at a time, whole texts to the RM; it answers
+the same prompts with the same seeds as `cards-1`, and gives the same text. Each repeat runs every arm once, in turn; ratios
+are formed within a repeat, and the median over repeats is reported.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 
 sys.path.insert(0, str(HERE.parent / "tests"))
-from oracle import Oracle, Settings
+from helpers.cards_reference import Oracle, Settings
 
 
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
     """CARDS settings under which a random pair behaves like a real one: segments of about 10 tokens, about 40% accepted."""
-    plain = cards.Decoder(engine, None, cards.Vanilla()).batch(prompts()[:4], **options)
+    plain = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(prompts()[:4], **options)
 
     @torch.no_grad()
     def entropies() -> torch.Tensor:
@@ -93,7 +93,7 @@ class Arms:
         return self._ours(cards.Decoder(self.engine, self.reward, self.method), requests)
 
     def vanilla(self, requests: int) -> tuple[float, int, list[Result]]:
-        return self._ours(cards.Decoder(self.engine, None, cards.Vanilla()), requests)
+        return self._ours(cards.Decoder(self.engine, None, cards.methods.Vanilla()), requests)
 
     def _ours(self, decoder: cards.Decoder, requests: int) -> tuple[float, int, list[Result]]:
         chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]

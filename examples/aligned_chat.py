@@ -1,6 +1,6 @@
-"""A chat whose answers are steered by a reward model, shown as they are accepted.
+"""A chat steered by a reward model; segments are printed as they are accepted.
 
-python examples/aligned_chat.py                                  # the embedded models; an empty line ends it
+python examples/aligned_chat.py    # the embedded models; an empty line ends the chat
 python examples/aligned_chat.py --model NAME --reward NAME --target 8.5
 """
 
@@ -13,9 +13,9 @@ import cards
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="folder or Hugging Face name of a chat model")
-    parser.add_argument("--reward", default="tiny", help="folder or Hugging Face name of a sequence classifier")
-    parser.add_argument("--target", type=float, help="reward to reach (default: what the reward model suggests)")
+    parser.add_argument("--model", default="tiny", help="Folder or Hugging Face name of a chat model.")
+    parser.add_argument("--reward", default="tiny", help="Folder or Hugging Face name of a sequence classifier.")
+    parser.add_argument("--target", type=float, help="Target reward. Default: the value suggested by the reward model.")
     given = parser.parse_args()
     decoder = cards.Decoder(given.model, given.reward, cards.CARDS(target=given.target))
     messages: list[cards.Message] = []
@@ -28,7 +28,7 @@ def main() -> None:
                 result = event.result
         messages.append({"role": "assistant", "content": result.text.strip()})
         used = result.usage
-        print(f"\n[reward {result.reward:.2f}; {used.lm_decoded_tokens} tokens drawn, {len(result.token_ids)} kept]\n")
+        print(f"\n[reward {result.reward:.2f}; {used.lm_decoded_tokens} tokens decoded, {len(result.token_ids)} kept]\n")
 
 
 def ask() -> str:

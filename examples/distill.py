@@ -1,10 +1,10 @@
-"""Iterative distillation: an LM learns, round after round, to write what best-of-n, or CARDS, would have taken.
+"""Iterative distillation: train an LM in rounds to produce what best-of-n, or CARDS, would select.
 
-Each round draws n answers a prompt from the LM of the round before, pairs the best with the worst, and trains on the pairs with
-TRL's DPOTrainer (in the manner of BOND, arXiv 2407.14622, and WIND, arXiv 2410.20727). With --by segments the pairs are
-segments that CARDS accepted with those that it refused in their place. Plain samples for prompts that training
-never saw are then scored by the reward model that steered and by a gold one that did not; the table has each round's win rates.
-Every step that is finished is kept in --out, and the same command goes on from there.
+Each round draws n responses per prompt from the LM of the previous round, pairs the best with the worst, and trains on the
+pairs with TRL's DPOTrainer (similar to BOND, arXiv 2407.14622, and WIND, arXiv 2410.20727). With --by segments, a pair is a
+segment that CARDS accepted and one that it rejected in its place. The reward model that steered and a gold reward model that
+did not then score plain samples for prompts that were not used in training. The table shows the win rates of each round.
+Each finished step is kept in --out, and the same command resumes from there.
 
     pip install 'cards-decoding[dpo]'
     python examples/distill.py --rounds 3
@@ -26,10 +26,13 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from cards import CARDS, BestOfN, ClassifierReward, Decoder, TransformersEngine
+from cards import CARDS, Decoder
 from cards.backends.files import TINY
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Message
 from cards.integrations.preferences import preferences, write
+from cards.methods import BestOfN
 from cards.study.prompts import read
 
 Chat = list[Message]
@@ -39,29 +42,29 @@ Answer = dict[str, float]
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--reward", default="tiny", help="steers")
-    parser.add_argument("--gold", default="tiny-gold", help="grades only")
-    parser.add_argument("--prompts", default="tiny", help="a file, or tiny")
-    parser.add_argument("--held-out", type=int, default=24, help="prompts to test on")
+    parser.add_argument("--reward", default="tiny", help="reward model that steers")
+    parser.add_argument("--gold", default="tiny-gold", help="reward model used only for evaluation")
+    parser.add_argument("--prompts", default="tiny", help="file of prompts, or tiny")
+    parser.add_argument("--held-out", type=int, default=24, help="number of prompts for evaluation")
     parser.add_argument("--out", type=Path, default=Path("distilled"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--by", choices=("answers", "segments"), default="answers", help="what is paired")
-    parser.add_argument("--n", type=int, default=8, help="answers to choose from")
-    parser.add_argument("--target", type=float, help="reward that segments must come near (default: what the reward suggests)")
+    parser.add_argument("--by", choices=("answers", "segments"), default="answers", help="what a pair consists of")
+    parser.add_argument("--n", type=int, default=8, help="number of responses to choose from")
+    parser.add_argument("--target", type=float, help="target reward for segments; None: the value suggested by the reward")
     parser.add_argument(
-        "--pairs", type=int, default=4, help="times a prompt is answered; one pair each, or those of its segments"
+        "--pairs", type=int, default=4, help="number of responses per prompt; each gives one pair, or the pairs of its segments"
     )
-    parser.add_argument("--samples", type=int, default=8, help="test answers a prompt")
+    parser.add_argument("--samples", type=int, default=8, help="number of test responses per prompt")
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--beta", type=float, default=0.1, help="of DPO")
+    parser.add_argument("--beta", type=float, default=0.1, help="beta of DPO")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
 def train(source: str, pairs: Path, out: Path, args: argparse.Namespace) -> None:
-    """DPO on the pairs from the model in `source`; the tuned one appears in `out` when it is whole."""
+    """Train the model in `source` on the pairs with DPO; `out` appears once the tuned model is complete."""
     config = DPOConfig(
         output_dir=str(out.with_name("work")),
         per_device_train_batch_size=8,
@@ -93,7 +96,7 @@ def sample(
     path: Path,
     args: argparse.Namespace,
 ) -> None:
-    """Plain samples (best of one) with their scores; the same seed gives both rewards the same texts."""
+    """Write plain samples (best of one) with their scores; the same seed gives both rewards the same texts."""
     prompts = [chat for chat in chats for _ in range(args.samples)]
     scored = {
         name: Decoder(engine, reward, BestOfN(n=1)).batch(prompts, seed=args.seed + 10**9, max_tokens=args.max_tokens)
@@ -107,7 +110,7 @@ def sample(
 
 
 def win_rate(ours: Sequence[Answer], theirs: Sequence[Answer], name: str) -> float:
-    """Share of answers that score higher than the other model's to the same prompt; a tie is half a win."""
+    """Return the share of responses that score higher than the other model's to the same prompt; a tie is half a win."""
     return mean((a[name] > b[name]) + 0.5 * (a[name] == b[name]) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -142,7 +145,7 @@ def main() -> None:
             sample(TransformersEngine.load(source), rewards, held_out, test, args)
         tests.append([json.loads(line) for line in test.read_text().splitlines()])
     names = ("reward", "gold")
-    print(f"\n{len(tests[0])} plain samples a round, for {len(held_out)} prompts that training never saw")
+    print(f"\n{len(tests[0])} plain samples per round, for {len(held_out)} prompts not used in training")
     print("round  tokens" + "".join(f"  {n:>6}  {'over base':>9}  {'over last':>9}" for n in names))
     for number, test in enumerate(tests):
         line = f"{number:>5}  {mean(a['tokens'] for a in test):>6.1f}"

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import torch
-from small import Pair, letter_engine
+from helpers.random_models import Pair, letter_engine
 
-from cards import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 
 torch.set_num_threads(1)
 

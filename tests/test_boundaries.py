@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.random_models import byte_tokenizer, language_model
 from numpy.typing import NDArray
-from small import byte_tokenizer, language_model
 
-from cards import Decoder, Entropy, FixedLength, Punctuation, Step, TransformersEngine, Vanilla, Whole
+from cards import Decoder, Entropy, FixedLength, Punctuation, Step, Whole
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.sampling import uncertainty
 from cards.boundaries import Boundary
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Response, Segment
+from cards.methods import Vanilla
 
 LOGITS = torch.tensor([[0.0, 1.0, -2.0, 3.5], [1.0, 1.0, 1.0, 1.0], [50.0, 0.0, 0.0, -50.0]], dtype=torch.float64)
 

@@ -8,22 +8,14 @@ import warnings
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, count_of_b, mock
+from helpers.mock_models import CARDS_IN_THREES, count_of_b, mock
 
-from cards import (
-    CARDS,
-    Accepted,
-    BestOfN,
-    Decoder,
-    Done,
-    FixedLength,
-    FunctionReward,
-    RejectionSampling,
-    TransformersEngine,
-    Vanilla,
-)
+from cards import CARDS, Accepted, Decoder, Done, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
 from cards.errors import BatchError, MismatchError, PromptError, RewardError, SettingError, UnknownNameError
+from cards.methods import BestOfN, RejectionSampling, Vanilla
+from cards.rewards import FunctionReward
 
 
 def test_a_call_a_stream_and_a_batch_give_the_same_answer() -> None:

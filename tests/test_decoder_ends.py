@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
-from small import PIECES, letter_engine
+from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from helpers.random_models import PIECES, letter_engine
 
-from cards import CARDS, Accepted, BestOfN, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
+from cards import CARDS, Accepted, Decoder, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import PromptError
+from cards.methods import BestOfN, Vanilla
+from cards.rewards import FunctionReward
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 20])

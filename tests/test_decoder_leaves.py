@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from asking import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
-from small import eventually
+from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from helpers.waiting import eventually
 
-from cards import CARDS, Cascade, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
+from cards import CARDS, Decoder, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.errors import BatchError, PromptError, RewardError
+from cards.methods import Cascade, Vanilla
+from cards.rewards import FunctionReward
 
 
 async def test_closing_a_stream_early_frees_its_rows(letters: TransformersEngine) -> None:

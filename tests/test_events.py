@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from cards import CARDS, BestOfN, Decoder, FixedLength, Result, Segment, Usage
+from cards import CARDS, Decoder, FixedLength, Result, Segment, Usage
 from cards.engines.mock import MockEngine
 from cards.events import Accepted, Done, Fallback, Fold, Proposed, Rejected, Response, Scored
+from cards.methods import BestOfN
 
 
 def segment(text: str, *ids: int, **more: object) -> Segment:

@@ -20,8 +20,8 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import cards",
-        "import cards; dir(cards); cards.CARDS(target=1.0); cards.BestOfN(); cards.Vanilla()",
-        "import cards; cards.Result, cards.Usage, cards.Entropy(), cards.Decoder, cards.FunctionReward(len)",
+        "import cards; dir(cards); cards.CARDS(target=1.0); cards.methods.BestOfN(); cards.methods.Vanilla()",
+        "import cards; cards.Result, cards.Usage, cards.Entropy(), cards.Decoder, cards.rewards.FunctionReward(len)",
         "import cards.registry, cards.errors, cards.acceptance, cards.boundaries, cards.events",
     ],
 )

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cards import CARDS, BestOfN, Entropy, FixedLength, RejectionSampling, Result, Vanilla
+from cards import CARDS, Entropy, FixedLength, Result
 from cards.boundaries import Boundary
 from cards.engines.mock import MockEngine
 from cards.events import Fold
+from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method, Request
 from cards.rewards.function import FunctionReward
 from cards.usage import Usage, track_usage

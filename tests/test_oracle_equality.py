@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import Candidate, Oracle, Piece, Settings
-from small import END, WORDS, Pair, words
+from helpers.cards_reference import Candidate, Oracle, Piece, Settings
+from helpers.random_models import END, WORDS, Pair, words
 
-from cards import CARDS, Accepted, Decoder, Done, Rejected, Result, Scored, Segment, Vanilla
+from cards import CARDS, Accepted, Decoder, Done, Rejected, Result, Scored, Segment
 from cards.backends.local.rewards import ClassifierReward
+from cards.methods import Vanilla
 
 SOFT = Settings(target=0.9, entropy_threshold=2.9, min_segment=2, max_segment=6, max_tokens=12, top_k=30)
 

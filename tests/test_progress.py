@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cards import Decoder, Vanilla
+from cards import Decoder
 from cards.engines.mock import MockEngine
+from cards.methods import Vanilla
 from cards.progress import bar
 
 

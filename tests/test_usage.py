@@ -7,9 +7,10 @@ from dataclasses import fields
 
 import pytest
 
-from cards import CARDS, BestOfN, Decoder, FixedLength, RejectionSampling, Result, Usage, Vanilla
+from cards import CARDS, Decoder, FixedLength, Result, Usage
 from cards.engines.mock import MockEngine
 from cards.events import Fallback, Proposed, Rejected
+from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method
 from cards.usage import current_account, track_usage
 

@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     engine, reward = cards.TransformersEngine.load(str(args.out / "lm")), cards.ClassifierReward.load(str(args.out / "rm"))
     texts = prompts(args.data, args.each)
-    results = cards.Decoder(engine, None, cards.Vanilla()).batch(texts, max_tokens=64)
+    results = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(texts, max_tokens=64)
     encoded = [engine.encode(text) for text in texts]
 
     async def score() -> list[float]:

@@ -1,4 +1,4 @@
-"""Writes each model folder's README.md, with the figures of report.json."""
+"""Write the README.md of each model folder, with the figures of report.json."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def language_table(report: Report) -> str:
     sources = ("all", "self_dialogue", "multiwoz", "taskmaster4")
     rows = [(name, *(f"{figures[source]:.3f}" for source in sources)) for name, figures in report["language"].items()]
-    return "Bits per byte on permissive validation dialogues (lower is better):\n\n" + table(("model", *sources), rows)
+    return "Bits per byte on permissively licensed validation dialogues (lower is better):\n\n" + table(("model", *sources), rows)
 
 
 def spread_rows(report: Report, judge: str) -> str:
     names = ("mean", "sd", "q50", "q75", "q90", "q95", "q99")
     rows = [(name, *(f"{figures[judge][key]:.2f}" for key in names)) for name, figures in report["samples"].items()]
-    return table((f"{judge} on replies of", *names), rows)
+    return table((f"{judge} on responses of", *names), rows)
 
 
 def reward_table(report: Report, role: str) -> str:
@@ -53,10 +53,10 @@ def reward_table(report: Report, role: str) -> str:
         )
     head = ("dev rows", "accuracy", "balanced", "AUC", "threshold", "bare text", "parts")
     text = (
-        "Accuracy on dev rows, as a reply with its end-of-text unless said otherwise; thresholds come from unseen\n"
-        "rows of the train files. Parts, on 300 rows: 25% / 50% / 75% of the text / no end-of-text / all of it.\n\n"
+        "Accuracy on dev rows, as a response with its end-of-text unless stated otherwise. Thresholds come from unseen rows of\n"
+        "the train files. Parts, on 300 rows: 25% / 50% / 75% of the text / no end-of-text / all of it.\n\n"
     )
-    drawn = "Rewards of replies drawn at temperature 0.7, top-k 40, at most 64 tokens, for held-out prompts:"
+    drawn = "Rewards of responses to held-out prompts, at temperature 0.7, top-k 40, at most 64 tokens:"
     return f"{text}{table(head, rows)}\n\n{drawn}\n\n"
 
 
@@ -72,14 +72,14 @@ def tuned_lines(report: Report) -> str:
         tokens, ended = f"{figures['tokens']:.1f}", f"{figures['ended']:.3f}"
         means = (f"{figures['rm']['mean']:.2f}", f"{figures['gold']['mean']:.2f}")
         rows.append((name, *means, tokens, ended, f"{figures['distinct_replies']:.2f}", f"{apart:.2f}" if apart else "0"))
-    head = ("model", "mean rm", "mean gold", "tokens", "ended", "distinct", "KL to lm, nats a reply")
+    head = ("model", "mean rm", "mean gold", "tokens", "ended", "distinct", "KL to lm, nats per response")
     return table(head, rows)
 
 
 def draft_lines(report: Report) -> str:
     figures = report["draft"]
     return (
-        f"Chance that speculative sampling at temperature 1 keeps a drafted token: {figures['accepted']:.3f}; "
+        f"Probability that speculative sampling at temperature 1 accepts a drafted token: {figures['accepted']:.3f}; "
         f"same most likely token: {figures['same_best_token']:.3f}."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from cards.errors import check
+from cards.errors import SettingError, UnknownNameError, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,3 +114,30 @@ class Step(Boundary):
 @dataclass(frozen=True)
 class Whole(Boundary):
     """One segment: the whole answer."""
+
+
+def read_boundary(text: str) -> Boundary | None:
+    """The boundary that a text names: `fixed:15`, `punctuation[:MARKS]`, `step[:DELIMITER]`, `whole`, or None for `entropy`.
+
+    Raises SettingError or UnknownNameError.
+    """
+    kind, _, detail = text.partition(":")
+    detail = unescape(detail)
+    if kind not in ("entropy", "fixed", "punctuation", "step", "whole"):
+        raise UnknownNameError("boundary", kind, ["entropy", "fixed:15", "punctuation", "step", "whole"])
+    if kind == "fixed":
+        if not (detail.isdecimal() or not detail):
+            raise SettingError(f"The boundary fixed:N takes a number of tokens, for instance fixed:15, got {detail!r}.")
+        return FixedLength(maximum=int(detail)) if detail else FixedLength()
+    if kind == "punctuation":
+        return Punctuation(marks=detail) if detail else Punctuation()
+    if kind == "step":
+        return Step(delimiter=detail) if detail else Step()
+    if detail:
+        raise SettingError(f"The boundary {kind} takes no value, got {detail!r}.")
+    return Whole() if kind == "whole" else None
+
+
+def unescape(text: str) -> str:
+    r"""Replace \n and \t, which are easy to type in a shell, by the characters that they stand for."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypedDict
 
@@ -142,6 +143,7 @@ class Fold:
     seed: int
     method: str
     segments: list[Segment] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
     drafted: set[tuple[int, int]] = field(default_factory=set)  # (position, candidate) of what a draft proposed
 
     def add(self, event: Event) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from itertools import count
-from typing import Literal, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Role = Literal["lm", "draft", "rm"]  # the language model, a second one that helps it, or a part of a reward
 
@@ -126,10 +127,10 @@ def booked_as(role: Role) -> Iterator[None]:
         _role.reset(reset)
 
 
-async def in_role(role: Role, work: Awaitable[T]) -> T:
-    """Await the work in a role, for calls that run side by side in different roles."""
+async def in_role(role: Role, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a model in a role, side by side with calls in other roles."""
     with booked_as(role):
-        return await work
+        return await call(*args, **kwargs)
 
 
 def current_account() -> Account:

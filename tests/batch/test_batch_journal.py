@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mocks import read
+from helpers.mock_batch import read
 
 from cards.batch.journal import Files, Journal, Merge, done, failed, settle
 from cards.batch.rows import line

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from mocks import read, write
+from helpers.mock_batch import read, write
 from pyarrow import parquet
 
 from cards.batch import pack

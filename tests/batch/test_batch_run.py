@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mocks import prompts, work, write
+from helpers.mock_batch import prompts, work, write
 
 from cards.backends.http.client import RefusedError
 from cards.batch.rows import Raw, Reader

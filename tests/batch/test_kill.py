@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mocks import prompts, read, write
+from helpers.mock_batch import prompts, read, write
 from pyarrow import parquet
 
 from cards.files import alone
 
-PROGRAM = Path(__file__).with_name("killed.py")
+PROGRAM = Path(__file__).with_name("slow_batch.py")
 ROWS = 150
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from asking import mock
+from helpers.mock_models import mock
 
 import cards
 from cards.cli.arms import arms_of
 from cards.engines.base import Engine
 from cards.errors import CardsError, SettingError, UnknownNameError
 from cards.events import Event
-from cards.methods.base import EngineLike, Method, Request, model_setting
-from cards.registry import METHODS
+from cards.methods.base import EngineLike, Method, Request
+from cards.registry import method_classes
 from cards.rewards.base import Reward
+from cards.settings import setting
 from cards.study.bench.plan import Plan, preset, read
 from cards.study.bench.results import Results
 from cards.study.bench.run import REPETITION, header
@@ -38,8 +39,8 @@ class Bench:
         self.path = path
         self.models = Models(
             mock(),
-            cards.FunctionReward(lambda _, text: text.count("b")),
-            cards.FunctionReward(lambda _, text: -text.count("c")),
+            cards.rewards.FunctionReward(lambda _, text: text.count("b")),
+            cards.rewards.FunctionReward(lambda _, text: -text.count("c")),
         )
 
     def __call__(self, plan: Plan = PLAN) -> tuple[list[dict[str, Any]], list[str]]:
@@ -64,7 +65,7 @@ def test_rows_are_what_the_decoder_gives_and_what_it_is_worth(bench: Bench) -> N
         (f"q{i}", 7 + i + REPETITION * k) for k in range(2) for i in range(3)
     ]
     for row in rows:
-        method = cards.Vanilla() if row["method"] == "vanilla" else cards.BestOfN(n=row["settings"]["n"])
+        method = cards.methods.Vanilla() if row["method"] == "vanilla" else cards.methods.BestOfN(n=row["settings"]["n"])
         result = cards.Decoder(bench.models.engine, bench.models.reward, method)(row["prompt"], seed=row["seed"], max_tokens=12)
         assert (row["text"], row["token_ids"], row["finish_reason"]) == (
             result.text,
@@ -142,12 +143,12 @@ def test_an_answer_that_fails_is_told_and_left_out_and_tried_again(bench: Bench)
             raise ValueError("no")
         return 0.0
 
-    bench.models.reward = cards.FunctionReward(picky, name="<lambda>")
+    bench.models.reward = cards.rewards.FunctionReward(picky, name="<lambda>")
     rows, errors = bench(replace(PLAN, methods=("best-of-n:n=2",)))
     assert [row["id"] for row in rows] == ["q0", "q1"] * 2
     assert len(errors) == 2
     assert "best-of-n:n=2, prompt q2, seed 9: Reward function '<lambda>' raised ValueError: no" in errors[0]
-    bench.models.reward = cards.FunctionReward(lambda _, text: 0.0)
+    bench.models.reward = cards.rewards.FunctionReward(lambda _, text: 0.0)
     rows, errors = bench(replace(PLAN, methods=("best-of-n:n=2",)))
     assert ([row["id"] for row in rows], errors) == (["q0", "q1", "q0", "q1", "q2", "q2"], [])
 
@@ -176,11 +177,11 @@ class Helped(Method):
 
     name: ClassVar[str] = "helped"
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
-    draft: EngineLike = model_setting("engine", "small")
-    helpers: str | tuple[Engine, ...] = model_setting("engines", "small,other")
+    draft: EngineLike = setting("small", help="A model.", loads="engine")
+    helpers: str | tuple[Engine, ...] = setting("small,other", help="Models.", loads="engines")
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        async for event in cards.Vanilla().stream(request, engine, reward):
+        async for event in cards.methods.Vanilla().stream(request, engine, reward):
             yield event
 
 
@@ -204,7 +205,7 @@ def test_presets_are_plans_whose_methods_exist() -> None:
         plan = preset(name)
         arms = arms_of(plan.methods)
         assert arms[0].method.name == "vanilla"
-        assert {"best-of-n", "cards"} <= {arm.method.name for arm in arms} <= set(METHODS)
+        assert {"best-of-n", "cards"} <= {arm.method.name for arm in arms} <= set(method_classes())
         assert len({json.dumps([arm.method.name, arm.settings]) for arm in arms}) == len(arms)
     paper: Any = next(arm.method for arm in arms_of(preset("llama-7b").methods) if arm.method.name == "cards")
     assert (paper.entropy_threshold, paper.target, paper.beta, paper.sampling.temperature) == (3.0, 8.5, 0.7, 0.7)
@@ -265,7 +266,7 @@ def test_methods_are_written_with_their_settings(specs: list[str], labels: list[
     [
         ("crads", "Unknown method 'crads'. Did you mean 'cards'"),
         ("cards:bta=1", "Unknown setting of method 'cards': 'bta'. Did you mean 'beta'.*In the method 'cards:bta=1'"),
-        ("cards:beta=hot", "--beta must be NUMBER, not 'hot'"),
+        ("cards:beta=hot", "--beta must be a number, got 'hot'"),
         ("cards:beta=-1", "beta must be positive"),
         ("cards:0.5", "setting=value, not '0.5'"),
         ("best-of-n:n=2,2", "'best-of-n:n=2' is there twice"),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mock_pair import calibration
+from helpers.mock_calibration import calibration
 
 from cards.errors import SettingError
 from cards.study.calibrate.choose import Wish

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from mock_pair import LETTERS, likes_b
+from helpers.mock_calibration import LETTERS, likes_b
 
 from cards import CARDS, Decoder
 from cards.boundaries import Entropy

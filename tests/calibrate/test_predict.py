@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mock_pair import MAX_TOKENS, calibration
+from helpers.mock_calibration import MAX_TOKENS, calibration
 
 from cards import CARDS
 from cards.study.calibrate.choose import measured, rates

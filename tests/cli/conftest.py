@@ -1,3 +1,3 @@
 """Fixtures of the command's tests."""
 
-from mocked import cli as cli
+from helpers.mock_cli import cli as cli

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 from pyarrow import parquet
 
 from cards.cli.batch import _both

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 from typer.testing import CliRunner
 
 import cards

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 
 from cards.errors import RewardError
 

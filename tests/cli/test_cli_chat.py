@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 
 from cards.cli.chat import chat
 from cards.errors import PromptError

@@ -6,7 +6,7 @@ import io
 import json
 
 import pytest
-from mocked import Cards, plain
+from helpers.mock_cli import Cards, plain
 from rich.console import Console
 
 import cards
@@ -24,7 +24,7 @@ def compare(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> Cards:
 
 
 def results(cli: Cards) -> list[cards.Result]:
-    methods = (cards.Vanilla(), cards.BestOfN(n=2), cards.BestOfN(n=3))
+    methods = (cards.methods.Vanilla(), cards.methods.BestOfN(n=2), cards.methods.BestOfN(n=3))
     return [cards.Decoder(cli.engine, cli.reward, m)([{"role": "user", "content": "Well?"}], max_tokens=24) for m in methods]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import Server, judge, longer
-from mocked import Cards, plain
-from model_server import running
+from helpers.judge_server import Server, judge, longer
+from helpers.mock_cli import Cards, plain
+from helpers.model_server import running
 from typer.testing import CliRunner
 
 import cards.cli

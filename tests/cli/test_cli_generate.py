@@ -7,7 +7,7 @@ import logging
 import warnings
 
 import pytest
-from mocked import Cards
+from helpers.mock_cli import Cards
 
 import cards
 from cards.cli.view import View
@@ -156,7 +156,7 @@ def test_a_reward_that_fails_half_way_shows_what_there_was(cli: Cards) -> None:
     def failing(prompt: str, response: str) -> float:
         return float("nan") if response.count("like") + response.count("lot") > 2 else 1.0
 
-    cli.reward = cards.FunctionReward(failing, target=1.0)
+    cli.reward = cards.rewards.FunctionReward(failing, target=1.0)
     ran = cli("generate", "Well?", *SHORT)
     closing, error = ran.stderr.splitlines()
     assert ran.exit_code == 2

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from mocked import Cards, plain
+from helpers.mock_cli import Cards, plain
 
 import cards
-from cards.cli.settings import settings_of
-from cards.registry import METHODS, method_class
+from cards.registry import method_class, method_classes
+from cards.settings import settings_of
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["methods"], ["--version"]])
@@ -31,14 +31,14 @@ def test_version(cli: Cards) -> None:
 
 def test_methods_lists_every_method_with_what_it_needs_and_its_settings(cli: Cards) -> None:
     words = set(plain(cli("methods").stdout).split())
-    for name in METHODS:
+    for name in method_classes():
         assert {name, *method_class(name).needs} <= words
-        assert {f"{s.flag}={s.default(name)}" for s in settings_of(name)} <= words
+        assert {f"{s.flag}={s.default_text}" for s in settings_of(method_class(name)).values()} <= words
 
 
 def test_help_has_every_option(cli: Cards) -> None:
     printed = plain(cli("generate", "--help").stdout)
     own = ["model", "reward", "method", "seed", "max-tokens", "stop", "deadline", "device", "dtype", "slots", "context"]
     flags = {f"--{name}" for name in (*own, "raw", "trace", "json")}
-    flags |= {s.flag for name in METHODS for s in settings_of(name)}
+    flags |= {s.flag for cls in method_classes().values() for s in settings_of(cls).values()}
     assert flags <= set(printed.split())

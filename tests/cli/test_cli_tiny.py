@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from mocked import plain
+from helpers.mock_cli import plain
 from typer.testing import CliRunner
 
 import cards

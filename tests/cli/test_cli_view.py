@@ -6,7 +6,7 @@ import io
 import json
 
 import pytest
-from mocked import plain
+from helpers.mock_cli import plain
 from rich.console import Console
 
 from cards.cli.view import NARROW, View, closing_line

@@ -22,7 +22,7 @@ def lines() -> list[list[str]]:
     """Command lines after `cards`: of the units, of the image, and of containers of it."""
     found = []
     for file in FILES:
-        text = file.read_text(encoding="utf-8")
+        text = re.sub(r" \\\n *", " ", file.read_text(encoding="utf-8"))
         found += [shlex.split(line) for line in re.findall(r"^ExecStart=\S*/cards (.+)$", text, re.M)]
         found += [json.loads(line) for line in re.findall(r"^CMD (\[.+\])$", text, re.M)]
         found += [shlex.split(line) for line in re.findall(r"^docker run .* cards(?:-gpu)? (\w+ .+)$", text, re.M)]

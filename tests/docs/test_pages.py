@@ -18,11 +18,18 @@ import cards.registry
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Engine
-from cards.registry import METHODS
+from cards.registry import method_classes
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-COMMANDS = [(page, line) for page in PAGES for line in re.findall(r"^\$ (cards .+|echo .+)$", page.read_text(), re.M)]
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of a page; a backslash at the end of a line continues a command."""
+    return re.findall(r"^\$ (cards .+|echo .+)$", page.read_text().replace(" \\\n", " "), re.M)
+
+
+COMMANDS = [(page, line) for page in PAGES for line in commands(page)]
 PROGRAMS = [(page, code) for page in PAGES for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)]
 FEW_TOKENS = ("generate", "compare")
 
@@ -49,7 +56,7 @@ def _engine(name: str) -> Engine:
     return _load(name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_classes())
 def test_every_method_has_a_page(name: str) -> None:
     assert (DOCS / "methods" / f"{name}.md").read_text().startswith("# ")
 

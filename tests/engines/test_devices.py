@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from small import Pair, words
+from helpers.random_models import Pair, words
 
-from cards import Decoder, Vanilla
+from cards import Decoder
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import pick_device
 from cards.backends.local.readers import Padded
 from cards.errors import BatchError, ModelError, SettingError
+from cards.methods import Vanilla
 
 TEXTS = [words([5, 9]), words([12, 3, 40])]
 

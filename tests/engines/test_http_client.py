@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
-from model_server import Faulty, running
-from small import eventually
+from helpers.model_server import Faulty, running
+from helpers.waiting import eventually
 
 from cards.backends.http.client import Client, RefusedError
 from cards.errors import SettingError, UnavailableError

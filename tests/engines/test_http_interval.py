@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from cards import Decoder, TransformersEngine, Vanilla
+from cards import Decoder
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.interval import entropy_interval
 from cards.events import Message, Response
+from cards.methods import Vanilla
 
 
 def entropy(p: np.ndarray) -> float:

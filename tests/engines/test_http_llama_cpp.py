@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from asking_servers import TALK, Local, ask_of, connected, proposals
-from model_server import LM, running
+from helpers.model_server import LM, running
+from helpers.served_engines import TALK, Local, ask_of, connected, proposals
 
-from cards import BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, TransformersEngine
+from cards import Decoder, Entropy, FixedLength
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Result
+from cards.methods import BestOfN
 from cards.registry import load_engine
 from cards.usage import track_usage
 

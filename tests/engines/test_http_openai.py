@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking_servers import TALK, Local, ask_of, connected, proposals
-from model_server import LM, rewards, running
-from small import byte_tokenizer, eventually
+from helpers.model_server import LM, rewards, running
+from helpers.random_models import byte_tokenizer
+from helpers.served_engines import TALK, Local, ask_of, connected, proposals
+from helpers.waiting import eventually
 from typer.testing import CliRunner
 
-from cards import CARDS, BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, Punctuation, TransformersEngine, Vanilla
+from cards import CARDS, Decoder, Entropy, FixedLength, Punctuation
 from cards.backends.http.connect import EXTRAS
 from cards.backends.http.openai import tokens_of
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.cli import app
 from cards.engines.interval import entropy_interval
 from cards.errors import MismatchError, ModelError, PromptError, SettingError, UnavailableError
 from cards.events import Prompt, Response, Result
+from cards.methods import BestOfN, Vanilla
 from cards.registry import load_engine
 
 

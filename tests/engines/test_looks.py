@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import END, Pair, words
+from helpers.random_models import END, Pair, words
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.sampling import draw

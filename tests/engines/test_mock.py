@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cards import Decoder, Entropy, Vanilla
+from cards import Decoder, Entropy
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import PromptError, SettingError
 from cards.events import Response
+from cards.methods import Vanilla
 from cards.sampling import Sampling
 
 P = [0.2, 0.3, 0.1, 0.4]

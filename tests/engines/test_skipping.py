@@ -10,11 +10,11 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 import torch
-from small import CONTEXT, END, WORDS, Pair, word_tokenizer, words
+from helpers.random_models import CONTEXT, END, WORDS, Pair, word_tokenizer, words
 from test_laws import assert_follows
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from cards import Decoder, SkipDecoding
+from cards import Decoder
 from cards.backends.local import skipping as module
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.skipping import hierarchy, skipping, without_layers
@@ -133,10 +133,10 @@ def test_few_are_skipped_at_first_and_never_the_ends() -> None:
 
 def test_the_method_makes_it_once_and_its_answers_do_not_depend_on_company_or_cache() -> None:
     engine = TransformersEngine(model("llama"), word_tokenizer(), slots=4)
-    decoder = Decoder(engine, None, SkipDecoding(skipped=0.4))
-    made = skipping(engine, 0.4)
+    made = engine.without_layers(0.4)
+    decoder = Decoder(SpeculativeEngine(engine, made), None, "vanilla")
     results = decoder.batch([words(range(i, i + 9)) for i in range(3, 11)], max_tokens=12, seed=2)
-    assert skipping(engine, 0.4) is made
+    assert engine.without_layers(0.4) is made
     assert all(r.usage.draft_decoded_tokens > 0 and r.usage.lm_wasted_tokens == 0 for r in results)
     for i, result in enumerate(results):
         for e in (engine, made):
@@ -146,12 +146,12 @@ def test_the_method_makes_it_once_and_its_answers_do_not_depend_on_company_or_ca
 
 def test_models_without_such_layers_are_refused() -> None:
     with pytest.raises(MismatchError, match="no layers that could be skipped"):
-        skipping(MockEngine(lambda ids: [0.5, 0.5], "ab"), 0.5)
+        MockEngine(lambda ids: [0.5, 0.5], "ab").without_layers(0.5)
     with pytest.raises(ModelError, match="too few layers"):
         skipping(Pair.make("llama", torch.float64).engine(), 0.5)
     odd = model("llama")
     odd.config.num_hidden_layers = 7
     with pytest.raises(ModelError, match="0 lists of 7 layers"):
         module.layers_of(odd)
-    with pytest.raises(SettingError, match="skipped must lie"):
-        SkipDecoding(skipped=1.0)
+    with pytest.raises(SettingError, match="skip_layers must be above 0 and below 1"):
+        skipping(Pair.make("llama", torch.float64).engine(), 1.0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from small import Pair
+from helpers.random_models import Pair
 from torch import Tensor
 
 from cards.backends.local.cache import TorchCache

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asking import assert_free
-from small import Pair, language_model, words
+from helpers.mock_models import assert_free
+from helpers.random_models import Pair, language_model, words
 from test_laws import BY_ENTROPY, END, LETTERS, Ids, Law, assert_follows, entropy, next_token
 
-from cards import CARDS, BestOfN, Decoder
+from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
 from cards.boundaries import Boundary, Entropy, FixedLength, Punctuation, Whole
 from cards.engines.base import Ask, Engine
@@ -24,6 +24,7 @@ from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine, excess
 from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response, Segment
+from cards.methods import BestOfN
 from cards.sampling import Sampling
 from cards.usage import track_usage
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import byte_tokenizer, letter_tokenizer, word_tokenizer
+from helpers.random_models import byte_tokenizer, letter_tokenizer, word_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import cards

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from small import CONTEXT, Pair, letter_engine, reward_model, word_tokenizer, words
+from helpers.random_models import CONTEXT, Pair, letter_engine, reward_model, word_tokenizer, words
 
-from cards import CARDS, BestOfN, ClassifierReward, Decoder, Entropy, FixedLength, TransformersEngine, Vanilla
+from cards import CARDS, Decoder, Entropy, FixedLength
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Ask
 from cards.errors import ModelError, PromptError, SettingError, UnknownNameError
 from cards.events import Response, Segment
+from cards.methods import BestOfN, Vanilla
 from cards.sampling import Sampling
 from cards.usage import Usage, track_usage
 

@@ -10,13 +10,14 @@ import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
-from small import Pair, letter_engine
+from helpers.random_models import Pair, letter_engine
 from torch import Tensor
 
-from cards import Decoder, Vanilla
+from cards import Decoder
 from cards.engines.base import Ask
 from cards.errors import CardsError
 from cards.events import Event, Prompt, Response
+from cards.methods import Vanilla
 
 
 async def test_a_model_that_fails_fails_the_request_and_the_engine_stays_usable(caplog: pytest.LogCaptureFixture) -> None:

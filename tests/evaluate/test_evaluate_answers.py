@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import benched
+from helpers.judge_server import benched
 
 from cards.errors import CardsError, SettingError
 from cards.study.evaluate.answers import fingerprint, messages_of, pairs, read, unpaired

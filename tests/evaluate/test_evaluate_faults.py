@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import mock
-from judging import benched, figures, first, judge, judged, longer, write
+from helpers.judge_server import benched, figures, first, judge, judged, longer, write
+from helpers.mock_models import mock
 
 import cards
 from cards.events import Response
@@ -83,7 +83,7 @@ def test_the_reward_that_steers_does_not_compare(tmp_path: Path) -> None:
 async def test_a_reward_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     answers = write(tmp_path, mine={"a?": "fine", "b?": "broken"}, base={"a?": "fine too", "b?": "fine"})
     work = Evaluation(Results.open(tmp_path / "j.jsonl", HEADER), show=False)
-    reward = cards.FunctionReward(lambda _, text: math.nan if "broken" in text else len(text), name="gold")
+    reward = cards.rewards.FunctionReward(lambda _, text: math.nan if "broken" in text else len(text), name="gold")
     await work.grade(reward, answers.all)
     assert len(work.errors) == 1
     assert "must be a finite number" in work.errors[0]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judging import Server, counts, figures, first, judge, judged, longer, write
-from model_server import running
+from helpers.judge_server import Server, counts, figures, first, judge, judged, longer, write
+from helpers.model_server import running
 
-from cards import FunctionReward
 from cards.errors import SettingError, UnavailableError
+from cards.rewards import FunctionReward
 from cards.study.bench.results import Results
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_server import LM, running
+from helpers.model_server import LM, running
 
-from cards import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -42,4 +42,4 @@ def test_a_server_that_knows_nothing_of_it_is_made_safe() -> None:
         command = [sys.executable, str(EXAMPLES / given[0]), *given[1:], "--target", "1000", "--max-tokens", "12"]
         refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert "No safe answer was found" in refused.stderr
+        assert "No safe response was found" in refused.stderr

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from small import END, Pair, words
+from helpers.random_models import END, Pair, words
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria
 
 import cards
-from cards import ARGS, CARDS, BestOfN, Decoder, FixedLength, Vanilla
+from cards import CARDS, Decoder, FixedLength
 from cards.errors import ModelError, PromptError, SettingError
 from cards.integrations.transformers import Output, custom_generate
+from cards.methods import ARGS, BestOfN, Vanilla
 
 TEXTS = [words([5, 9]), words([12, 3, 40, 7, 8]), words([33])]
 METHODS = [
@@ -52,7 +53,7 @@ def test_a_padded_batch_has_the_answers_of_a_decoder(method: Any, lm: Any, llama
     reward = llama_float64.reward()
     expected = Decoder(llama_float64.engine(), reward, method).batch(TEXTS, seed=7, max_tokens=20)
     inputs = padded(llama_float64)
-    generate = cards.custom_generate(reward, method, tokenizer=llama_float64.tokenizer)
+    generate = custom_generate(reward, method, tokenizer=llama_float64.tokenizer)
     got = lm.generate(**inputs, max_new_tokens=20, custom_generate=generate, seed=7, return_dict_in_generate=True)
     assert isinstance(got, Output)
     assert got.results is not None
@@ -177,7 +178,7 @@ class Never(StoppingCriteria):
 @REACH
 def test_a_warning_names_what_does_not_apply(lm: Any, llama_float64: Pair) -> None:
     inputs = padded(llama_float64)
-    generate = custom_generate(llama_float64.reward(), cards.CBS(temperature=1.0), tokenizer=llama_float64.tokenizer)
+    generate = custom_generate(llama_float64.reward(), cards.methods.CBS(temperature=1.0), tokenizer=llama_float64.tokenizer)
     with pytest.warns(UserWarning, match="leaves out") as caught:
         lm.generate(
             **inputs,

@@ -12,11 +12,15 @@ import torch
 from typer.testing import CliRunner
 
 import cards.cli
-from cards import CARDS, BestOfN, ClassifierReward, Decoder, FixedLength, FunctionReward, TransformersEngine, Vanilla
+from cards import CARDS, Decoder, FixedLength
 from cards.backends.files import TINY
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError
 from cards.events import Message
 from cards.integrations.preferences import Pair, answers, preferences, segments, write
+from cards.methods import BestOfN, Vanilla
+from cards.rewards import FunctionReward
 
 TRL = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*pin_memory")  # its own
 CHATS: list[list[Message]] = [
@@ -103,7 +107,7 @@ def test_what_makes_no_pairs_is_refused_and_what_fails_is_left_out(engine: Trans
     with pytest.warns(UserWarning, match=r"Prompt number 1 gives no pairs: .*no dogs"):
         pairs = list(preferences(decoder, CHATS, max_tokens=32))
     assert [pair.prompt for pair in pairs] == [tuple(CHATS[0]), tuple(CHATS[2])]
-    with pytest.raises(SettingError, match="'best-of-n' are no pairs"):
+    with pytest.raises(SettingError, match="'best-of-n' gives no pairs"):
         list(preferences(decoder, CHATS, by="segments"))
     with pytest.raises(SettingError, match="gap"):
         list(preferences(decoder, CHATS, gap=-1.0))
@@ -129,7 +133,7 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
         (["tiny", "pairs.txt"], "written to a .jsonl or .parquet file"),
         (["tiny", "pairs.jsonl", "--method", "vanilla"], "scores no answers"),
         (["tiny", "pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
-        (["tiny", "pairs.jsonl", "--by", "segments"], "Segments of method 'best-of-n' are no pairs"),
+        (["tiny", "pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),
     ):
         ran = CliRunner().invoke(cards.cli.app, ["preferences", *arguments, "--limit", "1"])
         assert ran.exit_code == 2

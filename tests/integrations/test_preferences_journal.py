@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cards.cli
-from cards import FunctionReward
 from cards.engines.mock import MockEngine
 from cards.errors import CardsError, RewardError, UnavailableError
 from cards.files import alone
+from cards.rewards import FunctionReward
 
-PROGRAM = Path(__file__).parents[1] / "batch" / "killed.py"  # the command on a model without weights, which takes its time
+PROGRAM = Path(__file__).parents[1] / "batch" / "slow_batch.py"  # the command on a model without weights, which takes its time
 SETTINGS = ("--method", "cards", "--target", "3", "--boundary", "fixed:4", "--repeats", "2", "--max-tokens", "40", "--raw")
 ROWS = 60
 

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from ray_serving import ServeDeploySchema, ask, cluster, ray_serve, wait
+from helpers.ray_cluster import ServeDeploySchema, ask, cluster, ray_serve, wait
 
 import cards
 from cards.serve.options import Options

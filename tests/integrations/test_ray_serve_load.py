@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fastapi import FastAPI
-from model_server import running
+from helpers.model_server import running
+from helpers.random_models import language_model, word_tokenizer
+from helpers.ray_cluster import cluster, ray_serve, serve, wait
 from prometheus_client.parser import text_string_to_metric_families
-from ray_serving import cluster, ray_serve, serve, wait
-from small import language_model, word_tokenizer
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")]
 LONG = 30_000  # tokens: minutes

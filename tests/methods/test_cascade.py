@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import Pair, language_model, word_tokenizer, words
+from helpers.random_models import Pair, language_model, word_tokenizer, words
 from test_laws import (
     BETA,
     END,
@@ -33,11 +33,13 @@ from test_laws import (
     value,
 )
 
-from cards import CARDS, Cascade, Decoder, FixedLength, FunctionReward, ImplicitReward, Rejected, Result, Scored
+from cards import CARDS, Decoder, FixedLength, Rejected, Result, Scored
 from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
 from cards.events import Event, Fold, Proposed, Response
+from cards.methods import Cascade
 from cards.methods.base import Request
+from cards.rewards import FunctionReward, ImplicitReward
 from cards.rewards.base import Reward
 from cards.sampling import EARLY, VERDICT, uniforms
 from cards.usage import Usage, track_usage

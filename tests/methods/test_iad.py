@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cards import IAD, BestOfN, Decoder, Done, Proposed, Result, Segment
+from cards import Decoder, Done, Proposed, Result, Segment
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.events import Event, Message, Prompt, Response
+from cards.methods import IAD, BestOfN
 from cards.rewards.base import Reward
 
 CHARACTERS = sorted(set(string.printable) - set("\t\r\x0b\x0c"))

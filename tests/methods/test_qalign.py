@@ -10,11 +10,12 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
-from asking import mock
-from small import Pair, words
+from helpers.mock_models import mock
+from helpers.random_models import Pair, words
 from test_laws import END, LETTERS, REWARD, Ids, assert_follows, engine, next_token, p_value, value
 
-from cards import Accepted, Decoder, Proposed, QAlign
+from cards import Accepted, Decoder, Proposed
+from cards.methods import QAlign
 from cards.methods.base import Request
 
 LENGTH, BETA = 3, 0.8

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import Pair, words
+from helpers.random_models import Pair, words
 from test_laws import END, Ids, next_token, reading, results, value
 
-from cards import RAIN, Accepted, Decoder, FunctionReward, Proposed, Rejected
+from cards import Accepted, Decoder, Proposed, Rejected
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
+from cards.methods import RAIN
+from cards.rewards import FunctionReward
 from cards.sampling import uniforms
 
 Path = tuple[Ids, ...]

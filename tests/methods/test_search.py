@@ -7,33 +7,26 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from by_hand import MAX, ByHand, Node, ada_search, blockwise, cbs, guided_tree_bon, speculative_rejection, tree_bon
-from small import Pair, words
+from helpers.random_models import Pair, words
+from helpers.search_reference import (
+    MAX,
+    ByHand,
+    Node,
+    ada_search,
+    blockwise,
+    cbs,
+    guided_tree_bon,
+    speculative_rejection,
+    tree_bon,
+)
 from test_laws import engine, results, value
 
-from cards import (
-    CARDS,
-    CBS,
-    SMC,
-    STARS,
-    Accepted,
-    AdaSearch,
-    Blockwise,
-    Decoder,
-    Done,
-    FixedLength,
-    FunctionReward,
-    Proposed,
-    Rejected,
-    Result,
-    Scored,
-    SpeculativeRejection,
-    TreeBoN,
-    Whole,
-)
+from cards import CARDS, Accepted, Decoder, Done, FixedLength, Proposed, Rejected, Result, Scored, Whole
 from cards.errors import MismatchError, SettingError
 from cards.events import Event
+from cards.methods import CBS, SMC, STARS, AdaSearch, Blockwise, SpeculativeRejection, TreeBoN
 from cards.methods.base import Method, Request
+from cards.rewards import FunctionReward
 
 SEEDS = 60
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}

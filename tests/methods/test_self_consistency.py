@@ -8,12 +8,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from asking import count_of_b, mock
+from helpers.mock_models import count_of_b, mock
 from scipy import stats
 
-from cards import Decoder, PathConsistency, Proposed, Segment, SelfConsistency, Step, Vanilla
+from cards import Decoder, Proposed, Segment, Step
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError
+from cards.methods import PathConsistency, SelfConsistency, Vanilla
 from cards.methods.responses.path_consistency import lead
 from cards.methods.responses.self_consistency import final_answer
 

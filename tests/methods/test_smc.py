@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from test_laws import BETA, REWARD, Ids, assert_follows, engine, normalised, reading, results, segments_after, value
 
-from cards import SMC, Accepted, Entropy, FixedLength, Vanilla
+from cards import Accepted, Entropy, FixedLength
 from cards.boundaries import Boundary
+from cards.methods import SMC, Vanilla
 from cards.methods.base import Request
 from cards.methods.search.smc import Weights
 
@@ -25,7 +26,7 @@ Z = sum(TILTED.values())
 
 def smc(particles: int, resample: float = 0.5, boundary: Boundary | None = None) -> SMC:
     boundary = boundary or FixedLength(maximum=1)
-    return SMC(particles, BETA, resample, boundary, temperature=1.0, top_k=None)
+    return SMC(particles=particles, beta=BETA, resample=resample, boundary=boundary, temperature=1.0, top_k=None)
 
 
 async def weighted(method: SMC, seed: int) -> tuple[Ids, float]:

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from helpers.model_pairs import Scripted, decoded, engine, other, texts, trace, value_of
 from test_laws import END, LETTERS, Ids, assert_follows, next_token, value
-from two_models import Scripted, decoded, engine, other, texts, trace, value_of
 
-from cards import CDSL, GSI, RSD, Decoder, FixedLength, FunctionReward, Vanilla
+from cards import Decoder, FixedLength
 from cards.boundaries import Step, Whole
 from cards.engines.mock import MockEngine
+from cards.methods import CDSL, GSI, RSD, Vanilla
 from cards.methods.drafts.gsi import sigmoid
+from cards.rewards import FunctionReward
 
 # rsd
 
@@ -27,7 +29,7 @@ def steps_of(*steps: str) -> MockEngine:
 def test_rsd_keeps_good_steps_of_the_draft_and_has_the_others_written_by_the_lm() -> None:
     draft, lm = steps_of("aa.", "aa.", "aad"), steps_of("bb.", "bb.", "bbd")
     reward = Scripted({"aa.": 0.9, "aa.aa.": 0.8, "aa.bb.aa": 2.0})  # sigmoid: 0.711, 0.690, 0.881
-    decoder = Decoder(lm, reward, RSD(draft=draft, boundary=Step(delimiter=".")))
+    decoder = Decoder(lm, reward, RSD(proposer=draft, boundary=Step(delimiter=".")))
     shown, result = trace(decoder, trace=True)
     assert shown == [
         ("Proposed", 0, 0, "aa."),
@@ -57,7 +59,7 @@ def test_rsd_steps_follow_their_law() -> None:
     """q_draft where it is good, else q: also when draft and LM are one, for the LM draws with numbers of its own."""
     for draft in (other(3), next_token):
         least = math.log(0.6 / 0.4)
-        method = RSD(draft=engine(draft), threshold=0.6, boundary=FixedLength(2, 2), temperature=1.0, top_k=None)
+        method = RSD(proposer=engine(draft), threshold=0.6, boundary=FixedLength(2, 2), temperature=1.0, top_k=None)
         draws = decoded(Decoder(engine(), FunctionReward(value_of), method), 700, max_tokens=2)
         q, first = texts(next_token, 2), texts(draft, 2)
         good = {ids: value("".join(LETTERS[t] for t in ids if t != END)) >= least for ids in q}
@@ -69,7 +71,7 @@ def test_rsd_steps_follow_their_law() -> None:
 
 def test_rsd_scores_steps_with_the_process_reward() -> None:
     lm, process = steps_of("bbd"), Scripted({"aa": 5.0})
-    result = Decoder(lm, Scripted({}), RSD(draft=steps_of("aad"), process=process))("a")
+    result = Decoder(lm, Scripted({}), RSD(proposer=steps_of("aad"), process=process))("a")
     assert (result.text, process.asked) == ("aa", ["aa"])
 
 
@@ -108,14 +110,14 @@ def gsi_law(n: int, beta: float, threshold: float) -> dict[str, float]:
 
 @pytest.mark.parametrize(("n", "beta", "threshold"), [(1, 2.0, 0.5), (3, 4.0, 0.65)])
 def test_gsi_follows_its_law(n: int, beta: float, threshold: float) -> None:
-    method = GSI(draft=letter(*SMALL), n=n, beta=beta, threshold=threshold, boundary=Whole())
+    method = GSI(proposer=letter(*SMALL), n=n, beta=beta, threshold=threshold, boundary=Whole())
     draws = decoded(Decoder(letter(*BIG), Scripted(REWARDS), method), 700, max_tokens=2)
     assert_follows(Counter(r.text for r in draws), gsi_law(n, beta, threshold), dict(zip("abc", BIG, strict=True)))
 
 
 def test_gsi_rejects_the_whole_round_of_the_draft_if_the_chosen_step_is_not_good_enough() -> None:
     reward = Scripted({"aa": -1.0, "bb": 0.0})
-    method = GSI(draft=steps_of("aad"), n=2, boundary=Whole())
+    method = GSI(proposer=steps_of("aad"), n=2, boundary=Whole())
     shown, result = trace(Decoder(steps_of("bbd"), reward, method), trace=True)
     assert [s[:3] for s in shown] == [
         *[(kind, 0, i) for i in (0, 1) for kind in ("Proposed", "Scored")],
@@ -132,7 +134,7 @@ def test_gsi_rejects_the_whole_round_of_the_draft_if_the_chosen_step_is_not_good
 
 def test_gsi_keeps_a_step_of_the_draft_that_is_good_enough() -> None:
     reward = Scripted({"aa": 3.0})
-    result = Decoder(steps_of("aad"), reward, GSI(draft=steps_of("aad"), n=3, boundary=Whole()))("a")
+    result = Decoder(steps_of("aad"), reward, GSI(proposer=steps_of("aad"), n=3, boundary=Whole()))("a")
     usage = result.usage
     assert (usage.draft_kept_tokens, usage.lm_decoded_tokens, usage.lm_wasted_tokens) == (3, 0, 0)
 
@@ -159,7 +161,7 @@ def test_cdsl_takes_what_both_agree_on_if_the_reward_is_high() -> None:
     lm = scripts(rest="abc.", aaa="b.ac")
     draft = scripts(rest="abc.")
     reward = Scripted({"aaa": 1.5, **{"aaab" + "a" * n: 0.0 for n in range(9)}})
-    shown, result = trace(Decoder(lm, reward, CDSL(draft=draft, lookahead=4, agreement=0.75)), max_tokens=3)
+    shown, result = trace(Decoder(lm, reward, CDSL(proposer=draft, lookahead=4, agreement=0.75)), max_tokens=3)
     assert shown == [(kind, 0, 0, "aaa") for kind in ("Proposed", "Scored", "Accepted")]
     assert (result.segments[0].threshold, result.reward, result.finish_reason) == (1.0, 1.5, "length")
     assert (result.usage.lm_steps, result.usage.draft_kept_tokens, result.usage.lm_wasted_tokens) == (1, 3, 0)
@@ -169,7 +171,7 @@ def test_cdsl_takes_one_token_by_the_drafts_lookahead_if_the_reward_is_low() -> 
     """The draft would write aa behind anything; b is worth more than its lower probability costs."""
     lm, draft = scripts(rest="abc."), scripts(rest="abc.")
     reward = Scripted({"aa": 0.0, "aaa": 0.0, "baa": 1.0, "b": 0.5, "ba": 0.7, "bb": 0.9, "baaa": 2.0})
-    method = CDSL(draft=draft, lookahead=2, candidates=2, weight=1.0)
+    method = CDSL(proposer=draft, lookahead=2, candidates=2, weight=1.0)
     shown, result = trace(Decoder(lm, reward, method), max_tokens=2)
     assert shown == [
         ("Proposed", 0, 0, "aa"),
@@ -188,16 +190,16 @@ def test_cdsl_takes_one_token_by_the_drafts_lookahead_if_the_reward_is_low() -> 
 def test_cdsl_looks_ahead_with_the_lm_where_the_draft_is_no_guide() -> None:
     lm, draft = scripts(rest="abc."), scripts(rest="cab.")
     reward = Scripted({"aaa": 0.0, "baa": 5.0, "bba": 9.0, "bbb": 0.0})
-    shown, result = trace(Decoder(lm, reward, CDSL(draft=draft, lookahead=2, candidates=2)), max_tokens=3, stop="ba")
+    shown, result = trace(Decoder(lm, reward, CDSL(proposer=draft, lookahead=2, candidates=2)), max_tokens=3, stop="ba")
     assert shown[:4] == [(kind, i, 0, text) for i, text in enumerate(["", "b"]) for kind in ("Proposed", "Accepted")]
     assert reward.asked == ["aaa", "baa", "baa", "bba", "bba", "bbb"]  # with the b that is held back: it may begin a stop
     assert (result.text, result.finish_reason, result.reward) == ("b", "stop", 9.0)
 
 
 def test_cdsl_is_greedy_decoding_without_a_say_of_the_reward() -> None:
-    greedy = Decoder(engine(), None, Vanilla(0.0))
+    greedy = Decoder(engine(), None, Vanilla(temperature=0.0))
     reward = FunctionReward(value_of, target=-100.0)
     for draft in (other(3), next_token):
         for target in (-100.0, 100.0):
-            method = CDSL(draft=engine(draft), weight=0.0, target=target, lookahead=3)
+            method = CDSL(proposer=engine(draft), weight=0.0, target=target, lookahead=3)
             assert Decoder(engine(), reward, method)("a", max_tokens=9).text == greedy("a", max_tokens=9).text

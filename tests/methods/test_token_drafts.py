@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
 from test_laws import END, LETTERS, Ids, assert_follows, next_token, normalised, value
-from two_models import Model, decoded, engine, other, texts, value_of
 
-from cards import CARDS, SSS, Decoder, Entropy, FixedLength, FunctionReward, Result, Speculative, Vanilla
+from cards import CARDS, Decoder, Entropy, FixedLength, Result
 from cards.engines.mock import MockEngine
+from cards.engines.speculative import SpeculativeEngine
+from cards.methods import SSS, Vanilla
+from cards.rewards import FunctionReward
 from cards.sampling import Sampling
 
 # speculative
@@ -22,11 +25,14 @@ from cards.sampling import Sampling
 
 def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> None:
     draws = decoded(
-        Decoder(engine(), None, Speculative(1.0, None, draft=engine(other(3)), gamma=2, chunk=3)), 700, max_tokens=4
+        Decoder(SpeculativeEngine(engine(), engine(other(3)), 2), None, Vanilla(temperature=1.0, top_k=None, chunk=3)),
+        700,
+        max_tokens=4,
     )
     assert_follows(Counter(r.token_ids for r in draws), texts(next_token, 4), texts(other(3), 4))
-    same = Decoder(engine(), None, Speculative(0.9, 3, draft=engine()))
-    plain = Decoder(engine(), None, Vanilla(0.9, 3))
+    method = Vanilla(temperature=0.9, top_k=3)
+    same = Decoder(SpeculativeEngine(engine(), engine()), None, method)
+    plain = Decoder(engine(), None, method)
     for seed in range(20):
         ours, theirs = same("a", seed=seed, max_tokens=40), plain("a", seed=seed, max_tokens=40)
         assert ours.segments == theirs.segments
@@ -37,8 +43,8 @@ def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> No
 # sss
 
 
-@pytest.mark.parametrize(("gamma", "sampling"), [(1, Sampling()), (3, Sampling(0.7, top_k=3))], ids=str)
-def test_sss_follows_the_law_it_states(gamma: int, sampling: Sampling) -> None:
+@pytest.mark.parametrize(("lookahead", "sampling"), [(1, Sampling()), (3, Sampling(0.7, top_k=3))], ids=str)
+def test_sss_follows_the_law_it_states(lookahead: int, sampling: Sampling) -> None:
     aligned, reference = other(5), other(6)
 
     def tempered(p: Sequence[float]) -> np.ndarray:
@@ -58,18 +64,24 @@ def test_sss_follows_the_law_it_states(gamma: int, sampling: Sampling) -> None:
         return [float(x) for x in both + (1 - both.sum()) * shifted / shifted.sum()]
 
     method = SSS(
-        sampling.temperature, sampling.top_k, aligned=engine(aligned), reference=engine(reference), gamma=gamma, chunk=None
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        aligned=engine(aligned),
+        reference=engine(reference),
+        lookahead=lookahead,
+        chunk=None,
     )
     draws = decoded(Decoder(engine(), None, method), 700, max_tokens=3)
     assert_follows(Counter(r.token_ids for r in draws), texts(law, 3), texts(lambda ids: cut(next_token(ids)).tolist(), 3))
 
 
-def test_sss_does_not_depend_on_gamma_and_reads_the_reference_only_to_replace() -> None:
-    def run(gamma: int, aligned: Model) -> Result:
-        method = SSS(1.0, None, aligned=engine(aligned, False), reference=engine(other(6), False), gamma=gamma, chunk=None)
+def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_only_to_replace() -> None:
+    def run(lookahead: int, aligned: Model) -> Result:
+        models = {"aligned": engine(aligned, False), "reference": engine(other(6), False)}
+        method = SSS(temperature=1.0, top_k=None, **models, lookahead=lookahead, chunk=None)
         return Decoder(engine(end=False), None, method)("a", max_tokens=12, seed=3)
 
-    assert len({run(gamma, other(5)).text for gamma in (1, 2, 3, 7)}) == 1
+    assert len({run(lookahead, other(5)).text for lookahead in (1, 2, 3, 7)}) == 1
     kept = run(4, next_token).usage
     assert (kept.lm_steps, kept.draft_steps, kept.draft_decoded_tokens) == (3, 12, 12)
 
@@ -78,7 +90,7 @@ def test_sss_draws_from_the_lm_where_no_token_is_left() -> None:
     def one_hot(token: int) -> Model:
         return lambda ids: [float(i == token) for i in range(4)]
 
-    method = SSS(1.0, None, aligned=engine(one_hot(1)), reference=engine(one_hot(1)))
+    method = SSS(temperature=1.0, top_k=None, aligned=engine(one_hot(1)), reference=engine(one_hot(1)))
     assert Decoder(engine(one_hot(2)), None, method)("a", max_tokens=5).text == "ccccc"
 
 
@@ -100,8 +112,9 @@ def test_cards_with_a_draft_accepts_segments_by_the_same_law() -> None:
         "width": 3,
         "max_rejections": 40,
     }
-    method = CARDS(**settings, boundary=FixedLength(2, 2), draft=engine(other(3)), gamma=2)
-    draws = decoded(Decoder(engine(), FunctionReward(value_of), method), 700, max_tokens=2)
+    method = CARDS(**settings, boundary=FixedLength(2, 2))
+    drafted = SpeculativeEngine(engine(), engine(other(3)), 2)
+    draws = decoded(Decoder(drafted, FunctionReward(value_of), method), 700, max_tokens=2)
     assert not any(r.usage.fallbacks for r in draws)
     q = texts(next_token, 2)
 
@@ -117,10 +130,9 @@ def test_cards_with_an_equal_draft_gives_its_own_segments_in_fewer_steps() -> No
     reward, steps = FunctionReward(value_of), Counter[str]()
     for seed in range(15):
         plain = Decoder(engine(), reward, alone)("a", max_tokens=16, seed=seed)
-        ours = Decoder(engine(), reward, replace(alone, draft=engine(), gamma=3))("a", max_tokens=16, seed=seed)
+        ours = Decoder(SpeculativeEngine(engine(), engine(), 3), reward, alone)("a", max_tokens=16, seed=seed)
         assert [replace(s, entropy=None) for s in ours.segments] == [replace(s, entropy=None) for s in plain.segments]
         assert ours.usage.lm_wasted_tokens == plain.usage.lm_wasted_tokens
         steps.update(plain=plain.usage.lm_steps, ours=ours.usage.lm_steps)
     assert steps["ours"] < 0.7 * steps["plain"]
     assert CARDS().needed == CARDS.needs
-    assert replace(alone, draft=engine()).needed == CARDS.needs | {"logits"}

@@ -10,35 +10,26 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+import helpers.token_laws as by_hand
 import numpy as np
 import pytest
-import token_laws as by_hand
-from asking import count_of_b, mock
-from small import WORDS, Pair, language_model, word_tokenizer, words
+from helpers.mock_models import count_of_b, mock
+from helpers.random_models import WORDS, Pair, language_model, word_tokenizer, words
+from helpers.token_laws import Law, World, transformers_world
 from test_laws import END as LETTER_END
 from test_laws import LETTERS, Ids, assert_follows, next_token, reading, value
-from token_laws import Law, World, transformers_world
 
-from cards import (
-    ARGS,
-    RAD,
-    SIA,
-    ContrastiveDecoding,
-    ContrastiveDecodingLogits,
-    ControlledDecoding,
-    DeAL,
-    Decoder,
-    GenARM,
-    TransformersEngine,
-)
-from cards.cli.settings import all_settings
+from cards import Decoder
+from cards.backends.local.engine import TransformersEngine
 from cards.cli.settings import method_of as method_of_text
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Prompt, Response
+from cards.methods import ARGS, RAD, SIA, ContrastiveDecoding, ContrastiveDecodingLogits, ControlledDecoding, DeAL, GenARM
 from cards.methods.base import Method
 from cards.rewards.base import Reward
+from cards.settings import settings_of
 
 MAX, CHUNK = 10, 4
 Make = Callable[[Engine, Engine], Method]  # of the LM and the other LM
@@ -254,6 +245,6 @@ def test_defaults_are_the_papers() -> None:
 
 def test_numbers_are_typed_with_commas() -> None:
     assert method_of_text("genarm", {"guides": "a,b", "weights": "0.5,2"}) == GenARM(guides="a,b", weights=(0.5, 2.0))
-    assert all_settings()["weights"].default("genarm") == "1.0"
+    assert settings_of(GenARM)["weights"].default_text == "1.0"
     with pytest.raises(SettingError, match=r"--weights must be NUMBER,\.\.\., not '0.5;2'"):
         method_of_text("genarm", {"weights": "0.5;2"})

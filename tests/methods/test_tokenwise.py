@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import assert_free, count_of_b, mock
-from small import END, Pair, language_model, letter_engine, words
+from helpers.mock_models import assert_free, count_of_b, mock
+from helpers.random_models import END, Pair, language_model, letter_engine, words
 from test_laws import END as LETTER_END
 from test_laws import LETTERS
 from test_token_methods import (
@@ -27,26 +27,22 @@ from test_token_methods import (
     reward_of,
 )
 
-from cards import (
-    ARGS,
-    RAD,
-    SIA,
-    Accepted,
-    ContrastiveDecoding,
-    ContrastiveDecodingLogits,
-    ControlledDecoding,
-    DeAL,
-    Decoder,
-    GenARM,
-    Proposed,
-    Result,
-    Scored,
-    Vanilla,
-)
+from cards import Accepted, Decoder, Proposed, Result, Scored
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, PromptError
 from cards.events import Done, Prompt, Response
+from cards.methods import (
+    ARGS,
+    RAD,
+    SIA,
+    ContrastiveDecoding,
+    ContrastiveDecodingLogits,
+    ControlledDecoding,
+    DeAL,
+    GenARM,
+    Vanilla,
+)
 from cards.methods.base import Method, Request
 
 IDENTITIES: list[Make] = [

@@ -6,33 +6,34 @@ import math
 from typing import Any
 
 import pytest
-from small import Pair, words
-from two_models import engine, value_of
+from helpers.model_pairs import engine, value_of
+from helpers.random_models import Pair, words
 
-from cards import CARDS, CDSL, GSI, RSD, SSS, Decoder, Entropy, FixedLength, FunctionReward, Speculative
+from cards import Decoder, Entropy, FixedLength
 from cards.boundaries import Punctuation
-from cards.cli.settings import all_settings, method_of
+from cards.cli.settings import method_of
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, SettingError
+from cards.methods import CDSL, GSI, RSD, SSS
 from cards.methods.base import Method
+from cards.rewards import FunctionReward
+from cards.settings import settings_of
 
 SMALL_STEPS = FixedLength(maximum=5)
 
 
 def methods(draft: Engine, second: Engine) -> list[Method]:
     return [
-        Speculative(draft=draft, gamma=3),
-        SSS(aligned=draft, reference=second, gamma=3),
-        CARDS(target=1.0, draft=draft, gamma=2, entropy_threshold=2.6, min_segment=2),
-        RSD(draft=draft, boundary=SMALL_STEPS, threshold=0.5),
-        GSI(draft=draft, boundary=SMALL_STEPS, n=3, beta=3.0),
-        CDSL(draft=draft, lookahead=4, target=0.3, candidates=3),
+        SSS(aligned=draft, reference=second, lookahead=3),
+        RSD(proposer=draft, boundary=SMALL_STEPS, threshold=0.5),
+        GSI(proposer=draft, boundary=SMALL_STEPS, n=3, beta=3.0),
+        CDSL(proposer=draft, lookahead=4, target=0.3, candidates=3),
     ]
 
 
 @pytest.mark.filterwarnings("ignore:.*taken untested")
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(4))
 def test_company_and_cache_change_nothing(number: int, gpt2_float64: Pair, llama_float64: Pair) -> None:
     lm, draft, second = gpt2_float64.engine(slots=16), llama_float64.engine(slots=16), llama_float64.engine(slots=16)
     reward = gpt2_float64.reward(slots=16)
@@ -54,11 +55,9 @@ def test_company_and_cache_change_nothing(number: int, gpt2_float64: Pair, llama
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Speculative(gamma=0), "gamma"),
-        (lambda: Speculative(temperature=-1.0), "temperature"),
+        (lambda: SSS(temperature=-1.0), "temperature"),
         (lambda: SSS(temperature=0.0), "greedy"),
-        (lambda: SSS(gamma=0), "gamma"),
-        (lambda: CARDS(gamma=0), "gamma"),
+        (lambda: SSS(lookahead=0), "lookahead"),
         (lambda: RSD(threshold=1.0), "threshold"),
         (lambda: RSD(top_k=0), "top_k"),
         (lambda: GSI(n=0), "n must"),
@@ -82,9 +81,8 @@ def test_models_of_other_tokens_are_refused(method: Method) -> None:
 
 
 def test_steps_can_be_set_on_the_command_line() -> None:
-    assert all_settings()["boundary"].default("rsd") == "step"
+    assert settings_of(RSD)["boundary"].default_text == "step"
     assert method_of("rsd", {"boundary": "punctuation:.", "threshold": "0.5"}) == RSD(
         boundary=Punctuation(marks="."), threshold=0.5
     )
     assert method_of("gsi", {"boundary": "entropy"}) == GSI(boundary=Entropy())
-    assert method_of("cards", {"draft": "tiny-draft", "gamma": "2"}) == CARDS(draft="tiny-draft", gamma=2)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from cards import FunctionReward, Minimum, Pessimistic, WeightedSum
 from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
+from cards.rewards import FunctionReward, Minimum, Pessimistic, WeightedSum
 from cards.rewards.base import Reward
 from cards.usage import Usage, track_usage
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from cards import CARDS, Decoder, FixedLength, JSONReward, KeywordReward, LengthReward, RegexReward
+from cards import CARDS, Decoder, FixedLength
 from cards.engines.mock import MockEngine
 from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.registry import load_reward
+from cards.rewards import JSONReward, KeywordReward, LengthReward, RegexReward
 from cards.rewards.constraints import Constraint
 from cards.usage import track_usage
 

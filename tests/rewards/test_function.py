@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cards import FunctionReward
 from cards.errors import PromptError, RewardError
 from cards.events import Prompt, Response
+from cards.rewards import FunctionReward
 from cards.rewards.base import Reward, excerpt
 from cards.usage import Usage, track_usage
 

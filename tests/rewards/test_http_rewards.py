@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from model_server import Faulty, rewards, running
+from helpers.model_server import Faulty, rewards, running
 
-from cards import CARDS, ClassifierReward, Decoder, TransformersEngine
+from cards import CARDS, Decoder
 from cards.backends.http.rewards import PlainReward, PredictReward, RerankReward
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError, UnavailableError, UnknownNameError
 from cards.events import Message, Prompt, Response
 from cards.registry import load_reward

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from small import Pair, language_model, letter_engine, word_tokenizer, words
+from helpers.random_models import Pair, language_model, letter_engine, word_tokenizer, words
 from transformers import PreTrainedModel
 
-from cards import CARDS, Decoder, FixedLength, ImplicitReward, Minimum, Result
+from cards import CARDS, Decoder, FixedLength, Result
 from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.registry import load_reward
+from cards.rewards import ImplicitReward, Minimum
 from cards.rewards.implicit import Sums
 from cards.usage import track_usage
 

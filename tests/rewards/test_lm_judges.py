@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from small import Pair, word_tokenizer, words
+from helpers.random_models import Pair, word_tokenizer, words
 
-from cards import BestOfN, Decoder, SelfEvaluation, ValueReward
+from cards import Decoder
 from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Prompt, Response
+from cards.methods import BestOfN
 from cards.registry import load_reward
+from cards.rewards import SelfEvaluation, ValueReward
 from cards.rewards.self_evaluation import conversation
 from cards.usage import track_usage
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import Pair, word_tokenizer, words
+from helpers.random_models import Pair, word_tokenizer, words
 
-from cards import CARDS, ClassifierReward, Decoder, FunctionReward, ImplicitReward, ProcessReward, Step, StepTokenReward
+from cards import CARDS, Decoder, Step
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.mock import MockEngine
 from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.registry import load_reward
+from cards.rewards import FunctionReward, ImplicitReward, ProcessReward, StepTokenReward
 from cards.rewards.process import finished_steps, sigmoid
 from cards.usage import track_usage
 

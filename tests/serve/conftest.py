@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, serving
 
 from cards import CARDS
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
-from serving import Running, Switch, serving
 
 Pair = tuple[TransformersEngine, ClassifierReward]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, assert_free, serving, until
 
 from cards import CARDS
 from cards.events import Prompt
 from cards.rewards.base import Reward
-from serving import Running, assert_free, serving, until
 
 pytest.importorskip("gradio", reason="the playground needs Gradio")
 from playwright.sync_api import Browser, Page, expect, sync_playwright

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import CHAT, Running, Switch, serving
 
-from cards import CARDS, Decoder, Vanilla
+from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
-from serving import CHAT, Running, Switch, serving
+from cards.methods import Vanilla
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 PROMPT = "The movie was"
@@ -180,7 +181,7 @@ def test_what_is_served(tiny: Running) -> None:
     assert ours["method"] == "cards"
     assert ours["reward"] == "tiny"
     assert {"cards", "vanilla", "best-of-n"} <= set(ours["methods"])
-    assert not {"speculative", "cascade", "skip-decoding"} & set(ours["methods"])  # they need models that are not here
+    assert not {"rsd", "cascade", "genarm"} & set(ours["methods"])  # they need models that are not here
     assert tiny.client().models.retrieve("tiny") == model
 
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
-from serving import Running, Switch, assert_free, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 

@@ -9,12 +9,12 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from asking import CARDS_IN_THREES, mock
-from small import letter_engine
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.random_models import letter_engine
+from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards.backends.local.engine import TransformersEngine
 from cards.serve.server import DEAD
-from serving import Running, Switch, assert_free, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 LONG = {"prompt": "abc", "max_tokens": 100, "stream": True}

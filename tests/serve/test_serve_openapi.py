@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import schemathesis
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, assert_free, serving
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 
 from cards.errors import CardsError
-from cards.registry import METHODS, method_class
+from cards.registry import method_class, method_classes
 from cards.serve.app import make_app
 from cards.serve.options import Options
-from serving import Running, Switch, assert_free, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 LIMITS: dict[str, Any] = {"max_tokens": 16, "default_tokens": 8, "deadline": 0.3, "max_body": 50_000}
@@ -62,7 +62,7 @@ def settings_of(name: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(st.sampled_from(names), ODD, min_size=1, max_size=2)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_classes())
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_every_setting_is_taken_or_refused(running: Running, name: str, data: st.DataObject) -> None:
@@ -70,7 +70,7 @@ def test_every_setting_is_taken_or_refused(running: Running, name: str, data: st
         running.service.decoder(name, data.draw(settings_of(name)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_classes())
 @settings(max_examples=4, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_no_setting_makes_the_server_fail(running: Running, name: str, data: st.DataObject) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Switch, assert_free, serving, until
 from typer.testing import CliRunner
 
 import cards.cli
-from serving import Switch, assert_free, serving, until
 
 COMMAND = [sys.executable, "-m", "cards", "serve", "--port", "0", "--no-playground"]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from serving import Running
+from helpers.running_server import Running
 
 PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
 

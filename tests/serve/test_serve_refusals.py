@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import CHAT, Running, Switch, assert_free, serving, until
 
-from cards import Cascade
 from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
+from cards.methods import Cascade
 from cards.serve.options import Options
-from serving import CHAT, Running, Switch, assert_free, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 
@@ -46,15 +46,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
         ({"temprature": 1}, "temprature", "'temperature'"),
         ({"cards": {"metod": "vanilla"}}, "cards.metod", "'method'"),
         ({"cards": {"method": "vanila"}}, None, "'vanilla'"),
-        ({"cards": {"method": "speculative"}}, None, "need models"),
+        ({"cards": {"method": "rsd"}}, None, "need models"),
         ({"cards": {"settings": {"bta": 1}}}, None, "'beta'"),
         ({"cards": {"settings": {"beta": "cold"}}}, None, "beta"),
         ({"cards": {"settings": {"beta": -1}}}, None, "beta"),
         ({"cards": {"settings": {"max_rejections": 1025}}}, None, "at most 1024"),
         ({"cards": {"settings": {"boundary": "line"}}}, None, "boundary"),
         ({"cards": {"settings": {"boundary": "fixed:99999999999"}}}, None, "at most 1024"),
-        ({"cards": {"settings": {"draft": "/etc/passwd"}}}, None, "server's own"),
-        ({"cards": {"method": "self-consistency", "settings": {"pattern": "(a+)+$"}}}, None, "server's own"),
+        ({"cards": {"settings": {"n": 65}, "method": "best-of-n"}}, None, "at most 64"),
+        ({"cards": {"method": "self-consistency", "settings": {"pattern": "(a+)+$"}}}, None, "set by the server"),
         ({"cards": {"settings": {"temperature": 1}}, "temperature": 1}, "temperature", "twice"),
         ({"cards": {"deadline": 0}}, "cards", "greater"),
         ({"cards": 3}, "cards", "dictionary"),

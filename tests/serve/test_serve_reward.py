@@ -11,17 +11,18 @@ from typing import Any
 
 import openai
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, assert_free, serving, until
 
-from cards import Decoder, Vanilla
+from cards import Decoder
 from cards.backends.http.client import RefusedError
 from cards.backends.http.connect import connect_reward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import UnavailableError
 from cards.events import Segment
+from cards.methods import Vanilla
 from cards.serve.errors import api_error
-from serving import Running, Switch, assert_free, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 BODY = {"prompt": "abc", "max_tokens": 12, "seed": 1}

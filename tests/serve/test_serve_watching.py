@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from asking import CARDS_IN_THREES, mock
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, serving, until
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -16,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cards.serve.logs import JSONFormatter
 from cards.serve.tracing import Tracing, provider_of
-from serving import Running, Switch, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
 BODY = {"prompt": "abcabc", "max_tokens": 9, "seed": 1}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import Oracle, Settings
-from small import CONTEXT, END, Pair, words
+from helpers.cards_reference import Oracle, Settings
+from helpers.random_models import CONTEXT, END, Pair, words
 
 import cards
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cards import ClassifierReward, TransformersEngine
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Engine
 from cards.rewards.base import Reward
 

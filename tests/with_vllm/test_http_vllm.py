@@ -17,22 +17,25 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from model_server import running
-from small import eventually
+from helpers.model_server import running
+from helpers.waiting import eventually
 
 import cards
-from cards import CARDS, STARS, BestOfN, ClassifierReward, Decoder, Entropy, TransformersEngine, Vanilla
+from cards import CARDS, Decoder, Entropy
 from cards.backends.http.client import Client
 from cards.backends.http.connect import probed
 from cards.backends.http.openai import OpenAIEngine
 from cards.backends.http.served import ModelFiles, ServedModel
 from cards.backends.http.vllm import VLLMHTTPEngine
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.boundaries import Boundary, FixedLength, Punctuation, Whole
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
 from cards.engines.interval import entropy_interval
 from cards.errors import CardsError, ModelError, RewardError, SettingError, UnavailableError
 from cards.events import Message, Response, Result, Segment
+from cards.methods import STARS, BestOfN, Vanilla
 from cards.methods.base import Method
 from cards.registry import load_engine, load_reward
 from cards.rewards.base import Reward
@@ -68,7 +71,7 @@ class Server:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
-        command = [sys.executable, str(Path(__file__).parent / "serve.py"), "serve", str(TINY / self.folder)]
+        command = [sys.executable, str(Path(__file__).parent / "vllm_server.py"), "serve", str(TINY / self.folder)]
         command += ["--port", str(self.port), *COMMON, *self.options]
         self.process = subprocess.Popen(command, env=os.environ | QUIET, start_new_session=True)
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import eventually
+from helpers.waiting import eventually
 
-from cards import CARDS, STARS, BestOfN, ClassifierReward, Decoder, TransformersEngine, Vanilla
+from cards import CARDS, Decoder
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Engine
 from cards.errors import MismatchError
 from cards.events import Message, Result, Segment
+from cards.methods import STARS, BestOfN, Vanilla
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 

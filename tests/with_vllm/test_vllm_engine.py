@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from cards import Entropy, FixedLength, TransformersEngine
+from cards import Entropy, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.boundaries import Boundary, Punctuation, Step, Whole
 from cards.engines.base import Ask, Engine
 from cards.errors import PromptError, SettingError, UnknownNameError

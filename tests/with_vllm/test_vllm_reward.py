@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 
 import cards
-from cards import ClassifierReward
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Engine
 from cards.errors import ModelError, RewardError, SettingError, UnavailableError, UnknownNameError
 from cards.events import Message, Prompt, Response

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable
 from itertools import product
 
-from cards.cli.settings import method_of, settings_of
+from cards.cli.settings import method_of
 from cards.errors import CardsError, SettingError, UnknownNameError, check
+from cards.registry import method_class
+from cards.settings import settings_of
 from cards.study.bench.plan import Arm
 
 METHOD_HELP = (
@@ -44,7 +46,7 @@ def _arms(spec: str) -> list[Arm]:
 
 def _given(name: str, rest: str) -> dict[str, list[str]]:
     """`a=1,b=2,3` as {a: [1], b: [2, 3]}."""
-    known = [setting.name for setting in settings_of(name)]
+    known = settings_of(method_class(name))
     given: dict[str, list[str]] = {}
     key = ""
     for part in re.split(r"(?<!\\),", rest) if rest.strip() else []:

@@ -19,11 +19,12 @@ from cards.batch.progress import Report
 from cards.batch.rows import SUFFIXES, Reader
 from cards.batch.run import run
 from cards.batch.work import Outcome, Shape, Work
+from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.screen import messages, one_line_warnings, say, show_warning
-from cards.cli.settings import method_of, recorded, unescape, with_settings
+from cards.cli.settings import method_of, recorded, with_settings
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import check
 

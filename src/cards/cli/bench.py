@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table as Screen
 
+from cards.boundaries import unescape
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS
 from cards.cli.profile import PROFILE, with_profile
 from cards.cli.screen import messages, one_line_warnings, say, show_error, show_warning
-from cards.cli.settings import unescape
 from cards.errors import CardsError, UnknownNameError, check
 from cards.files import alone
 from cards.study.bench.plan import PRESETS, Plan, preset, read

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cards.boundaries import unescape
 from cards.cli.answer import Options, answer
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
@@ -17,7 +18,6 @@ from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, with_profile
 from cards.cli.screen import one_line_warnings
-from cards.cli.settings import unescape
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response

@@ -10,18 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
+from cards.boundaries import unescape
 from cards.cli.answer import Options, answer
 from cards.cli.chat import chat
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.screen import messages, one_line_warnings, spinner
-from cards.cli.settings import method_of, unescape, with_settings
+from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
 from cards.decoder import Decoder
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
-from cards.registry import REWARDS, load_engine, load_reward
+from cards.registry import load_engine, load_reward, reward_classes
 from cards.study.prompts import shaped
 
 
@@ -99,7 +100,7 @@ def is_local(name: str) -> bool:
     kind, _, details = name.partition(":")
     if kind in ("regex", "keywords", "length", "json"):
         return True
-    models = details.rpartition(":")[2].split(",") if kind in REWARDS else [name]
+    models = details.rpartition(":")[2].split(",") if kind in reward_classes() else [name]
     return all(model.startswith("tiny") or Path(model).exists() for model in models)
 
 

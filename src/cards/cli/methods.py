@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cards.cli.settings import settings_of
-from cards.registry import METHODS, method_class
+from cards.registry import method_classes
+from cards.settings import settings_of
 
 
 def methods() -> None:
@@ -18,9 +16,7 @@ def methods() -> None:
     table.add_column("method", no_wrap=True, style="bold")
     table.add_column("needs")
     table.add_column("what it does; settings and defaults", ratio=1)
-    for name in METHODS:
-        cls = method_class(name)
-        settings = [f"{s.flag}={s.default(name)}" for s in settings_of(name)]
-        summary = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-        table.add_row(name, "\n".join(sorted(cls.needs)), Group(Text(summary), Text(" ".join(settings), style="cyan")))
+    for name, cls in method_classes().items():
+        settings = [f"{setting.flag}={setting.default_text}" for setting in settings_of(cls).values() if setting.typed]
+        table.add_row(name, "\n".join(sorted(cls.needs)), Group(Text(cls.summary), Text(" ".join(settings), style="cyan")))
     Console(highlight=False, markup=False).print(table)

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
 from cards.cli.screen import one_line_warnings, say, show_error
-from cards.cli.settings import method_of, recorded, unescape, with_settings
+from cards.cli.settings import method_of, recorded, with_settings
 from cards.errors import CardsError, SettingError
 from cards.files import alone
 from cards.integrations.preferences import By, Pair, Pairing, check_form, kind

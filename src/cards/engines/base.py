@@ -12,6 +12,7 @@ from cards.engines.text import Decodes
 from cards.engines.writer import Writer, written
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
+from cards.parts import Composite
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Engine(ABC):
+class Engine(Composite, ABC):
     """An LM that proposes. `has` names what it offers to methods: `segments`, `logits`, `logprobs`."""
 
     has: ClassVar[frozenset[str]] = frozenset({"segments"})
@@ -66,6 +67,10 @@ class Engine(ABC):
         """Tokens of a text as it stands, without those that mark a beginning or an end."""
         raise MismatchError(f"Engine {self.name!r} does not read text as tokens.")
 
+    def without_layers(self, share: float) -> Engine:
+        """An engine of the same model without this fraction of its layers, for drafts. Raises MismatchError or ModelError."""
+        raise MismatchError(f"Engine {self.name!r} has no layers that could be skipped.")
+
     def writer(self, ask: Ask) -> Writer:
         """Takes tokens that a method has chosen itself, as a candidate of the ask."""
         return Writer(ask, self.tokenizer, self.end_ids, self.context)
@@ -77,15 +82,6 @@ class Engine(ABC):
     def width(self, acceptance_rate: float, most: int) -> int:
         """How many candidates to ask for at once, given the acceptance rate so far: a speed dial, nothing else."""
         return min(most, 4)
-
-    async def settle(self) -> None:  # noqa: B027
-        """Wait until what was cancelled is on the books."""
-
-    def forget(self) -> None:  # noqa: B027
-        """Drop what is kept of earlier texts; results do not change."""
-
-    async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
-        """Free what the engine holds (threads, memory, connections)."""
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:

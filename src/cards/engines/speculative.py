@@ -58,6 +58,7 @@ class SpeculativeEngine(Engine):
                 raise MismatchError(f"Engine {engine.name!r} does not give logits, which speculative decoding needs.")
         if target.vocabulary != draft.vocabulary:
             raise MismatchError(f"Draft {draft.name!r} and target {target.name!r} do not share a tokenizer.")
+        self.parts = (target, draft)
         self.target, self.draft, self.gamma, self.redraw, self.bonus = target, draft, gamma, redraw, bonus
         self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
         self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
@@ -136,18 +137,11 @@ class SpeculativeEngine(Engine):
     def requests(self, count: int) -> None:
         self.target.requests = count
 
+    def without_layers(self, share: float) -> Engine:
+        return self.target.without_layers(share)
+
     def width(self, acceptance_rate: float, most: int) -> int:
         return self.target.width(acceptance_rate, most)
-
-    async def settle(self) -> None:
-        await asyncio.gather(self.target.settle(), self.draft.settle())
-
-    def forget(self) -> None:
-        self.target.forget()
-        self.draft.forget()
-
-    async def aclose(self) -> None:
-        await asyncio.gather(self.target.aclose(), self.draft.aclose())
 
 
 def after(response: Response, tokens: Sequence[int]) -> Response:

@@ -12,15 +12,16 @@ from typing import Any, cast
 
 import numpy as np
 
+from cards.background import background
 from cards.cli.profile import typed
 from cards.cli.screen import show_error
-from cards.cli.settings import method_of, settings_of
-from cards.decoder import Decoder, background
+from cards.cli.settings import method_of
+from cards.decoder import Decoder
 from cards.errors import CardsError, SettingError, UnknownNameError, check
 from cards.events import Message, Prompt, Response
-from cards.methods.base import setting_fields
 from cards.progress import bar
-from cards.registry import load_engine, load_reward
+from cards.registry import load_engine, load_reward, method_class
+from cards.settings import settings_of
 
 try:
     from lm_eval.api.instance import Instance
@@ -63,14 +64,14 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         super().__init__()
-        known = [setting.name for setting in settings_of(method)]
+        known = settings_of(method_class(method))
         for name in settings:
             if name not in known:
                 raise UnknownNameError(f"setting of method {method!r}:", name, known)
         chosen = method_of(method, {name: typed(value) for name, value in settings.items()})
         device = None if device == "cuda:0" else device  # what lm_eval says where nobody has said anything
         placed = {"device": device, "dtype": dtype, "slots": slots, "context": context}
-        options = {name: value for name, value in placed.items() if value is not None}
+        options: dict[str, Any] = {name: value for name, value in placed.items() if value is not None}
         engine = load_engine(pretrained, **options)
         guided = "reward" in chosen.needed and reward not in (None, "none")
         self.decoder = Decoder(engine, load_reward(cast(str, reward), **options) if guided else None, chosen)
@@ -132,8 +133,8 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
             "do_sample", given.get("temperature", 0.0) > 0
         ):  # the likeliest text: not for methods that choose among different ones
             given = {} if guided else {"temperature": 0.0}
-        own = {item.name for item in setting_fields(decoder.method)}
-        given = {name: value for name, value in given.items() if name in own - self.explicit}
+        own = settings_of(decoder.method).keys() - self.explicit
+        given = {name: value for name, value in given.items() if name in own}
         decoder.method = replace(decoder.method, **given)  # type: ignore[type-var]
         if unused := sorted(asked.keys() - READ):
             log.warning("Generation arguments that do not apply are left out: %s.", ", ".join(unused))

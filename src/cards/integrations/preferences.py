@@ -11,15 +11,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from cards.background import background
 from cards.batch.rows import arrow
 from cards.batch.work import ends
-from cards.decoder import Decoder, PromptLike, background
+from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, SettingError, check
 from cards.events import Message, Prompt, Result
 from cards.files import replacing
 from cards.progress import together
+from cards.registry import method_classes
 
-SIBLINGS = ("cards", "cascade", "stars", "blockwise", "ada-search", "rsd", "gsi")  # refuse candidates for what they accept
 REPETITION = 1_000_000  # between the seeds of two answers to a prompt
 By = Literal["segments", "answers"]
 
@@ -135,9 +136,13 @@ def preferences(
 
 def kind(method: str, by: By | None) -> By:
     """What pairs of a method's answers are made of. Raises SettingError for segments where it has none."""
-    if by == "segments" and method not in SIBLINGS:
-        raise SettingError(f"Segments of method {method!r} are no pairs of one beginning. Methods: {', '.join(SIBLINGS)}.")
-    return by or ("segments" if method in SIBLINGS else "answers")
+    siblings = [name for name, cls in method_classes().items() if cls.siblings]
+    if by == "segments" and method not in siblings:
+        raise SettingError(
+            f"Method {method!r} gives no pairs of segments, because its candidates do not share their beginning. "
+            f"Methods that do: {', '.join(siblings)}."
+        )
+    return by or ("segments" if method in siblings else "answers")
 
 
 def once(pairs: Iterable[Pair]) -> Iterator[Pair]:

@@ -35,9 +35,10 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.decoder import Decoder
 from cards.errors import ModelError, PromptError, SettingError, check
 from cards.events import Accepted, Done, Fallback, Prompt, Result
-from cards.methods.base import Method, setting_fields
+from cards.methods.base import Method
 from cards.registry import load_reward, make_method, with_models
 from cards.rewards.base import Reward
+from cards.settings import settings_of
 
 RewardModel = str | Reward | Callable[[str, str], float] | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 UNSET = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # what transformers fills in where nothing is said
@@ -121,7 +122,7 @@ class CustomGenerate:
             sampling["top_k"] = None
         if do_sample is False:
             sampling = {"temperature": 0.0}
-        known = {f.name for f in setting_fields(self.method)}
+        known = settings_of(self.method)
         _warn_of(
             [name for name in sampling if name not in known]
             + ["num_beams"] * ((num_beams or config.num_beams or 1) > 1)

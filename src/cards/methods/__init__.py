@@ -1,1 +1,36 @@
-"""Methods decide what becomes of the text that engines propose."""
+"""Methods: decoding-time algorithms. Importing one here registers it under its `name`."""
+
+from cards.methods.drafts.cdsl import CDSL as CDSL
+from cards.methods.drafts.gsi import GSI as GSI
+from cards.methods.drafts.rsd import RSD as RSD
+from cards.methods.drafts.sss import SSS as SSS
+from cards.methods.responses.best_of_n import BestOfN as BestOfN
+from cards.methods.responses.iad import IAD as IAD
+from cards.methods.responses.mbr import MBR as MBR
+from cards.methods.responses.mbr_best_of_n import MBRBestOfN as MBRBestOfN
+from cards.methods.responses.path_consistency import PathConsistency as PathConsistency
+from cards.methods.responses.pessimism import Pessimism as Pessimism
+from cards.methods.responses.qalign import QAlign as QAlign
+from cards.methods.responses.qe_rerank import QERerank as QERerank
+from cards.methods.responses.self_consistency import SelfConsistency as SelfConsistency
+from cards.methods.responses.soft_best_of_n import SoftBestOfN as SoftBestOfN
+from cards.methods.search.ada_search import AdaSearch as AdaSearch
+from cards.methods.search.blockwise import Blockwise as Blockwise
+from cards.methods.search.cbs import CBS as CBS
+from cards.methods.search.rain import RAIN as RAIN
+from cards.methods.search.smc import SMC as SMC
+from cards.methods.search.speculative_rejection import SpeculativeRejection as SpeculativeRejection
+from cards.methods.search.tree_bon import TreeBoN as TreeBoN
+from cards.methods.segments.cards import CARDS as CARDS
+from cards.methods.segments.cascade import Cascade as Cascade
+from cards.methods.segments.rejection import RejectionSampling as RejectionSampling
+from cards.methods.segments.stars import STARS as STARS
+from cards.methods.tokens.args import ARGS as ARGS
+from cards.methods.tokens.contrastive_decoding import ContrastiveDecoding as ContrastiveDecoding
+from cards.methods.tokens.contrastive_decoding_logits import ContrastiveDecodingLogits as ContrastiveDecodingLogits
+from cards.methods.tokens.controlled_decoding import ControlledDecoding as ControlledDecoding
+from cards.methods.tokens.deal import DeAL as DeAL
+from cards.methods.tokens.genarm import GenARM as GenARM
+from cards.methods.tokens.rad import RAD as RAD
+from cards.methods.tokens.sia import SIA as SIA
+from cards.methods.vanilla import Vanilla as Vanilla

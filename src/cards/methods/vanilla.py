@@ -9,27 +9,24 @@ from typing import ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Accepted, Event, Proposed, Response
 from cards.methods.base import Request, Sampled, propose
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vanilla(Sampled):
     """y ~ q, the LM under temperature, top_k and top_p. Text is handed out every `chunk` tokens (None: at the end)."""
 
     name: ClassVar[str] = "vanilla"
+    family: ClassVar[str] = "plain"
+    summary: ClassVar[str] = "Plain sampling from the model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-    chunk: int | None = 16
-
-    def __post_init__(self) -> None:
-        check(self.chunk is None or self.chunk >= 1, f"chunk must be at least 1 token or None, not {self.chunk}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    chunk: int | None = setting(
+        16, help="Tokens between two emitted pieces of text (none: all at the end).", at_least=1, advanced=True
+    )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         boundary: Boundary = Whole() if self.chunk is None else FixedLength(maximum=self.chunk)

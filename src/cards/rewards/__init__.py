@@ -1,1 +1,15 @@
-"""Rewards score text."""
+"""Rewards: scores of whole or incomplete responses. Importing one here registers it under its `kind`."""
+
+from cards.rewards.combine import Minimum as Minimum
+from cards.rewards.combine import Pessimistic as Pessimistic
+from cards.rewards.combine import WeightedSum as WeightedSum
+from cards.rewards.constraints import JSONReward as JSONReward
+from cards.rewards.constraints import KeywordReward as KeywordReward
+from cards.rewards.constraints import LengthReward as LengthReward
+from cards.rewards.constraints import RegexReward as RegexReward
+from cards.rewards.function import FunctionReward as FunctionReward
+from cards.rewards.implicit import ImplicitReward as ImplicitReward
+from cards.rewards.process import ProcessReward as ProcessReward
+from cards.rewards.self_evaluation import SelfEvaluation as SelfEvaluation
+from cards.rewards.step_token import StepTokenReward as StepTokenReward
+from cards.rewards.value import ValueReward as ValueReward

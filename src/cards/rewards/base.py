@@ -8,18 +8,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar
 
-from cards.errors import RewardError
+from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
+from cards.parts import Composite
 from cards.usage import booked_as, current_account
 
 
-class Reward(ABC):
+class Reward(Composite, ABC):
     """A score of a response to a prompt; higher is better. `target` is a sensible r* for it, where one is known."""
 
+    kind: ClassVar[str] = ""  # how a reward of this class is named, `kind:details`; empty if it cannot be
     name: str
     target: float | None = None
     context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
-    booked: ClassVar[bool] = True  # whether its calls go on the books; a combination leaves that to its parts
 
     async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
         """Rewards of the responses, in order; the empty response scores the bare prompt.
@@ -38,7 +39,7 @@ class Reward(ABC):
         start = time.perf_counter()
         with booked_as("rm"):
             rewards = [float(r) for r in await rating]
-        if self.booked:
+        if not any(isinstance(part, Reward) for part in self.parts):  # else they have counted themselves
             current_account().usage.add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
         if len(rewards) != len(responses):
             raise RewardError(f"Reward {self.name!r} gave {len(rewards)} scores for {len(responses)} responses.")
@@ -50,6 +51,11 @@ class Reward(ABC):
                 )
         return rewards
 
+    @classmethod
+    def named(cls, details: str, **options: Any) -> Reward:
+        """The reward that `kind:details` names; options are those of loaders. Raises SettingError or UnknownNameError."""
+        raise SettingError(f"A reward of the kind {cls.kind!r} cannot be made from the text {details!r}.")
+
     @abstractmethod
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         """What a subclass implements; callers use `score`, which checks and counts."""
@@ -57,12 +63,6 @@ class Reward(ABC):
     async def rate_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> Sequence[float]:
         """The same behind `score_next`, for rewards that can do it at once."""
         return await self.rate(prompt, followers)
-
-    def forget(self) -> None:  # noqa: B027
-        """Drop what is kept of earlier texts; results do not change."""
-
-    async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
-        """Free what the reward holds."""
 
 
 def excerpt(text: str, length: int = 80) -> str:

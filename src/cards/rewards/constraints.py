@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import regex
 
@@ -50,6 +50,8 @@ class RegexReward(Constraint):
     RewardError if a match takes longer than `timeout` seconds.
     """
 
+    kind: ClassVar[str] = "regex"
+
     def __init__(self, pattern: str, *, flags: int = 0, timeout: float = 2.0, name: str | None = None) -> None:
         try:
             self.pattern = regex.compile(pattern, flags)
@@ -58,8 +60,8 @@ class RegexReward(Constraint):
         self.timeout, self.name = timeout, name or f"regex:{pattern}"
 
     @classmethod
-    def named(cls, pattern: str, **_: Any) -> RegexReward:
-        return cls(pattern)
+    def named(cls, details: str, **_: Any) -> RegexReward:
+        return cls(details)
 
     def judge(self, text: str, finished: bool) -> float:
         try:
@@ -73,12 +75,14 @@ class RegexReward(Constraint):
 class JSONReward(RegexReward):
     """The answer is one JSON value and nothing else; an unfinished one is the beginning of one."""
 
+    kind: ClassVar[str] = "json"
+
     def __init__(self) -> None:
         super().__init__(JSON, flags=regex.VERBOSE, name="json")
 
     @classmethod
-    def named(cls, pattern: str, **_: Any) -> JSONReward:
-        check(not pattern, f"The reward json takes no details, but was given {pattern!r}.")
+    def named(cls, details: str, **_: Any) -> JSONReward:
+        check(not details, f"The reward json takes no details, but was given {details!r}.")
         return cls()
 
 
@@ -87,6 +91,8 @@ class KeywordReward(Constraint):
 
     `graded`: the share of the required ones that are there so far, or 0 with a forbidden one.
     """
+
+    kind: ClassVar[str] = "keywords"
 
     def __init__(self, required: Sequence[str] = (), forbidden: Sequence[str] = (), *, graded: bool = False) -> None:
         check(bool(required or forbidden) and all((*required, *forbidden)), "Give keywords, none of them empty.")
@@ -100,9 +106,9 @@ class KeywordReward(Constraint):
         self.name = "keywords:" + ",".join([*required, *(f"-{word}" for word in forbidden)])
 
     @classmethod
-    def named(cls, keywords: str, **_: Any) -> KeywordReward:
+    def named(cls, details: str, **_: Any) -> KeywordReward:
         """Of `good,-bad`: words to have and, with a minus sign, words to avoid."""
-        words = [word.strip() for word in keywords.split(",")]
+        words = [word.strip() for word in details.split(",")]
         return cls([w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")])
 
     def judge(self, text: str, finished: bool) -> float:
@@ -126,6 +132,8 @@ class LengthReward(Constraint):
     `graded`: n / least of a finished answer that is too short, most / n of one that is too long.
     """
 
+    kind: ClassVar[str] = "length"
+
     def __init__(self, least: int = 0, most: int | None = None, unit: Unit = "words", *, graded: bool = False) -> None:
         check(0 <= least <= (least if most is None else most), f"A length of {least} to {most} is impossible.")
         check(unit in ("words", "characters"), f"unit must be 'words' or 'characters', not {unit!r}.")
@@ -133,11 +141,11 @@ class LengthReward(Constraint):
         self.name = f"length:{least}-{'' if most is None else most}"
 
     @classmethod
-    def named(cls, length: str, **_: Any) -> LengthReward:
+    def named(cls, details: str, **_: Any) -> LengthReward:
         """Of `10-40` (words), `10-` or `-40`. Raises SettingError."""
-        least, dash, most = length.partition("-")
+        least, dash, most = details.partition("-")
         if not (dash and least + most and all(part.isdecimal() or not part for part in (least, most))):
-            raise SettingError(f"A length is given as length:10-40 (words), length:10- or length:-40, not {length!r}.")
+            raise SettingError(f"A length is given as length:10-40 (words), length:10- or length:-40, got {details!r}.")
         return cls(int(least or 0), int(most) if most else None)
 
     def judge(self, text: str, finished: bool) -> float:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cards.engines.base import Engine
 from cards.errors import MismatchError, SettingError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 from cards.rewards.engines import as_engine, in_tokens_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Weights = Literal["sum", "inverse", "mean"]
 KEPT = 2**17  # tokens of scored texts whose sums are kept
@@ -28,6 +29,8 @@ class ImplicitReward(Reward):
     (arXiv 2410.16033); `mean` is 1 / number of tokens. The models are engines of its own, or their names, of one
     tokenizer. Of a text that begins as one that was scored before, both read only what is new.
     """
+
+    kind: ClassVar[str] = "implicit"
 
     def __init__(
         self,
@@ -47,17 +50,18 @@ class ImplicitReward(Reward):
                 f"An implicit reward compares two models of one tokenizer, and {self.tuned.name!r} has another than "
                 f"{self.untuned.name!r}."
             )
+        self.parts = (self.tuned, self.untuned)
         self.beta, self.weights, self.target = beta, weights, target
         self.context = min(self.tuned.context, self.untuned.context)
         self.name = f"implicit:{self.tuned.name},{self.untuned.name}"
         self.sums = Sums()
 
     @classmethod
-    def named(cls, models: str, **options: Any) -> ImplicitReward:
+    def named(cls, details: str, **options: Any) -> ImplicitReward:
         """Of `TUNED,UNTUNED`. Raises SettingError."""
-        tuned, _, untuned = models.partition(",")
+        tuned, _, untuned = details.partition(",")
         if not (tuned and untuned):
-            raise SettingError(f"An implicit reward is implicit:TUNED,UNTUNED, two models, not {'implicit:' + models!r}.")
+            raise SettingError(f"An implicit reward is implicit:TUNED,UNTUNED with two models, got {details!r}.")
         return cls(tuned, untuned, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
@@ -87,13 +91,15 @@ class ImplicitReward(Reward):
             tuned, untuned = await asyncio.gather(
                 self.tuned.logprobs(prompt, response, new), self.untuned.logprobs(prompt, response, new)
             )
-            sums = total + np.cumsum(self._weights(known, new) * (tuned - untuned))
+            sums = total + (self._weights(known, new) * (tuned - untuned)).cumsum()
             self.sums.add(prompt.token_ids, ids, sums)
             total = float(sums[-1])
         return total
 
     def _weights(self, before: int, count: int) -> NDArray[np.float64]:
-        """Of the `count` tokens that follow the first `before`."""
+        """For the `count` tokens after position `before`, [count]."""
+        import numpy as np
+
         return 1 / np.arange(before + 1, before + count + 1) if self.weights == "inverse" else np.ones(count)
 
     def _scaled(self, total: float, count: int) -> float:
@@ -101,12 +107,7 @@ class ImplicitReward(Reward):
 
     def forget(self) -> None:
         self.sums.forget()
-        self.tuned.forget()
-        self.untuned.forget()
-
-    async def aclose(self) -> None:
-        await self.tuned.aclose()
-        await self.untuned.aclose()
+        super().forget()
 
 
 class Sums:
@@ -156,5 +157,8 @@ class Sums:
 
 
 def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Log-probabilities [..., vocabulary] of logits of the same shape."""
+    import numpy as np
+
     logits = np.asarray(logits, np.float64) - logits.max()
     return np.asarray(logits - np.log(np.exp(logits).sum()), np.float64)

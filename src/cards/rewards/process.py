@@ -31,7 +31,7 @@ class ProcessReward(Reward):
     texts here, not the LM's tokens, for a step may end inside a token.
     """
 
-    booked: ClassVar[bool] = False
+    kind: ClassVar[str] = "process"
 
     def __init__(
         self,
@@ -45,16 +45,16 @@ class ProcessReward(Reward):
         check(bool(delimiter), "The delimiter of steps must not be empty.")
         check(join in JOINS, f"join must be one of {', '.join(JOINS)}, not {join!r}.")
         self.reward, self.delimiter, self.join, self.squash = reward, delimiter, join, squash
-        self.target, self.context = target, reward.context
+        self.target, self.context, self.parts = target, reward.context, (reward,)
         self.name = f"process:{reward.name}"
         self.known: dict[Key, float] = {}
 
     @classmethod
-    def named(cls, reward: str, **options: Any) -> ProcessReward:
-        """Of another reward by its name."""
+    def named(cls, details: str, **options: Any) -> ProcessReward:
+        """`process:NAME`, with the name of another reward."""
         from cards.registry import load_reward
 
-        return cls(load_reward(reward, **options))
+        return cls(load_reward(details, **options))
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         plain = replace(prompt, vocabulary="", template=None)  # so that nobody reads token_ids
@@ -76,10 +76,7 @@ class ProcessReward(Reward):
 
     def forget(self) -> None:
         self.known.clear()
-        self.reward.forget()
-
-    async def aclose(self) -> None:
-        await self.reward.aclose()
+        super().forget()
 
 
 def finished_steps(response: Response, delimiter: str) -> list[Response]:

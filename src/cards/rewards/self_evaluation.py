@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from cards.engines.base import Engine
 from cards.errors import check
@@ -38,6 +36,8 @@ class SelfEvaluation(Reward):
     elsewhere; `lead` begins the LM's reply. `model` is a name or an engine, which may be the answering LM itself.
     """
 
+    kind: ClassVar[str] = "self-evaluation"
+
     def __init__(
         self,
         model: str | Engine,
@@ -50,6 +50,7 @@ class SelfEvaluation(Reward):
         **options: Any,
     ) -> None:
         self.model, self.target = as_engine(model, **options), target
+        self.parts = (self.model,)
         for place in ("{conversation}", "{a}", "{b}"):
             check(place in question, f"The question of a self-evaluation must hold {place}.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
@@ -58,8 +59,8 @@ class SelfEvaluation(Reward):
         check(all(self.letters), f"To {self.model.name!r} A and B are no single tokens.")
 
     @classmethod
-    def named(cls, model: str, **options: Any) -> SelfEvaluation:
-        return cls(model, **options)
+    def named(cls, details: str, **options: Any) -> SelfEvaluation:
+        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))
@@ -71,6 +72,8 @@ class SelfEvaluation(Reward):
 
     async def _first(self, talk: str, a: str, b: str) -> float:
         """P(A) / (P(A) + P(B))."""
+        import numpy as np
+
         parts = {"conversation": talk, "a": a, "b": b}
         text = re.sub(r"\{(conversation|a|b)\}", lambda match: parts[match[1]], self.question)
         asked = self.model.encode([Message(role="user", content=text)] if self.model.chats else text + "\n")
@@ -78,12 +81,6 @@ class SelfEvaluation(Reward):
         [logits] = await self.model.logits(asked, Response(lead, self.model.tokenize(lead)))
         one, other = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
         return sigmoid(float(one - other))
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()
 
 
 def conversation(prompt: Prompt, response: Response) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from cards.engines.base import Engine
 from cards.errors import check
@@ -22,6 +22,8 @@ class StepTokenReward(Reward):
     them. `good` and `bad` stand for their last tokens, `delimiter` ends a step and is written behind its tag.
     """
 
+    kind: ClassVar[str] = "steps"
+
     target = 0.5
 
     def __init__(
@@ -35,14 +37,15 @@ class StepTokenReward(Reward):
         **options: Any,
     ) -> None:
         self.model = as_engine(model, **options)
+        self.parts = (self.model,)
         self.tag, self.delimiter = tag, delimiter
         self.good, self.bad = (_last_token(self.model, sign) for sign in (good, bad))
         check(self.good != self.bad, f"{good!r} and {bad!r} are one token to {self.model.name!r}.")
         self.context, self.name = self.model.context, f"steps:{self.model.name}"
 
     @classmethod
-    def named(cls, model: str, **options: Any) -> StepTokenReward:
-        return cls(model, **options)
+    def named(cls, details: str, **options: Any) -> StepTokenReward:
+        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         own = own_prompt(self.model, prompt)
@@ -59,12 +62,6 @@ class StepTokenReward(Reward):
         ends = [0, *(len(step.text) for step in finished_steps(response, self.delimiter))]
         steps = [response.text[a:b].removesuffix(self.delimiter) for a, b in pairwise(ends)]
         return self.delimiter.join(step + self.tag for step in steps)
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()
 
 
 def _last_token(model: Engine, sign: str) -> int:

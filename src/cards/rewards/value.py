@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from cards.engines.base import Engine
 from cards.events import Prompt, Response
@@ -19,13 +19,16 @@ class ValueReward(Reward):
     `score_next` takes one pass for all that may follow. The bare prompt has the value of its last token.
     """
 
+    kind: ClassVar[str] = "value"
+
     def __init__(self, model: str | Engine, *, target: float | None = None, **options: Any) -> None:
         self.model, self.target = as_engine(model, **options), target
+        self.parts = (self.model,)
         self.context, self.name = self.model.context, f"value:{self.model.name}"
 
     @classmethod
-    def named(cls, model: str, **options: Any) -> ValueReward:
-        return cls(model, **options)
+    def named(cls, details: str, **options: Any) -> ValueReward:
+        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         prompt, responses = in_tokens_of(self.model, prompt, responses)
@@ -39,9 +42,3 @@ class ValueReward(Reward):
             return await self.rate(prompt, followers)
         [values] = await self.model.logits(prompt, response)
         return [float(values[follower.token_ids[-1]]) for follower in followers]
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()

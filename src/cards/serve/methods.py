@@ -11,16 +11,15 @@ from typing import Any, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cards.boundaries import Boundary
-from cards.cli.settings import all_settings
 from cards.decoder import check_match
 from cards.engines.base import Engine
 from cards.errors import CardsError, SettingError, UnknownNameError, check
-from cards.methods.base import Method, setting_fields
-from cards.registry import METHODS, make_method, method_class
+from cards.methods.base import Method
+from cards.registry import make_method, method_class, method_classes
 from cards.rewards.base import Reward
+from cards.settings import settings_of
 
-LONGEST = 64
-SERVERS_OWN = frozenset({"pattern", "skipped"})  # a regular expression may run for ever; each share of layers is a model
+LONGEST = 64  # characters of a setting that is text
 
 
 class Methods:
@@ -31,10 +30,10 @@ class Methods:
 
     def __init__(self, engine: Engine, reward: Reward | None, default: Method, most: int) -> None:
         self.default, self.most = default.name, most
-        held = {item.name: getattr(default, item.name) for item in setting_fields(default) if "loads" in item.metadata}
+        held = {name: getattr(default, name) for name, own in settings_of(default).items() if own.spec.loads}
         self.offered = {default.name: default}
         check_match(default, engine, reward)
-        for name in METHODS.keys() - self.offered.keys():
+        for name in method_classes().keys() - self.offered.keys():
             with suppress(CardsError):
                 if (method := _with(held, name)) is not None:
                     check_match(method, engine, reward)
@@ -43,15 +42,15 @@ class Methods:
     def make(self, name: str | None, settings: Mapping[str, Any]) -> Method:
         """The method with a client's settings. Raises UnknownNameError or SettingError."""
         if (name := name or self.default) not in self.offered:
-            hint = "The others need models that this server does not have." if name in METHODS else ""
+            hint = "The others need models that this server does not have." if name in method_classes() else ""
             raise UnknownNameError("method", name, self.offered, hint)
-        known = {item.name: item for item in setting_fields(method_class(name))}
+        known = settings_of(method_class(name))
         values = {}
         for key, value in settings.items():
             if key not in known:
                 raise UnknownNameError(f"setting of method {name!r}:", key, known)
-            free = "loads" not in known[key].metadata and key not in SERVERS_OWN
-            check(free, f"{key} is the server's own, not a client's to set.")
+            spec = known[key].spec
+            check(spec.client and not spec.loads, f"{key} is set by the server, and clients cannot change it.")
             values[key] = self._read(name, key, value)
         return replace(self.offered[name], **values)  # type: ignore[type-var]
 
@@ -62,24 +61,24 @@ class Methods:
             raise SettingError(f"{key}: {error.errors()[0]['msg']}, not {value!r}.") from error
         if isinstance(read, str):
             check(len(read) <= LONGEST, f"{key} may have {LONGEST} characters.")
-            read = all_settings()[key].parse(name, read)
+            read = settings_of(method_class(name))[key].parse(read)
         numbers = read if isinstance(read, tuple) else (getattr(read, "maximum", read),)
-        most = max((number for number in numbers if isinstance(number, int)), default=0)
-        check(most <= self.most, f"{key} must be at most {self.most} here, not {most}.")
+        highest = max((number for number in numbers if isinstance(number, int)), default=0)
+        own = settings_of(method_class(name))[key].spec.client_at_most
+        most = self.most if own is None else min(self.most, own)
+        check(highest <= most, f"{key} must be at most {most:g} on this server, got {highest}.")
         return read
 
 
 def _with(held: Mapping[str, Any], name: str) -> Method | None:
     """The method on the models that are there, or None if it needs others."""
     given = {}
-    for item in setting_fields(method_class(name)):
-        if "loads" in item.metadata:
-            if held.get(item.name) is not None:
-                given[item.name] = held[item.name]
-            elif item.default is not None:
+    for key, own in settings_of(method_class(name)).items():
+        if own.spec.loads:
+            if held.get(key) is not None:
+                given[key] = held[key]
+            elif own.default is not None:
                 return None
-        elif item.name == "skipped":  # layers; what is left of the LM is a model too
-            return None
     return make_method(name, **given)
 
 

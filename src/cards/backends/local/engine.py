@@ -131,7 +131,9 @@ class TransformersEngine(Engine):
             pending.cancelled = True
 
     async def settle(self) -> None:
-        """Wait until cancelled rows are free and on the books."""
+        """Wait until cancelled rows are free and their costs are counted."""
+        if self.scheduler.closed:
+            return
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def settled() -> None:
@@ -147,6 +149,11 @@ class TransformersEngine(Engine):
         cost = 2 * self.scheduler.pace.row_cost * requests
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
+
+    def without_layers(self, share: float) -> Engine:
+        from cards.backends.local.skipping import skipping
+
+        return skipping(self, share)
 
     def forget(self) -> None:
         self.scheduler.forget()

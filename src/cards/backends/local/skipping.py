@@ -12,15 +12,14 @@ from transformers import PreTrainedModel
 
 from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
-from cards.errors import MismatchError, ModelError
+from cards.errors import ModelError, check
 
 _made: WeakKeyDictionary[Engine, dict[float, TransformersEngine]] = WeakKeyDictionary()
 
 
-def skipping(engine: Engine, share: float) -> TransformersEngine:
-    """The engine without that share of its layers, made once. Raises MismatchError or ModelError if it has no such layers."""
-    if not isinstance(engine, TransformersEngine):
-        raise MismatchError(f"Engine {engine.name!r} has no layers that could be skipped: a transformers model is needed.")
+def skipping(engine: TransformersEngine, share: float) -> TransformersEngine:
+    """The engine without this fraction of its layers, made once. Raises SettingError or ModelError if it has no such layers."""
+    check(0 < share < 1, f"skip_layers must be above 0 and below 1, got {share}.")
     made = _made.setdefault(engine, {})
     if share not in made:
         skipped = hierarchy(len(layers_of(engine.model)[1]), share)

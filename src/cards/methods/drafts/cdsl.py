@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Ask, Engine
 from cards.engines.writer import Writer
-from cards.errors import check
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import EngineLike, Method, Request, draw_all, model_setting, proposals, required, target_of
+from cards.methods.base import EngineLike, Method, Request, draw_all, loaded, proposals, required, target_of
 from cards.methods.tokens.driver import likeliest, within
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
+from cards.settings import setting
 from cards.usage import Role, booked_as, in_role
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 Helper = tuple[Role, Engine]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CDSL(Method):
     """Greedy decoding towards a reward, which looks ahead with a small model.
 
-    `draft` writes `lookahead` (L) tokens. The LM reads them in one step; the first m of them are its own choices, a = m / L.
+    `proposer` writes `lookahead` (L) tokens. The LM reads them in one step; the first m of them are its own choices, a = m / L.
 
         a >= agreement and r(x, y + m tokens) >= target    take the m tokens
-        a >= agreement and r below it                      one token, looked ahead from by the draft
+        a >= agreement and r below it                      one token, looked ahead from by the proposer
         a < agreement                                      one token, looked ahead from by the LM
 
     The one token is argmax log p(v) + weight * r(x, y + v + L tokens more) over the `candidates` likeliest v of the LM.
@@ -42,30 +42,30 @@ class CDSL(Method):
     """
 
     name: ClassVar[str] = "cdsl"
+    family: ClassVar[str] = "drafts"
+    summary: ClassVar[str] = "Greedy decoding towards a reward, looking ahead with a small model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "reward"})
 
-    draft: EngineLike = model_setting("engine", "tiny-draft")
-    lookahead: int = 8
-    agreement: float = 0.5
-    target: float | None = None
-    weight: float = 1.0
-    candidates: int = 5
-
-    def __post_init__(self) -> None:
-        check(self.lookahead >= 1, f"lookahead must be at least 1 token, not {self.lookahead}.")
-        check(0 < self.agreement <= 1, f"agreement must lie in (0, 1], not {self.agreement}.")
-        check(0 <= self.weight < float("inf"), f"weight must be a number from 0, not {self.weight}.")
-        check(self.candidates >= 1, f"candidates must be at least 1, not {self.candidates}.")
+    proposer: EngineLike = setting("tiny-draft", help="Smaller LM of the same tokenizer that looks ahead.", loads="engine")
+    lookahead: int = setting(
+        8, help="Tokens that the small model writes ahead.", at_least=1, typical=(1, 32), client_at_most=64
+    )
+    agreement: float = setting(
+        0.5, help="Fraction of these tokens that must be the model's own choices for them to be trusted.", above=0, at_most=1
+    )
+    target: float | None = setting(None, help="Target reward r* (none: suggested by the reward model).")
+    weight: float = setting(1.0, help="Weight of the reward beside the logits of the model.", at_least=0, typical=(0, 20))
+    candidates: int = setting(5, help="Most likely tokens that compete.", at_least=1, typical=(1, 32), client_at_most=64)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
-        target, draft = target_of(self.target, reward), cast(Engine, self.draft)
-        request = within(request, (engine, draft))
+        target, proposer = target_of(self.target, reward), loaded(self.proposer)
+        request = within(request, (engine, proposer))
         response, drawn, position = Response(), Response(), 0  # drawn: also what may begin a stop string
         while response.finish_reason is None:
             ask = replace(request.ask(response), segment=position)
             with booked_as("draft"):
-                [[written_ahead]] = await proposals(draft, self.ahead(request.ask(drawn)))
+                [[written_ahead]] = await proposals(proposer, self.ahead(request.ask(drawn)))
             ahead = written_ahead.token_ids
             read = Response(token_ids=(*response.token_ids, *ahead[:-1]))
             logits = await engine.logits(request.prompt, read, len(ahead))
@@ -82,7 +82,7 @@ class CDSL(Method):
                     yield Rejected(position, 0, segment)
                     refused.append(segment)
             if refused or not trusted:
-                helper: Helper = ("draft", draft) if trusted else ("lm", engine)
+                helper: Helper = ("draft", proposer) if trusted else ("lm", engine)
                 token, score = await self.token(request.ask(drawn), logits[0].astype(float), engine, helper, reward)
                 segment = written(engine, ask, [token], Writer.choose)
                 yield Proposed(position, len(refused), segment)
@@ -110,7 +110,7 @@ class CDSL(Method):
             if response.finish_reason or ask.max_tokens == 1:
                 return response
             rest = self.ahead(replace(ask, response=response, max_tokens=ask.max_tokens - 1))
-            [segment] = await in_role(role, draw_all(source, rest))
+            [segment] = await in_role(role, draw_all, source, rest)
             return response + segment
 
         texts = await asyncio.gather(*map(further, nexts))

@@ -6,23 +6,23 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from cards.boundaries import Boundary, Step
 from cards.engines.base import Ask, Engine
-from cards.errors import check
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import EngineLike, Method, Request, RewardLike, model_setting, proposals, required
+from cards.methods.base import EngineLike, Method, Request, RewardLike, loaded, proposals, required
 from cards.methods.tokens.driver import within
 from cards.rewards.base import Reward
 from cards.rewards.process import sigmoid
 from cards.sampling import CHOICE, Sampling, pick, uniforms
+from cards.settings import setting
 from cards.usage import Role, booked_as, in_role
 
 BLANK_LINE = Step()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GSI(Method):
     """Soft best-of-n of each step, the steps drawn by a small model and weighed as if the LM had drawn them.
 
@@ -30,38 +30,36 @@ class GSI(Method):
         pick i with probability in proportion to exp(beta rho_i); keep it if rho_i >= threshold (u), else
         draw n steps from pi_B and pick one of them with probability in proportion to exp(beta s_i)
 
-    pi_B: the LM, pi_S: `draft`. Both aim at pi_B(step) exp(beta s), normalised. `process` scores steps (None: the reward); its
-    scores are taken for log-odds. Steps are drawn at temperature 1 from the whole vocabulary, the law whose
+    pi_B: the LM, pi_S: `proposer`. Both aim at pi_B(step) exp(beta s), normalised. `process` scores steps (None: the
+    reward); its scores are taken for log-odds. Steps are drawn at temperature 1 from the whole vocabulary, the law whose
     log-probabilities engines give; a cut vocabulary could make the ratio infinite.
     """
 
     name: ClassVar[str] = "gsi"
+    family: ClassVar[str] = "drafts"
+    summary: ClassVar[str] = "Soft best-of-n of a small model's steps, weighted as if the model had drawn them."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logprobs", "reward"})
+    siblings: ClassVar[bool] = True
 
-    draft: EngineLike = model_setting("engine", "tiny-draft")
-    process: RewardLike | None = model_setting("reward", None)
-    n: int = 4
-    beta: float = 20.0
-    threshold: float = 0.5
-    boundary: Boundary = BLANK_LINE
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, f"n must be at least 1, not {self.n}.")
-        check(0 < self.beta < math.inf, f"beta must be positive, not {self.beta}.")
-        check(math.isfinite(self.threshold), f"threshold must be a finite number, not {self.threshold}.")
+    proposer: EngineLike = setting("tiny-draft", help="Smaller LM of the same tokenizer that writes the steps.", loads="engine")
+    process: RewardLike | None = setting(None, help="Reward model that scores steps (none: the reward).", loads="reward")
+    n: int = setting(4, help="Candidates of a step.", at_least=1, typical=(1, 32), client_at_most=64)
+    beta: float = setting(20.0, help="Weight of the reward in the choice; higher is stricter.", above=0, typical=(0.5, 50))
+    threshold: float = setting(0.5, help="Tilted reward from which the chosen step is kept.", typical=(0, 1))
+    boundary: Boundary = setting(BLANK_LINE, help="Rule that ends a step.", advanced=True)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         import numpy as np
 
-        process = required(cast("Reward | None", self.process) or reward, self)
-        draft = cast(Engine, self.draft)
-        request = within(request, (engine, draft))
+        process = required(reward if self.process is None else loaded(self.process), self)
+        proposer = loaded(self.proposer)
+        request = within(request, (engine, proposer))
         response, position = Response(), 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=self.boundary, sampling=Sampling(), segment=position, n=self.n)
             u = uniforms(request.seed, position, 0, 2, CHOICE)
             steps: list[Segment] = []
-            sources: Sequence[tuple[Role, Engine]] = (("draft", draft), ("lm", engine))
+            sources: Sequence[tuple[Role, Engine]] = (("draft", proposer), ("lm", engine))
             for (role, source), place in zip(sources, u, strict=True):
                 first = len(steps)
                 with booked_as(role):
@@ -95,7 +93,7 @@ class GSI(Method):
             if source is engine:
                 return 0.0
             last = len(step.token_ids)
-            drafts = in_role("draft", source.logprobs(ask.prompt, answer, last))
+            drafts = in_role("draft", source.logprobs, ask.prompt, answer, last)
             ours, theirs = await asyncio.gather(engine.logprobs(ask.prompt, answer, last), drafts)
             return float(ours.sum() - theirs.sum())
 

@@ -11,11 +11,12 @@ from cards.methods.base import argmax
 from cards.methods.responses.driver import Answers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BestOfN(Answers):
     """argmax of r(x, y_i) over y_1 .. y_n drawn from the LM; the first of equals."""
 
     name: ClassVar[str] = "best-of-n"
+    summary: ClassVar[str] = "The response of highest reward out of n."
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:
         return argmax(answers)

@@ -7,27 +7,22 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 from cards.engines.base import Ask, Engine
-from cards.errors import check
 from cards.events import Accepted, Event, Prompt, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import Request, Sampled, propose, required
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answers(Sampled):
     """Draw n whole answers from q at once, score them if the method needs that, and take the one that `choose` says."""
 
-    n: int = 8
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
+    family: ClassVar[str] = "responses"
 
-    def __post_init__(self) -> None:
-        check(self.n >= 1, f"n must be at least 1, not {self.n}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    n: int = setting(8, help="Number of responses to draw.", at_least=1, typical=(1, 32), client_at_most=64)
 
     @property
     def kl_bound(self) -> float:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cards.engines.base import Engine
-from cards.errors import PromptError, check
+from cards.errors import PromptError
 from cards.events import Event, Message, Prompt, Response, Segment
 from cards.methods.base import Request, Sampled, argmax, required
 from cards.methods.responses.driver import draw, rewards_of, taken
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IAD(Sampled):
     """Draw n answers, show the LM the best and the worst so far with their scores, draw n more; the best of all is taken.
 
@@ -29,17 +30,13 @@ class IAD(Sampled):
     """
 
     name: ClassVar[str] = "iad"
+    family: ClassVar[str] = "responses"
+    summary: ClassVar[str] = "Shows the model its best and worst response so far with their scores, and asks again."
 
-    iterations: int = 3
-    n: int = 4
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.iterations >= 1, f"iterations must be at least 1, not {self.iterations}.")
-        check(self.n >= 1, f"n must be at least 1, not {self.n}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    iterations: int = setting(
+        3, help="Rounds of responses; later ones see the best and worst so far.", at_least=1, typical=(1, 10), client_at_most=16
+    )
+    n: int = setting(4, help="Responses of a round.", at_least=1, typical=(1, 32), client_at_most=64)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)

@@ -10,9 +10,10 @@ from typing import ClassVar
 from cards.events import Segment
 from cards.methods.responses.driver import Answers
 from cards.methods.responses.similarity import Similarity, Utility, agreement, check_utility
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MBR(Answers):
     """argmax_i of mean_j u(y_i, y_j), j != i: of n answers the one most like the others; the first of equals.
 
@@ -21,12 +22,12 @@ class MBR(Answers):
     """
 
     name: ClassVar[str] = "mbr"
+    summary: ClassVar[str] = "The response out of n that agrees most with the others (minimum Bayes risk)."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
-    utility: Similarity | Utility = "chrf"
+    utility: Similarity | Utility = setting("chrf", help="Measure of the agreement of two responses.", advanced=True)
 
-    def __post_init__(self) -> None:
-        Answers.__post_init__(self)
+    def validate(self) -> None:
         check_utility(self.utility)
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:

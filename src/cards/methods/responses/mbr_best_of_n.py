@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cards.errors import check
 from cards.events import Segment
 from cards.methods.responses.driver import Answers, rewards_of
 from cards.methods.responses.similarity import Similarity, Utility, agreement, check_utility
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MBRBestOfN(Answers):
     """argmax_i of r(x, y_i) + beta mean_j u(y_i, y_j), j != i: a high reward, unless no other answer is like it.
 
@@ -23,13 +22,12 @@ class MBRBestOfN(Answers):
     """
 
     name: ClassVar[str] = "mbr-best-of-n"
+    summary: ClassVar[str] = "The response out of n with the highest sum of reward and agreement with the others."
 
-    beta: float = 1.0
-    utility: Similarity | Utility = "chrf"
+    beta: float = setting(1.0, help="Weight of agreement beside the reward.", at_least=0, typical=(0, 3))
+    utility: Similarity | Utility = setting("chrf", help="Measure of the agreement of two responses.", advanced=True)
 
-    def __post_init__(self) -> None:
-        Answers.__post_init__(self)
-        check(0 <= self.beta < math.inf, f"beta must be finite and not negative, got {self.beta}.")
+    def validate(self) -> None:
         check_utility(self.utility)
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:

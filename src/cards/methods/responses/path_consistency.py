@@ -16,11 +16,12 @@ from cards.methods.base import Request, Sampled
 from cards.methods.responses.driver import draw, taken
 from cards.methods.responses.self_consistency import check_pattern, final_answer, leader
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 SENTENCES = Punctuation()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PathConsistency(Sampled):
     """Self-consistency in windows: once a final answer leads clearly, later branches begin with steps that led to it.
 
@@ -35,27 +36,36 @@ class PathConsistency(Sampled):
     """
 
     name: ClassVar[str] = "path-consistency"
+    family: ClassVar[str] = "responses"
+    summary: ClassVar[str] = "Self-consistency whose later branches begin with steps that led to the leading answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
-    branches: int = 20
-    window: int = 5
-    confidence: float = 0.8
-    pattern: str | None = None
-    boundary: Boundary = SENTENCES
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
+    branches: int = setting(20, help="Responses that vote.", at_least=1, typical=(1, 40), client_at_most=64)
+    window: int = setting(
+        5, help="Branches drawn at once before the votes are counted.", at_least=1, typical=(1, 20), advanced=True
+    )
+    confidence: float = setting(
+        0.8,
+        help="Probability of the leading answer from which later branches begin with its steps.",
+        at_least=0,
+        at_most=1,
+        typical=(0.5, 1),
+        advanced=True,
+    )
+    pattern: str | None = setting(
+        None,
+        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
+        client=False,  # a regular expression may run for ever
+        advanced=True,
+    )
+    boundary: Boundary = setting(SENTENCES, help="Rule that ends a step; it must not read logits.", advanced=True)
 
-    def __post_init__(self) -> None:
-        check(self.branches >= 1, f"branches must be at least 1, not {self.branches}.")
-        check(self.window >= 1, f"window must be at least 1, not {self.window}.")
-        check(0 <= self.confidence <= 1, f"confidence must lie in [0, 1], not {self.confidence}.")
+    def validate(self) -> None:
         check_pattern(self.pattern)
         check(
-            isinstance(self.boundary, Boundary) and not self.boundary.reads_logits,
-            f"boundary must be one that reads text or counts tokens, such as Punctuation or Step, not {self.boundary!r}.",
+            not self.boundary.reads_logits,
+            f"boundary must be one that reads text or counts tokens, such as Punctuation or Step, got {self.boundary!r}.",
         )
-        self.sampling  # noqa: B018  (checks its settings)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         answers: list[Segment] = []

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
 
-from cards.errors import check
 from cards.events import Segment
 from cards.methods.responses.driver import Answers, rewards_of
 from cards.sampling import VERDICT, uniforms
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pessimism(Answers):
     """Of n answers take the first that passes a test which trusts high rewards no further than the LM covers them.
 
@@ -27,14 +26,12 @@ class Pessimism(Answers):
     """
 
     name: ClassVar[str] = "pessimism"
+    summary: ClassVar[str] = "One of n responses; high rewards are trusted no further than the model covers them."
 
-    beta: float = 0.7
-    highest: float | None = None
-
-    def __post_init__(self) -> None:
-        Answers.__post_init__(self)
-        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
-        check(self.highest is None or math.isfinite(self.highest), f"highest must be finite or None, not {self.highest}.")
+    beta: float = setting(0.7, help="Weight of the penalty; lower trusts the reward more.", above=0, typical=(0.05, 3))
+    highest: float | None = setting(
+        None, help="Upper bound of the reward (none: the highest of the n responses).", advanced=True
+    )
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:
         rewards = rewards_of(answers)

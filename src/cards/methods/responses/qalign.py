@@ -10,15 +10,15 @@ from typing import ClassVar, Literal, cast
 
 from cards.acceptance import Verdict
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event, Response, Segment
 from cards.methods.base import Request, Sampled, argmax, required
 from cards.methods.responses.driver import draw, taken
 from cards.rewards.base import Reward
 from cards.sampling import VERDICT, uniforms
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QAlign(Sampled):
     """A Markov chain of whole answers whose law is q(y) exp(r(x, y) / beta), normalised, once it has forgotten its start.
 
@@ -32,18 +32,14 @@ class QAlign(Sampled):
     """
 
     name: ClassVar[str] = "qalign"
+    family: ClassVar[str] = "responses"
+    summary: ClassVar[str] = "A Markov chain of responses whose law is tilted by the reward (Metropolis-Hastings)."
 
-    steps: int = 16
-    beta: float = 0.7
-    take: Literal["last", "best"] = "last"
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.steps >= 0, f"steps must not be negative, got {self.steps}.")
-        check(self.take in ("last", "best"), f"take must be 'last' or 'best', not {self.take!r}.")
-        self.verdict, self.sampling  # noqa: B018  (each checks its own settings)
+    steps: int = setting(16, help="Proposed changes of the response.", at_least=0, typical=(0, 64), client_at_most=256)
+    beta: float = setting(0.7, help="Softness of the acceptance test; lower is stricter.", above=0, typical=(0.05, 3))
+    take: Literal["last", "best"] = setting(
+        "last", help="Return the last state of the chain, or the best one seen.", advanced=True
+    )
 
     @property
     def verdict(self) -> Verdict:

@@ -11,9 +11,10 @@ from cards.errors import check
 from cards.events import Segment
 from cards.methods.responses.driver import Answers, rewards_of
 from cards.methods.responses.similarity import Similarity, Utility, agreement, check_utility
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QERerank(Answers):
     """Keep the answers of highest estimated quality, r(x, y_i), and take the one of them most like the others kept.
 
@@ -22,13 +23,13 @@ class QERerank(Answers):
     """
 
     name: ClassVar[str] = "qe-rerank"
+    summary: ClassVar[str] = "The response that agrees most with the others among those of highest reward."
 
-    keep: int = 4
-    utility: Similarity | Utility = "chrf"
+    keep: int = setting(4, help="Responses of highest reward among which agreement decides.", at_least=1, typical=(1, 32))
+    utility: Similarity | Utility = setting("chrf", help="Measure of the agreement of two responses.", advanced=True)
 
-    def __post_init__(self) -> None:
-        Answers.__post_init__(self)
-        check(1 <= self.keep <= self.n, f"keep must lie in [1, n = {self.n}], not {self.keep}.")
+    def validate(self) -> None:
+        check(self.keep <= self.n, f"keep must be between 1 and n = {self.n}, got {self.keep}.")
         check_utility(self.utility)
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
 
-from cards.errors import SettingError, check
+from cards.errors import SettingError
 from cards.events import Segment
 from cards.methods.responses.driver import Answers, rewards_of
+from cards.settings import setting
 
 NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 USUAL = (r"####\s*(.+)", r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", NUMBER)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelfConsistency(Answers):
     """Of n answers take the first whose final answer is the commonest: argmax_a of sum_i w_i [a_i = a], ties to the first.
 
@@ -29,15 +30,21 @@ class SelfConsistency(Answers):
     """
 
     name: ClassVar[str] = "self-consistency"
+    summary: ClassVar[str] = "A vote of n responses on the final answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
-    pattern: str | None = None
-    beta: float | None = None
+    pattern: str | None = setting(
+        None,
+        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
+        client=False,  # a regular expression may run for ever
+        advanced=True,
+    )
+    beta: float | None = setting(
+        None, help="Softness of votes weighted by reward (none: every vote counts the same).", above=0, typical=(0.05, 3)
+    )
 
-    def __post_init__(self) -> None:
-        Answers.__post_init__(self)
+    def validate(self) -> None:
         check_pattern(self.pattern)
-        check(self.beta is None or 0 < self.beta < math.inf, f"beta must be positive and finite or None, not {self.beta}.")
 
     @property
     def needed(self) -> frozenset[str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cards.errors import check
 from cards.events import Segment
 from cards.methods.responses.driver import Answers, rewards_of
 from cards.sampling import VERDICT, pick, uniforms
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SoftBestOfN(Answers):
     """Of y_1 .. y_n drawn from the LM take y_i with probability exp(r_i / beta) / sum_j exp(r_j / beta).
 
@@ -22,12 +21,9 @@ class SoftBestOfN(Answers):
     """
 
     name: ClassVar[str] = "soft-best-of-n"
+    summary: ClassVar[str] = "One of n responses, drawn with probability proportional to exp(reward / beta)."
 
-    beta: float = 0.7
-
-    def __post_init__(self) -> None:
-        Answers.__post_init__(self)
-        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
+    beta: float = setting(0.7, help="Softness of the choice by reward; lower is stricter.", above=0, typical=(0.05, 3))
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:
         import numpy as np

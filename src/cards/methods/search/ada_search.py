@@ -8,15 +8,15 @@ from typing import ClassVar, Literal
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event, Response
-from cards.methods.base import Request, Sampled, required
-from cards.methods.search.driver import Search, top
+from cards.methods.base import Request, required
+from cards.methods.search.driver import Search, SearchMethod, top
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class AdaSearch(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaSearch(SearchMethod):
     """Best of T_k for block k = 0 .. B - 1 of B = max_tokens / block (rounded up), with T_k falling and of mean K:
 
         z_k* = argmax over T_k draws of r(x, y + z),   sum_k T_k = K B
@@ -28,21 +28,20 @@ class AdaSearch(Sampled):
     """
 
     name: ClassVar[str] = "ada-search"
+    summary: ClassVar[str] = "Blockwise best-of-K with more candidates for the first blocks."
+    siblings: ClassVar[bool] = True
 
-    candidates: int = 8
-    block: int = 16
-    schedule: Literal["exponential", "linear"] = "exponential"
-    decay: float = 0.5
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.candidates >= 1, f"candidates must be at least 1, not {self.candidates}.")
-        check(self.block >= 1, f"block must be at least 1 token, not {self.block}.")
-        check(self.schedule in ("exponential", "linear"), f"schedule must be 'exponential' or 'linear', not {self.schedule!r}.")
-        check(0 < self.decay <= 1, f"decay must lie in (0, 1], not {self.decay}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    candidates: int = setting(8, help="Mean number of candidates of a block.", at_least=1, typical=(1, 32), client_at_most=64)
+    block: int = setting(16, help="Number of tokens of a block.", at_least=1, typical=(1, 64))
+    schedule: Literal["exponential", "linear"] = setting(
+        "exponential", help="How the number of candidates falls from block to block."
+    )
+    decay: float = setting(
+        0.5,
+        help="Ratio of the candidates of a block, beyond one, to those of the block before (exponential schedule).",
+        above=0,
+        at_most=1,
+    )
 
     def counts(self, max_tokens: int) -> list[int]:
         """T_k for each block of an answer of so many tokens."""

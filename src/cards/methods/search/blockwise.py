@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event
-from cards.methods.base import Request, Sampled, required
-from cards.methods.search.driver import Search, top
+from cards.methods.base import Request, required
+from cards.methods.search.driver import Search, SearchMethod, top
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class Blockwise(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blockwise(SearchMethod):
     """Draw K blocks of M tokens, keep the one with the highest value, go on from it until the answer ends.
 
         z* = argmax over z_1 .. z_K of V(x, y + z_i),   z_i ~ q(. | x, y)
@@ -27,17 +27,11 @@ class Blockwise(Sampled):
     """
 
     name: ClassVar[str] = "blockwise"
+    summary: ClassVar[str] = "Best of K blocks of tokens, again and again."
+    siblings: ClassVar[bool] = True
 
-    candidates: int = 8
-    block: int = 16
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.candidates >= 1, f"candidates must be at least 1, not {self.candidates}.")
-        check(self.block >= 1, f"block must be at least 1 token, not {self.block}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    candidates: int = setting(8, help="Candidates of a block.", at_least=1, typical=(1, 32), client_at_most=64)
+    block: int = setting(16, help="Number of tokens of a block.", at_least=1, typical=(1, 64))
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         plan = repeat((FixedLength(maximum=self.block), self.candidates))

@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event
-from cards.methods.base import Request, Sampled, required
-from cards.methods.search.driver import Search, top
+from cards.methods.base import Request, required
+from cards.methods.search.driver import Search, SearchMethod, top
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class CBS(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CBS(SearchMethod):
     """Continue each of W beams by K chunks of L tokens, keep the W of highest score, until all kept are finished.
 
         beams* = top W of V(x, y + z),   V(x, y) = log pi_tuned(y | x) - log pi_untuned(y | x)
@@ -29,19 +29,12 @@ class CBS(Sampled):
     """
 
     name: ClassVar[str] = "cbs"
+    summary: ClassVar[str] = "Beam search over chunks of tokens by reward (weak-to-strong search)."
 
-    beams: int = 4
-    children: int = 4
-    block: int = 10
-    temperature: float = 0.7
+    beams: int = setting(4, help="Incomplete responses kept after each chunk.", at_least=1, typical=(1, 16), client_at_most=32)
+    children: int = setting(4, help="Continuations of each beam.", at_least=1, typical=(1, 16), client_at_most=32)
+    block: int = setting(10, help="Number of tokens of a chunk.", at_least=1, typical=(1, 64))
     top_k: int | None = 50
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.beams >= 1, f"beams must be at least 1, not {self.beams}.")
-        check(self.children >= 1, f"children must be at least 1, not {self.children}.")
-        check(self.block >= 1, f"block must be at least 1 token, not {self.block}.")
-        self.sampling  # noqa: B018  (checks its settings)
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         chunk = FixedLength(maximum=self.block)

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
+from typing import ClassVar
 
 from cards.boundaries import Boundary
 from cards.engines.base import Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import Request, proposals
+from cards.methods.base import Request, Sampled, proposals
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 
 Key = tuple[int, int]  # of a candidate: its block, and its number there
 Block = tuple[Boundary, int]  # where its candidates end, and how many of them continue each particle
+
+
+class SearchMethod(Sampled):
+    """Base of methods that search over incomplete responses."""
+
+    family: ClassVar[str] = "search"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from cards.boundaries import FixedLength
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Event, Response
-from cards.methods.base import Request, Sampled, proposals, required
-from cards.methods.search.driver import Candidates, Key
+from cards.methods.base import Request, proposals, required
+from cards.methods.search.driver import Candidates, Key, SearchMethod
 from cards.rewards.base import Reward
 from cards.rewards.process import sigmoid
+from cards.settings import setting
 
 
 @dataclass(slots=True)
@@ -40,8 +41,8 @@ class Node:
             yield from child.leaves()
 
 
-@dataclass(frozen=True, slots=True)
-class RAIN(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RAIN(SearchMethod):
     """Tree search over short pieces of the answer, judged as it stands; before each piece is written the search rewinds.
 
         select   from the root down, the child with the highest v + c p sqrt(N) / (1 + n)
@@ -60,22 +61,22 @@ class RAIN(Sampled):
     """
 
     name: ClassVar[str] = "rain"
+    summary: ClassVar[str] = "Tree search over short segments that are scored as they stand, with rewinding."
 
-    searches: int = 4
-    children: int = 4
-    exploration: float = 2.0
-    lengths: tuple[int, ...] = (1, 2, 4, 10)
-    squash: bool = True
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
+    searches: int = setting(
+        4, help="Rounds of search before each segment is chosen.", at_least=1, typical=(1, 32), client_at_most=64
+    )
+    children: int = setting(4, help="Segments drawn behind a leaf.", at_least=1, typical=(1, 16), client_at_most=32)
+    exploration: float = setting(
+        2.0, help="Weight of rarely visited segments in the search, c.", at_least=0, typical=(0, 10), advanced=True
+    )
+    lengths: tuple[int, ...] = setting(
+        (1, 2, 4, 10), help="Tokens of a segment by its depth in the tree.", at_least=1, advanced=True
+    )
+    squash: bool = setting(True, help="Put rewards through a sigmoid; no for rewards between 0 and 1.", advanced=True)
 
-    def __post_init__(self) -> None:
-        check(self.searches >= 1, f"searches must be at least 1, not {self.searches}.")
-        check(self.children >= 1, f"children must be at least 1, not {self.children}.")
-        check(0 <= self.exploration < math.inf, f"exploration must not be negative, but finite, not {self.exploration}.")
-        check(bool(self.lengths) and min(self.lengths) >= 1, f"lengths must be numbers of tokens, not {self.lengths}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    def validate(self) -> None:
+        check(bool(self.lengths), "lengths must have at least one number of tokens.")
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)

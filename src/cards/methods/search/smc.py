@@ -11,16 +11,16 @@ from typing import ClassVar
 
 from cards.boundaries import Boundary, Entropy
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event
-from cards.methods.base import Request, Sampled, required
-from cards.methods.search.driver import Search
+from cards.methods.base import Request, required
+from cards.methods.search.driver import Search, SearchMethod
 from cards.rewards.base import Reward
 from cards.sampling import RESAMPLING, uniforms
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class SMC(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SMC(SearchMethod):
     """Draws from q(y) exp(r(x, y) / beta) / Z, the better the more particles there are:
 
         w_i   <- w_i exp((r(x, y_i,1:k) - r(x, y_i,1:k-1)) / beta)   after segment k of particle i,   r of no segment: 0
@@ -35,20 +35,14 @@ class SMC(Sampled):
     """
 
     name: ClassVar[str] = "smc"
+    summary: ClassVar[str] = "Sequential Monte Carlo: particles weighted and resampled by the reward of the text so far."
 
-    particles: int = 8
-    beta: float = 0.7
-    resample: float = 0.5
-    boundary: Boundary | None = None
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.particles >= 1, f"particles must be at least 1, not {self.particles}.")
-        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
-        check(0 <= self.resample <= 1, f"resample must lie in [0, 1], not {self.resample}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    particles: int = setting(8, help="Responses that grow side by side.", at_least=1, typical=(1, 32), client_at_most=64)
+    beta: float = setting(0.7, help="Softness of the weights by reward; lower is stricter.", above=0, typical=(0.05, 3))
+    resample: float = setting(
+        0.5, help="Resample when the effective fraction of the particles is below this.", at_least=0, at_most=1
+    )
+    boundary: Boundary | None = setting(None, help="Rule that ends a segment (entropy: the rule of CARDS).", advanced=True)
 
     def search(self, weights: Weights, entropy_threshold: float) -> Search:
         boundary = self.boundary or Entropy(threshold=entropy_threshold)

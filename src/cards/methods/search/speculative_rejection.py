@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event
-from cards.methods.base import Request, Sampled, required
-from cards.methods.search.driver import Search, top
+from cards.methods.base import Request, required
+from cards.methods.search.driver import Search, SearchMethod, top
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class SpeculativeRejection(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeRejection(SearchMethod):
     """Begin n answers; at each decision point drop the fraction alpha whose texts so far score lowest; give the best one left.
 
         decision points at t = f, 2 f, 4 f, 8 f, ... tokens:   keep the top (1 - alpha) of r(x, y_1:t), rounded up
@@ -29,19 +29,15 @@ class SpeculativeRejection(Sampled):
     """
 
     name: ClassVar[str] = "speculative-rejection"
+    summary: ClassVar[str] = "Best-of-N that drops the worst responses on the way."
 
-    n: int = 16
-    reject: float = 0.5
-    first: int = 16
+    n: int = setting(16, help="Responses that the search begins with.", at_least=1, typical=(1, 32), client_at_most=64)
+    reject: float = setting(0.5, help="Fraction of the responses that each decision drops.", at_least=0, below=1)
+    first: int = setting(
+        16, help="Tokens before the first decision; each later decision comes at twice as many.", at_least=1, typical=(1, 64)
+    )
     temperature: float = 1.0
     top_k: int | None = 50
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, f"n must be at least 1, not {self.n}.")
-        check(0 <= self.reject < 1, f"reject must lie in [0, 1), not {self.reject}.")
-        check(self.first >= 1, f"first must be at least 1 token, not {self.first}.")
-        self.sampling  # noqa: B018  (checks its settings)
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         doubling = ((FixedLength(maximum=self.first * 2**k), 1) for k in count())

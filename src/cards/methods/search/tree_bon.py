@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from cards.boundaries import FixedLength, Whole
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Event, Response
-from cards.methods.base import Request, RewardLike, Sampled, model_setting, required
-from cards.methods.search.driver import Block, Search, top
+from cards.methods.base import Request, RewardLike, loaded, required
+from cards.methods.search.driver import Block, Search, SearchMethod, top
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class TreeBoN(Sampled):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeBoN(SearchMethod):
     """N roots; after each of `layers` layers the N / C best live on with C children each; the answer is the best leaf.
 
         layer 1 .. D - 1, ceil(max_tokens / D) tokens each:  keep the top N / C by g(x, y)
@@ -30,19 +31,17 @@ class TreeBoN(Sampled):
     """
 
     name: ClassVar[str] = "tree-bon"
+    summary: ClassVar[str] = "Best-of-N over a tree of responses that is pruned layer by layer."
 
-    n: int = 16
-    children: int = 4
-    layers: int = 4
-    guide: RewardLike | None = model_setting("reward", None)
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
+    n: int = setting(16, help="Responses that the tree begins with.", at_least=1, typical=(1, 32), client_at_most=64)
+    children: int = setting(
+        4, help="Continuations of each response that is kept.", at_least=1, typical=(1, 16), client_at_most=32
+    )
+    layers: int = setting(4, help="Layers into which the length of a response is divided.", at_least=1, typical=(1, 16))
+    guide: RewardLike | None = setting(None, help="Reward that scores incomplete responses (none: the reward).", loads="reward")
 
-    def __post_init__(self) -> None:
-        check(1 <= self.children <= self.n, f"children must lie in 1 .. n = {self.n}, not {self.children}.")
-        check(self.layers >= 1, f"layers must be at least 1, not {self.layers}.")
-        self.sampling  # noqa: B018  (checks its settings)
+    def validate(self) -> None:
+        check(self.children <= self.n, f"children must be between 1 and n = {self.n}, got {self.children}.")
 
     def plan(self, max_tokens: int) -> list[Block]:
         """What each layer draws, for answers of so many tokens."""
@@ -52,6 +51,6 @@ class TreeBoN(Sampled):
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         plan = self.plan(request.ask(Response()).max_tokens)
-        guide = cast("Reward | None", self.guide)
+        guide = None if self.guide is None else loaded(self.guide)
         search = Search(plan, lambda scores: top(scores, self.n // self.children), self.sampling, guide=guide)
         return search.stream(request, engine, required(reward, self))

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
-from cards.acceptance import Acceptance, Schedule, Verdict, quantile_of
+from cards.acceptance import quantile_of
 from cards.boundaries import Boundary, Entropy, Measure
-from cards.engines.base import Engine
-from cards.engines.speculative import SpeculativeEngine, check_gamma
+from cards.engines.base import Ask, Engine
 from cards.errors import check
-from cards.events import Accepted, Event, Fallback, Proposed, Response, Segment
-from cards.methods.base import (
-    EngineLike,
-    Method,
-    Rejection,
-    Request,
-    Sieve,
-    Width,
-    check_width,
-    model_setting,
-    required,
-    target_of,
-)
+from cards.events import Event, Proposed, Segment
+from cards.methods.base import Request
 from cards.methods.responses.driver import draw
+from cards.methods.segments.driver import Rising
 from cards.rewards.base import Reward
-from cards.sampling import Sampling
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class CARDS(Method):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CARDS(Rising):
     """Accept segments, cut where the LM is unsure, by a quasi-rejection test against a rising reward threshold.
 
         r0     = (1 - alpha) r(x) + alpha r*
@@ -43,7 +32,6 @@ class CARDS(Method):
     the proposal: among segments of one length, q(s) exp(min(r, tau) / beta). target is r*, entropy_threshold tau_u; None
     takes what the RM and the LM are known to need (tau_u: 3.0 unless known). temperature None means beta, as in the paper.
     `width` candidates are drawn at once, which changes the speed and nothing else. `boundary` replaces the entropy rule.
-    With `draft`, a smaller LM, candidates are drawn by exact speculative sampling, gamma drafted tokens a round: the same law.
 
     With `quantile` r* is the prompt's own, from the first `pilots` candidates of the first segment:
 
@@ -58,92 +46,64 @@ class CARDS(Method):
     """
 
     name: ClassVar[str] = "cards"
+    summary: ClassVar[str] = (
+        "Accepts segments, cut where the model is uncertain, by a quasi-rejection test against a rising reward threshold."
+    )
 
-    target: float | None = None
-    quantile: float | None = None
-    pilots: int = 8
-    beta: float = 0.7
-    alpha: float = 0.5
-    entropy_threshold: float | None = None
-    measure: Measure = "entropy"
-    min_segment: int = 4
-    max_segment: int = 64
-    boundary: Boundary | None = None
-    acceptance: Acceptance = "soft"
-    max_rejections: int = 20
-    temperature: float | None = None
-    top_k: int | None = 40
-    top_p: float = 1.0
-    width: Width = "auto"
-    draft: EngineLike | None = model_setting("engine", None)
-    gamma: int = 4
+    quantile: float | None = setting(
+        None,
+        help="Target reward of each prompt: this quantile of the rewards of its own pilots (none: target).",
+        at_least=0,
+        at_most=1,
+    )
+    pilots: int = setting(
+        8,
+        help="First candidates of the first segment, whose rewards give the quantile.",
+        at_least=1,
+        typical=(1, 32),
+        advanced=True,
+    )
+    entropy_threshold: float | None = setting(
+        None,
+        help="Uncertainty tau_u of a next token that ends a segment (none: suggested by the model, else 3.0).",
+        at_least=0,
+        typical=(0, 10),
+    )
+    measure: Measure = setting("entropy", help="Measure of uncertainty.", advanced=True)
+    min_segment: int = setting(4, help="Minimum number of tokens of a segment.", at_least=1, typical=(1, 64), advanced=True)
+    max_segment: int = setting(64, help="Maximum number of tokens of a segment.", at_least=1, typical=(1, 256), advanced=True)
+    boundary: Boundary | None = setting(
+        None, help="Rule that ends a segment (entropy: the rule of CARDS, by uncertainty).", advanced=True
+    )
 
-    def __post_init__(self) -> None:
-        check(0 <= self.alpha <= 1, f"alpha must lie in [0, 1], not {self.alpha}.")
+    def validate(self) -> None:
         check(
             self.quantile is None or self.target is None, "quantile finds the target reward r*: set one of the two, not both."
         )
-        check(self.quantile is None or 0 <= self.quantile <= 1, f"quantile must lie in [0, 1], not {self.quantile}.")
         check(
-            self.quantile is None or 1 <= self.pilots <= self.max_rejections,
-            f"pilots must lie in 1 .. max_rejections = {self.max_rejections}, not {self.pilots}.",
+            self.quantile is None or self.pilots <= self.max_rejections,
+            f"pilots must be between 1 and max_rejections = {self.max_rejections}, got {self.pilots}.",
         )
-        check(self.max_rejections >= 1, f"max_rejections must be at least 1, not {self.max_rejections}.")
-        check_width(self.width)
-        check_gamma(self.gamma)
         check(
             self.measure == "entropy" or self.entropy_threshold is not None or self.boundary is not None,
-            f"measure {self.measure!r} has a scale of its own: set entropy_threshold too (mcp and evidential lie in [0, 1]).",
+            f"measure {self.measure!r} has its own scale: set entropy_threshold too (mcp and evidential lie between 0 and 1).",
         )
-        self.verdict, self.sampling, self.segments(3.0)  # each checks its own settings
-
-    @property
-    def needed(self) -> frozenset[str]:
-        return self.needs if self.draft is None else self.needs | {"logits"}
-
-    @property
-    def verdict(self) -> Verdict:
-        return Verdict(self.beta, self.acceptance)
+        self.segments(3.0)
 
     def segments(self, known: float) -> Boundary:
-        """The boundary rule, given the tau_u that the LM is known to need."""
         threshold = known if self.entropy_threshold is None else self.entropy_threshold
         return self.boundary or Entropy(self.min_segment, self.max_segment, threshold, self.measure)
 
-    @property
-    def sieve(self) -> Sieve | None:
-        """A test before that of the reward."""
-        return None
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.beta if self.temperature is None else self.temperature, self.top_k, self.top_p)
-
-    async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        reward = required(reward, self)
-        if self.draft is not None:
-            engine = SpeculativeEngine(engine, cast(Engine, self.draft), self.gamma)
-        response, pilots = Response(), list[Segment]()
-        [prompt_reward] = await reward.score(request.prompt, [response])
-        boundary = self.segments(engine.entropy_threshold)
-        if self.quantile is None:
-            target = target_of(self.target, reward)
-        else:
-            ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling, n=self.pilots)
-            async with aclosing(draw(request.prompt, ask, engine, reward, pilots)) as events:
+    async def draw_pilots(
+        self, request: Request, ask: Ask, engine: Engine, reward: Reward, drawn: list[Segment]
+    ) -> AsyncGenerator[Event, None]:
+        if self.quantile is not None:
+            async with aclosing(draw(request.prompt, replace(ask, n=self.pilots), engine, reward, drawn)) as events:
                 async for event in events:
                     if isinstance(event, Proposed):  # they are scored once there is a threshold
                         yield event
-            target = quantile_of([cast(float, pilot.reward) for pilot in pilots], self.quantile)
-        schedule = Schedule.from_prompt(target, self.alpha, prompt_reward, request.max_tokens)
-        search = Rejection(self.verdict.passes, schedule.threshold, self.max_rejections, True, self.width, self.sieve)
-        position = 0
-        while response.finish_reason is None:
-            ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)
-            drawn = pilots if position == 0 else ()
-            async with aclosing(search.stream(request, ask, response, position, engine, reward, drawn)) as events:
-                async for event in events:
-                    if isinstance(event, Accepted | Fallback):
-                        response = response + event.segment
-                    yield event
-            position += 1
+
+    def aim(self, reward: Reward, drawn: Sequence[Segment]) -> float:
+        if self.quantile is None:
+            return Rising.aim(self, reward, drawn)
+        return quantile_of([cast(float, pilot.reward) for pilot in drawn], self.quantile)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from cards.acceptance import Verdict
 from cards.errors import SettingError, check
-from cards.methods.base import RewardLike, Sieve, model_setting
+from cards.methods.base import RewardLike, loaded
 from cards.methods.segments.cards import CARDS
-from cards.rewards.base import Reward
+from cards.methods.segments.driver import Sieve
 from cards.sampling import EARLY, VERDICT
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cascade(CARDS):
     """CARDS (arXiv 2406.16306) whose segments must first pass a test by `guide`, g; the rest as in CARDS.
 
@@ -33,23 +34,27 @@ class Cascade(CARDS):
     """
 
     name: ClassVar[str] = "cascade"
+    summary: ClassVar[str] = "CARDS with an early test by a cheaper reward; the reward model scores only what passes it."
 
-    guide: RewardLike = model_setting("reward", "implicit:tiny-aligned,tiny")
-    guide_target: float | None = None
-    guide_beta: float = 1.0
-    coupled: bool = False
+    guide: RewardLike = setting(
+        "implicit:tiny-aligned,tiny", help="Cheaper reward that tests candidates before the reward model.", loads="reward"
+    )
+    guide_target: float | None = setting(None, help="Target of the guide's test (none: suggested by the guide).", advanced=True)
+    guide_beta: float = setting(1.0, help="Softness of the guide's test.", above=0, typical=(0.05, 3), advanced=True)
+    coupled: bool = setting(
+        False, help="Use one random number for both tests, as close to CARDS as the guide allows.", advanced=True
+    )
 
-    def __post_init__(self) -> None:
-        CARDS.__post_init__(self)  # super() does not know the class that slots make
+    def validate(self) -> None:
+        CARDS.validate(self)  # super() does not know the class that slots make
         check(
             self.quantile is None,
-            "quantile needs the rewards of all pilots, and the guide keeps some from the reward: set target.",
+            "quantile needs the rewards of all pilots, but the guide keeps some of them from the reward: set target.",
         )
-        check(0 < self.guide_beta < float("inf"), f"guide_beta must be positive and finite, not {self.guide_beta}.")
 
     @property
     def sieve(self) -> Sieve:
-        guide = cast(Reward, self.guide)
+        guide = loaded(self.guide)
         target = guide.target if self.guide_target is None else self.guide_target
         if target is None:
             raise SettingError(f"No target is known for the guide {guide.name!r}: set guide_target.")

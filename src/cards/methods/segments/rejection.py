@@ -6,17 +6,16 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from cards.acceptance import Acceptance, Verdict
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Event, Response
-from cards.methods.base import Method, Rejection, Request, Width, check_width, required, target_of
+from cards.methods.base import Request, required, target_of
+from cards.methods.segments.driver import Accepting, Rejection
 from cards.rewards.base import Reward
-from cards.sampling import Sampling
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
-class RejectionSampling(Method):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectionSampling(Accepting):
     """Accept an answer if u < min(1, exp((r(x, y) - r*) / beta)); after `max_candidates` rejections keep the best.
 
     Without fallbacks the answer follows q(y) exp(min(r, r*) / beta), normalised. The item-level baseline of the CARDS
@@ -24,28 +23,11 @@ class RejectionSampling(Method):
     """
 
     name: ClassVar[str] = "rejection-sampling"
+    summary: ClassVar[str] = "Accepts or rejects whole responses by the test of CARDS against a constant threshold."
 
-    target: float | None = None
-    beta: float = 0.7
-    acceptance: Acceptance = "soft"
-    max_candidates: int = 20
-    temperature: float | None = None
-    top_k: int | None = 40
-    top_p: float = 1.0
-    width: Width = "auto"
-
-    def __post_init__(self) -> None:
-        check(self.max_candidates >= 1, f"max_candidates must be at least 1, not {self.max_candidates}.")
-        check_width(self.width)
-        self.verdict, self.sampling  # noqa: B018  (each checks its own settings)
-
-    @property
-    def verdict(self) -> Verdict:
-        return Verdict(self.beta, self.acceptance)
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.beta if self.temperature is None else self.temperature, self.top_k, self.top_p)
+    max_candidates: int = setting(
+        20, help="Responses drawn before a fallback to the best of them.", at_least=1, typical=(1, 64)
+    )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from cards.methods.tokens.driver import Guided
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ARGS(Guided):
     """The likeliest tokens compete by logit and reward.
 
@@ -22,3 +22,4 @@ class ARGS(Guided):
     """
 
     name: ClassVar[str] = "args"
+    summary: ClassVar[str] = "The most likely tokens compete by logit and reward."

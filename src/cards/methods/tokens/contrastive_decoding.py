@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Engine
-from cards.errors import check
-from cards.methods.base import EngineLike, model_setting
+from cards.methods.base import EngineLike, loaded
 from cards.methods.tokens.driver import Mixed
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast(Mixed):
     """Base: tokens that the LM finds plausible, p(v) >= plausibility max p, compete by what it holds of them more than an
     amateur does; others are out of the question. plausibility is the papers' alpha."""
 
     temperature: float = 0.0
     top_k: int | None = None
-    amateur: EngineLike = model_setting("engine", "tiny-draft")
-    plausibility: float = 0.1
-
-    def __post_init__(self) -> None:
-        Mixed.__post_init__(self)
-        check(0 < self.plausibility <= 1, f"plausibility must lie in (0, 1], not {self.plausibility}.")
+    amateur: EngineLike = setting(
+        "tiny-draft", help="Smaller LM of the same tokenizer, whose preferences are subtracted.", loads="engine"
+    )
+    plausibility: float = setting(
+        0.1, help="Fraction of the highest probability below which tokens are excluded.", above=0, at_most=1, typical=(0.01, 1)
+    )
 
     @property
     def others(self) -> Sequence[Engine]:
-        return (cast(Engine, self.amateur),)
+        return (loaded(self.amateur),)
 
     def contrast(self, logits: Floats, gain: Floats, loss: Floats) -> Floats:
         """gain - loss where the LM with these logits finds a token plausible, -inf elsewhere; all [vocabulary]."""
@@ -41,7 +41,7 @@ class Contrast(Mixed):
         return np.subtract(gain, loss, where=plausible, out=np.full_like(logits, -np.inf))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastiveDecoding(Contrast):
     """The LM's plausible tokens compete by how much likelier they are to it than to an amateur, a smaller LM.
 
@@ -54,15 +54,9 @@ class ContrastiveDecoding(Contrast):
     """
 
     name: ClassVar[str] = "contrastive-decoding"
+    summary: ClassVar[str] = "Tokens that the model finds much more likely than a smaller model does."
 
-    amateur_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        Contrast.__post_init__(self)
-        check(
-            0 < self.amateur_temperature < float("inf"),
-            f"amateur_temperature must be positive, not {self.amateur_temperature}.",
-        )
+    amateur_temperature: float = setting(1.0, help="Temperature of the amateur.", above=0, typical=(0.1, 2), advanced=True)
 
     def mix(self, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others

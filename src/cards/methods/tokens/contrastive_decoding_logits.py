@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cards.errors import check
 from cards.methods.tokens.contrastive_decoding import Contrast
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContrastiveDecodingLogits(Contrast):
     """The LM's logits, pushed away from those of an amateur, a smaller LM.
 
@@ -25,13 +25,10 @@ class ContrastiveDecodingLogits(Contrast):
     """
 
     name: ClassVar[str] = "contrastive-decoding-logits"
+    summary: ClassVar[str] = "The model's logits, pushed away from those of a smaller model, then sampled."
 
     temperature: float = 0.7
-    weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        Contrast.__post_init__(self)
-        check(0 <= self.weight < float("inf"), f"weight must be a number from 0, not {self.weight}.")
+    weight: float = setting(0.5, help="Weight of the amateur's logits.", at_least=0, typical=(0, 20))
 
     def mix(self, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others

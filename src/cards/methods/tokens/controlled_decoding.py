@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlledDecoding(Guided):
     """Next-token probabilities are tilted by the value of what they lead to.
 
@@ -25,6 +25,7 @@ class ControlledDecoding(Guided):
     """
 
     name: ClassVar[str] = "controlled-decoding"
+    summary: ClassVar[str] = "Next-token probabilities are tilted by the value of the text with each token."
 
     top_k: int = 20
     temperature: float = 0.7

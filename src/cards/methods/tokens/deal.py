@@ -9,15 +9,15 @@ from typing import ClassVar
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.events import Response
 from cards.methods.base import Request, draw_all
 from cards.methods.tokens.driver import Guided
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
+from cards.settings import setting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeAL(Guided):
     """The likeliest tokens compete by their probability and by the reward of what greedy decoding makes of them.
 
@@ -31,15 +31,14 @@ class DeAL(Guided):
     """
 
     name: ClassVar[str] = "deal"
+    summary: ClassVar[str] = "The most likely tokens compete by probability and by the reward of a greedy lookahead."
     needs: ClassVar[frozenset[str]] = Guided.needs | {"segments"}
 
     weight: float = 1.0
     top_k: int = 5
-    lookahead: int = 8
-
-    def __post_init__(self) -> None:
-        Guided.__post_init__(self)
-        check(self.lookahead >= 0, f"lookahead must not be negative, got {self.lookahead}.")
+    lookahead: int = setting(
+        8, help="Tokens decoded greedily behind each token before it is scored.", at_least=0, typical=(0, 32), client_at_most=64
+    )
 
     async def rewards(
         self, request: Request, engine: Engine, reward: Reward, response: Response, followers: Sequence[Response]

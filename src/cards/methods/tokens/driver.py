@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Engine
-from cards.errors import PromptError, check
+from cards.errors import PromptError
 from cards.events import Accepted, Event, Prompt, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution, pick, uniforms
+from cards.settings import setting
 from cards.usage import count_round, in_role
 
 if TYPE_CHECKING:
@@ -53,20 +54,16 @@ async def tokenwise(
         position += 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mixed(Sampled):
     """Base: next-token scores are a function of the logits of several LMs. Text is handed out every `chunk` tokens."""
 
+    family: ClassVar[str] = "tokens"
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
-    temperature: float = 0.7
-    top_k: int | None = 40
-    top_p: float = 1.0
-    chunk: int | None = 16
-
-    def __post_init__(self) -> None:
-        check_chunk(self.chunk)
-        self.sampling  # noqa: B018  (checks its settings)
+    chunk: int | None = setting(
+        16, help="Tokens between two emitted pieces of text (none: all at the end).", at_least=1, advanced=True
+    )
 
     @property
     @abstractmethod
@@ -81,7 +78,7 @@ class Mixed(Sampled):
         engines = (engine, *self.others)
 
         async def law(response: Response) -> Floats:
-            others = (in_role("draft", last_logits(e, request.prompt, response)) for e in self.others)
+            others = (in_role("draft", last_logits, e, request.prompt, response) for e in self.others)
             logits = await asyncio.gather(last_logits(engine, request.prompt, response), *others)
             tokens = min(map(len, logits))  # models that share a tokenizer may pad its vocabulary to different lengths
             return distribution(self.mix(*(z[:tokens] for z in logits)), self.sampling)
@@ -89,22 +86,27 @@ class Mixed(Sampled):
         return tokenwise(within(request, engines), engine, law, self.chunk)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Guided(Method):
     """Base: the `top_k` likeliest next tokens are scored by their logits and by rewards of the text with each of them;
     others are out of the question. temperature 0 takes the highest score."""
 
+    family: ClassVar[str] = "tokens"
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "reward"})
 
-    weight: float = 1.5
-    top_k: int = 10
-    temperature: float = 0.0
-    chunk: int | None = 16
-
-    def __post_init__(self) -> None:
-        check(0 <= self.weight < float("inf"), f"weight must be a number from 0, not {self.weight}.")
-        check_chunk(self.chunk)
-        self.sampling  # noqa: B018  (checks its settings)
+    weight: float = setting(1.5, help="Weight of the reward beside the logits of the model.", at_least=0, typical=(0, 20))
+    top_k: int = setting(
+        10,
+        help="Number of most likely tokens that the reward scores.",
+        at_least=1,
+        typical=(1, 100),
+        client_at_most=100,
+        advanced=True,
+    )
+    temperature: float = setting(0.0, help="Temperature of the choice; 0 takes the highest score.", at_least=0, typical=(0, 2))
+    chunk: int | None = setting(
+        16, help="Tokens between two emitted pieces of text (none: all at the end).", at_least=1, advanced=True
+    )
 
     @property
     def sampling(self) -> Sampling:
@@ -168,7 +170,3 @@ def within(request: Request, engines: Sequence[Engine]) -> Request:
             "the answer: shorten the prompt or load the engine with a larger context."
         )
     return replace(request, max_tokens=min(request.max_tokens, room, room if request.room is None else request.room))
-
-
-def check_chunk(chunk: int | None) -> None:
-    check(chunk is None or chunk >= 1, f"chunk must be at least 1 token or None, not {chunk}.")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Engine
 from cards.errors import check
-from cards.methods.base import EngineLike, model_setting
+from cards.methods.base import EngineLike, loaded
 from cards.methods.tokens.driver import Mixed
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenARM(Mixed):
     """Next-token probabilities are multiplied by those of LMs that were tuned towards a reward.
 
@@ -29,22 +29,23 @@ class GenARM(Mixed):
     """
 
     name: ClassVar[str] = "genarm"
+    summary: ClassVar[str] = "The model's probabilities times those of models that were tuned towards a reward."
 
-    guides: str | tuple[EngineLike, ...] = model_setting("engines", "tiny-aligned")
-    weights: tuple[float, ...] = (1.0,)
+    guides: str | tuple[EngineLike, ...] = setting(
+        "tiny-aligned", help="LMs of the same tokenizer, tuned towards a reward, separated by commas.", loads="engines"
+    )
+    weights: tuple[float, ...] = setting((1.0,), help="Weight of each guide.", advanced=True)
 
-    def __post_init__(self) -> None:
-        Mixed.__post_init__(self)
+    def validate(self) -> None:
         count = len(self.guides.split(",") if isinstance(self.guides, str) else self.guides)
         check(
             len(self.weights) == count,
-            f"weights must have one number for each of the {count} guides, not {len(self.weights)}.",
+            f"weights must have one number for each of the {count} guides, got {len(self.weights)}.",
         )
-        check(all(map(math.isfinite, self.weights)), f"weights must be finite numbers, not {self.weights}.")
 
     @property
     def others(self) -> Sequence[Engine]:
-        return cast("tuple[Engine, ...]", self.guides)
+        return [loaded(guide) for guide in self.guides]
 
     def mix(self, logits: Floats, *others: Floats) -> Floats:
         return sum((w * other for w, other in zip(self.weights, others, strict=True)), start=logits)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cards.errors import check
 from cards.methods.base import target_of
 from cards.methods.tokens.driver import Guided
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RAD(Guided):
     """Logits rise by a bounded reward.
 
@@ -28,16 +28,19 @@ class RAD(Guided):
     """
 
     name: ClassVar[str] = "rad"
+    summary: ClassVar[str] = "Logits are raised by a bounded reward."
 
     weight: float = 10.0
     top_k: int = 20
     temperature: float = 1.0
-    target: float | None = None
-    scale: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        Guided.__post_init__(self)
-        check(self.scale is None or self.scale > 0, f"scale must be positive or None (no squash), not {self.scale}.")
+    target: float | None = setting(None, help="Reward at which half the weight is given (none: suggested by the reward model).")
+    scale: float | None = setting(
+        1.0,
+        help="Width of the range of rewards around the target (none: rewards lie between 0 and 1).",
+        above=0,
+        typical=(0.05, 5),
+        advanced=True,
+    )
 
     def score(self, logits: Floats, rewards: Floats, reward: Reward) -> Floats:
         import numpy as np

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cards.errors import check
 from cards.methods.tokens.controlled_decoding import ControlledDecoding
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SIA(ControlledDecoding):
     """Controlled decoding of the tokens that the LM is unsure of; all others come from the LM as they are.
 
@@ -26,12 +26,11 @@ class SIA(ControlledDecoding):
     """
 
     name: ClassVar[str] = "sia"
+    summary: ClassVar[str] = "Controlled decoding of the tokens of which the model is uncertain."
 
-    min_entropy: float = 3.0
-
-    def __post_init__(self) -> None:
-        ControlledDecoding.__post_init__(self)
-        check(self.min_entropy >= 0, f"min_entropy must not be negative, got {self.min_entropy}.")
+    min_entropy: float = setting(
+        3.0, help="Entropy (nats) of the next token from which it is steered.", at_least=0, typical=(0, 10)
+    )
 
     def steers(self, logits: Floats) -> bool:
         import numpy as np

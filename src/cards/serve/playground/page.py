@@ -14,7 +14,7 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.components import Component
 
-from cards.serve.playground.controls import FOLDED, DecoderOf, control, offered, shown, summary, values_of
+from cards.serve.playground.controls import DecoderOf, control, offered, shown, values_of
 from cards.serve.playground.meters import table_html
 from cards.serve.playground.runs import Place, Run
 from cards.serve.playground.view import run_html
@@ -112,9 +112,9 @@ def _panel(shared: Shared, number: int, start: gr.State) -> gr.Column:
 def _settings(shared: Shared, number: int, name: str, start: gr.State, output: gr.HTML) -> None:
     """Controls of a method, and what happens when it is run."""
     method = shared.decoder_of(name, {}).method
-    _html(f'<p class="cp-about">{escape(summary(method))}</p>')
-    settings = sorted(shown(method), key=lambda setting: setting.name in FOLDED)
-    folded = [setting for setting in settings if setting.name in FOLDED]
+    _html(f'<p class="cp-about">{escape(method.summary)}</p>')
+    settings = sorted(shown(method), key=lambda setting: setting.spec.advanced)
+    folded = [setting for setting in settings if setting.spec.advanced]
     controls: list[Component] = []
     with gr.Accordion("Settings", open=False):
         with gr.Row():

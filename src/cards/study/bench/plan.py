@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from cards.errors import SettingError, UnknownNameError, check
-from cards.methods.base import Method, setting_fields
+from cards.methods.base import Method
+from cards.settings import settings_of
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
 FORMS = ("auto", "chat", "dialogue", "raw")
@@ -25,7 +26,7 @@ class Arm:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings, ready for JSON; models by their names."""
-        return {item.name: _plain(getattr(self.method, item.name)) for item in setting_fields(self.method)}
+        return {name: _plain(getattr(self.method, name)) for name in settings_of(self.method)}
 
 
 @dataclass(frozen=True, slots=True)

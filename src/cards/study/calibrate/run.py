@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cards.boundaries import Entropy
 from cards.errors import CardsError
-from cards.methods.base import Width
 from cards.methods.segments.cards import CARDS
+from cards.methods.segments.driver import Width
 from cards.progress import together
 from cards.rewards.base import Reward
 from cards.study.bench.results import Results

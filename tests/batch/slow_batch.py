@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
-
-from mocks import VOCABULARY, chances, likes
 
 import cards.cli
 import cards.cli.generate
-from cards import FunctionReward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.events import Segment
+from cards.rewards import FunctionReward
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.mock_batch import VOCABULARY, chances, likes
 
 
 class Slow(MockEngine):

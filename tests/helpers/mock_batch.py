@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from cards import Decoder, FunctionReward
+from cards import Decoder
 from cards.batch.rows import line
 from cards.batch.work import Shape, Work
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import RewardError
 from cards.events import Segment
+from cards.rewards import FunctionReward
 
 VOCABULARY = ["</s>", *"abc "]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from small import eventually
-
-from cards import CARDS, FixedLength, TransformersEngine
+from cards import CARDS, FixedLength
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
+from helpers.waiting import eventually
 
 CARDS_IN_THREES = CARDS(target=1.5, beta=0.5, temperature=1.0, top_k=None, boundary=FixedLength(maximum=3), width=2)
 

@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from cards import TransformersEngine
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.sampling import draw
 from cards.engines.text import Detokenizer
 from cards.events import Prompt, Response

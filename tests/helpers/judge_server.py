@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asking import mock
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from model_server import Faulty, running
 
 import cards
 from cards.cli.arms import arms_of
@@ -28,6 +26,8 @@ from cards.study.evaluate.run import HEADER, Evaluation, wanted
 from cards.study.evaluate.verdicts import Journal
 from cards.study.models import Models
 from cards.study.prompts import Question
+from helpers.mock_models import mock
+from helpers.model_server import Faulty, running
 
 ANSWER = re.compile(r"<answer[^>]*>\n(.*?)\n</answer>", re.S)
 Rule = Callable[[list[str], str], Any]  # (answers, the whole text) -> a reply, a status, or what becomes JSON
@@ -91,8 +91,8 @@ def benched(path: Path, gold: str = "gold", **options: Any) -> str:
     """The results of a small bench."""
     models = Models(
         mock(),
-        cards.FunctionReward(lambda _, text: text.count("b"), name="steering"),
-        cards.FunctionReward(lambda _, text: -text.count("c"), name=gold),
+        cards.rewards.FunctionReward(lambda _, text: text.count("b"), name="steering"),
+        cards.rewards.FunctionReward(lambda _, text: -text.count("c"), name=gold),
     )
     plan = Plan(methods=("vanilla", "best-of-n:n=3"), form="raw", max_tokens=12, seed=7, **options)
     results = Results.open(path, header(plan, models))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,15 +122,6 @@ class Pair:
 def words(ids: Sequence[int]) -> str:
     """A prompt of these ids for the word tokenizer."""
     return " ".join(f"w{i}" for i in ids)
-
-
-async def eventually(condition: Callable[[], bool], wait: Callable[[], Awaitable[None] | Coroutine[Any, Any, None]]) -> None:
-    """Let others run until the condition holds; gives up, loudly, after many turns."""
-    for _ in range(1000):
-        if condition():
-            return
-        await wait()
-    raise AssertionError("the condition never came true")
 
 
 PIECES = ["<unk>", "</s>", *"abcdefgh", " ", ".", "\n", "ab", "c d", "ef.", "gh\n", "ba"]

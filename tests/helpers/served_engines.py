@@ -7,14 +7,13 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from model_server import LM, Faulty, running
-
-from cards import TransformersEngine
 from cards.backends.http.openai import OpenAIEngine
+from cards.backends.local.engine import TransformersEngine
 from cards.engines.ask import Ask
 from cards.events import Message, Response, Segment
 from cards.registry import load_engine
 from cards.sampling import Sampling, uniforms
+from helpers.model_server import LM, Faulty, running
 
 TALK = [Message(role="user", content="What did you think of the new Star Wars film?")]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from small import END, Pair
+
+from helpers.random_models import END, Pair
 
 Ids = tuple[int, ...]
 Scores = dict[int, float]

@@ -1,0 +1,256 @@
+"""Settings of methods: each is declared once, as a dataclass field, and every front end derives the rest from it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cards.boundaries import Boundary, Entropy, read_boundary
+from cards.errors import SettingError, check
+
+Loads = Literal["engine", "engines", "reward"]
+NUMBERS = tuple[float, ...]
+WHOLE_NUMBERS = tuple[int, ...]
+NAMES = {
+    bool: "yes|no",
+    int: "INTEGER",
+    float: "NUMBER",
+    str: "TEXT",
+    NUMBERS: "NUMBER,...",
+    WHOLE_NUMBERS: "INTEGER,...",
+    NoneType: "none",
+}
+BOUNDARIES = ("entropy", "fixed:8", "fixed:15", "fixed:30", "punctuation", "step", "whole")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What is known of a setting beside its name, type and default; see `setting`."""
+
+    help: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    typical: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    client: bool = True
+    client_at_most: float | None = None
+    loads: Loads | None = None
+    advanced: bool = False
+
+    @property
+    def range(self) -> str:
+        """The allowed range in words, empty if every number is allowed."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"between {self.at_least:g} and {self.at_most:g}"
+        if self.above == 0 and self.at_most is None and self.below is None:
+            return "positive"
+        parts = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{words} {bound:g}" for words, bound in parts.items() if bound is not None)
+
+    def allows(self, number: float) -> bool:
+        """Whether the number is finite and within the range."""
+        return (
+            math.isfinite(number)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+
+def setting(default: Any, **spec: Any) -> Any:
+    """Declare a setting of a method, as a dataclass field.
+
+    help: a short phrase for `--help`, pages and the playground. at_least, above, at_most, below: the allowed range.
+    typical: lowest and highest value that the playground offers, where the range has no end. choices: values to suggest
+    where the type does not list them. client: whether a server lets clients set it; client_at_most: the highest value that
+    it lets them set. loads: `engine`, `engines` (several) or `reward` if the setting is a model or its name. advanced: whether
+    front ends fold it away. A subclass that repeats the field with a plain default keeps what is declared here.
+    """
+    return field(default=default, metadata={"setting": Spec(**spec)})
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of one method. `kinds` are its types, and strings that are taken literally."""
+
+    name: str
+    kinds: tuple[Any, ...]
+    default: Any
+    spec: Spec
+
+    @property
+    def flag(self) -> str:
+        """The command-line option."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        return self.spec.help
+
+    @property
+    def typed(self) -> bool:
+        """Whether its values can be written as text; a setting that holds a model takes the model's name."""
+        return bool(self.kinds)
+
+    @property
+    def metavar(self) -> str:
+        return metavar(self.kinds)
+
+    @property
+    def default_text(self) -> str:
+        return self.text(self.default)
+
+    def text(self, value: Any) -> str:
+        """A value as one would type it."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, tuple):
+            return ",".join(map(str, value))
+        if isinstance(value, Boundary):
+            return type(value).__name__.lower()
+        return str(value) if value is not None else "entropy" if Boundary in self.kinds else "none"
+
+    def parse(self, text: str) -> Any:
+        """The value that a text stands for. Raises SettingError or UnknownNameError."""
+        if text in self.kinds:
+            return text
+        if NoneType in self.kinds and text == "none":
+            return None
+        if Boundary in self.kinds:
+            return read_boundary(text) or (None if NoneType in self.kinds else Entropy())
+        if bool in self.kinds and text in ("yes", "no"):
+            return text == "yes"
+        for kind, read in READERS.items():
+            if kind in self.kinds:
+                try:
+                    return read(text)
+                except ValueError:
+                    continue
+        raise SettingError(f"{self.flag} must be {self._described()}, got {text!r}.")
+
+    def check(self, value: Any) -> None:
+        """Raise SettingError if the value has another type or lies out of range."""
+        if self.spec.loads or not self.typed or (value is None and NoneType in self.kinds):
+            return
+        numbers = value if isinstance(value, tuple) else (value,)
+        check(self._fits(value), f"{self.name} must be {self._described()}, got {value!r}.")
+        reals = [number for number in numbers if isinstance(number, Real) and not isinstance(number, bool)]
+        check(
+            all(self.spec.allows(float(number)) for number in reals),
+            f"{self.name} must be {self._described(self.spec.range or 'finite')}, got {value!r}.",
+        )
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, bool):
+            return bool in self.kinds
+        if isinstance(value, Integral):
+            return int in self.kinds or float in self.kinds
+        if isinstance(value, Real):
+            return float in self.kinds
+        if isinstance(value, str):
+            return str in self.kinds or value in self.kinds
+        if isinstance(value, tuple):
+            kind = Integral if WHOLE_NUMBERS in self.kinds else Real
+            return bool({NUMBERS, WHOLE_NUMBERS}.intersection(self.kinds)) and all(isinstance(n, kind) for n in value)
+        if isinstance(value, Boundary):
+            return Boundary in self.kinds
+        return callable(value) and bool(self._words)  # a function in place of a named one
+
+    @property
+    def _words(self) -> list[str]:
+        return [f"{kind!r}" for kind in self.kinds if isinstance(kind, str)]
+
+    def _described(self, range_: str = "") -> str:
+        """The allowed values in words."""
+        words = {bool: "yes or no", int: "a whole number", float: "a number", str: "text", Boundary: "a boundary"}
+        words |= {NUMBERS: "numbers", WHOLE_NUMBERS: "whole numbers"}
+        kinds = [range_] if range_ else [words[kind] for kind in self.kinds if kind in words]
+        return " or ".join([*self._words, *kinds, *(["none"] if NoneType in self.kinds else [])])
+
+    @property
+    def slider(self) -> tuple[float, float, float] | None:
+        """Lowest value, highest value and step of a slider, or None if the setting is no bounded number."""
+        if not {int, float}.intersection(self.kinds) or NoneType in self.kinds or any(isinstance(k, str) for k in self.kinds):
+            return None
+        step = 1 if int in self.kinds else 0.05
+        low, high = self.spec.typical or (
+            self.spec.at_least if self.spec.above is None else self.spec.above + step,
+            self.spec.at_most if self.spec.below is None else self.spec.below - step,
+        )
+        return None if low is None or high is None else (low, high, step)
+
+
+def settings_of(method: Any) -> dict[str, Setting]:
+    """The settings of a method or method class by name: its own first, then those of its base classes."""
+    return _settings(method if isinstance(method, type) else type(method))
+
+
+@cache
+def _settings(cls: type) -> dict[str, Setting]:
+    hints, found = get_type_hints(cls), {}
+    for item in sorted(fields(cls), key=lambda item: _depth(cls, item.name)):
+        default = None if item.default is MISSING else item.default
+        found[item.name] = Setting(item.name, _kinds(hints[item.name]), default, _spec(cls, item))
+    return found
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up the class that declares the setting is."""
+    return min(i for i, base in enumerate(cls.__mro__) if name in inspect.get_annotations(base))
+
+
+def _spec(cls: type, item: Field[Any]) -> Spec:
+    declared = (base.__dict__.get("__dataclass_fields__", {}).get(item.name) for base in cls.__mro__)
+    specs = [one.metadata["setting"] for one in declared if one is not None and "setting" in one.metadata]
+    if not specs:
+        raise TypeError(f"{cls.__name__}.{item.name} must be declared with setting(default, help=...).")
+    return specs[0]  # type: ignore[no-any-return]
+
+
+def check_settings(method: Any) -> None:
+    """Raise SettingError if a setting of the method has another type or lies out of range."""
+    for name, own in settings_of(method).items():
+        own.check(getattr(method, name))
+
+
+def metavar(kinds: Iterable[Any]) -> str:
+    """The kinds of a setting as `--help` shows them."""
+    kinds = tuple(kinds)
+    shown = [kind for kind in kinds if not (kind is NoneType and Boundary in kinds)]
+    return "|".join("entropy|fixed:N|punctuation|step|whole" if kind is Boundary else NAMES.get(kind, kind) for kind in shown)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas. Raises ValueError."""
+    return tuple(float(number) for number in text.split(","))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas. Raises ValueError."""
+    return tuple(int(number) for number in text.split(","))
+
+
+READERS: dict[Any, Callable[[str], Any]] = {
+    int: int,
+    float: float,
+    WHOLE_NUMBERS: whole_numbers,
+    NUMBERS: numbers,
+    str: str,
+}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in _kinds(part)))
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return (hint,) if hint in NAMES or hint is Boundary else ()  # a model cannot be typed, its name can

@@ -1,0 +1,251 @@
+"""The golden cases: every method, command and server request that is recorded. Renamed settings and options are edited here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import cards
+
+QUESTION = "What did you think of the new Star Wars film?"
+CONVERSATION = [
+    {"role": "system", "content": "You are helpful."},
+    {"role": "user", "content": "Do you have a dog?"},
+    {"role": "assistant", "content": "Yes, he is called Max."},
+    {"role": "user", "content": "What does he like to eat?"},
+]
+PROMPTS: list[Any] = [[{"role": "user", "content": QUESTION}], "Once upon a time", CONVERSATION]
+SEED = 1  # of the first request; each of the following requests has the next seed
+REPEATS = 2  # how often all prompts are asked, each time with other seeds
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with settings, on the embedded models. `fixed`: the reward calls and the tokens do not depend on timing."""
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    reward: str | None = "tiny"
+    engine: dict[str, Any] = field(default_factory=dict)  # options of load_engine
+    options: dict[str, Any] = field(default_factory=dict)  # options of the request, besides max_tokens and seed
+    prompts: int = len(PROMPTS)
+    repeats: int = REPEATS
+
+
+MAX_TOKENS = 24
+ONE = {"width": 1}  # candidates one by one: the usage is then a function of the seed
+
+METHODS: dict[str, Case] = {
+    # segments
+    "cards": Case("cards", ONE),
+    "cards-width-4": Case("cards", {"width": 4}),
+    "cards-auto-width": Case("cards"),
+    "cards-hard-fallback": Case("cards", ONE | {"acceptance": "hard", "target": 4.0, "alpha": 1.0, "max_rejections": 3}),
+    "cards-quantile": Case("cards", ONE | {"quantile": 0.5, "pilots": 4}),
+    "cards-mcp": Case("cards", ONE | {"measure": "mcp", "entropy_threshold": 0.6}, repeats=1),
+    "cards-evidential": Case("cards", ONE | {"measure": "evidential", "entropy_threshold": 0.5}, repeats=1),
+    "cards-fixed-boundary": Case("cards", ONE | {"boundary": cards.FixedLength(maximum=6)}, repeats=1),
+    "cards-punctuation": Case("cards", ONE | {"boundary": cards.Punctuation()}, repeats=1),
+    "cards-step": Case("cards", ONE | {"boundary": cards.Step()}, repeats=1),
+    "cards-whole": Case("cards", ONE | {"boundary": cards.Whole()}, repeats=1),
+    "cards-draft": Case("cards", ONE | {"draft": "tiny-draft", "gamma": 3}, repeats=1),
+    "cards-stop": Case("cards", ONE, options={"stop": [".", "the"]}, repeats=1),
+    "cards-float64": Case("cards", ONE | {"temperature": 1.0, "top_p": 0.9}, engine={"slots": 2}, repeats=1),
+    "cascade": Case("cascade", ONE),
+    "cascade-coupled": Case("cascade", ONE | {"coupled": True, "guide_target": 0.0}, repeats=1),
+    "stars": Case("stars", ONE | {"block": 6}),
+    "rejection-sampling": Case("rejection-sampling", ONE | {"max_candidates": 5}),
+    # search
+    "blockwise": Case("blockwise", {"candidates": 3, "block": 8}),
+    "ada-search": Case("ada-search", {"candidates": 3, "block": 8}),
+    "ada-search-linear": Case("ada-search", {"candidates": 3, "block": 8, "schedule": "linear"}, repeats=1),
+    "cbs": Case("cbs", {"beams": 2, "children": 2, "block": 8}),
+    "tree-bon": Case("tree-bon", {"n": 4, "children": 2, "layers": 3}),
+    "tree-bon-guide": Case("tree-bon", {"n": 4, "children": 2, "layers": 2, "guide": "tiny-gold"}, repeats=1),
+    "speculative-rejection": Case("speculative-rejection", {"n": 6, "first": 6}),
+    "smc": Case("smc", {"particles": 4}),
+    "smc-fixed-boundary": Case("smc", {"particles": 4, "resample": 1.0, "boundary": cards.FixedLength(maximum=6)}, repeats=1),
+    "rain": Case("rain", {"searches": 2, "children": 2}),
+    # whole responses
+    "best-of-n": Case("best-of-n", {"n": 4}),
+    "soft-best-of-n": Case("soft-best-of-n", {"n": 4}),
+    "pessimism": Case("pessimism", {"n": 4}),
+    "mbr": Case("mbr", {"n": 4}, reward=None),
+    "mbr-rouge": Case("mbr", {"n": 4, "utility": "rouge-l"}, reward=None, repeats=1),
+    "mbr-best-of-n": Case("mbr-best-of-n", {"n": 4}),
+    "qe-rerank": Case("qe-rerank", {"n": 4, "keep": 2}),
+    "self-consistency": Case("self-consistency", {"n": 4, "pattern": "[a-z]+"}, reward=None),
+    "path-consistency": Case("path-consistency", {"branches": 4, "window": 2, "pattern": "[a-z]+"}, reward=None),
+    "iad": Case("iad", {"iterations": 2, "n": 2}),
+    "qalign": Case("qalign", {"steps": 4}),
+    "qalign-best": Case("qalign", {"steps": 4, "take": "best"}, repeats=1),
+    # two models
+    "speculative": Case("speculative", reward=None),
+    "skip-decoding": Case("skip-decoding", reward=None),
+    "sss": Case("sss", reward=None),
+    "rsd": Case("rsd", {"boundary": cards.FixedLength(maximum=6)}),
+    "rsd-step": Case("rsd", {"process": "tiny-gold"}, repeats=1),
+    "gsi": Case("gsi", {"n": 2, "boundary": cards.FixedLength(maximum=6)}),
+    "cdsl": Case("cdsl", {"lookahead": 4, "candidates": 3}),
+    "contrastive-decoding": Case("contrastive-decoding", reward=None),
+    "contrastive-decoding-logits": Case("contrastive-decoding-logits", reward=None),
+    "genarm": Case("genarm", reward=None),
+    "genarm-two-guides": Case("genarm", {"guides": "tiny-aligned,tiny-draft", "weights": (1.0, 0.5)}, reward=None, repeats=1),
+    # token by token
+    "args": Case("args", {"top_k": 5}),
+    "rad": Case("rad", {"top_k": 5}),
+    "controlled-decoding": Case("controlled-decoding", {"top_k": 5}),
+    "sia": Case("sia", {"top_k": 5}),
+    "deal": Case("deal", {"top_k": 3, "lookahead": 3}),
+    "vanilla": Case("vanilla", reward=None),
+    "vanilla-greedy": Case("vanilla", {"temperature": 0.0, "chunk": None}, reward=None, repeats=1),
+    # kinds of rewards
+    "reward-gold": Case("best-of-n", {"n": 3}, reward="tiny-gold", repeats=1),
+    "reward-implicit": Case("best-of-n", {"n": 3}, reward="implicit:tiny-aligned,tiny", repeats=1),
+    "reward-process": Case("best-of-n", {"n": 3}, reward="process:tiny", repeats=1),
+    "reward-self-evaluation": Case("best-of-n", {"n": 2}, reward="self-evaluation:tiny", repeats=1),
+    "reward-regex": Case("best-of-n", {"n": 3}, reward="regex:.*[aeiou] [st].*", repeats=1),
+    "reward-keywords": Case("best-of-n", {"n": 3}, reward="keywords:the,-it", repeats=1),
+    "reward-length": Case("best-of-n", {"n": 3}, reward="length:3-8", repeats=1),
+    "reward-json": Case("best-of-n", {"n": 3}, reward="json", repeats=1),
+    "reward-sum": Case("best-of-n", {"n": 3}, reward="tiny + keywords:the", repeats=1),
+    "reward-implicit-args": Case("args", {"top_k": 4}, reward="implicit:tiny-aligned,tiny", repeats=1),
+}
+
+# Commands. Each case runs its steps one after another in a folder of its own that holds FILES; then the files that the
+# commands have written are recorded.
+
+ROWS = [
+    {"prompt": QUESTION, "topic": 1},
+    {"prompt": "Tell me about your dog.", "topic": 2},
+    {"prompt": "", "topic": 3},
+    {"messages": CONVERSATION, "topic": 4, "seed": 7, "max_tokens": 9},
+]
+PAIRS = [
+    {"prompt": "Do you like films?", "chosen": " Yes, I love them very much!", "rejected": " No, they are boring and I hate them."},
+    {"prompt": "How is your dog?", "chosen": " He is great, thank you for asking.", "rejected": " I do not know."},
+    {"prompt": "What do you eat?", "chosen": " I love pizza, and you?", "rejected": " Food."},
+]
+MINE = [{"prompt": pair["prompt"], "answer": pair["chosen"]} for pair in PAIRS]
+BASE = [{"prompt": pair["prompt"], "answer": pair["rejected"]} for pair in PAIRS]
+FILES: dict[str, Any] = {
+    "prompts.txt": [QUESTION, "Tell me about your dog.", "Do you like pizza?", "I never know what to say."],
+    "rows.jsonl": ROWS,
+    "pairs.jsonl": PAIRS,
+    "mine.jsonl": MINE,
+    "base.jsonl": BASE,
+}
+SHORT = ("--max-tokens", "12")
+CALIBRATE = ("calibrate", "prompts.txt", "--answers", "4", "--nodes", "2", "--max-rejections", "5", *SHORT, "--max-cost", "4")
+ARMS = ("-m", "vanilla", "-m", "best-of-n:n=2,3", "-m", "cards:target=1,width=1")
+BENCH = ("bench", "--prompts", "prompts.txt", "--limit", "3", *SHORT, *ARMS, "--concurrency", "1", "--out", "bench.jsonl")
+JUDGE = "{judge}"  # stands for the address of a judge that prefers the longer response
+
+COMMANDS: dict[str, list[tuple[str, ...]]] = {
+    "version": [("--version",)],
+    "methods": [("methods",)],
+    "generate": [("generate", QUESTION, *SHORT)],
+    "generate-json": [("generate", QUESTION, "--json", "--trace", "--width", "1", "--max-tokens", "24", "--seed", "3")],
+    "generate-raw": [
+        ("generate", "Once upon a time", "--raw", "--json", "--boundary", "fixed:4", "--width", "1", *SHORT, "--stop", "the")
+    ],
+    "generate-best-of-n": [("generate", QUESTION, "--json", "--method", "best-of-n", "--n", "3", "--top-k", "10", *SHORT)],
+    "generate-vanilla": [("generate", QUESTION, "--json", "--method", "vanilla", "--temperature", "0", "--reward", "none")],
+    "generate-draft": [("generate", QUESTION, "--json", "--draft", "tiny-draft", "--width", "1", *SHORT)],
+    "generate-reward": [("generate", QUESTION, "--json", "--reward", "tiny + length:2-9", "--width", "1", *SHORT)],
+    "generate-errors": [
+        ("generate", "Hi", "--method", "cadrs"),
+        ("generate", "Hi", "--beta", "-1"),
+        ("generate", "Hi", "--n", "2"),
+        ("generate", " "),
+        ("generate", "Hi", "--no-such-option"),
+    ],
+    "compare": [("compare", QUESTION, "--json", *SHORT, *ARMS, "--gold", "tiny-gold")],
+    "bench": [
+        (*BENCH, "--gold", "tiny-gold"),
+        (*BENCH, "--gold", "tiny-gold", "--seeds", "2"),
+        ("bench", "--report", "bench.jsonl", "--baseline", "best-of-n:n=3"),
+    ],
+    "batch": [("batch", "rows.jsonl", "out.jsonl", *SHORT, "--width", "1", "--concurrency", "1", "--seed", "4")],
+    "batch-full": [
+        ("batch", "rows.jsonl", "out.jsonl", *SHORT, "--full", "--prefix", "a_", "--concurrency", "1", "--method", "best-of-n")
+    ],
+    "calibrate": [
+        (*CALIBRATE, "--json"),
+        ("generate", QUESTION, "--json", "--profile", "profile.json", "--width", "1"),
+        ("compare", QUESTION, "--json", "--profile", "profile.json", "-m", "vanilla"),
+    ],
+    "diagnose": [
+        ("diagnose", "prompts.txt", "--pairs", "pairs.jsonl", "--json", "--answers", "4", *SHORT, "--fixed", "4")
+        + ("--gold", "tiny-gold")
+    ],
+    "evaluate-files": [
+        ("evaluate", "mine.jsonl", "base.jsonl", "--gold", "tiny-gold", "--judge", JUDGE, "--concurrency", "1")
+        + ("--baseline", "base", "--harm", "tiny", "--harm-above", "0.5")
+    ],
+    "evaluate-methods": [
+        ("evaluate", "-m", "vanilla", "-m", "best-of-n:n=2", "--data", "prompts.txt", "--gold", "tiny-gold", *SHORT)
+        + ("--judge", JUDGE, "--ask", "pair", "--ask", "safety", "--concurrency", "1")
+    ],
+    "preferences-segments": [
+        ("preferences", "prompts.txt", "pairs-out.jsonl", "--method", "cards", "--width", "1", *SHORT, "--target", "2")
+    ],
+    "preferences-responses": [("preferences", "prompts.txt", "pairs-out.jsonl", *SHORT, "--n", "3", "--gap", "0.1")],
+}
+
+# Requests to a server, `cards serve` with these options.
+
+SERVE = ("--method", "cards", "--width", "1", "--max-tokens", "16", "--no-playground")
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": QUESTION}]
+
+
+def chat(**body: Any) -> tuple[str, dict[str, Any]]:
+    return CHAT, {"model": "tiny", "messages": USER, "seed": 5, **body}
+
+
+def text(**body: Any) -> tuple[str, dict[str, Any]]:
+    return TEXT, {"model": "tiny", "prompt": "The movie was", "max_tokens": 12, "seed": 3, **body}
+
+
+def by(method: str, **settings: Any) -> dict[str, Any]:
+    return {"cards": {"method": method, "settings": settings}}
+
+
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+TRACE = {"cards": {"trace": True}}
+
+REQUESTS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "models": ("/v1/models", None),
+    "model": ("/v1/models/tiny", None),
+    "health": ("/health", None),
+    "chat": chat(),
+    "chat-stream": chat(**STREAM),
+    "chat-conversation": chat(messages=CONVERSATION, max_completion_tokens=10),
+    "chat-logprobs": chat(logprobs=True, max_tokens=5),
+    "chat-vanilla": chat(**by("vanilla", chunk=4), temperature=0.0),
+    "chat-best-of-n-stream": chat(**by("best-of-n", n=3), **STREAM),
+    "text": text(),
+    "text-stream": text(**STREAM),
+    "text-several": text(prompt=["The movie was", "I never"], n=2, max_tokens=6),
+    "text-stop": text(stop=["the", " a"]),
+    "text-logprobs": text(logprobs=0),
+    "text-trace": text(**TRACE),
+    "text-trace-stream": text(**TRACE, stream=True),
+    "text-settings": text(cards={"settings": {"boundary": "fixed:3", "target": 2, "top_p": 0.9}}),
+    "text-vanilla-stream": text(**by("vanilla", chunk=4), **STREAM),
+    "text-stars": text(**by("stars", block=4, width=1)),
+    "text-blockwise": text(**by("blockwise", candidates=2, block=4)),
+    "text-smc": text(**by("smc", particles=2)),
+    "text-args": text(**by("args", top_k=3)),
+    "text-mbr": text(**by("mbr", n=3)),
+    "error-method": text(**by("crads")),
+    "error-setting": text(**by("cards", beta=-1)),
+    "error-unknown-setting": text(**by("cards", betta=1)),
+    "error-models-method": text(**by("speculative")),
+    "error-field": text(max_tokenz=3),
+    "error-unsupported": text(frequency_penalty=1.0),
+    "error-model": text(model="other"),
+    "error-empty-chat": (CHAT, {"model": "tiny", "messages": []}),
+    "error-path": ("/v1/nothing", None),
+}

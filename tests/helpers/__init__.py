@@ -1,0 +1,1 @@
+"""Models, servers, reference implementations and other helpers that several tests share."""
