@@ -22,9 +22,9 @@ log = logging.getLogger("cards")
 
 
 class PendingCall:
-    """What one caller waits for; it owns rows. Cancelling it frees them at the next step, pausing it stops their reading.
+    """A call that its caller waits for. It owns rows.
 
-    Its costs go to the account of the caller that makes it.
+    Cancelling the call frees its rows at the next step; pausing it stops their reading. Its costs go to the account of the caller that makes it.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class PendingCall:
         """Tell the caller that the call cannot be done."""
 
     def abort(self, error: BaseException) -> None:
-        """Free the call's rows and tell its caller why."""
+        """Free the rows of the call and tell the caller the reason."""
         self.cancelled = True
         self.fail(error)
 
@@ -60,7 +60,7 @@ class PendingResult(PendingCall):
 
 
 class Row:
-    """One sequence in the works: all `tokens` must be in its slot; then it is consumed, with the model's output.
+    """A sequence being read: once all `tokens` are in its slot, it is consumed with the output of the model.
 
     At most `keep` leading tokens need no reading; `start` is the output after them [1, ...] where it is known.
     """
@@ -75,7 +75,7 @@ class Row:
         self.done = False
 
     def wanted(self, end: int, count: int) -> int:
-        """Of how many tokens, the last of the `count` that end at `end`, the model's output is wanted."""
+        """Return how many outputs are wanted, at the last of the `count` tokens that end at position `end`."""
         return 1
 
 
@@ -98,11 +98,11 @@ class Tail(Row):
         self.done = end == len(self.tokens)
 
     def finish(self, outputs: Outputs) -> None:
-        """What becomes of the outputs."""
+        """Use the outputs."""
 
 
 class Pace:
-    """Learns what one more row adds to a step, as a share of the step's fixed cost: least squares over recent steps."""
+    """An estimate of what one more row adds to a step, as a fraction of the fixed cost: least squares over recent steps."""
 
     def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
         self.guess, self.memory = guess, memory
@@ -152,17 +152,17 @@ class Scheduler:
         self.worker.wake(answers=True)
 
     def close(self) -> None:
-        """Free the cache; what is in the works fails."""
+        """Free the cache. Calls that are being served fail."""
         self.closed = True
         self._abort_all(lambda: ModelError("The model was closed while it served this request."))
         self.slots.cache.clear()
 
     def forget(self) -> None:
-        """Drop what the slots hold, before the next step; rows in the works read their tokens again."""
+        """Drop what the slots hold before the next step. Active rows then read their tokens again."""
         self.do(self.slots.forget)
 
     def do(self, action: Callable[[], object]) -> None:
-        """Have the worker do something before its next step."""
+        """Have the worker run an action before its next step."""
 
         def begin() -> Sequence[Row]:
             action()
@@ -184,7 +184,7 @@ class Scheduler:
         return bool(self.waiting) and bool(self.slots.idle.any())
 
     def step(self) -> None:
-        """Drop the cancelled, admit the waiting, read, consume."""
+        """Drop cancelled rows, admit waiting rows, read, consume."""
         try:
             self._begin()
             self.retire()
@@ -225,7 +225,7 @@ class Scheduler:
                 call.abort(error)
 
     def _abort_all(self, error: Callable[[], Exception]) -> None:
-        """Each call gets an error of its own, for a request notes its answer so far on it."""
+        """Abort every call, each with a new error, because a request attaches its response so far to it."""
         for call in {row.call for row in (*self.active, *self.waiting)}:
             call.abort(error())
 

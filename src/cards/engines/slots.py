@@ -1,8 +1,8 @@
 """Slots: the rows of a KV cache, found again by what they hold.
 
-A slot remembers the token ids whose keys and values it holds. A new sequence takes an idle slot and keeps the longest
-prefix that any slot, idle or busy, holds of it: rolling back a rejected segment costs nothing (the slot is just
-shorter) and a fork copies only the tail that differs.
+A slot remembers the token ids whose keys and values it holds. A new sequence takes an idle slot and keeps its longest
+prefix that any slot holds, idle or busy. So rolling back a rejected segment costs nothing (the slot is just shorter),
+and a fork copies only the tail that differs.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Slots:
         self.clock = 0
 
     def match(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many leading tokens of the sequence each slot holds, [rows]."""
+        """Return how many leading tokens of the sequence each slot holds, [rows]."""
         return self._common(sequence, self.held)
 
     def coming(self, sequence: Sequence[int]) -> bool:
-        """Whether a slot is about to hold much more of the sequence's beginning than any does now."""
+        """Return whether a slot will soon hold a much longer prefix of the sequence than any slot does now."""
         if not (self.due > self.held).any():
             return False
         ids = np.asarray(sequence, np.int64)
@@ -114,7 +114,7 @@ class Slots:
         return slot, best
 
     def release(self, slot: int) -> None:
-        """Give a slot back; what it holds stays until it is taken again."""
+        """Give a slot back. It keeps its tokens until it is taken again."""
         self.idle[slot], self.due[slot] = True, 0
 
     def read(self, rows: Sequence[tuple[int, Sequence[int]]], counts: Sequence[int] | None = None) -> Outputs:
@@ -130,7 +130,7 @@ class Slots:
         return output
 
     def forget(self) -> None:
-        """Drop everything held, after a step that failed half-way."""
+        """Drop everything that the slots hold, for instance after a step that failed half-way."""
         self.held[:] = 0
 
     def _common(self, sequence: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

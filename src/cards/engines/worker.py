@@ -46,10 +46,10 @@ class DeviceWorker:
         return cls._all.setdefault(device, cls())
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the worker's thread and wait for it.
+        """Run a function in the thread of the worker and wait for it.
 
-        Everything that computes on the CPU belongs there, loading included: OpenMP keeps a team of threads for each thread
-        that computes, and once the teams have more threads than the machine has cores they sleep between operations.
+        Everything that computes on the CPU belongs there, including loading: OpenMP keeps a team of threads for each thread
+        that computes. Once the teams have more threads than the machine has cores, they sleep between operations.
         """
         if threading.current_thread() is self.thread:
             return function()
@@ -64,7 +64,7 @@ class DeviceWorker:
             self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
 
     def wake(self, answers: bool = False) -> None:
-        """Look for work; `answers` says that the call is one that a step should wait for."""
+        """Make the thread look for work. `answers`: a caller has come back for whom a step waits."""
         with self.condition:
             self.answered += answers
             if self.thread is None or not self.thread.is_alive():
@@ -74,7 +74,7 @@ class DeviceWorker:
 
     @classmethod
     def stop_all(cls) -> None:
-        """Let the threads finish their step and end, so that none is inside a model when the interpreter goes."""
+        """Let the threads finish their step and end, so that none is inside a model when the interpreter exits."""
         for worker in cls._all.values():
             with worker.condition:
                 worker.stopped = True

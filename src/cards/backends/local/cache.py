@@ -68,7 +68,7 @@ class TorchCache(Cache):
         return self.layers[layer]
 
     def _pack(self, rows: Sequence[Read], outputs: Sequence[int]) -> tuple[PackedStep, Tensor, Tensor]:
-        """The step, the packed token ids [1, tokens] and the packed indices of the tokens whose outputs are wanted."""
+        """Return the step, the packed token ids [1, tokens], and the packed indices of the tokens whose outputs are wanted."""
         slots, held, counts = [slot for slot, _, _ in rows], [start for _, start, _ in rows], [len(new) for _, _, new in rows]
         ends = list(accumulate(counts))
         starts = [end - count for end, count in zip(ends, counts, strict=True)]
@@ -110,7 +110,7 @@ class TorchCache(Cache):
         return step, ids, self._tensor(np.array(last))
 
     def _together(self, slots: Sequence[int], counts: Sequence[int]) -> Iterable[list[int]]:
-        """Rows that read 1, 2-3, 4-7, ... tokens each and lie near each other; on a CPU idle slots cost more than calls."""
+        """Group rows that read 1, 2-3, 4-7, ... tokens and lie near each other: on a CPU idle slots cost more than calls."""
         runs: dict[int, list[list[int]]] = {}
         for i, (slot, count) in enumerate(zip(slots, counts, strict=True)):
             of_size = runs.setdefault(count.bit_length(), [[]])
@@ -124,7 +124,7 @@ class TorchCache(Cache):
 
 
 def in_words(error: Exception, device: torch.device) -> Exception:
-    """A device's lack of memory, in the user's words; any other error as it is."""
+    """Return a lack of memory as an error that says what to lower, and any other error unchanged."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     return ModelError(

@@ -17,6 +17,7 @@ from cards.backends.configuration import context_of, end_ids
 from cards.backends.local.loading import load, pick_device
 from cards.backends.local.proof import lm_outputs, slotted
 from cards.backends.local.sampling import draw, uncertainty
+from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, tell
 from cards.engines.ordered import OrderedQueue
@@ -60,6 +61,7 @@ class TransformersEngine(Engine):
         )
         self.scheduler = Scheduler(held, self._consume)
         self.end_ids = end_ids(model, tokenizer)
+        self._shorter: dict[float, TransformersEngine] = {}  # by the fraction of layers that they skip
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent texts
 
     @property
@@ -150,10 +152,12 @@ class TransformersEngine(Engine):
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
-    def without_layers(self, share: float) -> Engine:
-        from cards.backends.local.skipping import skipping
-
-        return skipping(self, share)
+    def without_layers(self, share: float) -> TransformersEngine:
+        if share not in self._shorter:
+            skipped = layers_to_skip(self.model, share)
+            model, name = without_layers(self.model, skipped), f"{self.name} without {len(skipped)} layers"
+            self._shorter[share] = TransformersEngine(model, self.tokenizer, slots=self.rows, context=self.context, name=name)
+        return self._shorter[share]
 
     def forget(self) -> None:
         self.scheduler.forget()
@@ -165,7 +169,7 @@ class TransformersEngine(Engine):
     # What follows runs in the worker thread.
 
     def _begin(self, proposal: PendingProposal) -> Sequence[Row]:
-        """Candidates if the text before them is read and its logits known; else one row that reads it."""
+        """Return the candidates if the logits before them are known, else one row that reads the text before them."""
         slots = self.scheduler.slots
         logits = self._logits.get(tuple(proposal.prefix))
         if logits is None or slots.match(np.array(proposal.prefix)).max() < len(proposal.prefix):
@@ -196,7 +200,7 @@ class TransformersEngine(Engine):
         return admitted
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
-        """End the candidates whose boundary lies here; returns the others."""
+        """End the candidates whose segment ends here; return the others."""
         by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
             boundary = candidate.call.ask.boundary
@@ -216,7 +220,7 @@ class TransformersEngine(Engine):
 
 
 class PendingProposal(PendingCall):
-    """An ask in the works: its candidates, and the queue that hands them out in order."""
+    """A call of `propose`: its candidates, and the queue that hands them out in order."""
 
     def __init__(self, ask: Ask, engine: TransformersEngine) -> None:
         super().__init__()
@@ -228,7 +232,7 @@ class PendingProposal(PendingCall):
         return [Candidate(self, i, logits) for i in range(self.ask.n)]
 
     def hand_out(self) -> None:
-        """Hand out all candidates up to the first unfinished one; the others pause until they are asked for."""
+        """Hand out all candidates up to the first unfinished one. The others pause until the caller comes back."""
         self.paused = True  # beforehand, since the caller may come back at once
         if self.segments.hand_out():
             self.engine.scheduler.worker.asked += 1
@@ -271,7 +275,7 @@ class Candidate(Row):
 
 
 class Look(Tail):
-    """A text whose next-token logits [last, vocabulary] after each of its last tokens its caller awaits, reduced."""
+    """A text for which the caller wants next-token logits [last, vocabulary], reduced to what it needs."""
 
     call: PendingResult
 

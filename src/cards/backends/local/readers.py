@@ -1,4 +1,4 @@
-"""How reward models read: causal ones in slots, of each text only what is new; others whole texts in batches."""
+"""How reward models read texts: causal models in slots, only what is new; other models whole texts, in batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TextScorer(Protocol):
 
 
 class Slotted:
-    """Reads causal RMs in slots: of each text only what no slot holds."""
+    """Scores with a causal RM in slots: it reads only the tokens of a text that no slot holds."""
 
     def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
         mask = DUMMY_MASK.to(model.device)
@@ -68,7 +68,7 @@ class Slotted:
         self.scheduler.close()
 
     def _begin(self, pending: PendingScores) -> list[Row]:
-        """All texts; but where several share a prefix that no slot holds, that prefix first, once."""
+        """Return a row for each text. If several share a prefix that no slot holds, return the prefix first, once."""
         texts: list[Row] = [Text(pending, i, row) for i, row in enumerate(pending.rows)]
         if len(texts) > 1:
             shared = _common_prefix(pending.rows)
@@ -90,7 +90,7 @@ class Slotted:
 
 
 class PendingScores(PendingResult):
-    """Texts to score, and the future of their rewards."""
+    """A call with texts to score, which waits for all rewards."""
 
     def __init__(self, rows: Sequence[list[int]]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class PendingScores(PendingResult):
         self.rewards: dict[int, float] = {}
 
     def deliver(self, number: int, reward: float) -> bool:
-        """Note a reward; with the last one, hand all of them out and return True."""
+        """Note a reward. With the last one, give all of them to the caller and return True."""
         self.rewards[number] = reward
         if len(self.rewards) < len(self.rows):
             return False
@@ -118,7 +118,7 @@ class Text(Row):
 
 
 class Padded:
-    """Reads whole texts, in batches: encoders padded on the right under a mask, other models with texts of one length."""
+    """Scores whole texts in batches: encoders padded on the right under a mask, other models with texts of equal length."""
 
     urgent = True
     batch_tokens = 8192
@@ -146,14 +146,14 @@ class Padded:
             pending.cancelled = True
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no text is kept."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no memory is held."""
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Score all texts that wait."""
+        """Score all waiting texts."""
         waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]
         texts = [Text(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
         texts = sorted((t for t in texts if not t.call.cancelled), key=lambda t: len(t.tokens))
@@ -165,7 +165,7 @@ class Padded:
                 call.fail(in_words(error, self.model.device))
 
     def _forward(self, texts: Sequence[Text]) -> int:
-        """Score as many of the texts (by rising length) as one batch takes; returns how many."""
+        """Score as many of the texts (by rising length) as fit into one batch; return how many."""
         longest, count = 0, 0
         for text in texts:
             longest = max(longest, len(text.tokens))
