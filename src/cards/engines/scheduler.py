@@ -24,7 +24,8 @@ log = logging.getLogger("cards")
 class PendingCall:
     """A call that its caller waits for. It owns rows.
 
-    Cancelling the call frees its rows at the next step; pausing it stops their reading. Its costs go to the account of the caller that makes it.
+    Cancelling the call frees its rows at the next step; pausing it stops their reading. Its costs go to the account of the
+    caller that makes it.
     """
 
     def __init__(self) -> None:
