@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.engines.base import Ask, Engine
-from cards.engines.text import check_messages
 from cards.errors import PromptError, check
 from cards.events import Message, Prompt, Response, Segment
+from cards.prompts import check_messages
 from cards.sampling import distribution, pick, uniforms
 from cards.usage import current_account
 
