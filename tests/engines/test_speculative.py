@@ -27,7 +27,7 @@ from cards.events import Prompt, Response, Segment
 from cards.methods import BestOfN
 from cards.sampling import Sampling
 from cards.testing import check_law
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 DRAWS = 1500
 PROMPT = (0,)
@@ -146,7 +146,7 @@ def test_steps_are_what_the_rounds_are(draft: Model, steps: int, drafted: int) -
     """gamma 3, twelve tokens: no more is drafted than the answer has room for beside the target's own token."""
     target: Model = lambda ids: one_hot(0)  # noqa: E731
     source = SpeculativeEngine(engine(target, end=None), engine(draft, end=None), 3)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [segment] = drawn(source, max_tokens=12)
     assert len(segment.token_ids) == usage.lm_decoded_tokens == 12
     assert (usage.lm_steps, usage.draft_decoded_tokens, usage.draft_steps) == (steps, drafted, drafted)
@@ -154,7 +154,7 @@ def test_steps_are_what_the_rounds_are(draft: Model, steps: int, drafted: int) -
 
 def test_nothing_is_drafted_behind_an_end() -> None:
     source = SpeculativeEngine(engine(lambda ids: one_hot(END)), engine(lambda ids: one_hot(END)), 5)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [segment] = drawn(source, max_tokens=12)
     assert (segment.token_ids, segment.finish_reason) == ((END,), "stop")
     assert (usage.lm_steps, usage.draft_decoded_tokens, usage.lm_prefill_tokens) == (1, 1, 1)
@@ -170,7 +170,7 @@ def test_candidates_do_not_depend_on_how_many_are_drawn_together() -> None:
 def test_a_draft_of_a_short_context_leaves_the_rest_to_the_target() -> None:
     same = engine(next_token, end=None)
     source = SpeculativeEngine(same, engine(next_token, end=None, context=6), 3)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         found = drawn(source, max_tokens=12, n=3)
     assert found == drawn(same, max_tokens=12, n=3)
     assert 0 < usage.draft_decoded_tokens <= 3 * 6
@@ -179,7 +179,7 @@ def test_a_draft_of_a_short_context_leaves_the_rest_to_the_target() -> None:
 async def test_candidates_wait_while_the_caller_does_and_end_when_he_leaves() -> None:
     source = SpeculativeEngine(engine(next_token), engine(near), 1)
     before = asyncio.all_tasks()
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         async with aclosing(source.propose(Ask(source.encode("a"), Response(), 60, n=8, seed=1))) as batches:
             first = await anext(batches)
             assert len(first) < 8
@@ -218,17 +218,6 @@ def test_models_that_do_not_fit_are_refused() -> None:
     blind.has = frozenset({"segments"})  # type: ignore[misc]
     with pytest.raises(MismatchError, match="does not give logits"):
         SpeculativeEngine(target, blind)
-
-
-@pytest.mark.parametrize("measure", ["entropy", "mcp", "evidential"])
-def test_numpy_measures_uncertainty_as_torch_does(measure: Any) -> None:
-    boundary = Entropy(measure=measure)
-    logits = torch.randn(20, 33, generator=torch.Generator().manual_seed(4)) * 3
-    logits[3, 5] = -torch.inf
-    found = [boundary.uncertainty_of(row) for row in logits.numpy()]
-    np.testing.assert_allclose(found, boundary.uncertainty(logits).numpy(), rtol=1e-5)
-    with pytest.raises(TypeError, match="does not read logits"):
-        Whole().uncertainty_of(logits[0].numpy())
 
 
 def test_any_method_works_over_it() -> None:
@@ -273,7 +262,7 @@ async def test_with_real_models_an_equal_draft_gives_plain_text_in_fewer_steps(p
     plain, target, draft = (pair.engine(slots=8) for _ in range(3))
     source = SpeculativeEngine(target, draft, 3)
     ask = Ask(source.encode(words(range(2, 30))), Response(), 41, sampling=Sampling(0.8), seed=4)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [found] = await candidates(source, ask)
     assert [replace(found, entropy=None)] == await candidates(plain, ask)
     assert usage.lm_steps == -(-len(found.token_ids) // 4)
@@ -286,7 +275,7 @@ async def test_with_real_models_an_equal_draft_gives_plain_text_in_fewer_steps(p
 async def test_a_step_counts_once_for_a_request_however_many_of_its_rows_it_served(llama_float32: Pair) -> None:
     engine = llama_float32.engine(slots=8)
     prompt = engine.encode(words(range(2, 7)))
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         tasks = [asyncio.create_task(engine.logits(prompt, Response(token_ids=(i,)))) for i in range(2, 6)]
         with engine.scheduler.worker.condition:  # the worker waits until all have asked
             await asyncio.sleep(0)

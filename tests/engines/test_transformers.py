@@ -20,7 +20,7 @@ from cards.errors import ModelError, PromptError, SettingError, UnknownNameError
 from cards.events import Response, Segment
 from cards.methods import BestOfN, Vanilla
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_a_saved_reward_model_scores_as_before(tmp_path: Any) -> None:
 
 async def test_one_of_several_equal_prompts_is_read_for_all(engine: TransformersEngine) -> None:
     prompt = engine.encode(words(list(range(5, 45))))
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         ask = Ask(prompt, Response(), 4)
         await asyncio.gather(*(proposals(engine, replace(ask, seed=seed)) for seed in range(6)))
     again = len(prompt.token_ids) - 1 + 5  # the others only ask for the logits after it, which take its last token

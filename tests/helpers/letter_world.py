@@ -13,7 +13,7 @@ from cards.events import Fold
 from cards.testing import MockEngine, MockReward, law_of, random_model, random_value
 from cards.testing.laws import Ids, Law, Model
 from cards.testing.mocks import LETTERS
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 END = LETTERS.index("d")  # the token that ends a response
 BETA, TARGET = 0.5, 1.0
@@ -46,7 +46,7 @@ async def decode(method: Method, max_tokens: int, seed: int, segments: int | Non
     """What Decoder does for one request, without its task and queue; no further than so many segments."""
     source, usage = engine(), Usage()
     fold = Fold(usage, seed, method.name)
-    with metered(usage):
+    with track_usage(usage):
         async with aclosing(method.stream(Request(source.encode("?"), max_tokens, seed), source, REWARD)) as events:
             async for event in events:
                 fold.add(event)

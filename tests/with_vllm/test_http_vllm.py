@@ -25,7 +25,7 @@ from cards import CARDS, Decoder, Entropy
 from cards.backends.http.client import Client
 from cards.backends.http.connect import probed
 from cards.backends.http.openai import OpenAIEngine
-from cards.backends.http.served import Local, Served
+from cards.backends.http.served import ModelFiles, ServedModel
 from cards.backends.http.vllm import VLLMHTTPEngine
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
@@ -42,7 +42,7 @@ from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.serve.app import make_app
 from cards.serve.options import Options
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny"
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -218,7 +218,7 @@ async def test_rewards_are_those_of_the_classifier(scores: Reward, twin_reward: 
 
 async def begun(engine: Engine, n: int) -> asyncio.Task[list[Segment]]:
     """Proposals of LONG tokens, of which the first are there."""
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         ask = Ask(engine.encode(TALK), Response(), LONG, Whole(), Sampling(5.0), n=n)
         task = asyncio.create_task(proposals(engine, ask))
     await eventually(lambda: usage.lm_decoded_tokens > 0 or task.done(), lambda: asyncio.sleep(0.01))
@@ -290,9 +290,9 @@ async def test_without_the_flag(twin: TransformersEngine) -> None:
         with pytest.raises(SettingError, match="--logprobs-mode processed_logits"):
             load_engine(server.address + "/v1")
         client = Client(server.address + "/v1")
-        local = Local.find(str(TINY / "lm"), (), "lm")
+        local = ModelFiles.find(str(TINY / "lm"), (), "lm")
         assert local is not None
-        engine = OpenAIEngine(client, await probed(client, Served(str(TINY / "lm"), 512, 4096), local.tokenizer), local)
+        engine = OpenAIEngine(client, await probed(client, ServedModel(str(TINY / "lm"), 512, 4096), local.tokenizer), local)
         assert (engine.served.top, engine.served.ids) == (20, True)
         prompt = engine.encode(TALK)
         found = await proposals(engine, Ask(prompt, Response(), 40, Entropy(2, 20, 3.0), Sampling(1.0), n=8))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Ask, Engine
+from cards.engines.ordered import in_order
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import DRAFT_TEST, REDRAW, TOKENS, distribution, pick, uniforms
-from cards.usage import meter
+from cards.usage import booked_as, current_account
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,36 +58,26 @@ class SpeculativeEngine(Engine):
                 raise MismatchError(f"Engine {engine.name!r} does not give logits, which speculative decoding needs.")
         if target.vocabulary != draft.vocabulary:
             raise MismatchError(f"Draft {draft.name!r} and target {target.name!r} do not share a tokenizer.")
-        if draft is not target:
-            draft.role = "draft"
+        self.parts = (target, draft)
         self.target, self.draft, self.gamma, self.redraw, self.bonus = target, draft, gamma, redraw, bonus
         self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
         self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
         self.tokenizer, self.end_ids = target.tokenizer, target.end_ids
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        going = asyncio.Event()
-        tasks = [asyncio.create_task(self._candidate(ask, ask.first + i, going)) for i in range(ask.n)]
-        try:
-            while tasks:
-                going.set()
-                await tasks[0]
-                going.clear()  # the others wait until the caller comes back for them
-                ready = next((i for i, task in enumerate(tasks) if not task.done()), len(tasks))
-                yield [task.result() for task in tasks[:ready]]
-                del tasks[:ready]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        wanted = asyncio.Event()  # candidates pause while the caller looks at those that it has
+        candidates = [self._candidate(ask, ask.first + i, wanted) for i in range(ask.n)]
+        async with aclosing(in_order(candidates, wanted)) as batches:
+            async for batch in batches:
+                yield batch
 
-    async def _candidate(self, ask: Ask, number: int, going: asyncio.Event) -> Segment:
+    async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:
         writer, sampling, boundary = self.writer(ask), ask.sampling, ask.boundary
         draws, tests, redraws = (
             uniforms(ask.seed, ask.segment, number, writer.most, stream) for stream in (TOKENS, DRAFT_TEST, REDRAW)
         )
         while writer.segment is None:
-            await going.wait()
+            await wanted.wait()
             done = len(writer.tokens)
             before = after(ask.response, writer.tokens)
             drafted, q = await self._drafted(ask, before, writer.most - done - self.bonus, draws[done:])
@@ -95,7 +87,7 @@ class SpeculativeEngine(Engine):
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
                 if boundary.reads_logits and at >= boundary.minimum:
-                    uncertainty = boundary.uncertainty_of(row)
+                    uncertainty = boundary.uncertainty(row)
                     if boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         break
@@ -107,8 +99,7 @@ class SpeculativeEngine(Engine):
                 else:
                     weights = await self.redraw(ask.prompt, after(before, drafted[:i]), p, q[i])
                     token = pick(weights if weights.any() else p, redraws[at])  # they round to nothing where p is q
-                writer.push(token)
-                meter().add(lm_decoded_tokens=1)
+                writer.choose(token)
                 if writer.segment is not None or not kept:
                     break
         return writer.segment
@@ -118,11 +109,12 @@ class SpeculativeEngine(Engine):
         tokens: list[int] = []
         q: list[Floats] = []
         room = self.draft.context - len(ask.prompt.token_ids) - len(before.token_ids)
-        while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
-            [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
-            q.append(distribution(logits, ask.sampling))
-            tokens.append(pick(q[-1], u[len(tokens)]))
-        meter().add(draft_decoded_tokens=len(tokens))
+        with booked_as("draft"):
+            while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
+                [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
+                q.append(distribution(logits, ask.sampling))
+                tokens.append(pick(q[-1], u[len(tokens)]))
+            current_account().add(decoded_tokens=len(tokens))
         return tokens, q
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -150,16 +142,6 @@ class SpeculativeEngine(Engine):
 
     def width(self, acceptance_rate: float, most: int) -> int:
         return self.target.width(acceptance_rate, most)
-
-    async def settle(self) -> None:
-        await asyncio.gather(self.target.settle(), self.draft.settle())
-
-    def forget(self) -> None:
-        self.target.forget()
-        self.draft.forget()
-
-    async def aclose(self) -> None:
-        await asyncio.gather(self.target.aclose(), self.draft.aclose())
 
 
 def after(response: Response, tokens: Sequence[int]) -> Response:

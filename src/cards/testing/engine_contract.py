@@ -17,7 +17,7 @@ from cards.engines.base import Ask, Engine
 from cards.errors import CardsError, PromptError, SettingError
 from cards.events import Message, Response, Segment
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import Usage, booked_as, track_usage
 
 
 async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
@@ -166,7 +166,7 @@ class EngineContract:
 
     async def test_each_ask_is_booked_to_the_meter_of_its_caller(self, engine: Engine) -> None:
         async def drawn(n: int) -> tuple[Usage, int]:
-            with metered(Usage()) as usage:
+            with track_usage() as usage:
                 segments = await proposals(engine, self.ask(engine, n=n))
                 await engine.settle()
             return usage, sum(len(s.token_ids) for s in segments)
@@ -175,6 +175,13 @@ class EngineContract:
             assert usage.lm_decoded_tokens + usage.draft_kept_tokens == tokens
             assert usage.lm_steps >= 1
             assert usage.lm_prefill_tokens + usage.lm_cached_tokens > 0
+
+    async def test_costs_are_booked_in_the_role_of_the_call(self, engine: Engine) -> None:
+        with track_usage() as usage, booked_as("draft"):
+            await proposals(engine, self.ask(engine, n=2))
+            await engine.settle()
+        assert usage.draft_decoded_tokens > 0
+        assert (usage.lm_decoded_tokens, usage.lm_steps) == (0, 0)
 
     # Logits and log-probabilities, where the engine offers them.
 

@@ -12,7 +12,7 @@ import pytest
 
 from cards.decoder import Decoder
 from cards.engines.base import Engine
-from cards.errors import CardsError, MismatchError, RewardError, SettingError
+from cards.errors import CardsError, MismatchError, RewardError, SettingError, UnreachableTargetWarning
 from cards.events import Accepted, Done, Event, Fallback, Message, Prompt, Proposed, Rejected, Response, Result, Scored
 from cards.methods.base import Method
 from cards.rewards.base import Reward
@@ -70,7 +70,7 @@ class MethodContract:
     def _quiet(self) -> Iterator[None]:
         """A mock reward's target may be out of reach, which warns."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*taken untested")
+            warnings.simplefilter("ignore", UnreachableTargetWarning)
             yield
 
     def results(self, decoder: Decoder, **options: Any) -> list[Result]:
