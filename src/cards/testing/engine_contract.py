@@ -125,7 +125,7 @@ class EngineContract:
                     assert boundary.ends_after(cut.text)
                 if boundary.reads_logits and "logits" in engine.has:
                     [row] = await engine.logits(self.ask(engine).prompt, Response() + cut)
-                    assert boundary.uncertainty_of(row) == pytest.approx(cut.entropy, abs=self.tolerance)
+                    assert boundary.uncertainty(row) == pytest.approx(cut.entropy, abs=self.tolerance)
             assert early or isinstance(boundary, FixedLength), f"{boundary} never ended a segment early."
 
     async def test_a_response_ends_before_a_stop_string(self, engine: Engine) -> None:
