@@ -92,9 +92,9 @@ def test_quantiles_are_order_statistics() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"quantile": 1.2}, "quantile must lie"),
+        ({"quantile": 1.2}, "quantile must be between 0 and 1"),
         ({"quantile": 0.5, "target": 1.0}, "one of the two"),
-        ({"quantile": 0.5, "pilots": 0}, "pilots must lie"),
+        ({"quantile": 0.5, "pilots": 0}, "pilots must be at least 1"),
         ({"quantile": 0.5, "pilots": 9, "max_rejections": 8}, "max_rejections = 8"),
     ],
 )

@@ -6,10 +6,9 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 
 import pytest
 
-import cards
 from cards.errors import SettingError, UnknownNameError
 from cards.methods.base import Method
-from cards.registry import load_engine, load_reward, make_method, method_class, method_classes
+from cards.registry import load_engine, load_reward, make_method, method_classes
 
 
 @pytest.mark.parametrize("name", method_classes())
@@ -21,11 +20,6 @@ def test_every_registered_method_is_a_frozen_dataclass_of_that_name_that_needs_n
     with pytest.raises(FrozenInstanceError):
         setattr(method, fields(method)[0].name, 1)
     assert type(method).__doc__
-
-
-@pytest.mark.parametrize("name", method_classes())
-def test_every_registered_method_is_a_public_name(name: str) -> None:
-    assert getattr(cards, method_class(name).__name__) is method_class(name)
 
 
 def test_an_unknown_method_is_named_with_its_neighbour() -> None:
@@ -45,14 +39,3 @@ def test_an_unknown_model_is_refused_with_what_a_model_may_be() -> None:
     for load in (load_engine, load_reward):
         with pytest.raises(UnknownNameError, match="no-such-folder/model"):
             load("./no-such-folder/model", device="cpu")
-
-
-def test_every_public_name_can_be_imported_and_is_listed() -> None:
-    assert set(cards.__all__) <= set(dir(cards))
-    for name in cards.__all__:
-        assert getattr(cards, name).__name__ == name
-
-
-def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Card'"):
-        _ = cards.Card

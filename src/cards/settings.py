@@ -50,6 +50,8 @@ class Spec:
         """The allowed range in words, empty if every number is allowed."""
         if self.at_least is not None and self.at_most is not None:
             return f"between {self.at_least:g} and {self.at_most:g}"
+        if self.above == 0 and self.at_most is None and self.below is None:
+            return "positive"
         parts = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
         return " and ".join(f"{words} {bound:g}" for words, bound in parts.items() if bound is not None)
 
@@ -133,7 +135,7 @@ class Setting:
                     return read(text)
                 except ValueError:
                     continue
-        raise SettingError(f"{self.flag} must be {metavar(self.kinds).replace('|', ' or ')}, got {text!r}.")
+        raise SettingError(f"{self.flag} must be {self._described()}, got {text!r}.")
 
     def check(self, value: Any) -> None:
         """Raise SettingError if the value has another type or lies out of range."""

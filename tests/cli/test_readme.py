@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 from helpers.mock_cli import Cards
 
-import cards
-from cards.registry import method_class, method_classes
-
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", README.replace(" \\\n", " "), re.M)
 PROGRAMS = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S))
@@ -33,14 +30,3 @@ def test_programs(cli: Cards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr("cards.decoder.HIGH_FALLBACK", 1.0)  # these rewards are not the model's
     exec(PROGRAMS, {})
     assert "lm_decoded_tokens" in capsys.readouterr().out
-
-
-def test_the_table_has_every_method() -> None:
-    rows = dict(re.findall(r"^\| `(\S+)` \|.*\| (yes|no) \|$", README, re.M))
-    assert rows == {name: "yes" if "reward" in method_class(name).needs else "no" for name in method_classes()}
-
-
-def test_the_structure_page_has_every_module() -> None:
-    page = (Path(__file__).parents[2] / "docs/structure.md").read_text()
-    source = Path(cards.__file__).parent
-    assert set(re.findall(r"^- `(\S+\.py)`", page, re.M)) == {str(p.relative_to(source)) for p in source.rglob("*.py")}

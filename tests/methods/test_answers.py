@@ -205,7 +205,8 @@ async def test_the_same_seed_gives_the_same_answer_alone_in_a_batch_and_without_
         decoder.reward.forget()
         alone = await decoder.agenerate(prompts[i], seed=40 + i, max_tokens=12, trace=True)
         assert alone.token_ids == together[i].token_ids
-        assert [s.text for s in alone.segments[0].rejected] == [s.text for s in together[i].segments[0].rejected]
+        drawn, beside = (Counter(s.text for s in r.segments[0].rejected) for r in (alone, together[i]))
+        assert drawn == beside  # which of two equal texts was taken is up to the rounding of their rewards
         assert alone.reward == pytest.approx(together[i].reward, abs=1e-9)
         assert alone.usage.lm_decoded_tokens == together[i].usage.lm_decoded_tokens
     assert len({r.text for r in together}) > 4

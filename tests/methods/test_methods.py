@@ -162,7 +162,7 @@ def test_the_entropy_threshold_comes_from_the_method_before_the_engine() -> None
         (lambda: CARDS(width=0), "width"),
         (lambda: CARDS(width="wide"), "width"),  # type: ignore[arg-type]
         (lambda: CARDS(width=2.5), "width"),  # type: ignore[arg-type]
-        (lambda: CARDS(min_segment=0), "minimum"),
+        (lambda: CARDS(min_segment=0), "min_segment must be at least 1"),
         (lambda: CARDS(min_segment=9, max_segment=8), "maximum"),
         (lambda: CARDS(entropy_threshold=-1.0), "threshold"),
         (lambda: CARDS(measure="vibes"), "measure"),  # type: ignore[arg-type]

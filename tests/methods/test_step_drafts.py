@@ -197,7 +197,7 @@ def test_cdsl_looks_ahead_with_the_lm_where_the_draft_is_no_guide() -> None:
 
 
 def test_cdsl_is_greedy_decoding_without_a_say_of_the_reward() -> None:
-    greedy = Decoder(engine(), None, Vanilla(0.0))
+    greedy = Decoder(engine(), None, Vanilla(temperature=0.0))
     reward = FunctionReward(value_of, target=-100.0)
     for draft in (other(3), next_token):
         for target in (-100.0, 100.0):

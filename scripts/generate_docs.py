@@ -1,0 +1,144 @@
+"""Write what pages say about the code: the list of modules, the reference, and the tables of methods and settings.
+
+Run `python scripts/generate_docs.py` after changing the first line of a docstring, a method or a setting; with `--check` it only
+says which pages are out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import cards
+import cards.methods
+import cards.rewards
+from cards.methods.base import FAMILIES, Method
+from cards.registry import method_classes
+from cards.settings import settings_of
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "cards"
+DOCS = ROOT / "docs"
+REFERENCE = {
+    "decoder": ("Decoder, events and results", ["decoder.Decoder", "events", "usage.Usage", "profile.Profile", "errors"]),
+    "engines": (
+        "Engines",
+        [
+            "engines.base.Engine",
+            "engines.ask.Ask",
+            "registry.load_engine",
+            "backends.local.engine.TransformersEngine",
+            "engines.speculative.SpeculativeEngine",
+            "engines.mock.MockEngine",
+            "sampling.Sampling",
+            "boundaries",
+        ],
+    ),
+    "testing": ("Testing", ["testing"]),
+}
+
+
+def structure() -> str:
+    """A line for each module: its path and the first sentence of its docstring, a heading for each folder."""
+    lines = ["# Structure", "", "One line for each module, written by `scripts/generate_docs.py` from the docstrings.", ""]
+    folders = sorted({path.parent for path in SOURCE.rglob("*.py")}, key=lambda folder: (folder != SOURCE, str(folder)))
+    for folder in folders:
+        name = "src/cards" + (f"/{folder.relative_to(SOURCE)}" if folder != SOURCE else "")
+        lines += [f"## {name}", "", first_line(folder / "__init__.py"), ""]
+        lines += [
+            f"- `{path.relative_to(SOURCE)}`: {first_line(path)}"
+            for path in sorted(folder.glob("*.py"))
+            if path.stem != "__init__"
+        ]
+        lines.append("")
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def first_line(path: Path) -> str:
+    """The first paragraph of a module's docstring, on one line."""
+    found = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return found.partition("\n\n")[0].replace("\n", " ")
+
+
+def reference() -> dict[Path, str]:
+    """The pages of the reference by path."""
+    pages = {name: (title, [f"cards.{part}" for part in parts]) for name, (title, parts) in REFERENCE.items()}
+    bases = ["cards.methods.base.Method", "cards.methods.base.Request", "cards.settings.setting"]
+    pages["methods"] = ("Methods", bases + [_path(cls) for cls in method_classes().values()])
+    rewards = [cls for name, cls in sorted(vars(cards.rewards).items()) if isinstance(cls, type)]
+    own = ["cards.rewards.base.Reward", "cards.registry.load_reward", "cards.backends.local.rewards.ClassifierReward"]
+    pages["rewards"] = ("Rewards", own + [_path(cls) for cls in rewards])
+    return {
+        DOCS / "reference" / f"{name}.md": f"# {title}\n\n" + "\n\n".join(f"::: {part}" for part in parts) + "\n"
+        for name, (title, parts) in pages.items()
+    }
+
+
+def methods_table(link: str) -> str:
+    """All methods by family; `link` is a format of the name's link."""
+    lines = ["| Name | What it does | Needs a reward |", "|---|---|---|"]
+    for family, title in FAMILIES.items():
+        lines.append(f"| **{title}** | | |")
+        lines += [
+            f"| {link.format(name)} | {cls.summary} | {'yes' if 'reward' in cls.needs else 'no'} |"
+            for name, cls in method_classes().items()
+            if cls.family == family
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def settings_table(cls: type[Method]) -> str:
+    """The settings of a method: option, default, range, meaning."""
+    lines = ["| Setting | Default | Range | Meaning |", "|---|---|---|---|"]
+    for name, own in settings_of(cls).items():
+        kinds = " or ".join(f"`{kind}`" for kind in own.kinds if isinstance(kind, str))
+        words = "yes or no" if bool in own.kinds else " or ".join(filter(None, (kinds, own.spec.range)))
+        lines.append(f"| `{name}` | `{own.default_text}` | {words} | {own.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def filled(text: str, tables: dict[str, str]) -> str:
+    """A page with its tables between `<!-- NAME -->` and `<!-- /... -->` written anew."""
+    for name, table in tables.items():
+        kind = name.partition(":")[0]
+        text = re.sub(
+            rf"(<!-- {re.escape(name)} -->\n)[\s\S]*?(<!-- /{kind} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text
+        )
+    return text
+
+
+def pages() -> dict[Path, str]:
+    """All generated pages by path."""
+    found = {DOCS / "structure.md": structure()} | reference()
+    readme, index = ROOT / "README.md", DOCS / "methods" / "index.md"
+    found[readme] = filled(readme.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`](docs/methods/{0}.md)")})
+    found[index] = filled(index.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`]({0}.md)")})
+    for name, cls in method_classes().items():
+        page = DOCS / "methods" / f"{name}.md"
+        found[page] = filled(page.read_text(encoding="utf-8"), {f"settings: {name}": settings_table(cls)})
+    return found
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=inspect.cleandoc(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="Write nothing; fail if a page is out of date.")
+    check = parser.parse_args(None if arguments is None else list(arguments)).check
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(pages()[path], encoding="utf-8")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The public names: adding one is a decision, and removing one breaks programs (see the stability promise in docs)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+PUBLIC = {
+    "cards": """
+        Accepted Ask Boundary CARDS CardsError Decoder Done Engine Entropy Event Fallback FixedLength Message Method
+        Prompt Proposed Punctuation Rejected Request Response Result Reward Scored Segment Step Usage Whole
+        load_engine load_reward setting
+    """,
+    "cards.methods": """
+        ARGS AdaSearch BestOfN Blockwise CARDS CBS CDSL Cascade ContrastiveDecoding ContrastiveDecodingLogits
+        ControlledDecoding DeAL GSI GenARM IAD MBR MBRBestOfN PathConsistency Pessimism QAlign QERerank RAD RAIN RSD
+        RejectionSampling SIA SMC SSS STARS SelfConsistency SoftBestOfN SpeculativeRejection TreeBoN Vanilla
+    """,
+    "cards.rewards": """
+        FunctionReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic ProcessReward
+        RegexReward SelfEvaluation StepTokenReward ValueReward WeightedSum
+    """,
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_public_names_are_these(module: str) -> None:
+    found = {name for name, value in vars(import_module(module)).items() if not isinstance(value, ModuleType)}
+    assert {name for name in found if not name.startswith("_")} == set(PUBLIC[module].split())
