@@ -15,7 +15,7 @@ LAYERS = (  # from top to bottom; parts of one layer do not import each other. A
     {"integrations"},
     {"batch", "serve"},
     {"study"},
-    {"decoder", "profile"},
+    {"decoder", "placement", "profile"},
     {"registry"},
     {"methods", "backends"},
     {"rewards"},

@@ -28,6 +28,7 @@ class Case:
     seeds: int
 
 
+QUICK = ("soft", "hard", "twenty rejections")  # the others are slow, and run with all tests
 CASES = {
     "soft": Case("gpt2_float64", SOFT, 30),
     "hard": Case("gpt2_float64", replace(SOFT, acceptance="hard", target=0.3), 20),
@@ -142,7 +143,7 @@ def assert_same_candidate(segment: Segment, candidate: Candidate, tolerance: flo
 
 
 @pytest.mark.filterwarnings("ignore:.*taken untested")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 async def test_batched_answers_equal_the_oracle(name: str, models: dict[str, Pair], expected: Any) -> None:
     case = CASES[name]
     single = models[case.models].lm.dtype == torch.float32

@@ -44,6 +44,7 @@ class TestLocalEngine(EngineContract):
         await engine.aclose()
 
 
+@pytest.mark.slow
 class TestEmbeddedModel(EngineContract):
     @pytest.fixture
     def engine(self, tiny: TransformersEngine) -> Engine:

@@ -247,5 +247,5 @@ def test_defaults_are_the_papers() -> None:
 def test_numbers_are_typed_with_commas() -> None:
     assert method_of_text("genarm", {"guides": "a,b", "weights": "0.5,2"}) == GenARM(guides="a,b", weights=(0.5, 2.0))
     assert settings_of(GenARM)["weights"].default_text == "1.0"
-    with pytest.raises(SettingError, match=r"--weights must be NUMBER,\.\.\., got '0.5;2'"):
+    with pytest.raises(SettingError, match=r"--weights must be numbers, got '0.5;2'"):
         method_of_text("genarm", {"weights": "0.5;2"})
