@@ -165,7 +165,8 @@ class Oracle:
 
     def logits(self, ids: Sequence[int]) -> Floats:
         with torch.no_grad():
-            return self.lm(torch.tensor([ids], device=self.lm.device)).logits[0, -1].double().cpu().numpy()
+            logits: Floats = self.lm(torch.tensor([ids], device=self.lm.device)).logits[0, -1].double().cpu().numpy()
+        return logits
 
     def reward(self, ids: Sequence[int]) -> float:
         with torch.no_grad():

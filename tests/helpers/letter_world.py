@@ -11,8 +11,10 @@ from typing import Any
 from cards import CARDS, Boundary, Entropy, Method, Request, Result
 from cards.events import Fold
 from cards.testing import MockEngine, MockReward, law_of, random_model, random_value
-from cards.testing.laws import Ids, Law, Model
-from cards.testing.mocks import LETTERS
+from cards.testing.laws import Ids as Ids
+from cards.testing.laws import Law as Law
+from cards.testing.laws import Model
+from cards.testing.mocks import LETTERS as LETTERS
 from cards.usage import Usage, track_usage
 
 END = LETTERS.index("d")  # the token that ends a response
@@ -39,7 +41,7 @@ def segments(max_tokens: int, model: Model = next_token, **options: Any) -> Law:
 
 
 def entropy(ids: Ids) -> float:
-    return -sum(p * math.log(p) for p in next_token(ids) if p > 0)
+    return float(-sum(p * math.log(p) for p in next_token(ids) if p > 0))
 
 
 async def decode(method: Method, max_tokens: int, seed: int, segments: int | None) -> Result:

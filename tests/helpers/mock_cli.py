@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ class Engine(MockEngine):
 
     prompts: list[Prompt]
 
-    def encode(self, prompt: str | list[Message]) -> Prompt:
+    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         self.prompts.append(super().encode(prompt))
         return self.prompts[-1]
 

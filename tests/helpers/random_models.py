@@ -51,7 +51,7 @@ def language_model(
 ) -> PreTrainedModel:
     """A random LM; `spread` scales the logits, so that some next tokens are sure and others are not."""
     torch.manual_seed(seed)
-    ends = {"eos_token_id": end, "bos_token_id": None}
+    ends: dict[str, Any] = {"eos_token_id": end, "bos_token_id": None}
     if kind == "gpt2":
         config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **ends)
         model: PreTrainedModel = GPT2LMHeadModel(config)
@@ -92,12 +92,14 @@ def _shaken(model: PreTrainedModel, spread: float) -> PreTrainedModel:
             if weight.dim() == 2:
                 scale = 1.0 if "embed" in name or "wte" in name or "wpe" in name else weight.shape[-1] ** -0.5
                 weight.normal_(0.0, scale)
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
         if head is None:
-            model.score.weight.normal_(0.0, spread * 32**-0.5)
+            score: Any = model.score
+            score.weight.normal_(0.0, spread * 32**-0.5)
         else:
             head.weight = torch.nn.Parameter(torch.randn(head.weight.shape) * spread * 32**-0.5)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,7 +112,10 @@ class Pair:
 
     @classmethod
     def make(cls, kind: str, dtype: torch.dtype) -> Pair:
-        return cls(language_model(kind).to(dtype), reward_model(kind).to(dtype), word_tokenizer())
+        lm, rm = language_model(kind), reward_model(kind)
+        for model in (lm, rm):
+            torch.nn.Module.to(model, dtype)
+        return cls(lm, rm, word_tokenizer())
 
     def engine(self, cls: type[TransformersEngine] = TransformersEngine, **options: Any) -> TransformersEngine:
         return cls(copy.deepcopy(self.lm), self.tokenizer, **options)

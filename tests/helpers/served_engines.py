@@ -49,7 +49,8 @@ class Local(TransformersEngine):
 
 def ask_of(engine: Any, **options: Any) -> Ask:
     prompt: Any = TALK if engine.chats else "The film was"
-    return Ask(engine.encode(prompt), Response(), **({"max_tokens": 24, "sampling": Sampling(0.8, 40)} | options))
+    settings: dict[str, Any] = {"max_tokens": 24, "sampling": Sampling(0.8, 40)} | options
+    return Ask(engine.encode(prompt), Response(), **settings)
 
 
 async def proposals(engine: Any, ask: Ask) -> list[Segment]:
