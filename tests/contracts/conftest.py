@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cards import ClassifierReward, TransformersEngine
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cards.methods.base import Method, setting_fields
-from cards.registry import METHODS, make_method, method_class
+from cards.methods.base import Method
+from cards.registry import make_method, method_class, method_classes
+from cards.settings import settings_of
 from cards.testing import MethodContract, MockReward, random_engine
 
 
@@ -18,14 +19,13 @@ def with_mock_models(name: str, **settings: Any) -> Method:
         "engines": (random_engine(3),),
         "reward": MockReward(lambda text: text.count("b") - 1.0),
     }
-    named = {
-        f.name: models[f.metadata["loads"]] for f in setting_fields(method_class(name)) if f.default and "loads" in f.metadata
-    }
+    loads = {item.name: item.spec.loads for item in settings_of(method_class(name)).values() if item.default}
+    named = {setting: models[kind] for setting, kind in loads.items() if kind}
     return make_method(name, **named | settings)
 
 
 class TestEveryMethod(MethodContract):
-    @pytest.fixture(params=[name for name in METHODS if name != "skip-decoding"])
+    @pytest.fixture(params=list(method_classes()))
     def method(self, request: pytest.FixtureRequest) -> Method:
         return with_mock_models(request.param)
 

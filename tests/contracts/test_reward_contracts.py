@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from helpers.model_server import rewards, running
 
-from cards import (
-    ClassifierReward,
+from cards import Prompt, Response, Reward
+from cards.backends.http.rewards import RerankReward
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
+from cards.registry import load_reward
+from cards.rewards import (
     FunctionReward,
     ImplicitReward,
     JSONReward,
@@ -20,14 +24,9 @@ from cards import (
     RegexReward,
     SelfEvaluation,
     StepTokenReward,
-    TransformersEngine,
     ValueReward,
     WeightedSum,
 )
-from cards.backends.http.rewards import RerankReward
-from cards.events import Prompt, Response
-from cards.registry import load_reward
-from cards.rewards.base import Reward
 from cards.testing import MockReward, RewardContract
 
 length = FunctionReward(lambda prompt, response: len(prompt) - 0.1 * len(response), name="length")
