@@ -135,7 +135,7 @@ class Setting:
                     return read(text)
                 except ValueError:
                     continue
-        raise SettingError(f"{self.flag} must be {metavar(self.kinds).replace('|', ' or ')}, got {text!r}.")
+        raise SettingError(f"{self.flag} must be {self._described()}, got {text!r}.")
 
     def check(self, value: Any) -> None:
         """Raise SettingError if the value has another type or lies out of range."""

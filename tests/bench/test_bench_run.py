@@ -266,7 +266,7 @@ def test_methods_are_written_with_their_settings(specs: list[str], labels: list[
     [
         ("crads", "Unknown method 'crads'. Did you mean 'cards'"),
         ("cards:bta=1", "Unknown setting of method 'cards': 'bta'. Did you mean 'beta'.*In the method 'cards:bta=1'"),
-        ("cards:beta=hot", "--beta must be NUMBER, not 'hot'"),
+        ("cards:beta=hot", "--beta must be a number, got 'hot'"),
         ("cards:beta=-1", "beta must be positive"),
         ("cards:0.5", "setting=value, not '0.5'"),
         ("best-of-n:n=2,2", "'best-of-n:n=2' is there twice"),

@@ -53,7 +53,7 @@ def test_a_padded_batch_has_the_answers_of_a_decoder(method: Any, lm: Any, llama
     reward = llama_float64.reward()
     expected = Decoder(llama_float64.engine(), reward, method).batch(TEXTS, seed=7, max_tokens=20)
     inputs = padded(llama_float64)
-    generate = cards.custom_generate(reward, method, tokenizer=llama_float64.tokenizer)
+    generate = custom_generate(reward, method, tokenizer=llama_float64.tokenizer)
     got = lm.generate(**inputs, max_new_tokens=20, custom_generate=generate, seed=7, return_dict_in_generate=True)
     assert isinstance(got, Output)
     assert got.results is not None

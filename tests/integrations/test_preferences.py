@@ -107,7 +107,7 @@ def test_what_makes_no_pairs_is_refused_and_what_fails_is_left_out(engine: Trans
     with pytest.warns(UserWarning, match=r"Prompt number 1 gives no pairs: .*no dogs"):
         pairs = list(preferences(decoder, CHATS, max_tokens=32))
     assert [pair.prompt for pair in pairs] == [tuple(CHATS[0]), tuple(CHATS[2])]
-    with pytest.raises(SettingError, match="'best-of-n' are no pairs"):
+    with pytest.raises(SettingError, match="'best-of-n' gives no pairs"):
         list(preferences(decoder, CHATS, by="segments"))
     with pytest.raises(SettingError, match="gap"):
         list(preferences(decoder, CHATS, gap=-1.0))
@@ -133,7 +133,7 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
         (["tiny", "pairs.txt"], "written to a .jsonl or .parquet file"),
         (["tiny", "pairs.jsonl", "--method", "vanilla"], "scores no answers"),
         (["tiny", "pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
-        (["tiny", "pairs.jsonl", "--by", "segments"], "Segments of method 'best-of-n' are no pairs"),
+        (["tiny", "pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),
     ):
         ran = CliRunner().invoke(cards.cli.app, ["preferences", *arguments, "--limit", "1"])
         assert ran.exit_code == 2

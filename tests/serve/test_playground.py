@@ -99,8 +99,8 @@ def test_values_are_those_that_were_changed() -> None:
 
 def test_a_bad_value_is_named_without_flags() -> None:
     settings = shown(CARDS())
-    given = ["high" if s.name == "target" else s.default("cards") for s in settings]
-    with pytest.raises(SettingError, match=r"^target must be NUMBER or none, not 'high'\.$"):
+    given = ["high" if s.name == "target" else s.default_text for s in settings]
+    with pytest.raises(SettingError, match=r"^target must be a number or none, got 'high'\.$"):
         values_of(settings, given)
 
 

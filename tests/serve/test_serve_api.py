@@ -181,7 +181,7 @@ def test_what_is_served(tiny: Running) -> None:
     assert ours["method"] == "cards"
     assert ours["reward"] == "tiny"
     assert {"cards", "vanilla", "best-of-n"} <= set(ours["methods"])
-    assert not {"speculative", "cascade", "skip-decoding"} & set(ours["methods"])  # they need models that are not here
+    assert not {"rsd", "cascade", "genarm"} & set(ours["methods"])  # they need models that are not here
     assert tiny.client().models.retrieve("tiny") == model
 
 

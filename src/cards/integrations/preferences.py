@@ -138,8 +138,8 @@ def kind(method: str, by: By | None) -> By:
     siblings = [name for name, cls in method_classes().items() if cls.siblings]
     if by == "segments" and method not in siblings:
         raise SettingError(
-            f"The candidates of method {method!r} do not share their beginning, so they are no pairs of segments. "
-            f"Methods whose candidates do: {', '.join(siblings)}."
+            f"Method {method!r} gives no pairs of segments, because its candidates do not share their beginning. "
+            f"Methods that do: {', '.join(siblings)}."
         )
     return by or ("segments" if method in siblings else "answers")
 

@@ -1,1 +1,1 @@
-"""transformers in this process."""
+"""Models of transformers, run in this process."""
