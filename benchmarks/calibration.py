@@ -16,14 +16,16 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from cards.errors import UnreachableTargetWarning
 from cards.registry import load_engine, load_reward
 from cards.sampling import Sampling
-from cards.study.bench.results import Results
 from cards.study.calibrate.choose import Wish, measured
-from cards.study.calibrate.run import Asked, Calibration
+from cards.study.calibrate.run import Calibration, CalibrationRequest
 from cards.study.calibrate.samples import Drawing
+from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import read, sample
+from cards.study.session import Session
 from common import machine
 
 HERE = Path(__file__).parent
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "calibration.json")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", r"\d+% of the segments")
+    warnings.simplefilter("ignore", UnreachableTargetWarning)
     models = Models(load_engine("tiny", slots=64), load_reward("tiny", slots=64))
     assert models.reward is not None
     questions = sample(models.fitting(read(args.prompts), "auto", args.max_tokens), args.limit, 0)
@@ -52,14 +54,20 @@ def main() -> None:
     args.samples.mkdir(exist_ok=True)
     made = {name: str(value) for name, value in vars(args).items() if name != "out"}
     parts = {"seen": (questions[:half], drawing), "held-out": (questions[half:], few)}
+
+    def session(name: str) -> Session:
+        return Session(Journal.open(args.samples / f"{name}.jsonl", made | {"part": name}))
+
     seen, held_out = (
-        Calibration(models, models.reward, part, drawn, Results.open(args.samples / f"{name}.jsonl", made | {"part": name}))
+        Calibration(
+            models, models.reward, part, drawn, Session(Journal.open(args.samples / f"{name}.jsonl", made | {"part": name}))
+        )
         for name, (part, drawn) in parts.items()
     )
     plain = models.run(held_out.plain())
     rows = []
     for wish in WISHES:
-        found = models.run(seen.run(Asked(wish)))
+        found = models.run(seen.run(CalibrationRequest(wish)))
         figures = {
             "predicted": found.choice.rates,
             "tried": found.probes[-1].measured,

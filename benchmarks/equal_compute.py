@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cards.study.bench.results import Results
+from cards.study.journal import Journal
 
 SAMPLES = 2000
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # FLOPs and gold, each [budgets, prompts]
 
 
-def lines_of(results: Results) -> dict[str, Line]:
+def lines_of(results: Journal) -> dict[str, Line]:
     """Means over seeds; lines of at least two budgets."""
     prompts = sorted({row["id"] for row in results.rows})
     cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--line", default=None, help="the method that the others are held against (default: the first cards)")
     parser.add_argument("--mflops", type=float, nargs="+", default=[1000, 1500, 2000, 3000, 4000])
     args = parser.parse_args()
-    lines = lines_of(Results.load(args.results))
+    lines = lines_of(Journal.load(args.results))
     reference = args.line or next(line for line in lines if line.startswith("cards"))
     budgets = np.array(args.mflops) * 1e6
     count = next(iter(lines.values()))[0].shape[1]

@@ -118,7 +118,7 @@ def main() -> None:
     args = options()
     chats: list[Chat] = []
     for question in read(args.prompts):
-        asked = question.asked
+        asked = question.prompt
         chats.append([Message(role="user", content=asked)] if isinstance(asked, str) else list(asked))
     random.Random(args.seed).shuffle(chats)
     held_out, training = chats[: args.held_out], chats[args.held_out :]

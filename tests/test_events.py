@@ -54,8 +54,8 @@ def test_json_of_a_result_gives_back_its_dict_with_the_same_names(indent: int | 
     result = result_of_a_run(trace=True)
     assert any(s.rejected for s in result.segments)
     back = json.loads(result.to_json(indent))
-    assert back == json.loads(json.dumps(result.to_dict()))
-    names = "text token_ids segments reward finish_reason usage seed method"
+    assert back == {"format": 1, **json.loads(json.dumps(result.to_dict()))}
+    names = "format text token_ids segments reward finish_reason usage seed method"
     assert set(back) == set(names.split())
     assert back["text"] == result.text
     assert "é" in result.to_json()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from cards.engines.base import Engine
-from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, check
+from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, UnreachableTargetWarning, check
 from cards.events import Done, Event, Fold, Message, Prompt, Response, Result
 from cards.methods.base import Method, Request
 from cards.progress import together
@@ -221,6 +221,7 @@ def warn_if_unreachable(result: Result) -> None:
         warnings.warn(
             f"{rate:.0%} of the segments were taken untested because no candidate passed: the target reward r* looks out of "
             "reach for this model, and the method turns into best-of-n for each segment. Lower target or raise beta.",
+            UnreachableTargetWarning,
             stacklevel=2,
         )
 

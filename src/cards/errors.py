@@ -20,6 +20,17 @@ class SettingError(CardsError, ValueError):
     """A setting is out of range or does not exist."""
 
 
+class MissingExtraError(SettingError):
+    """An optional dependency is not installed. `needed` says what needs which package, `extra` is the extra that has it."""
+
+    def __init__(self, needed: str, extra: str, hint: str = "") -> None:
+        super().__init__(f"{needed}: pip install 'cards-decoding[{extra}]'.{' ' + hint if hint else ''}")
+
+
+class UnreachableTargetWarning(UserWarning):
+    """So many segments are fallbacks that the target reward looks out of reach for the model."""
+
+
 class UnknownNameError(CardsError, ValueError):
     """A model, method, reward or option name is not known."""
 

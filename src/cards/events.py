@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 
 from cards.usage import Usage
 
+FORMAT = 1  # of results as JSON
 FinishReason = Literal["stop", "length", "deadline", "interrupted"]
 
 
@@ -122,7 +123,8 @@ class Result:
         return asdict(self)
 
     def to_json(self, indent: int | None = None) -> str:
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent)
+        """The same as a JSON text, with the version of its format."""
+        return json.dumps({"format": FORMAT, **self.to_dict()}, ensure_ascii=False, indent=indent)
 
 
 @dataclass(frozen=True, slots=True)

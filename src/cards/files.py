@@ -1,4 +1,4 @@
-"""Files that a process writes alone, and that are whole at any time."""
+"""Files that one process writes at a time, that are always whole, and whose format is checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from cards.errors import SettingError
+
+
+def check_format(path: Path, found: object, supported: int, remedy: str) -> None:
+    """Raise SettingError unless the format version `found` of a file is at most the `supported` one.
+
+    Files that were written before formats had versions are of format 0. `remedy` says what to do instead of upgrading.
+    """
+    if type(found) is not int or not 0 <= found <= supported:
+        raise SettingError(
+            f"{str(path)!r} has format {found!r}, but this version of cards reads formats 0 to {supported} only. Upgrade "
+            f"cards-decoding, or {remedy}."
+        )
 
 
 @contextmanager

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from cards.errors import CardsError, SettingError, UnknownNameError, check
+from cards.files import check_format
 from cards.methods.base import Method
 from cards.registry import make_method
+
+FORMAT = 1  # format 0 has the same entries, and no version
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Profile:
             isinstance(found, dict) and all(name in found for name in needed),
             f"The profile {str(path)!r} must be an object with {', '.join(needed)}; `cards calibrate` writes one.",
         )
+        check_format(path, found.pop("format", 0), FORMAT, "make a new profile with `cards calibrate`")
         for name, value in found.items():
             if name not in known:
                 raise UnknownNameError(f"entry of the profile {str(path)!r}:", name, (item.name for item in fields(cls)))
@@ -73,9 +77,20 @@ class Profile:
             raise SettingError(f"The settings in the profile {str(path)!r} are wrong: {error}") from error
         return profile
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict with the same names, and the version of its format."""
+        return {"format": FORMAT, **asdict(self)}
+
     def write(self, path: Path) -> None:
-        """Raises SettingError if the file cannot be written."""
+        """Write the profile as JSON. Raises SettingError if the file cannot be written."""
         try:
-            path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingError(f"The profile cannot be written to {str(path)!r}: {error.strerror}.") from error
+
+
+def typed(value: Any) -> str:
+    """Return the value of a setting as text, the way one types it as an option."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

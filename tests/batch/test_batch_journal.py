@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.mock_batch import read
 
-from cards.batch.journal import Files, Journal, Merge, done, failed, settle
+from cards.batch.journal import BatchJournal, Files, Merge, done, failed, settle
 from cards.batch.rows import line
 from cards.batch.work import Outcome
 from cards.errors import SettingError
@@ -22,7 +22,7 @@ def outcome(number: int, *, bad: bool, text: str = "ä") -> Outcome:
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     made = Files(tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl")
-    with Journal(made) as journal:
+    with BatchJournal(made) as journal:
         for number in range(8):
             journal.write(outcome(number, bad=number in BAD))
             assert sum(done(made)) == number + 1  # at once, without closing
@@ -45,7 +45,7 @@ def test_a_line_cut_anywhere_is_dropped_and_written_again(files: Files) -> None:
     for cut in range(1, last + 1):
         files.answers.write_bytes(whole[:-cut])
         assert done(files) == (4, 3)
-        with Journal(files) as journal:
+        with BatchJournal(files) as journal:
             journal.write(outcome(7, bad=False))
         assert files.answers.read_bytes() == whole
 

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from cards.batch.progress import Report
+from cards.batch.progress import BatchProgress
 from cards.batch.work import Outcome
 from cards.usage import Usage
 
@@ -15,7 +15,7 @@ def test_lines_now_and_then_where_nobody_looks() -> None:
     now = 0.0
     printed = io.StringIO()
     cost = Usage(lm_decoded_tokens=30, lm_wasted_tokens=12, draft_kept_tokens=2)
-    with Report(3000, 1000, 2, Console(file=printed, width=200), every=10, clock=lambda: now) as report:
+    with BatchProgress(3000, 1000, 2, Console(file=printed, width=200), every=10, clock=lambda: now) as report:
         for number in range(1000, 1100):
             now += 0.25
             report.add(Outcome(number, b"", failed=number == 1050, usage=cost))
@@ -28,7 +28,7 @@ def test_lines_now_and_then_where_nobody_looks() -> None:
 
 def test_a_bar_where_somebody_looks() -> None:
     printed = io.StringIO()
-    with Report(4, 0, 0, Console(file=printed, width=120, force_terminal=True)) as report:
+    with BatchProgress(4, 0, 0, Console(file=printed, width=120, force_terminal=True)) as report:
         for number in range(4):
             report.add(Outcome(number, b"", usage=Usage(lm_decoded_tokens=1)))
     assert "4 of 4 rows, 0 failed" in printed.getvalue()
@@ -36,6 +36,6 @@ def test_a_bar_where_somebody_looks() -> None:
 
 def test_nothing_to_do() -> None:
     printed = io.StringIO()
-    with Report(4, 4, 1, Console(file=printed, width=120)):
+    with BatchProgress(4, 4, 1, Console(file=printed, width=120)):
         pass
     assert printed.getvalue() == "4 of 4 rows, 1 failed\n"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from cards.batch.rows import Reader, line, parsed, rows, survey
+from cards.batch.rows import RowReader, line, parsed, rows, survey
 from cards.errors import PromptError, SettingError
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"Frage {i}?", "n": i, "who": ["ä", None]} for i in range(1000)]
@@ -36,7 +36,7 @@ def test_every_row_once_and_in_order(path: Path) -> None:
 
 
 def test_rows_by_number(path: Path) -> None:
-    reader = Reader(path)
+    reader = RowReader(path)
     for number in (0, 1, 5, 700, 3, 4, 999, 999):
         assert parsed(reader[number]) == ROWS[number]
 

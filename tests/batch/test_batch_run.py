@@ -12,7 +12,7 @@ import pytest
 from helpers.mock_batch import prompts, work, write
 
 from cards.backends.http.client import RefusedError
-from cards.batch.rows import Raw, Reader
+from cards.batch.rows import Raw, RowReader
 from cards.batch.run import WINDOW, run
 from cards.batch.work import Outcome, Work
 from cards.errors import CardsError, SettingError, UnavailableError
@@ -29,7 +29,7 @@ def answered(made: Work, reader: Any, numbers: Sequence[int], concurrency: int =
 def test_rows_are_what_the_decoder_gives_in_order(tmp_path: Path) -> None:
     asked = prompts(40)
     asked[1] |= {"seed": 5, "max_tokens": 2}
-    reader = Reader(write(tmp_path / "in.jsonl", asked))
+    reader = RowReader(write(tmp_path / "in.jsonl", asked))
     made = work(seed=100)
     found = answered(made, reader, range(40))
     assert [outcome.number for outcome in found] == list(range(40))
@@ -53,7 +53,7 @@ def test_rows_are_what_the_decoder_gives_in_order(tmp_path: Path) -> None:
 
 
 def test_the_rows_do_not_depend_on_what_runs_beside_them(tmp_path: Path) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", prompts(30)))
+    reader = RowReader(write(tmp_path / "in.jsonl", prompts(30)))
     alone = answered(work(), reader, range(30), 1)
     for concurrency in (2, 16):
         assert [o.line for o in answered(work(), reader, range(30), concurrency)] == [o.line for o in alone]
@@ -93,7 +93,7 @@ def test_a_hundred_thousand_rows_take_no_more_memory_than_a_window() -> None:
 
 
 def test_a_stop_finishes_what_is_under_way_and_begins_nothing(tmp_path: Path) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", prompts(200)))
+    reader = RowReader(write(tmp_path / "in.jsonl", prompts(200)))
     found: list[Outcome] = []
     begun: set[int] = set()
     made = work()
@@ -127,7 +127,7 @@ class Fails(Reward):
 
 @pytest.mark.parametrize("error", [UnavailableError("The server is down."), SettingError("No target.")])
 def test_what_is_nobodys_row_ends_the_batch(tmp_path: Path, error: CardsError) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", prompts(20)))
+    reader = RowReader(write(tmp_path / "in.jsonl", prompts(20)))
     made = work()
     made.decoder.reward = Fails(error)
     with pytest.raises(type(error), match=str(error)):
@@ -136,7 +136,7 @@ def test_what_is_nobodys_row_ends_the_batch(tmp_path: Path, error: CardsError) -
 
 @pytest.mark.parametrize(("status", "own"), [(400, True), (413, True), (401, False), (404, False)])
 def test_what_a_server_refuses_is_the_row_s_own_if_it_is_its_content(tmp_path: Path, status: int, own: bool) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", prompts(3)))
+    reader = RowReader(write(tmp_path / "in.jsonl", prompts(3)))
     made = work()
     made.decoder.reward = Fails(RefusedError("Refused.", status))
     if own:
@@ -161,7 +161,7 @@ def test_what_a_server_refuses_is_the_row_s_own_if_it_is_its_content(tmp_path: P
     ],
 )
 def test_bad_rows_fail_with_their_reason(tmp_path: Path, row: dict[str, Any], said: str) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", [row, {"prompt": "a"}]))
+    reader = RowReader(write(tmp_path / "in.jsonl", [row, {"prompt": "a"}]))
     bad, good = answered(work(), reader, range(2))
     assert (bad.failed, good.failed) == (True, False)
     assert said in json.loads(bad.line)["error"]["message"]
@@ -170,7 +170,7 @@ def test_bad_rows_fail_with_their_reason(tmp_path: Path, row: dict[str, Any], sa
 def test_prompts_in_other_fields_and_forms(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "ab"}]
     rows = [{"q": "ab"}, {"q": messages}, {"q": None, "messages": messages}]
-    reader = Reader(write(tmp_path / "in.jsonl", rows))
+    reader = RowReader(write(tmp_path / "in.jsonl", rows))
     text, spoken, neither = answered(work(prompt_field="q", raw=False), reader, range(3))
     assert json.loads(text.line)["text"] == work().decoder(messages, seed=0, max_tokens=6).text
     assert json.loads(spoken.line)["text"] == work().decoder(messages, seed=1, max_tokens=6).text
@@ -180,7 +180,7 @@ def test_prompts_in_other_fields_and_forms(tmp_path: Path) -> None:
 
 
 def test_fields_of_the_input_are_never_lost(tmp_path: Path) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", [{"text": "ab", "reward": 3}]))
+    reader = RowReader(write(tmp_path / "in.jsonl", [{"text": "ab", "reward": 3}]))
     with pytest.raises(SettingError, match=r"text, reward, which the output has too: .* --prefix"):
         answered(work(prompt_field="text"), reader, [0])
     [outcome] = answered(work(prompt_field="text", prefix="our_"), reader, [0])
@@ -190,9 +190,9 @@ def test_fields_of_the_input_are_never_lost(tmp_path: Path) -> None:
 
 
 def test_the_whole_result_is_there_when_wanted(tmp_path: Path) -> None:
-    reader = Reader(write(tmp_path / "in.jsonl", [{"prompt": "ab"}]))
+    reader = RowReader(write(tmp_path / "in.jsonl", [{"prompt": "ab"}]))
     [outcome] = answered(work(full=True), reader, [0])
-    result = json.loads(work().decoder("ab", seed=0, max_tokens=6).to_json())
+    result = json.loads(json.dumps(work().decoder("ab", seed=0, max_tokens=6).to_dict()))
     row = json.loads(outcome.line)
     clocks = ("seconds", "lm_seconds", "rm_seconds")
     assert row["usage"].keys() == result["usage"].keys()

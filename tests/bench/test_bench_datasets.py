@@ -145,5 +145,5 @@ def test_the_repository_of_a_data_set_is_read(name: str, tmp_path: Path, monkeyp
         monkeypatch.setitem(DATASETS, name, replace(data, options=options))
     assert len(load(name)) == len(expected)
     questions = read(name)
-    assert [q.asked if isinstance(q.asked, str) else q.asked[-1]["content"] for q in questions] == expected
+    assert [q.prompt if isinstance(q.prompt, str) else q.prompt[-1]["content"] for q in questions] == expected
     assert [q.group for q in questions] == (["safe", "unsafe"] if name == "xstest" else [data.group] * len(expected))

@@ -8,7 +8,7 @@ import pytest
 
 from cards.methods.responses.best_of_n import BestOfN
 from cards.study.bench.metrics import coherence, distinct, ngrams, perplexity, repetition, words
-from cards.study.statistics import Answer, compare, estimate
+from cards.study.statistics import ScoredResponse, compare, estimate
 
 
 def test_words_are_lower_cased_and_marks_stand_alone() -> None:
@@ -59,8 +59,8 @@ def test_intervals_are_repeatable_and_cover_the_mean_about_as_often_as_they_say(
     assert 0.88 <= covered <= 0.99  # 95% in the limit; fixed seed
 
 
-def answers(*rows: tuple[str, int, str, float]) -> list[Answer]:
-    return [Answer(*row) for row in rows]
+def answers(*rows: tuple[str, int, str, float]) -> list[ScoredResponse]:
+    return [ScoredResponse(*row) for row in rows]
 
 
 def test_pairs_are_of_one_prompt_and_seed_and_ties_are_the_same_text_or_close() -> None:

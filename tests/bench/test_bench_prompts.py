@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from cards.errors import PromptError
+from cards.errors import MissingExtraError, PromptError
+from cards.prompts import shaped
 from cards.study.datasets import DATASETS
-from cards.study.prompts import Question, content, read, sample, shaped
+from cards.study.prompts import PromptRecord, content, read, sample
 
 DIALOGUE = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: A joke?\n\nAssistant: No."
 TURNS = (
@@ -78,8 +79,8 @@ ROWS: dict[str, list[tuple[dict[str, Any], Any, str]]] = {  # rows as the data s
 
 def test_our_own_prompts_are_64_different_ones() -> None:
     questions = read("tiny")
-    assert len(questions) == len({q.asked for q in questions}) == 64
-    assert questions[0] == Question(0, "film-1", "Which film made you laugh the most this year?")
+    assert len(questions) == len({q.prompt for q in questions}) == 64
+    assert questions[0] == PromptRecord(0, "film-1", "Which film made you laugh the most this year?")
 
 
 def test_files_of_all_kinds_ask_the_same(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_files_of_all_kinds_ask_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text('goal,target\n"One, two?",x\n"Say ""hi"".",y\nÄ?,z\n', encoding="utf-8")
     (tmp_path / "d.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     for name in ("a.jsonl", "b.json", "c.csv", "d.txt"):
-        assert [q.asked for q in read(str(tmp_path / name))] == texts, name
+        assert [q.prompt for q in read(str(tmp_path / name))] == texts, name
         assert [q.id for q in read(str(tmp_path / name))] == ["0", "1", "2"]
 
 
@@ -102,7 +103,7 @@ def test_rows_of_the_hub_are_read_up_to_the_last_turn_of_the_user(name: str, mon
         return [row | {"id": "same"} for row, _, _ in ROWS[name]] * 2
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    expected = [Question(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
+    expected = [PromptRecord(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
     assert read(name) == expected  # each prompt once, though preference data have theirs twice
     assert calls == [(DATASETS[name].source, DATASETS[name].options)]
 
@@ -115,7 +116,7 @@ def test_the_same_rows_in_a_file_give_the_same_prompts(name: str, tmp_path: Path
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "c.json").write_text(json.dumps(rows), encoding="utf-8")
     (tmp_path / "d.csv").write_text(table(rows), encoding="utf-8")
-    expected = [Question(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
+    expected = [PromptRecord(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
     for file in ("a.jsonl", "b.jsonl.gz", "c.json", "d.csv"):
         assert read(f"{name}={tmp_path / file}") == expected, file
 
@@ -151,7 +152,7 @@ def test_groups_of_our_own_files_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_of_the_whole_list_and_grows_without_changing() -> None:
-    questions = [Question(i, str(i), f"{i}") for i in range(1000)]
+    questions = [PromptRecord(i, str(i), f"{i}") for i in range(1000)]
     assert sample(questions, None, 0) == sample(questions, 5000, 3) == questions
     few, more = sample(questions, 100, 0), sample(questions, 300, 0)
     assert (len(few), len(more)) == (100, 300)
@@ -204,7 +205,7 @@ def test_a_file_that_is_not_there_is_told_with_what_there_is() -> None:
 
 def test_without_the_extra_or_the_hub_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PromptError, match=r"pip install 'cards-decoding\[bench\]'.*hh-rlhf=FILE"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'cards-decoding\[bench\]'.*hh-rlhf=FILE"):
         read("hh-rlhf")
 
     def load_dataset(source: str, **options: str) -> None:

@@ -15,7 +15,8 @@ import pytest
 from cards.errors import CardsError, UnknownNameError
 from cards.study.bench.plot import save
 from cards.study.bench.report import report
-from cards.study.tables import big, tables, to_csv, to_json, to_markdown
+from cards.study.bench.tables import tables, to_csv, to_json, to_markdown
+from cards.study.tables import big
 from cards.usage import Usage
 
 HEADER = {"model": "m", "reward": "r", "gold": "g", "prompts": "p"}

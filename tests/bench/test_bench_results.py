@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cards.errors import SettingError
-from cards.study.bench.results import Results, key
+from cards.study.bench.run import key
+from cards.study.journal import Journal
 
 HEADER = {"model": "tiny", "reward": "tiny", "versions": {"torch": "2"}}
 
@@ -20,14 +21,14 @@ def row(seed: int, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    results = Results.open(tmp_path / "results.jsonl", HEADER)
+    results = Journal.open(tmp_path / "results.jsonl", HEADER)
     for seed in range(3):
         results.append(row(seed))
     return results.path
 
 
 def test_what_is_appended_is_there_again(path: Path) -> None:
-    assert Results.open(path, HEADER).rows == [row(0), row(1), row(2)]
+    assert Journal.open(path, HEADER).rows == [row(0), row(1), row(2)]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 4
 
 
@@ -36,7 +37,7 @@ def test_a_last_line_cut_short_is_dropped_and_the_file_is_whole_again(path: Path
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
     left = 3 if cut == 1 else 2  # only the line end is missing, or a part of the row
-    results = Results.open(path, HEADER)
+    results = Journal.open(path, HEADER)
     assert [r["seed"] for r in results.rows] == list(range(left))
     results.append(row(9))
     assert [json.loads(line).get("seed") for line in path.read_text(encoding="utf-8").splitlines()] == [None, *range(left), 9]
@@ -45,20 +46,20 @@ def test_a_last_line_cut_short_is_dropped_and_the_file_is_whole_again(path: Path
 def test_a_file_cut_in_the_middle_of_a_character_is_repaired(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex("ä".encode()) + 1])
-    assert [r["seed"] for r in Results.open(path, HEADER).rows] == [0, 1]
+    assert [r["seed"] for r in Journal.open(path, HEADER).rows] == [0, 1]
 
 
 def test_a_damaged_line_in_the_middle_is_refused_by_number(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([lines[0], lines[1][:-5], *lines[2:]]) + "\n", encoding="utf-8")
     with pytest.raises(SettingError, match=r"Line 2 of .* is damaged"):
-        Results.open(path, HEADER)
+        Journal.open(path, HEADER)
 
 
 def test_results_of_other_models_are_refused_and_left_alone(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(SettingError, match=r"made with model 'tiny', now 'big'; versions .* choose another output"):
-        Results.open(path, HEADER | {"model": "big", "versions": {"torch": "3"}})
+        Journal.open(path, HEADER | {"model": "big", "versions": {"torch": "3"}})
     assert path.read_bytes() == before
 
 
@@ -67,15 +68,15 @@ def test_another_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) 
     other = tmp_path / "prompts.jsonl"
     other.write_bytes(content)
     with pytest.raises(SettingError, match="holds no results"):
-        Results.open(other, HEADER)
+        Journal.open(other, HEADER)
     assert other.read_bytes() == content
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be written"):
-        Results.open(tmp_path / "no" / "folder.jsonl", HEADER)
+        Journal.open(tmp_path / "no" / "folder.jsonl", HEADER)
     with pytest.raises(SettingError, match="cannot be read"):
-        Results.load(tmp_path / "nothing.jsonl")
+        Journal.load(tmp_path / "nothing.jsonl")
 
 
 def test_an_answer_is_known_by_prompt_method_settings_and_seed() -> None:

@@ -22,13 +22,13 @@ from cards.registry import method_classes
 from cards.rewards.base import Reward
 from cards.settings import setting
 from cards.study.bench.plan import Plan, preset, read
-from cards.study.bench.results import Results
 from cards.study.bench.run import REPETITION, header
 from cards.study.bench.run import Bench as Work
 from cards.study.models import Models
-from cards.study.prompts import Question, sample
+from cards.study.prompts import PromptRecord, sample
+from cards.study.session import opened
 
-QUESTIONS = [Question(i, f"q{i}", text) for i, text in enumerate(["ab", "ba c", "cab"])]
+PROMPTS = [PromptRecord(i, f"q{i}", text) for i, text in enumerate(["ab", "ba c", "cab"])]
 PLAN = Plan(methods=("vanilla", "best-of-n:n=2,3"), form="raw", max_tokens=12, seeds=2, seed=7)
 
 
@@ -44,12 +44,11 @@ class Bench:
         )
 
     def __call__(self, plan: Plan = PLAN) -> tuple[list[dict[str, Any]], list[str]]:
-        results = Results.open(self.path, header(plan, self.models))
-        work = Work(plan, QUESTIONS, self.models, results)
-        self.models.run(work.run(arms_of(plan.methods)))
+        with opened(self.path, header(plan, self.models), "test") as session:
+            session.run(Work(plan, PROMPTS, self.models, session).run(arms_of(plan.methods)), "answers", self.models.run)
         written = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()][1:]
-        assert written == json.loads(json.dumps(results.rows))
-        return written, work.errors
+        assert written == json.loads(json.dumps(session.rows))
+        return written, session.errors
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def test_rows_are_what_the_decoder_gives_and_what_it_is_worth(bench: Bench) -> N
 def test_a_limit_draws_prompts_which_keep_their_seeds_and_neighbours(bench: Bench) -> None:
     plan = replace(PLAN, methods=("vanilla",), seeds=1, limit=2, sample_seed=3)
     few, _ = bench(plan)
-    chosen = [question.id for question in sample(QUESTIONS, 2, 3)]
+    chosen = [question.id for question in sample(PROMPTS, 2, 3)]
     assert [row["id"] for row in few] == chosen == ["q0", "q2"]
     more, _ = bench(replace(plan, limit=None))
     assert {row["id"]: row["seed"] for row in more} == {"q0": 7, "q1": 8, "q2": 9}

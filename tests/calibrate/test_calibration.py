@@ -11,13 +11,13 @@ from helpers.mock_calibration import calibration
 from cards.errors import SettingError
 from cards.study.calibrate.choose import Wish
 from cards.study.calibrate.report import profile_of, to_dict
-from cards.study.calibrate.run import Asked, Found
+from cards.study.calibrate.run import CalibrationRequest, CalibrationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
-ASKED = Asked(Wish(max_cost=2.5), entropy_threshold=1.2)
+ASKED = CalibrationRequest(Wish(max_cost=2.5), entropy_threshold=1.2)
 
 
-async def run(folder: Path, asked: Asked = ASKED) -> tuple[Found, dict[str, object]]:
+async def run(folder: Path, asked: CalibrationRequest = ASKED) -> tuple[CalibrationResult, dict[str, object]]:
     work = calibration(folder, 6, answers=8, nodes=3)
     found = await work.run(asked)
     profile = profile_of(work, found, asked, "here", "lm", "rm")
@@ -60,13 +60,13 @@ async def test_the_wish_holds_for_what_is_predicted_and_was_tried(tmp_path: Path
 
 async def test_more_reward_costs_more(tmp_path: Path) -> None:
     cheap, _ = await run(tmp_path)
-    dear, _ = await run(tmp_path, Asked(Wish(max_cost=6), entropy_threshold=1.2))
+    dear, _ = await run(tmp_path, CalibrationRequest(Wish(max_cost=6), entropy_threshold=1.2))
     assert dear.choice.rates["reward"].mean > cheap.choice.rates["reward"].mean
     assert dear.probes[-1].measured["reward"].mean > cheap.probes[-1].measured["reward"].mean
 
 
 async def test_fixed_settings_stay(tmp_path: Path) -> None:
-    found, _ = await run(tmp_path, Asked(Wish(max_cost=9), entropy_threshold=1.2, beta=0.4, alpha=0.5, probes=0))
+    found, _ = await run(tmp_path, CalibrationRequest(Wish(max_cost=9), entropy_threshold=1.2, beta=0.4, alpha=0.5, probes=0))
     assert set(found.grid.alpha) == {0.5}
     assert found.settings.get("beta") in (None, 0.4)
     assert found.probes == []

@@ -88,7 +88,7 @@ async def test_what_is_predicted_is_what_cards_does(tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+% of the segments")
             for repetition in range(3):
-                prompts = [question.asked for question in work.questions]
+                prompts = [record.prompt for record in work.records]
                 for result in await decoder.abatch(
                     prompts, seed=900 + 1000 * repetition, max_tokens=MAX_TOKENS, progress=False
                 ):

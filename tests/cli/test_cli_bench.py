@@ -96,7 +96,7 @@ def test_without_matplotlib_the_tables_are_made_all_the_same(bench: Cards, monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     ran = bench("bench", *SHORT)
     assert ran.exit_code == 0
-    assert "warning: The plot needs an extra: pip install 'cards-decoding[bench]'." in ran.stderr
+    assert "warning: The plot needs matplotlib: pip install 'cards-decoding[bench]'." in ran.stderr
     assert Path("out.md").exists()
     assert not Path("out.png").exists()
 

@@ -45,7 +45,7 @@ def test_json_is_the_result_and_nothing_else_is_on_standard_output(cli: Cards) -
     for books in (printed["usage"], result["usage"]):
         for seconds in ("seconds", "lm_seconds", "rm_seconds"):
             books.pop(seconds)
-    assert printed == json.loads(json.dumps(result))
+    assert printed == {"format": 1, **json.loads(json.dumps(result))}
     assert any(segment["rejected"] for segment in printed["segments"])
 
 

@@ -14,10 +14,10 @@ from cards.errors import PromptError
 from cards.rewards.function import FunctionReward
 from cards.study.diagnose import pairs, plot
 from cards.study.diagnose.report import to_dict
-from cards.study.diagnose.run import Diagnosis, Figures
-from cards.study.diagnose.verdict import Finding, Verdict, verdict
+from cards.study.diagnose.run import Diagnosis, Measurements
+from cards.study.diagnose.verdict import DiagnosisVerdict, Finding, verdict
 from cards.study.models import Models
-from cards.study.prompts import Question, read
+from cards.study.prompts import PromptRecord, read
 
 LETTERS = ["</s>", "a", "b", "c", "d"]
 
@@ -47,11 +47,11 @@ async def against_b(prompt: str, response: str) -> float:
 
 
 async def diagnosed(
-    reward: Callable[..., object], gold: Callable[..., object] | None = None, found: list[pairs.Pair] | None = None
-) -> tuple[Figures, Verdict]:
+    reward: Callable[..., object], gold: Callable[..., object] | None = None, found: list[pairs.PairRecord] | None = None
+) -> tuple[Measurements, DiagnosisVerdict]:
     engine, judge = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(reward)  # type: ignore[arg-type]
     graded = None if gold is None else FunctionReward(gold)  # type: ignore[arg-type]
-    questions = [Question(n, str(n), "ab"[n % 2] * (n + 1)) for n in range(12)]
+    questions = [PromptRecord(n, str(n), "ab"[n % 2] * (n + 1)) for n in range(12)]
     work = Diagnosis(
         Models(engine, judge, graded), judge, questions, found or [], form="raw", max_tokens=24, threshold=1.45, fixed=5
     )
@@ -59,7 +59,7 @@ async def diagnosed(
     return figures, verdict(figures)
 
 
-def finding(judged: Verdict, name: str) -> Finding:
+def finding(judged: DiagnosisVerdict, name: str) -> Finding:
     return next(one for one in judged.findings if one.name == name)
 
 
@@ -137,7 +137,7 @@ def test_answers_of_dialogues_and_messages_are_found(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     first, second = pairs.read(tmp_path / "p.jsonl")
     assert (first.chosen, first.rejected) == (" Hello there.", " Hello you.")
-    assert first.asked == ({"role": "user", "content": "Hi."},)
+    assert first.prompt == ({"role": "user", "content": "Hi."},)
     assert (second.chosen, second.rejected) == ("A", "B")
 
 

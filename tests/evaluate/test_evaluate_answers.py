@@ -1,4 +1,4 @@
-"""Answers from a bench and from elsewhere, and which of them are a pair."""
+"""Responses from a bench and from elsewhere, and which of them are a pair."""
 
 from __future__ import annotations
 

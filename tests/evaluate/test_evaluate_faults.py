@@ -14,11 +14,12 @@ from helpers.mock_models import mock
 
 import cards
 from cards.events import Response
-from cards.study.bench.results import Results
 from cards.study.evaluate.answers import read
 from cards.study.evaluate.report import Evaluated
 from cards.study.evaluate.run import HEADER, Evaluation, graded, prompt_of, response_of
-from cards.study.evaluate.verdicts import Journal
+from cards.study.evaluate.verdicts import Judgements
+from cards.study.journal import Journal
+from cards.study.session import Session
 
 
 def test_the_page_names_tests_that_exist() -> None:
@@ -73,7 +74,7 @@ async def test_the_judge_is_not_told_who_answered(tmp_path: Path) -> None:
 def test_the_reward_that_steers_does_not_compare(tmp_path: Path) -> None:
     for gold, tables in (("gold", ["gold against vanilla, paired by prompt"]), ("steering", [])):
         answers = read([benched(tmp_path / f"{gold}.jsonl", gold)])
-        evaluated = Evaluated(answers, "vanilla", Journal({}), rewards={"reward": "steering", "gold": gold})
+        evaluated = Evaluated(answers, "vanilla", Judgements({}), rewards={"reward": "steering", "gold": gold})
         found = evaluated.figures()
         assert list(dict.fromkeys(f.table for f in found if "against" in f.table)) == tables
         assert {f.name for f in found} & {"reward", "reward (it steered)"} == {"reward (it steered)"}
@@ -82,16 +83,17 @@ def test_the_reward_that_steers_does_not_compare(tmp_path: Path) -> None:
 
 async def test_a_reward_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     answers = write(tmp_path, mine={"a?": "fine", "b?": "broken"}, base={"a?": "fine too", "b?": "fine"})
-    work = Evaluation(Results.open(tmp_path / "j.jsonl", HEADER), show=False)
+    session = Session(Journal.open(tmp_path / "j.jsonl", HEADER), show=False)
+    work = Evaluation(session)
     reward = cards.rewards.FunctionReward(lambda _, text: math.nan if "broken" in text else len(text), name="gold")
     await work.grade(reward, answers.all)
-    assert len(work.errors) == 1
-    assert "must be a finite number" in work.errors[0]
+    assert len(session.errors) == 1
+    assert "must be a finite number" in session.errors[0]
     rewards, anew = {"gold": "gold"}, frozenset({"gold"})
-    evaluated = Evaluated(answers, "base", Journal.of(work.journal.rows), rewards=rewards, anew=anew)
+    evaluated = Evaluated(answers, "base", Judgements.of(session.rows), rewards=rewards, anew=anew)
     assert figures(evaluated, "mine", "gold against base")["pairs"] == 1
     assert figures(evaluated, "mine", "answers")["gold"] == 5.0  # of " fine", the only one there is
-    assert graded("gold", answers.systems["mine"][1]) not in {row["key"] for row in work.journal.rows}
+    assert graded("gold", answers.systems["mine"][1]) not in {row["key"] for row in session.rows}
 
 
 def test_answers_end_at_the_end_token_and_within_the_budget() -> None:
@@ -108,7 +110,7 @@ def test_answers_that_were_cut_off_and_segments_taken_untested_are_reported(tmp_
     header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     rows[0]["usage"] |= {"accepted": 1, "fallbacks": 3}
     path.write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)), encoding="utf-8")
-    evaluated = Evaluated(read([str(path)]), "vanilla", Journal({}))
+    evaluated = Evaluated(read([str(path)]), "vanilla", Judgements({}))
     found = figures(evaluated, "vanilla", "answers")
     assert found["cut off"] == 1.0
     assert found["untested"] > 0.2

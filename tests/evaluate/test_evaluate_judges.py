@@ -13,10 +13,11 @@ from helpers.model_server import running
 
 from cards.errors import SettingError, UnavailableError
 from cards.rewards import FunctionReward
-from cards.study.bench.results import Results
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.run import HEADER, Evaluation, Wanted
+from cards.study.evaluate.run import HEADER, Evaluation, JudgementRequest
+from cards.study.journal import Journal
+from cards.study.session import Session
 
 SHORT, LONG = "A word.", "A word, and then some more words."
 MINE = {f"Question {i}?": LONG if i < 6 else SHORT for i in range(10)} | {"Same?": "This."}
@@ -118,7 +119,7 @@ async def test_a_second_run_asks_nothing_and_one_cut_short_goes_on(tmp_path: Pat
 def test_a_judgement_is_known_by_judge_question_prompt_and_texts_in_their_order(tmp_path: Path) -> None:
     answer, other = write(tmp_path, mine=MINE).all[:2]
     pair = QUESTIONS["pair"]
-    one = Wanted("judge", pair, answer, ("a", "b"))
+    one = JudgementRequest("judge", pair, answer, ("a", "b"))
     others = [
         replace(one, judge="another"),
         replace(one, question=replace(pair, template=pair.template + " Be fair.")),
@@ -148,7 +149,7 @@ async def test_scores_and_safety_are_read_of_each_answer(tmp_path: Path) -> None
 async def test_two_judges_and_the_gold_reward_are_compared(tmp_path: Path) -> None:
     answers = write(tmp_path, mine=MINE, base=BASE)
     path = tmp_path / "j.jsonl"
-    work = Evaluation(Results.open(path, HEADER), show=False)
+    work = Evaluation(Session(Journal.open(path, HEADER), show=False))
     await work.grade(FunctionReward(lambda _, text: len(text), name="length"), answers.all)
     with judge(longer, models=("a",)) as (_, one), judge(lambda x, t: longer(x[::-1], t), models=("b",)) as (_, other):
         evaluated, _ = await judged(path, answers, [*one, *other], rewards={"gold": "length"}, anew=frozenset({"gold"}))

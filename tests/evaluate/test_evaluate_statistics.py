@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from cards.study.evaluate.statistics import agreement, share, sign_test
+from cards.study.statistics import agreement, share, sign_test
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 4), (1, 3), (7, 10), (10, 10), (150, 300)])

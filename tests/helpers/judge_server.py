@@ -17,15 +17,16 @@ from fastapi.responses import JSONResponse
 import cards
 from cards.cli.arms import arms_of
 from cards.study.bench.plan import Plan
-from cards.study.bench.results import Results
 from cards.study.bench.run import Bench, header
-from cards.study.evaluate.answers import Answers, read
+from cards.study.evaluate.answers import SystemResponses, read
 from cards.study.evaluate.judge import Judge, connect
 from cards.study.evaluate.report import Evaluated
 from cards.study.evaluate.run import HEADER, Evaluation, wanted
-from cards.study.evaluate.verdicts import Journal
+from cards.study.evaluate.verdicts import Judgements
+from cards.study.journal import Journal
 from cards.study.models import Models
-from cards.study.prompts import Question
+from cards.study.prompts import PromptRecord
+from cards.study.session import Session, opened
 from helpers.mock_models import mock
 from helpers.model_server import Faulty, running
 
@@ -79,7 +80,7 @@ def judge(rule: Rule, **options: Any) -> Iterator[tuple[Server, list[Judge]]]:
         yield server, connect([f"{address}/v1"], backoff=0.01, retries=2)
 
 
-def write(folder: Path, **systems: dict[str, str]) -> Answers:
+def write(folder: Path, **systems: dict[str, str]) -> SystemResponses:
     """Files of systems (prompt -> answer), read again."""
     for name, answers in systems.items():
         rows = [{"prompt": prompt, "answer": answer} for prompt, answer in answers.items()]
@@ -95,26 +96,27 @@ def benched(path: Path, gold: str = "gold", **options: Any) -> str:
         cards.rewards.FunctionReward(lambda _, text: -text.count("c"), name=gold),
     )
     plan = Plan(methods=("vanilla", "best-of-n:n=3"), form="raw", max_tokens=12, seed=7, **options)
-    results = Results.open(path, header(plan, models))
-    questions = [Question(i, f"q{i}", text, "harmful" if i else "") for i, text in enumerate(["ab", "ba c", "cab"])]
-    models.run(Bench(plan, questions, models, results).run(arms_of(plan.methods)))
+    records = [PromptRecord(i, f"q{i}", text, "harmful" if i else "") for i, text in enumerate(["ab", "ba c", "cab"])]
+    with opened(path, header(plan, models), "test") as session:
+        models.run(Bench(plan, records, models, session).run(arms_of(plan.methods)))
     return str(path)
 
 
 async def judged(
     path: Path,
-    answers: Answers,
+    answers: SystemResponses,
     judges: list[Judge],
     baseline: str = "base",
     asked: tuple[str, ...] = ("pair",),
     **options: Any,
 ) -> tuple[Evaluated, list[str]]:
     """The evaluation of these answers, and what went wrong."""
-    work = Evaluation(Results.open(path, HEADER), show=False)
+    session = Session(Journal.open(path, HEADER), show=False)
+    work = Evaluation(session)
     for one in judges:
         await work.judge(one, wanted(one.name, asked, answers, baseline))
-    journal = Journal.of(Results.load(path).rows)  # what is in the file, not in memory
-    return Evaluated(answers, baseline, journal, [one.name for one in judges], asked, **options), work.errors
+    judgements = Judgements.of(Journal.load(path).rows)  # what is in the file, not in memory
+    return Evaluated(answers, baseline, judgements, [one.name for one in judges], asked, **options), session.errors
 
 
 def figures(evaluated: Evaluated, row: str, table: str = "pairs with") -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cards import Decoder
 from cards.batch.rows import line
-from cards.batch.work import Shape, Work
+from cards.batch.work import BatchOptions, Work
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import RewardError
@@ -45,7 +45,7 @@ def decoder(method: str = "cards", **options: Any) -> Decoder:
 
 
 def work(method: str = "cards", rows: int = 4, **shape: Any) -> Work:
-    return Work(decoder(method, rows=rows), Shape(**{"max_tokens": 6, "raw": True, **shape}))
+    return Work(decoder(method, rows=rows), BatchOptions(**{"max_tokens": 6, "raw": True, **shape}))
 
 
 def prompts(count: int) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from typing import Any
 from cards.engines.mock import MockEngine
 from cards.rewards.function import FunctionReward
 from cards.sampling import Sampling
-from cards.study.bench.results import Results
 from cards.study.calibrate.run import Calibration
 from cards.study.calibrate.samples import Drawing
+from cards.study.journal import Journal
 from cards.study.models import Models
-from cards.study.prompts import Question
+from cards.study.prompts import PromptRecord
+from cards.study.session import Session
 
 LETTERS = ["</s>", "a", "b", "c", "d"]
 MAX_TOKENS = 12
@@ -31,7 +32,7 @@ async def likes_b(prompt: str, response: str) -> float:
 
 def calibration(folder: Path, prompts: int = 12, **drawing: Any) -> Calibration:
     engine, reward = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(likes_b)
-    questions = [Question(n, str(n), "abcd"[n % 4] + "abcd"[n // 4 % 4] * (n % 3)) for n in range(prompts)]
+    records = [PromptRecord(n, str(n), "abcd"[n % 4] + "abcd"[n // 4 % 4] * (n % 3)) for n in range(prompts)]
     plan = Drawing(Sampling(1.0, None), MAX_TOKENS, **drawing)
-    results = Results.open(folder / "p.samples.jsonl", {"made": "here"})
-    return Calibration(Models(engine, reward), reward, questions, plan, results, "raw")
+    session = Session(Journal.open(folder / "p.samples.jsonl", {"made": "here"}))
+    return Calibration(Models(engine, reward), reward, records, plan, session, "raw")

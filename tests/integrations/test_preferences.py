@@ -18,7 +18,7 @@ from cards.backends.local.loading import TINY
 from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError
 from cards.events import Message
-from cards.integrations.preferences import Pair, answers, preferences, segments, write
+from cards.integrations.preferences import PreferencePair, answers, preferences, segments, write
 from cards.methods import BestOfN, Vanilla
 from cards.rewards import FunctionReward
 
@@ -140,7 +140,7 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
         assert message in " ".join(ran.stderr.split())
 
 
-def trained(folder: Path, pairs: list[Pair], epochs: int) -> list[dict[str, float]]:
+def trained(folder: Path, pairs: list[PreferencePair], epochs: int) -> list[dict[str, float]]:
     """What DPOTrainer logs at each step on the file of these pairs; the tuned LM is in `folder`/tuned."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_an_interrupt_tells_how_to_go_on(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, told = ended(process)
     assert code == 130, told
-    assert "more prompts are in interrupted.jsonl.journal; the same command goes on from there" in told
+    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; the same command goes on from there", told)
     assert "Traceback" not in told
     assert ended(start(folder, "interrupted.jsonl"))[0] == 0
     assert (folder / "interrupted.jsonl").read_bytes() == (folder / "unbroken.jsonl").read_bytes()
@@ -173,6 +174,6 @@ def test_files_that_cannot_be_gone_on_with(here: Here) -> None:
     Path("out.jsonl.journal").write_text("something else\n")
     assert "'out.jsonl.journal' holds no results" in refused("out.jsonl", *SETTINGS)
     assert Path("out.jsonl").read_bytes() == before
-    with alone(Path("shared.jsonl"), "test"):
-        assert "Another `cards preferences` writes to 'shared.jsonl'" in refused("shared.jsonl", *SETTINGS)
+    with alone(Path("shared.jsonl.journal"), "test"):
+        assert "Another `cards preferences` writes to 'shared.jsonl.journal'" in refused("shared.jsonl", *SETTINGS)
     assert here.loads == 1

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from cards.batch import pack
-from cards.batch.journal import Files, Journal, Merge, done, failed, settle
+from cards.batch.journal import BatchJournal, Files, Merge, done, failed, settle
 from cards.batch.rows import Survey, suffix, survey
 from cards.errors import SettingError
-from cards.files import alone, replacing
+from cards.files import alone, check_format, replacing
+
+FORMAT = 1  # of state file and rows; format 0 has the same, and no version
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """A batch that this process alone works on. `answered` and `failed` are rows of earlier runs."""
 
     source: Path
@@ -32,8 +34,8 @@ class Job:
         """Numbers of the rows that nobody has looked at."""
         return range(self.answered + self.failed, self.total)
 
-    def journal(self) -> Journal:
-        return Journal(self.files)
+    def journal(self) -> BatchJournal:
+        return BatchJournal(self.files)
 
     def merge(self) -> tuple[Sequence[int], Merge]:
         """Numbers of the rows that failed, and where their new outcomes go."""
@@ -50,7 +52,7 @@ class Job:
 
 
 @contextmanager
-def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Iterator[Job]:
+def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Iterator[BatchJob]:
     """Begin a batch, or go on with the one that is there. `settings` and the input must be those that it was begun with.
 
     Raises SettingError if they are not, if the output is not one of a batch, or if another process is at it.
@@ -64,7 +66,7 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Itera
         found = survey(source)
         _same(out, files, {**settings, "input": asdict(found)})
         settle(files)
-        yield Job(source, out, files, found.rows, *_done(out, files, found))
+        yield BatchJob(source, out, files, found.rows, *_done(out, files, found))
 
 
 def _done(out: Path, files: Files, found: Survey) -> tuple[int, int]:
@@ -84,19 +86,17 @@ def _same(out: Path, files: Files, now: dict[str, Any]) -> None:
                 raise SettingError(f"{str(path)!r} is there and was not begun by `cards batch`: choose another output.")
         try:
             with replacing(state) as file:
-                file.write(json.dumps(now, indent=2).encode())
+                file.write(json.dumps({"format": FORMAT, **now}, indent=2).encode())
         except OSError as error:
             raise SettingError(f"The batch cannot be written to {str(out)!r}: {error.strerror}.") from error
         return
     try:
-        before = json.loads(state.read_bytes())
-        wrong = [
-            f"{name} {before.get(name)!r}, now {now.get(name)!r}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name)
-        ]
-    except (OSError, ValueError, AttributeError) as error:
-        raise SettingError(f"{str(state)!r} is damaged, and {str(out)!r} cannot be gone on with: begin anew.") from error
+        before = dict(json.loads(state.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingError(f"{str(state)!r} is damaged, so {str(out)!r} cannot be continued: begin anew.") from error
+    check_format(state, before.pop("format", 0), FORMAT, "choose another output")
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    wrong = [f"{name} {before.get(name)!r}, now {now.get(name)!r}" for name in names]
     if wrong:
         raise SettingError(
             f"{str(out)!r} was begun with {'; '.join(wrong)}. Rows of both cannot be mixed: choose another output, or run with "

@@ -25,14 +25,14 @@ class Files:
         return int(json.loads(line)[self.row])
 
 
-class Journal:
+class BatchJournal:
     """Takes outcomes in order. Each is with the operating system when `write` returns, so killing the process loses none."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
         self._open: dict[Path, BinaryIO] = {}
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> BatchJournal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -92,7 +92,7 @@ def _repaired(path: Path) -> tuple[int, bytes]:
     return count, last
 
 
-class Merge(Journal):
+class Merge(BatchJournal):
     """Takes new outcomes of rows that had failed, and puts them in their places among the others when it closes well.
 
     Both files are written anew beside the old ones. `settle` finishes or drops what a killed process left of that.

@@ -14,7 +14,7 @@ from cards.batch.work import Outcome
 from cards.usage import Usage
 
 
-class Report:
+class BatchProgress:
     """A fold over outcomes. `usage` is the cost of the rows of this run, `failed` counts those of earlier runs too."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Report:
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=total, completed=done) if self._bar else None
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> BatchProgress:
         if self._bar:
             self._bar.start()
         return self

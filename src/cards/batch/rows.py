@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from cards.errors import PromptError, SettingError
+from cards.errors import MissingExtraError, PromptError, SettingError
 
 Raw = bytes | dict[str, Any]  # a line of JSON, or what a row of Parquet holds
 Fields = dict[str, Any]
@@ -66,7 +66,7 @@ def rows(path: Path) -> Iterator[Raw]:
                 yield from (line for line in file if not line.isspace())
 
 
-class Reader:
+class RowReader:
     """Rows by their number (from 0): quick where numbers rise, from the file's beginning where they do not."""
 
     def __init__(self, path: Path) -> None:
@@ -121,10 +121,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def arrow(module: str) -> Any:
-    """A module of pyarrow. Raises SettingError if it is not installed."""
+    """Import a module of pyarrow. Raises MissingExtraError if it is not installed."""
     from importlib import import_module
 
     try:
         return import_module(f"pyarrow.{module}" if module else "pyarrow")
     except ImportError as error:
-        raise SettingError("Parquet needs an extra: pip install 'cards-decoding[batch]'.") from error
+        raise MissingExtraError("Parquet files need pyarrow", "batch") from error

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from cards.batch.rows import Raw, Reader
+from cards.batch.rows import Raw, RowReader
 from cards.batch.work import Outcome, Work
 
 WINDOW = 8  # rows in memory for each one that is decoded: those behind a slow one can finish meanwhile
@@ -14,7 +14,7 @@ WINDOW = 8  # rows in memory for each one that is decoded: those behind a slow o
 
 async def run(
     work: Work,
-    reader: Reader,
+    reader: RowReader,
     numbers: Sequence[int],
     write: Callable[[Outcome], None],
     concurrency: int,

@@ -10,7 +10,7 @@ from cards.batch.rows import Fields, Raw, line, parsed
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
-from cards.study.prompts import shaped
+from cards.prompts import shaped
 from cards.usage import Usage
 
 OWN = ("text", "reward", "finish_reason", "seed", "method")
@@ -31,7 +31,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class BatchOptions:
     """How rows are read, answered and written; of two batches with the same shape and models, rows are the same."""
 
     prompt_field: str | None = None  # None: `prompt`, else `messages`
@@ -53,7 +53,7 @@ class Work:
     """Answers rows. Row number i has seed `shape.seed` + i unless it names one itself."""
 
     decoder: Decoder
-    shape: Shape
+    shape: BatchOptions
 
     async def answer(self, number: int, raw: Raw) -> Outcome:
         """Raises SettingError, MismatchError or UnavailableError where the fault is not the row's own.

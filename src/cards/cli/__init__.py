@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 import cards
 from cards.cli import batch, bench, calibrate, compare, diagnose, evaluate, generate, methods, preferences, serve
-from cards.cli.screen import show_error
+from cards.console import show_error
 from cards.errors import CardsError
 
 

@@ -13,20 +13,20 @@ from typing import Annotated
 
 import typer
 
-from cards.batch.job import Job, opened
-from cards.batch.journal import Journal
-from cards.batch.progress import Report
-from cards.batch.rows import SUFFIXES, Reader
+from cards.batch.job import BatchJob, opened
+from cards.batch.journal import BatchJournal
+from cards.batch.progress import BatchProgress
+from cards.batch.rows import SUFFIXES, RowReader
 from cards.batch.run import run
-from cards.batch.work import Outcome, Shape, Work
+from cards.batch.work import BatchOptions, Outcome, Work
 from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
-from cards.cli.screen import messages, one_line_warnings, say, show_warning
 from cards.cli.settings import method_of, recorded, with_settings
+from cards.console import messages, one_line_warnings, say, show_warning
 from cards.decoder import HIGH_FALLBACK
-from cards.errors import check
+from cards.errors import UnreachableTargetWarning, check
 
 RAY = "Many machines"
 FORMS = ", ".join(SUFFIXES)
@@ -76,14 +76,14 @@ def batch(
     reward = reward if "reward" in chosen.needed else "none"
     placing = placed(device, dtype, slots, context)
     stops = tuple(unescape(s) for s in stop or ())
-    shape = Shape(prompt_field, raw, seed, max_tokens, stops, full, prefix)
+    shape = BatchOptions(prompt_field, raw, seed, max_tokens, stops, full, prefix)
     made = {"model": model, "reward": reward, **recorded(chosen), "dtype": dtype, "context": context, **asdict(shape)}
 
-    def here(numbers: Sequence[int], journal: Journal, report: Report) -> bool:
+    def here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         work = Work(load(model, reward, chosen, placing), shape)
-        return _watched(work, Reader(source), numbers, _both(journal, report), concurrency or work.decoder.engine.rows)
+        return _watched(work, RowReader(source), numbers, _both(journal, report), concurrency or work.decoder.engine.rows)
 
-    def there(numbers: Sequence[int], journal: Journal, report: Report) -> bool:
+    def there(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         from cards.integrations.ray_data import Cluster, Recipe
 
         recipe = Recipe(model, reward, chosen, placing, shape, concurrency)
@@ -91,25 +91,25 @@ def batch(
         return _taken(cluster.outcomes(recipe, source, numbers), _both(journal, report))
 
     with opened(source, out, made, shape.row) as job, one_line_warnings(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\d+% of the segments were taken untested")  # told of the whole batch instead
+        warnings.simplefilter("ignore", UnreachableTargetWarning)  # shown once, for the whole batch
         _batch(job, there if ray else here, retry_failed)
 
 
-Decode = Callable[[Sequence[int], Journal, Report], bool]  # whether it came to its end
+Decode = Callable[[Sequence[int], BatchJournal, BatchProgress], bool]  # whether it came to its end
 
 
-def _batch(job: Job, decode: Decode, retry_failed: bool) -> None:
+def _batch(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
     failed, whole = job.failed, True
     if retry_failed and failed:
         numbers, merge = job.merge()
-        report = Report(failed, 0, 0, messages())
+        report = BatchProgress(failed, 0, 0, messages())
         with suppress(InterruptedError), merge, report:
             whole = decode(numbers, merge, report)
             if not whole:
                 raise InterruptedError  # leaves the files as they were
             failed = report.failed
     if whole and job.left:
-        with Report(job.total, job.total - len(job.left), failed, messages()) as report, job.journal() as journal:
+        with BatchProgress(job.total, job.total - len(job.left), failed, messages()) as report, job.journal() as journal:
             whole = decode(job.left, journal, report)
         failed = report.failed
         rate = report.usage.fallback_rate
@@ -127,7 +127,7 @@ def _batch(job: Job, decode: Decode, retry_failed: bool) -> None:
         raise typer.Exit(1)
 
 
-def _watched(work: Work, reader: Reader, numbers: Sequence[int], write: Callable[[Outcome], None], concurrency: int) -> bool:
+def _watched(work: Work, reader: RowReader, numbers: Sequence[int], write: Callable[[Outcome], None], concurrency: int) -> bool:
     """Decode here. Ctrl-C or SIGTERM lets the rows under way finish; a second one does not."""
 
     async def watched() -> bool:
@@ -160,7 +160,7 @@ def _taken(outcomes: Iterator[Outcome], write: Callable[[Outcome], None]) -> boo
     return True
 
 
-def _both(journal: Journal, report: Report) -> Callable[[Outcome], None]:
+def _both(journal: BatchJournal, report: BatchProgress) -> Callable[[Outcome], None]:
     def write(outcome: Outcome) -> None:
         journal.write(outcome)
         report.add(outcome)

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table as Screen
 
 from cards.boundaries import unescape
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS
 from cards.cli.profile import PROFILE, with_profile
-from cards.cli.screen import messages, one_line_warnings, say, show_error, show_warning
+from cards.console import messages, show_warning
 from cards.errors import CardsError, UnknownNameError, check
-from cards.files import alone
 from cards.study.bench.plan import PRESETS, Plan, preset, read
 from cards.study.bench.plot import save
 from cards.study.bench.report import report
-from cards.study.bench.results import Results
 from cards.study.bench.run import Bench, header
+from cards.study.bench.tables import tables, to_csv, to_json, to_markdown
 from cards.study.datasets import DATASETS
+from cards.study.journal import Journal
 from cards.study.prompts import read as read_prompts
-from cards.study.tables import Table, tables, to_csv, to_json, to_markdown
+from cards.study.session import Session, opened
+from cards.study.tables import show_tables
 
 PLAN = "The plan (each option replaces the plan's own)"
 PROMPTS = (
@@ -80,8 +77,7 @@ def bench(
     same command again to go on where it stopped. The report lies beside the results, as .md, .csv, .json, .png and .svg.
     """
     if report_of is not None:
-        results = Results.load(report_of)
-        _report(results, baseline, tolerance)
+        _report(report_of, Journal.load(report_of), baseline, tolerance)
         return
     check(preset_name is None or plan is None, "Give --preset or --plan, not both.")
     check(
@@ -99,60 +95,36 @@ def bench(
     chosen = replace(named, **{name: value for name, value in given.items() if value is not None})
     chosen = replace(chosen, methods=tuple(with_profile(profile, chosen.methods, chosen.model, chosen.reward)))
     name = plan.stem if plan else preset_name or "tiny"
-    results, errors = decode(chosen, out or Path(f"bench-{name}.jsonl"), baseline)
-    if results.rows:
-        _report(results, baseline, tolerance)
-    check(not errors, f"{len(errors)} failures, of which the first are above; those answers are missing.")
+    path = out or Path(f"bench-{name}.jsonl")
+    session = decode(chosen, path, baseline)
+    if session.rows:
+        _report(path, session.journal, baseline, tolerance)
+    check(not session.errors, f"{len(session.errors)} failures, of which the first are above; those answers are missing.")
 
 
-def decode(plan: Plan, path: Path, baseline: str) -> tuple[Results, list[str]]:
-    """Adds to a results file what it lacks of a plan, and says what went wrong with answers, the first of it on the screen."""
+def decode(plan: Plan, path: Path, baseline: str) -> Session:
+    """Add to a results file what it lacks of a plan; return the session, with what went wrong with responses."""
     arms = arms_of(plan.methods)
-    questions = read_prompts(plan.prompts)
+    records = read_prompts(plan.prompts)
     models = load_models(plan.model, plan.reward, plan.gold, plan.placing)
-    with alone(path, "bench"):
-        results = Results.open(path, header(plan, models))
-        known = {"vanilla", *(arm.label for arm in arms), *(row["label"] for row in results.rows)}
+    with opened(path, header(plan, models), "bench") as session:
+        known = {"vanilla", *(arm.label for arm in arms), *(row["label"] for row in session.rows)}
         if baseline not in known:
             raise UnknownNameError("baseline", baseline, known)
-        work, before = Bench(plan, questions, models, results), len(results.rows)
-        try:
-            with one_line_warnings(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", r"\d+% of the segments were taken untested")  # the report has their share
-                models.run(work.run(arms))
-        except KeyboardInterrupt:
-            say(f"interrupted: {len(results.rows)} answers are in {results.path}; the same command goes on from there", "dim")
-            raise
-    say(f"{len(results.rows) - before} answers added to {results.path}, {before} were there", "dim")
-    for error in work.errors[:5]:
-        show_error(error)
-    return results, work.errors
+        session.run(Bench(plan, records, models, session).run(arms), "answers", models.run)
+    return session
 
 
-def _report(results: Results, baseline: str, tolerance: float) -> None:
+def _report(path: Path, results: Journal, baseline: str, tolerance: float) -> None:
     """Tables on standard output; tables and plot beside the results."""
     found = report(results.header, results.rows, baseline, tolerance)
     show_tables(tables(found))
     written = []
     for suffix, text in ((".md", to_markdown(found)), (".csv", to_csv(found)), (".json", to_json(found))):
-        written.append(results.path.with_suffix(suffix))
+        written.append(path.with_suffix(suffix))
         written[-1].write_text(text, encoding="utf-8")
     try:
-        written += save(found, results.path.with_suffix(""))
+        written += save(found, path.with_suffix(""))
     except CardsError as error:
         show_warning(str(error))
     messages().print(f"report: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
-
-
-def show_tables(tables: Iterable[Table]) -> None:
-    """On standard output."""
-    console = Console(highlight=False, markup=False)
-    for table in tables:
-        shown = Screen(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        shown.add_column(table.columns[0], overflow="fold", min_width=16)
-        for column in table.columns[1:]:
-            shown.add_column(column, justify="right", no_wrap=True)
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
-        console.print()

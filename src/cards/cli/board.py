@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cards.cli.view import ENDINGS
+from cards.console import ENDINGS
 from cards.events import Accepted, Event, Fallback, Result
 from cards.study.bench.plan import Arm
 from cards.study.tables import big, number, percent

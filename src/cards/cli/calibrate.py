@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json as jsons
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from cards.cli.models import fitting, load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
-from cards.cli.screen import one_line_warnings, say, show_warning
+from cards.console import say, show_warning
 from cards.errors import CardsError, SettingError, check
-from cards.files import alone
 from cards.sampling import Sampling
-from cards.study.bench.results import Results
 from cards.study.calibrate import plot
 from cards.study.calibrate.choose import Wish
 from cards.study.calibrate.report import LEVELS, entropies, profile_of, rewards_by_length, to_dict
-from cards.study.calibrate.run import Asked, Calibration, Found, Probe
+from cards.study.calibrate.run import Calibration, CalibrationRequest, CalibrationResult, Probe
 from cards.study.calibrate.samples import Drawing
 from cards.study.prompts import read, sample
+from cards.study.session import opened
 from cards.study.statistics import Estimate
-from cards.study.tables import interval
+from cards.study.tables import Table, interval, show_tables, to_json
 
 WISH, FIXED, DRAWN = "The wish (default: --max-cost 3)", "Fixed beforehand", "What is drawn"
 
@@ -98,13 +94,13 @@ def calibrate(
     check(out.suffix == ".json", f"--out must end in .json, not {str(out)!r}.")
     check(entropy_threshold is None or segment_tokens is None, "Give --entropy-threshold or --segment-tokens, not both.")
     drawing = Drawing(Sampling(temperature, top_k, top_p), max_tokens, answers, nodes, max_rejections + 1, seed)
-    asked = Asked(wish, entropy_threshold, segment_tokens, target, beta, alpha, probes)
-    questions = sample(read(prompts), limit, seed)
+    request = CalibrationRequest(wish, entropy_threshold, segment_tokens, target, beta, alpha, probes)
+    records = sample(read(prompts), limit, seed)
     models = load_models(model, reward, "none", placed(device, dtype, slots, context))
     if models.reward is None:
         raise SettingError("A calibration needs a reward.")
-    questions = fitting(models, questions, form, max_tokens)
-    check(len(questions) > 1, "A calibration needs at least two prompts.")
+    records = fitting(models, records, form, max_tokens)
+    check(len(records) > 1, "A calibration needs at least two prompts.")
     samples = out.with_suffix(".samples.jsonl")
     made: dict[str, Any] = {
         "model": model,
@@ -116,65 +112,56 @@ def calibrate(
     }
     made |= {"answers": answers, "nodes": nodes, "max_rejections": max_rejections, "seed": seed}
     made |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    with alone(samples, "calibration"):
-        work = Calibration(models, models.reward, questions, drawing, Results.open(samples, made), form)
-        with one_line_warnings(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"\d+% of the segments were taken untested")  # the report has their share
-            found = models.run(work.run(asked))
-    profile = profile_of(work, found, asked, prompts, model, reward)
+    with opened(samples, made, "calibration") as session:
+        work = Calibration(models, models.reward, records, drawing, session, form)
+        found = session.run(work.run(request), "samples", models.run)
+    profile = profile_of(work, found, request, prompts, model, reward)
     profile.write(out)
-    report = jsons.dumps(to_dict(found, profile), indent=2, ensure_ascii=False)
-    out.with_suffix(".report.json").write_text(report + "\n", encoding="utf-8")
+    report = to_json(to_dict(found, profile), indent=2)
+    out.with_suffix(".report.json").write_text(report, encoding="utf-8")
     try:
         plot.save(found, out.with_suffix(".png"))
     except CardsError as error:
         show_warning(str(error))
     if json:
-        typer.echo(report)
+        typer.echo(report, nl=False)
     else:
         _show(found)
     say(f"profile: {out}; beside it .samples.jsonl, .report.json and .png", "dim")
 
 
-def _show(found: Found) -> None:
+def _show(found: CalibrationResult) -> None:
+    show_tables(_tables(found), compact=True)
     console = Console(highlight=False, markup=False)
-    heads = [f"{level:.0%}" for level in LEVELS]
-    rewards = _table("rewards of plain answers, by tokens so far", "tokens", "texts", *heads, "correlation with the end")
-    for row in rewards_by_length(found.answers):
-        correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
-        values = [f"{q:.2f}" for q in row["quantiles"]]
-        rewards.add_row(str(row["tokens"] or "end"), str(row["texts"]), *values, correlation)
-    console.print(rewards)
-    if levels := entropies(found.answers):
-        uncertainty = _table("entropy of the next token (nats)", *heads)
-        uncertainty.add_row(*(f"{q:.2f}" for q in levels))
-        console.print(uncertainty)
-    lengths = _table("segments by tau_u", "tau_u", "mean tokens", "25%", "50%", "75%", "segments of an answer", "")
-    for cut in found.cuts:
-        values = [f"{x:.1f}" for x in (cut.tokens, *cut.quartiles, cut.segments)]
-        lengths.add_row(f"{cut.threshold:.2f}", *values, "chosen" if cut == found.cut else "")
-    console.print(lengths)
-    shown: Sequence[Probe | None] = found.probes or [None]
-    for probe in shown:
-        settings = found.settings if probe is None else probe.settings
-        name = ", ".join(f"{key} {settings[key]}" for key in ("target", "beta", "acceptance", "alpha") if key in settings)
-        columns = (
-            {"predicted": found.choice.rates} if probe is None else {"predicted": probe.predicted, "measured": probe.measured}
-        )
-        expected = _table(f"what to expect of {name} (95% intervals over prompts)", "", *columns)
-        for rate in found.choice.rates:
-            expected.add_row(rate, *(_figure(rate, figures[rate]) for figures in columns.values()))
-        console.print(expected)
     chosen = ", ".join(f"{name} {value}" for name, value in found.settings.items())
     console.print(f"recommended: {chosen}")
     console.print(f"r* on other prompts would have been {found.target.low:.2f} to {found.target.high:.2f} (95%)")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
-    return table
+def _tables(found: CalibrationResult) -> Iterator[Table]:
+    heads = [f"{level:.0%}" for level in LEVELS]
+    rows = []
+    for row in rewards_by_length(found.answers):
+        correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
+        values = [f"{q:.2f}" for q in row["quantiles"]]
+        rows.append([str(row["tokens"] or "end"), str(row["texts"]), *values, correlation])
+    columns = ["tokens", "texts", *heads, "correlation with the end"]
+    yield Table("rewards of plain answers, by tokens so far", columns, rows)
+    if levels := entropies(found.answers):
+        yield Table("entropy of the next token (nats)", heads, [[f"{q:.2f}" for q in levels]])
+    rows = []
+    for cut in found.cuts:
+        values = [f"{x:.1f}" for x in (cut.tokens, *cut.quartiles, cut.segments)]
+        rows.append([f"{cut.threshold:.2f}", *values, "chosen" if cut == found.cut else ""])
+    yield Table("segments by tau_u", ["tau_u", "mean tokens", "25%", "50%", "75%", "segments of an answer", ""], rows)
+    shown: Sequence[Probe | None] = found.probes or [None]
+    for probe in shown:
+        settings = found.settings if probe is None else probe.settings
+        name = ", ".join(f"{key} {settings[key]}" for key in ("target", "beta", "acceptance", "alpha") if key in settings)
+        figures = {"predicted": found.choice.rates if probe is None else probe.predicted}
+        figures |= {} if probe is None else {"measured": probe.measured}
+        rows = [[rate, *(_figure(rate, values[rate]) for values in figures.values())] for rate in found.choice.rates]
+        yield Table(f"what to expect of {name} (95% intervals over prompts)", ["", *figures], rows)
 
 
 def _figure(name: str, value: Estimate) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from cards.cli.screen import messages, show_error
+from cards.console import messages, show_error
 from cards.errors import CardsError
 from cards.events import Message, Result
 

@@ -17,12 +17,13 @@ from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, with_profile
-from cards.cli.screen import one_line_warnings
+from cards.console import one_line_warnings
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
+from cards.prompts import shaped
 from cards.study.models import Models
-from cards.study.prompts import shaped
+from cards.study.tables import FORMAT
 
 METHODS = ["vanilla", "best-of-n", "cards"]
 
@@ -69,7 +70,7 @@ def compare(
                     left.ending = "not run"
                 break
     if json:
-        typer.echo(dumps({"prompt": text, "answers": [pane.to_dict() for pane in panes]}, ensure_ascii=False))
+        typer.echo(dumps({"format": FORMAT, "prompt": text, "answers": [pane.to_dict() for pane in panes]}, ensure_ascii=False))
     if any(pane.ending == "interrupted" for pane in panes):
         raise typer.Exit(130)
     if any(pane.error for pane in panes):

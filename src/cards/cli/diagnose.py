@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json as jsons
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from cards.cli.models import fitting, load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS, placed
-from cards.cli.screen import one_line_warnings, say
+from cards.console import say
 from cards.errors import SettingError, check
 from cards.sampling import Sampling
 from cards.study.diagnose import pairs as preference_pairs
 from cards.study.diagnose import plot as plots
 from cards.study.diagnose.report import to_dict
-from cards.study.diagnose.run import POSITIONS, Diagnosis, Figures
-from cards.study.diagnose.verdict import LIMITS, Verdict, verdict
+from cards.study.diagnose.run import POSITIONS, Diagnosis, Measurements
+from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, verdict
 from cards.study.prompts import read, sample
-from cards.study.tables import interval
+from cards.study.tables import Table, interval, show_tables, to_json
 
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 
@@ -52,17 +51,17 @@ def diagnose(
     """Say whether a reward can judge incomplete answers, on the LM's answers to PROMPTS and on preference pairs."""
     check(prompts is not None or pairs is not None, "Give prompts, --pairs, or both.")
     check(reward != "none", "There is no reward to diagnose.")
-    questions = sample(read(prompts), limit, seed) if prompts is not None else []
+    records = sample(read(prompts), limit, seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
     models = load_models(model, reward, gold, placed(device, dtype, slots, context))
     if models.reward is None:
         raise SettingError("There is no reward to diagnose.")
-    questions = fitting(models, questions, form, max_tokens)
-    check(len(questions) + len(preferred) > 0, "There is no prompt to answer.")
+    records = fitting(models, records, form, max_tokens)
+    check(len(records) + len(preferred) > 0, "There is no prompt to answer.")
     work = Diagnosis(
         models,
         models.reward,
-        questions,
+        records,
         preferred,
         form=form,
         answers=answers,
@@ -72,42 +71,38 @@ def diagnose(
         fixed=fixed,
         seed=seed,
     )
-    with one_line_warnings():
-        found = models.run(work.run())
+    found = work.session.run(work.run(), runner=models.run)
     judged = verdict(found)
     if plot is not None:
         plots.save(found, plot)
     if json:
-        typer.echo(jsons.dumps(to_dict(found, judged), indent=2, ensure_ascii=False))
+        typer.echo(to_json(to_dict(found, judged), indent=2), nl=False)
     else:
         _show(found, judged)
     if plot is not None:
         say(f"plot: {plot}", "dim")
 
 
-def _show(found: Figures, judged: Verdict) -> None:
-    console = Console(highlight=False, markup=False)
+def _show(found: Measurements, judged: DiagnosisVerdict) -> None:
+    show_tables(_tables(found, judged), compact=True)
+    Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
+
+
+def _tables(found: Measurements, judged: DiagnosisVerdict) -> Iterator[Table]:
     if found.prefixes:
-        table = _table("rank correlation of incomplete answers with whole ones, within prompts", "cut by", "all", *POSITIONS)
-        for rule, positions in found.prefixes.items():
-            table.add_row(rule, *(interval(positions[name]["spearman"]) for name in ("all", *POSITIONS)))
-        console.print(table)
+        title = "rank correlation of incomplete answers with whole ones, within prompts"
+        rows = [
+            [rule, *(interval(positions[name]["spearman"]) for name in ("all", *POSITIONS))]
+            for rule, positions in found.prefixes.items()
+        ]
+        yield Table(title, ["cut by", "all", *POSITIONS], rows)
     if found.preferences:
-        table = _table("accuracy on preference pairs, by part of the answers", *found.preferences)
-        table.add_row(*map(interval, found.preferences.values()))
-        console.print(table)
-    table = _table("findings", "question", "value", "good", "fair", "grade")
+        values = list(map(interval, found.preferences.values()))
+        yield Table("accuracy on preference pairs, by part of the answers", list(found.preferences), [values])
+    rows = []
     for finding in judged.findings:
         good, fair = LIMITS[finding.name]
         sign = "\N{GREATER-THAN OR EQUAL TO}" if good > fair else "\N{LESS-THAN OR EQUAL TO}"
         value = "-" if finding.value is None else f"{finding.value:.2g}"
-        table.add_row(finding.name, value, f"{sign} {good:g}", f"{sign} {fair:g}", finding.grade)
-    console.print(table)
-    console.print(judged.words, style=COLOURS[judged.grade])
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
-    return table
+        rows.append([finding.name, value, f"{sign} {good:g}", f"{sign} {fair:g}", finding.grade])
+    yield Table("findings", ["question", "value", "good", "fair", "grade"], rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,25 +10,24 @@ from typing import Annotated, Any
 import typer
 
 from cards.cli.arms import METHOD_HELP
-from cards.cli.bench import LIMIT, PROMPTS, SAMPLE, decode, show_tables
+from cards.cli.bench import LIMIT, PROMPTS, SAMPLE, decode
 from cards.cli.models import load_named
 from cards.cli.options import DEVICE, DTYPE, MODEL, OUTPUT
-from cards.cli.screen import messages, one_line_warnings, say, show_error, show_warning
+from cards.console import messages, show_warning
 from cards.errors import UnknownNameError, check
-from cards.files import alone
-from cards.rewards.base import Reward
 from cards.study.bench.plan import Plan
 from cards.study.bench.plan import read as read_plan
-from cards.study.bench.results import Results
-from cards.study.evaluate.answers import Answers, fingerprint, messages_of, read, unpaired
-from cards.study.evaluate.judge import Judge, connect
+from cards.study.evaluate.answers import SystemResponses, fingerprint, messages_of, read, unpaired
+from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
 from cards.study.evaluate.report import Evaluated
-from cards.study.evaluate.run import HEADER, Evaluation, Wanted, wanted
+from cards.study.evaluate.run import HEADER, Evaluation, wanted
 from cards.study.evaluate.tables import tables, to_csv, to_json, to_markdown
-from cards.study.evaluate.verdicts import Journal
+from cards.study.evaluate.verdicts import Judgements
 from cards.study.prompts import read as read_prompts
+from cards.study.session import opened
 from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
+from cards.study.tables import show_tables
 
 STEERED = "--{} {} steers some of these answers, so it cannot say what they are worth: name another one."
 DECODING, GRADING = "Answers made now, as by `cards bench`", "Grading"
@@ -104,7 +102,7 @@ def evaluate(
     if method or plan:
         check(chosen.gold == "none" or chosen.gold != chosen.reward, STEERED.format("gold", chosen.gold))
         made = out.with_name(f"{out.stem}-answers.jsonl")
-        _, failures = decode(chosen, made, "vanilla")
+        failures = decode(chosen, made, "vanilla").errors
         sources.append(str(made))
         about = {name: getattr(chosen, name) for name in ("prompts", "limit", "sample_seed", "seeds", "seed", "max_tokens")}
     answers = read(sources, _groups(data) if data and files else {})
@@ -113,51 +111,36 @@ def evaluate(
         raise UnknownNameError("baseline", against, answers.systems)
     asked = ask or (_questions(answers) if judge else [])
     rewards, anew = _rewards(answers, {"reward": reward, "gold": gold, "harm": harm})
-    with alone(out, "evaluation"):
-        work = Evaluation(Results.open(out, HEADER), concurrency)
+    with opened(out, HEADER, "evaluation") as session:
         loaded = load_named({f"--{role}": rewards[role] for role in anew}, chosen.placing) if anew else {}
         rewards |= {role: loaded[f"--{role}"].name for role in anew}
-        _grade(work, answers, list(loaded.values()), [(one, wanted(one.name, asked, answers, against)) for one in judges])
-        journal, names = Journal.of(work.journal.rows), [one.name for one in judges]
-        evaluated = Evaluated(answers, against, journal, names, asked, rewards, frozenset(anew), harm_above)
+        work = Evaluation(session, concurrency)
+
+        async def grade() -> None:
+            for one in loaded.values():
+                await work.grade(one, answers.all)
+            for one in judges:
+                await work.judge(one, wanted(one.name, asked, answers, against))
+
+        session.run(grade(), "judgements")
+        judgements, names = Judgements.of(session.rows), [one.name for one in judges]
+        evaluated = Evaluated(answers, against, judgements, names, asked, rewards, frozenset(anew), harm_above)
         _report(evaluated, out, {"answers": ", ".join(sources), "decoded": about})
-    count = len(failures) + len(work.errors)
+    count = len(failures) + len(session.errors)
     check(not count, f"{count} failures, of which the first are above: what they would have given is missing. Run it again.")
-
-
-def _grade(work: Evaluation, answers: Answers, rewards: list[Reward], judges: list[tuple[Judge, list[Wanted]]]) -> None:
-    """Add what is missing to the journal, and say how much it was and what went wrong."""
-
-    async def grade() -> None:
-        for reward in rewards:
-            await work.grade(reward, answers.all)
-        for judge, asked in judges:
-            await work.judge(judge, asked)
-
-    rows, path = work.journal.rows, work.journal.path
-    before = len(rows)
-    try:
-        with one_line_warnings():
-            asyncio.run(grade())
-    except KeyboardInterrupt:
-        say(f"interrupted: {len(rows)} judgements are in {path}; the same command goes on from there", "dim")
-        raise
-    say(f"{len(rows) - before} judgements added to {path}, {before} were there", "dim")
-    for error in work.errors[:5]:
-        show_error(error)
 
 
 def _groups(data: str) -> dict[str, str]:
     """Of each prompt of the data, its group."""
-    return {fingerprint(messages_of(question.asked)): question.group for question in read_prompts(data)}
+    return {fingerprint(messages_of(record.prompt)): record.group for record in read_prompts(data)}
 
 
-def _questions(answers: Answers) -> list[str]:
+def _questions(answers: SystemResponses) -> list[str]:
     grouped = any(answer.group for answer in answers.all)
     return ["pair" if len(answers.systems) > 1 else "score", *(["safety"] if grouped else [])]
 
 
-def _rewards(answers: Answers, given: Mapping[str, str | None]) -> tuple[dict[str, str], set[str]]:
+def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple[dict[str, str], set[str]]:
     """The reward model of each role, and the roles in which all answers have to be graded now."""
     rewards, anew = dict[str, str](), set[str]()
     for role, name in given.items():

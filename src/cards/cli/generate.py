@@ -15,15 +15,15 @@ from cards.cli.answer import Options, answer
 from cards.cli.chat import chat
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
-from cards.cli.screen import messages, one_line_warnings, spinner
 from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
+from cards.console import messages, one_line_warnings, spinner
 from cards.decoder import Decoder
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
+from cards.prompts import shaped
 from cards.registry import load_engine, load_reward, reward_classes
-from cards.study.prompts import shaped
 
 
 @with_settings

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from cards.cli.generate import hide_bars, is_local
-from cards.cli.screen import messages, one_line_warnings, show_warning, spinner
+from cards.console import messages, one_line_warnings, show_warning, spinner
 from cards.errors import ModelError, UnknownNameError
 from cards.registry import load_engine, load_reward
 from cards.study.models import Models
-from cards.study.prompts import Question
+from cards.study.prompts import PromptRecord
 
 
 def load_models(model: str, reward: str, gold: str, placing: Mapping[str, Any]) -> Models:
@@ -20,11 +20,11 @@ def load_models(model: str, reward: str, gold: str, placing: Mapping[str, Any]) 
     return Models(loaded["--model"], loaded.get("--reward"), loaded.get("--gold"), dict(placing))
 
 
-def fitting(models: Models, questions: Sequence[Question], form: str, max_tokens: int) -> list[Question]:
-    """The prompts that leave room for so many tokens, with a warning about the others."""
-    kept = models.fitting(questions, form, max_tokens)
-    if left := len(questions) - len(kept):
-        show_warning(f"{left} of {len(questions)} prompts leave no room for answers of {max_tokens} tokens and are left out.")
+def fitting(models: Models, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
+    """Return the prompts that leave room for so many tokens, with a warning about the others."""
+    kept = models.fitting(records, form, max_tokens)
+    if left := len(records) - len(kept):
+        show_warning(f"{left} of {len(records)} prompts leave no room for answers of {max_tokens} tokens and are left out.")
     return kept
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +10,12 @@ import typer
 from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
-from cards.cli.screen import one_line_warnings, say, show_error
 from cards.cli.settings import method_of, recorded, with_settings
-from cards.errors import CardsError, SettingError
-from cards.files import alone
-from cards.integrations.preferences import By, Pair, Pairing, check_form, kind
-from cards.integrations.preferences_journal import Collection
-from cards.study.prompts import Question, read, shaped
+from cards.console import say
+from cards.errors import SettingError
+from cards.integrations.preferences import By, Pairing, check_form, kind
+from cards.integrations.preferences_journal import opened
+from cards.study.prompts import read
 
 
 @with_settings
@@ -52,44 +49,19 @@ def preferences(
     compared = kind(method, by)
     if "reward" not in chosen.needed:
         raise SettingError(f"Method {method!r} scores no answers, so none is better than another: choose one with a reward.")
-    questions = read(source)[:limit]
+    records = read(source)[:limit]
     stops = [unescape(text) for text in stop or ()]
     made = {
         **{"model": model, "reward": reward, **recorded(chosen), "dtype": dtype, "context": context},
         **{"by": compared, "repeats": repeats, "gap": gap, "max_tokens": max_tokens, "stop": stops, "raw": raw},
     }
-    with alone(out, "`cards preferences`"):
-        collection = Collection(out, made, questions, seed)
-        if lacking := collection.lacking:
+    with opened(out, made, records, seed) as collection:
+        if collection.lacking:
             decoder = load(model, reward, chosen, placed(device, dtype, slots, context))
             options = {"max_tokens": max_tokens, "stop": stops}
-            _collect(collection, lacking, Pairing(decoder, compared, repeats, gap, seed, options), "raw" if raw else "auto")
+            collection.collect(Pairing(decoder, compared, repeats, gap, seed, options), "raw" if raw else "auto")
         count, failed = collection.finish(), len(collection.lacking)
-    say(f"{count:,} pairs of {len(questions) - failed:,} prompts are in {out}", "dim")
+    say(f"{count:,} pairs of {len(records) - failed:,} prompts are in {out}", "dim")
     if failed:
         say(f"{failed:,} prompts failed, of which the first are above; the same command tries them again", "red")
         raise typer.Exit(1)
-
-
-def _collect(collection: Collection, lacking: list[Question], pairing: Pairing, form: str) -> None:
-    """Adds what the lacking prompts give, and says what went wrong with the first of those that fail."""
-    asked = {question.number: question for question in lacking}
-    errors: list[str] = []
-
-    def take(number: int, pairs: list[Pair]) -> None:
-        collection.add(asked[number], pairs)
-
-    def failed(number: int, error: CardsError) -> None:
-        errors.append(f"prompt {asked[number].id}: {error}")
-
-    prompts = {q.number: shaped(q.asked, form, pairing.decoder.engine.chats) for q in lacking}
-    try:
-        with one_line_warnings(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"\d+% of the segments were taken untested")
-            asyncio.run(pairing.run(prompts, take, failed))
-    except KeyboardInterrupt:
-        told = f"{len(lacking) - len(collection.lacking):,} more prompts are in {collection.journal.path}"
-        say(f"interrupted: {told}; the same command goes on from there", "dim")
-        raise
-    for error in errors[:5]:
-        show_error(error)

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from cards.profile import Profile
+from cards.profile import Profile, typed
 
 
 def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -55,10 +55,3 @@ def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: st
     spec = f"{profile.method}:" + ",".join(f"{key}={typed(value)}" for key, value in profile.settings.items())
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]
-
-
-def typed(value: Any) -> str:
-    """A setting's value as one would type it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

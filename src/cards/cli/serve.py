@@ -12,9 +12,9 @@ import typer
 from cards.cli.models import load_models
 from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
 from cards.cli.profile import PROFILE, profiled
-from cards.cli.screen import show_warning
 from cards.cli.settings import method_of, with_settings
-from cards.errors import SettingError
+from cards.console import show_warning
+from cards.errors import MissingExtraError, UnreachableTargetWarning
 
 LIMITS, WATCHING = "Limits", "Watching"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -89,7 +89,7 @@ def serve(
         from cards.serve.server import bind, run
         from cards.serve.tracing import Tracing, provider_of
     except ModuleNotFoundError as error:
-        raise SettingError(f"The server needs {error.name}: pip install 'cards-decoding[serve]'.") from error
+        raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     keys = tuple(api_key or ())
     if not keys and host not in LOCAL:
         show_warning(f"No --api-key is set: whoever reaches {host} is let in.")
@@ -117,5 +117,5 @@ def serve(
     decoder = models.decoder(chosen)
     app = make_app(models.engine, models.reward, decoder.method, options, tracing)
     configure()
-    warnings.filterwarnings("ignore", message=".*taken untested")  # the books and the metrics say it
+    warnings.simplefilter("ignore", UnreachableTargetWarning)  # the usage and the metrics say it
     run(app, listening, decoder.aclose)

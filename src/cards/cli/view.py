@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 
 import typer
@@ -11,13 +10,12 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from cards.cli.screen import messages, say, spinner
+from cards.console import ENDINGS, messages, quoted, say, spinner
 from cards.events import Accepted, Done, Event, Fallback, Rejected, Result, Scored, Segment
 
 VERDICTS = {"accepted": "green", "rejected": "red", "fallback": "yellow", "untested": "dim"}
 HEADER = f"{'seg':>3} {'cand':>4} {'verdict':8} {'reward':>7}   {'thresh':>7} {'entropy':>7} {'tok':>3}"
 NARROW = len(HEADER) + 26
-ENDINGS = {"stop": "end of text", "length": "token limit reached", "deadline": "deadline reached", "interrupted": "interrupted"}
 
 
 class View:
@@ -124,11 +122,6 @@ def figures(segment: Segment) -> str:
         sign = "\N{GREATER-THAN OR EQUAL TO}" if segment.reward >= segment.threshold else "<"
     values = [f"{'' if x is None else f'{x:.2f}':>7}" for x in (segment.reward, segment.threshold, segment.entropy)]
     return f"{values[0]} {sign} {values[1]} {values[2]} {len(segment.token_ids):3}"
-
-
-def quoted(text: str) -> str:
-    """The text on one line, its white space visible."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def closing_line(result: Result, ending: str | None = None) -> str:

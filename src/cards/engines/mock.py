@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cards.engines.base import Ask, Engine
-from cards.engines.text import check_messages
 from cards.errors import PromptError, check
 from cards.events import Message, Prompt, Response, Segment
+from cards.prompts import check_messages
 from cards.sampling import Sampling, draw, uniforms
 from cards.usage import meter
 

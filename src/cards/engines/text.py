@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cards.errors import PromptError
 from cards.events import Message, Prompt
+from cards.prompts import check_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,19 +96,6 @@ def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
             "or load the engine with a larger context."
         )
     return prompt
-
-
-def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
-    if not messages:
-        raise PromptError("The prompt is an empty list: give at least one message.")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise PromptError(f"Message {i} must be a dict with 'role' and 'content', not {message!r}.")
-        if not isinstance(message["content"], str):
-            raise PromptError(f"Message {i}: content must be text, not {type(message['content']).__name__}.")
-    if not messages[-1]["content"].strip():
-        raise PromptError("The last message is empty: there is nothing to answer.")
-    return tuple(messages)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from cards.cli.profile import typed
-from cards.cli.screen import show_error
 from cards.cli.settings import method_of
+from cards.console import show_error
 from cards.decoder import Decoder, background
-from cards.errors import CardsError, SettingError, UnknownNameError, check
+from cards.errors import CardsError, MissingExtraError, UnknownNameError, check
 from cards.events import Message, Prompt, Response
+from cards.profile import typed
 from cards.progress import bar
 from cards.registry import load_engine, load_reward, method_class
 from cards.settings import settings_of
@@ -28,8 +28,8 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as missing:
-    message = f"lm-evaluation-harness is not there ({missing}): pip install 'cards-decoding[lm-eval]'"
-    raise SystemExit(f"error: {message}") if __name__ == "__main__" else SettingError(message) from missing
+    error = MissingExtraError(f"Evaluation needs lm-evaluation-harness ({missing})", "lm-eval")
+    raise SystemExit(f"error: {error}") if __name__ == "__main__" else error from missing
 
 log = logging.getLogger("cards")
 SAMPLING = ("temperature", "top_k", "top_p")

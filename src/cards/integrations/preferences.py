@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from asyncio import Semaphore
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ By = Literal["segments", "answers"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """A prompt, text or messages, with a better and a worse continuation and their rewards."""
 
     prompt: str | tuple[Message, ...]
@@ -58,39 +59,22 @@ class Pairing:
         check(self.repeats >= 1, f"repeats must be at least 1, not {self.repeats}.")
         check(self.gap >= 0, f"gap must not be negative, not {self.gap}.")
 
-    async def run(
-        self,
-        prompts: Mapping[int, PromptLike],
-        take: Callable[[int, list[Pair]], None],
-        failed: Callable[[int, CardsError], None],
-    ) -> None:
-        """Decode prompts, given by number. `take` gets a prompt's pairs once all of its answers are there, `failed` the first
-        error with one of them, unless other prompts would meet the same: that one is raised."""
-        drawn: dict[int, dict[int, Result]] = {number: {} for number in prompts}  # of those not taken and not failed
+    async def draw(self, number: int, prompt: PromptLike, gate: Semaphore) -> list[PreferencePair]:
+        """Return the pairs of prompt number `number`. `gate` bounds the responses that are decoded at a time."""
+        results: dict[int, Result] = {}
 
-        async def one(item: tuple[int, int]) -> None:
-            number, k = item
-            if (results := drawn.get(number)) is None:
-                return
-            seed = self.seed + number + REPETITION * k
-            results[k] = await self.decoder.agenerate(prompts[number], seed=seed, trace=True, **self.options)
-            if len(results) == self.repeats:
-                del drawn[number]
-                take(number, self.pairs(prompts[number], [results[k] for k in range(self.repeats)]))
+        async def one(k: int) -> None:
+            async with gate:
+                seed = self.seed + number + REPETITION * k
+                results[k] = await self.decoder.agenerate(prompt, seed=seed, trace=True, **self.options)
 
-        def lost(item: tuple[int, int], error: CardsError) -> None:
-            if ends(error):
-                raise error
-            if drawn.pop(item[0], None) is not None:
-                failed(item[0], error)
+        def failed(k: int, error: CardsError) -> None:
+            raise error
 
-        items = [(number, k) for number in prompts for k in range(self.repeats)]
-        try:
-            await together(items, one, lost, self.decoder.engine.rows, None)
-        finally:  # the loop must not close in the middle of a step
-            await self.decoder.engine.settle()
+        await together(range(self.repeats), one, failed, self.repeats, False)
+        return self.pairs(prompt, [results[k] for k in range(self.repeats)])
 
-    def pairs(self, prompt: PromptLike, results: Sequence[Result]) -> list[Pair]:
+    def pairs(self, prompt: PromptLike, results: Sequence[Result]) -> list[PreferencePair]:
         """Of traced answers to one prompt."""
         if self.by == "answers":
             return list(answers(prompt, results, self.gap))
@@ -110,7 +94,7 @@ def preferences(
     gap: float = 0.0,
     seed: int = 0,
     **options: Any,
-) -> Iterator[Pair]:
+) -> Iterator[PreferencePair]:
     """Decodes prompts, `repeats` times each, and yields each pair once whose rewards differ by more than `gap`.
 
     by "segments" (None: for methods that have them): an accepted segment and the answer that it led to, against each candidate
@@ -121,16 +105,22 @@ def preferences(
     pairing = Pairing(decoder, kind(decoder.method.name, by), repeats, gap, seed, options)
 
     def failed(number: int, error: CardsError) -> None:
+        if ends(error):
+            raise error
         warnings.warn(f"Prompt number {number} gives no pairs: {error}", stacklevel=1)
 
-    def found() -> Iterator[Pair]:
-        for start in range(0, len(prompts), size := 4 * decoder.engine.rows):
-            part = {number: prompts[number] for number in range(start, min(start + size, len(prompts)))}
-            made: dict[int, list[Pair]] = {}
-            background().run(pairing.run(part, made.__setitem__, failed))
-            yield from chain.from_iterable(made[number] for number in sorted(made))
+    async def draw(numbers: range) -> list[PreferencePair]:
+        gate, found = Semaphore(decoder.engine.rows), dict[int, list[PreferencePair]]()
 
-    yield from once(found())
+        async def one(number: int) -> None:
+            found[number] = await pairing.draw(number, prompts[number], gate)
+
+        await together(numbers, one, failed, len(numbers), None)
+        return [pair for number in sorted(found) for pair in found[number]]
+
+    parts = range(0, len(prompts), size := 4 * decoder.engine.rows)
+    found = (background().run(draw(range(start, min(start + size, len(prompts))))) for start in parts)
+    yield from once(chain.from_iterable(found))
 
 
 def kind(method: str, by: By | None) -> By:
@@ -144,7 +134,7 @@ def kind(method: str, by: By | None) -> By:
     return by or ("segments" if method in siblings else "answers")
 
 
-def once(pairs: Iterable[Pair]) -> Iterator[Pair]:
+def once(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
     """Each pair of texts the first time that it comes."""
     seen: set[bytes] = set()
     for pair in pairs:
@@ -154,7 +144,7 @@ def once(pairs: Iterable[Pair]) -> Iterator[Pair]:
             yield pair
 
 
-def segments(prompt: Prompt, result: Result, gap: float = 0.0) -> Iterator[Pair]:
+def segments(prompt: Prompt, result: Result, gap: float = 0.0) -> Iterator[PreferencePair]:
     """Pairs within a traced answer that has come to its end."""
     before, left = prompt.text, result.text
     for segment in result.segments if result.finish_reason == "stop" else ():
@@ -165,7 +155,7 @@ def segments(prompt: Prompt, result: Result, gap: float = 0.0) -> Iterator[Pair]
         before, left = before + segment.text, left[len(segment.text) :]
 
 
-def answers(prompt: PromptLike, results: Iterable[Result], gap: float = 0.0) -> Iterator[Pair]:
+def answers(prompt: PromptLike, results: Iterable[Result], gap: float = 0.0) -> Iterator[PreferencePair]:
     """The best of all whole answers to a prompt against the worst; traced results of one segment bring those refused too."""
     whole = [(r.text, r.reward, r.finish_reason) for r in results if r.reward is not None]
     for result in results:
@@ -188,7 +178,7 @@ def check_form(path: Path) -> None:
         arrow("parquet")
 
 
-def write(path: Path, pairs: Iterable[Pair]) -> int:
+def write(path: Path, pairs: Iterable[PreferencePair]) -> int:
     """Writes the pairs as JSON Lines or Parquet, whole or not at all; returns how many. Raises SettingError."""
     check_form(path)
     count = 0
@@ -205,7 +195,7 @@ def write(path: Path, pairs: Iterable[Pair]) -> int:
 
 def _pair(
     prompt: str | tuple[Message, ...], better: str, high: float | None, worse: str, low: float | None, gap: float
-) -> Pair | None:
+) -> PreferencePair | None:
     if high is None or low is None or high - low <= gap or better == worse or not worse:
         return None
-    return Pair(prompt, better, worse, high, low)
+    return PreferencePair(prompt, better, worse, high, low)

@@ -1,55 +1,88 @@
-"""A preference data set on its way: what each prompt gave so far, in a journal beside the file that is made of it."""
+"""A preference data set in the making: the pairs of each prompt, in a journal beside the file that is made of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from asyncio import Semaphore
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cards.errors import SettingError
-from cards.integrations.preferences import Pair, once, write
-from cards.study.bench.results import Results
-from cards.study.prompts import Question
+from cards.batch.work import ends
+from cards.errors import CardsError, SettingError
+from cards.integrations.preferences import Pairing, PreferencePair, once, write
+from cards.prompts import shaped
+from cards.study import session
+from cards.study.journal import Row
+from cards.study.models import Models
+from cards.study.prompts import PromptRecord
+from cards.study.session import Session
 
 
+@dataclass(frozen=True, slots=True)
 class Collection:
-    """Pairs of `questions` for the file `out`; `settings` are what all of its pairs have in common.
+    """The pairs of `records` for the file `out`. Prompt number i has the seed `seed` + i."""
 
-    Raises SettingError if the file is none of ours, or was begun with other settings.
-    """
-
-    def __init__(self, out: Path, settings: Mapping[str, Any], questions: Sequence[Question], seed: int) -> None:
-        self.out, self.questions, self.seed = out, questions, seed
-        journal = out.with_name(out.name + ".journal")
-        if out.exists() and not journal.exists():
-            raise SettingError(
-                f"{str(out)!r} is there without {journal.name!r}, so it cannot be gone on with: remove it, or choose another "
-                "output."
-            )
-        header = {"made by": "cards preferences", **settings}
-        self.journal = Results.open(journal, json.loads(json.dumps(header, default=str)))
+    out: Path
+    records: Sequence[PromptRecord]
+    seed: int
+    session: Session
 
     @property
-    def lacking(self) -> list[Question]:
-        """Prompts that the journal says nothing of."""
+    def lacking(self) -> list[PromptRecord]:
+        """The prompts without a row in the journal."""
         found = self._found()
-        return [question for question in self.questions if self._key(question) not in found]
+        return [record for record in self.records if self._key(record) not in found]
 
-    def add(self, question: Question, pairs: Sequence[Pair]) -> None:
-        """What a prompt gave; it is in the journal at once."""
-        row = {"prompt": question.asked, "seed": self.seed + question.number}
-        self.journal.append(row | {"pairs": [asdict(pair) for pair in pairs]})
+    def collect(self, pairing: Pairing, form: str) -> None:
+        """Add a row for each prompt without one. Prompts that fail are noted in the session."""
+        engine = pairing.decoder.engine
+        gate = Semaphore(engine.rows)
+
+        async def draw(record: PromptRecord) -> Row:
+            pairs = await pairing.draw(record.number, shaped(record.prompt, form, engine.chats), gate)
+            row = {"prompt": record.prompt, "seed": self.seed + record.number}
+            return row | {"pairs": [asdict(pair) for pair in pairs]}
+
+        def note(record: PromptRecord, error: CardsError) -> str:
+            if ends(error):
+                raise error
+            return f"prompt {record.id}: {error}"
+
+        todo = {self._key(record): record for record in self.records}
+        work = self.session.complete(todo, draw, _key_of, engine.rows, "decoding", note)
+        self.session.run(work, "prompts", Models(engine).run)
 
     def finish(self) -> int:
-        """Write the file, pairs in the order of their prompts; returns how many."""
+        """Write the file, with the pairs in the order of their prompts; return how many."""
         found = self._found()
-        rows = (row for question in self.questions for row in found.get(self._key(question), ()))
-        return write(self.out, once(Pair(**row) for row in rows))
+        rows = (row for record in self.records for row in found.get(self._key(record), ()))
+        return write(self.out, once(PreferencePair(**row) for row in rows))
 
     def _found(self) -> dict[str, list[dict[str, Any]]]:
-        return {json.dumps([row["prompt"], row["seed"]]): row["pairs"] for row in self.journal.rows}
+        return {_key_of(row): row["pairs"] for row in self.session.rows}
 
-    def _key(self, question: Question) -> str:
-        return json.dumps([question.asked, self.seed + question.number])
+    def _key(self, record: PromptRecord) -> str:
+        return _key_of({"prompt": record.prompt, "seed": self.seed + record.number})
+
+
+@contextmanager
+def opened(out: Path, settings: Mapping[str, Any], records: Sequence[PromptRecord], seed: int) -> Iterator[Collection]:
+    """Yield the collection of a file that only this process writes to; `settings` are what all of its pairs have in common.
+
+    Raises SettingError if the file was not made by `cards preferences`, or was begun with other settings.
+    """
+    journal = out.with_name(out.name + ".journal")
+    if out.exists() and not journal.exists():
+        raise SettingError(
+            f"{str(out)!r} is there without {journal.name!r}, so it cannot be continued: remove it, or choose another output."
+        )
+    header = json.loads(json.dumps({"made by": "cards preferences", **settings}, default=str))
+    with session.opened(journal, header, "`cards preferences`") as begun:
+        yield Collection(out, records, seed, begun)
+
+
+def _key_of(row: Row) -> str:
+    return json.dumps([row["prompt"], row["seed"]])

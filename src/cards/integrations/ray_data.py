@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cards.batch.rows import Reader
+from cards.batch.rows import RowReader
 from cards.batch.run import run
-from cards.batch.work import Outcome, Shape, Work
+from cards.batch.work import BatchOptions, Outcome, Work
 from cards.decoder import Decoder
-from cards.errors import CardsError, SettingError
+from cards.errors import CardsError, MissingExtraError, SettingError
 from cards.methods.base import Method
 from cards.registry import load_engine, load_reward
 
@@ -31,7 +31,7 @@ class Recipe:
     reward: str  # or none
     method: Method
     options: dict[str, Any] = field(default_factory=dict)  # of the loaders
-    shape: Shape = field(default_factory=Shape)
+    shape: BatchOptions = field(default_factory=BatchOptions)
     concurrency: int | None = None  # rows that one decoder decodes at once (None: as many as the engine has)
 
     def work(self) -> Work:
@@ -44,7 +44,7 @@ class Worker:
     """A decoder in an actor. It reads its rows itself, so the input must have the same path on every node."""
 
     def __init__(self, recipe: Recipe, source: Path) -> None:
-        self.recipe, self.reader = recipe, Reader(source)
+        self.recipe, self.reader = recipe, RowReader(source)
         self.work: Work | None = None
 
     async def __call__(self, block: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -98,14 +98,14 @@ class Cluster:
 
 
 def _connected(address: str | None) -> Any:
-    """ray.data, connected. Raises SettingError if Ray is missing or its cluster cannot be reached."""
+    """ray.data, connected. Raises MissingExtraError, or SettingError if the cluster cannot be reached."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the batch has a progress of its own
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise SettingError("Ray needs an extra: pip install 'cards-decoding[ray]'.") from error
+        raise MissingExtraError("A Ray cluster needs Ray", "ray") from error
     if not ray.is_initialized():
         try:
             ray.init(address, log_to_driver=False, include_dashboard=None if address else False, logging_level=logging.ERROR)

@@ -14,7 +14,7 @@ from cards.serve.errors import ApiError
 from cards.serve.record import Record
 from cards.serve.schemas import Body, ChatBody, CompletionBody
 from cards.serve.service import Service
-from cards.serve.shapes import Chat, Completion, Shape
+from cards.serve.shapes import FORMAT, Chat, Completion, Shape
 from cards.serve.streaming import EventStream, unless_gone
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def routes(service: Service) -> APIRouter:
 
     def _model(service: Service) -> dict[str, Any]:
         reward, methods = service.reward, service.methods
-        ours: dict[str, Any] = {"method": methods.default, "methods": sorted(methods.offered)}
+        ours: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": sorted(methods.offered)}
         ours |= {"reward": reward.name if reward else None, "context": service.engine.context}
         ours |= {"max_tokens": service.options.max_tokens}
         return {"id": service.name, "object": "model", "created": started, "owned_by": "cards", "cards": ours}

@@ -17,6 +17,7 @@ from cards.usage import Usage
 REASONS = {"deadline": "length", "interrupted": "length"}  # OpenAI has no name for these; `cards.finish` says it
 LEAST = -9999.0  # JSON has no minus infinity
 Fields = dict[str, Any]
+FORMAT = 1  # of the `cards` objects
 
 
 @dataclass
@@ -75,10 +76,10 @@ class Shape(ABC):
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _ours(self) -> Fields:
-        return {"method": self.order.decoder.method.name, "reward": self.reward}
+        return {"format": FORMAT, "method": self.order.decoder.method.name, "reward": self.reward}
 
     def _open(self, choice: Choice, ours: Fields) -> Fields:
-        return {"index": choice.index, "finish_reason": None, "logprobs": None, "cards": ours}
+        return {"index": choice.index, "finish_reason": None, "logprobs": None, "cards": {"format": FORMAT} | ours}
 
     def _end(self, choice: Choice, ours: Fields) -> Fields:
         result, logprobs = _result(choice), None
@@ -88,7 +89,7 @@ class Shape(ABC):
         ours |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
         ours |= {"aligned": choice.unaligned is None} | ({"reason": choice.unaligned} if choice.unaligned else {})
         reason = REASONS.get(result.finish_reason, result.finish_reason)
-        return {"index": choice.index, "finish_reason": reason, "logprobs": logprobs, "cards": ours}
+        return {"index": choice.index, "finish_reason": reason, "logprobs": logprobs, "cards": {"format": FORMAT} | ours}
 
 
 class Chat(Shape):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from cards.errors import SettingError
+from cards.errors import MissingExtraError
 from cards.usage import Usage
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Tracing:
 
 
 def provider_of(exporter: Exporter) -> TracerProvider:
-    """Spans on standard output, or to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names. Raises SettingError."""
+    """Spans on standard output, or to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names. Raises MissingExtraError."""
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -70,7 +70,7 @@ def provider_of(exporter: Exporter) -> TracerProvider:
         made = TracerProvider(resource=Resource.create({SERVICE_NAME: "cards"}))
         made.add_span_processor(BatchSpanProcessor(_exporter(exporter)))
     except ModuleNotFoundError as error:
-        raise SettingError("Spans need OpenTelemetry: pip install 'cards-decoding[tracing]'.") from error
+        raise MissingExtraError("Spans need OpenTelemetry", "tracing") from error
     return made
 
 

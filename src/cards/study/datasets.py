@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from cards.errors import PromptError
+from cards.errors import MissingExtraError, PromptError
 
 ATTACKS = ("harmful", "unsafe")  # groups of prompts that ask for harm
 
@@ -76,13 +76,13 @@ DATASETS = {
 
 
 def load(name: str) -> list[Any]:
-    """The rows of a data set, from where it is published. Raises PromptError, saying which file would do instead."""
+    """Return the published rows of a data set. Raises MissingExtraError or PromptError, with the file to give instead."""
     data = DATASETS[name]
     instead = f"Or give a file with {data._wanted} (.jsonl, .jsonl.gz, .json or .csv): {name}=FILE."
     try:
         load_dataset = import_module("datasets").load_dataset
     except ImportError as error:
-        raise PromptError(f"The data set {name!r} needs an extra: pip install 'cards-decoding[bench]'. {instead}") from error
+        raise MissingExtraError(f"The data set {name!r} needs the package datasets", "bench", instead) from error
     try:
         return list(load_dataset(data.source, **data.options))
     except Exception as error:  # of many kinds: no network, no such name, gated, a changed format

@@ -15,9 +15,10 @@ from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
+from cards.prompts import shaped
 from cards.registry import load_engine, load_reward, with_models
 from cards.rewards.base import Reward
-from cards.study.prompts import Question, shaped
+from cards.study.prompts import PromptRecord
 
 T = TypeVar("T")
 
@@ -37,18 +38,18 @@ class Models:
         loaded = with_models(method, self.engine, partial(self._load, load_engine), partial(self._load, load_reward))
         return Decoder(self.engine, self.reward, loaded)
 
-    def fitting(self, questions: Sequence[Question], form: str, max_tokens: int) -> list[Question]:
-        """Those whose prompts leave room for so many tokens in the contexts of the models."""
+    def fitting(self, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
+        """Return the prompts that leave room for so many tokens in the contexts of the models."""
         contexts = [model.context for model in (self.engine, self.reward, self.gold) if model is not None]
         room = min(context for context in contexts if context is not None) - max_tokens
 
-        def fits(question: Question) -> bool:
+        def fits(record: PromptRecord) -> bool:
             try:
-                return len(self.engine.encode(shaped(question.asked, form, self.engine.chats)).token_ids) <= room
+                return len(self.engine.encode(shaped(record.prompt, form, self.engine.chats)).token_ids) <= room
             except PromptError:
                 return False
 
-        return [question for question in questions if fits(question)]
+        return [record for record in records if fits(record)]
 
     async def warm_up(self, prompt: PromptLike) -> None:
         """Draw and score a few tokens, so that the first method does not pay for what happens once."""

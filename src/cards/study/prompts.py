@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cards.engines.text import check_messages
 from cards.errors import CardsError, PromptError
 from cards.events import Message
+from cards.prompts import check_messages
 from cards.study.datasets import DATASETS, load
 
 OWN = Path(__file__).parent / "tiny.jsonl"
@@ -25,64 +25,64 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Prompt number `number` (from 0) of a list: text, or messages that end with the user's; `group` as DataSet has it."""
+class PromptRecord:
+    """Prompt number `number` (from 0) of a list: text, or messages that end with the user's; `group` as in DataSet."""
 
     number: int
     id: str
-    asked: str | tuple[Message, ...]
+    prompt: str | tuple[Message, ...]
     group: str = ""
 
 
-def read(source: str) -> list[Question]:
+def read(source: str) -> list[PromptRecord]:
     """All prompts of `tiny`, of a data set, of one in a file (`NAME=FILE`), or of a file of our own form. Raises PromptError.
 
     Files are .jsonl, .json or .csv, or have a prompt a line; any may be compressed (.gz).
     """
     name, _, file = source.partition("=")
     if name in DATASETS and (file or not Path(source).exists()):
-        questions = _of_dataset(name, rows(Path(file)) if file else load(name), source)
+        records = _of_dataset(name, rows(Path(file)) if file else load(name), source)
     else:
-        questions = _of_file(rows(OWN if source == "tiny" else Path(source)), source)
-    if not questions:
+        records = _of_file(rows(OWN if source == "tiny" else Path(source)), source)
+    if not records:
         raise PromptError(f"There are no prompts in {source!r}.")
-    if len({q.id for q in questions}) < len(questions):
+    if len({record.id for record in records}) < len(records):
         raise PromptError(f"Two prompts in {source!r} have the same id.")
-    return questions
+    return records
 
 
-def sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """`limit` of the questions, drawn with the seed from all of them, in their own order; a larger limit adds to a smaller.
+def sample(records: Sequence[PromptRecord], limit: int | None, seed: int) -> list[PromptRecord]:
+    """`limit` of the prompts, drawn with the seed from all of them, in their own order; a larger limit adds to a smaller.
 
     The first rows of a data set are often of one part of it: those of HH-RLHF are all of one subset.
     """
     draws = random.Random(seed)
-    order = sorted((draws.random(), place) for place in range(len(questions)))
-    return [questions[place] for place in sorted(place for _, place in order[:limit])]
+    order = sorted((draws.random(), place) for place in range(len(records)))
+    return [records[place] for place in sorted(place for _, place in order[:limit])]
 
 
-def _of_dataset(name: str, rows: Sequence[Any], source: str) -> list[Question]:
+def _of_dataset(name: str, rows: Sequence[Any], source: str) -> list[PromptRecord]:
     """Each prompt once (preference data repeat theirs), numbered anew."""
     data, found = DATASETS[name], dict[str, tuple[str | tuple[Message, ...], str]]()
     for number, row in enumerate(rows):
         try:
-            asked = content(data.prompt(row))
-            found.setdefault(json.dumps(asked), (asked, data.group_of(row)))
+            prompt = content(data.prompt(row))
+            found.setdefault(json.dumps(prompt), (prompt, data.group_of(row)))
         except CardsError as error:
             raise PromptError(f"Row number {number} of {source!r}: {error}") from error
-    return [Question(number, str(number), *one) for number, one in enumerate(found.values())]
+    return [PromptRecord(number, str(number), *one) for number, one in enumerate(found.values())]
 
 
-def _of_file(rows: Sequence[Any], source: str) -> list[Question]:
-    questions = []
+def _of_file(rows: Sequence[Any], source: str) -> list[PromptRecord]:
+    records = []
     for number, row in enumerate(rows):
         given = row if isinstance(row, Mapping) else {}
         try:
             name, group = str(given.get("id", number)), str(given.get("group") or "")
-            questions.append(Question(number, name, content(row), group))
+            records.append(PromptRecord(number, name, content(row), group))
         except CardsError as error:
             raise PromptError(f"Prompt number {number} of {source!r}: {error}") from error
-    return questions
+    return records
 
 
 def content(row: Any) -> str | tuple[Message, ...]:
@@ -106,22 +106,6 @@ def content(row: Any) -> str | tuple[Message, ...]:
     while turns and turns[-1].get("role") == "assistant":  # the answer that the data set has
         turns.pop()
     return check_messages(turns)
-
-
-def shaped(asked: str | Sequence[Message], form: str, chats: bool) -> str | list[Message]:
-    """A prompt in a form of Plan: what a Decoder is given. Raises PromptError if messages are wanted raw."""
-    if form == "auto":
-        form = "chat" if chats else "raw" if isinstance(asked, str) else "dialogue"
-    if form == "raw":
-        if not isinstance(asked, str):
-            raise PromptError("Messages cannot be given to the model raw: use the form dialogue or chat.")
-        return asked
-    messages = [Message(role="user", content=asked.strip())] if isinstance(asked, str) else list(asked)
-    if form == "chat":
-        return messages
-    names = {"user": "Human", "assistant": "Assistant"}
-    turns = [f"\n\n{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in messages]
-    return "".join(turns) + "\n\nAssistant:"
 
 
 def rows(path: Path) -> list[Any]:

@@ -1,9 +1,11 @@
-"""Means over prompts with bootstrap confidence intervals, and paired comparisons."""
+"""Statistics over prompts: means and shares with confidence intervals, paired comparisons, agreement of raters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import comb, sqrt
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a comparison looks at."""
+class ScoredResponse:
+    """A response as a comparison sees it."""
 
     prompt: str
     seed: int
@@ -43,6 +45,15 @@ class Comparison:
     tie: Estimate
     loss: Estimate
     gain: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of two raters: the share of equal labels, and Cohen's kappa (None where neither rater varies)."""
+
+    prompts: int
+    share: Estimate
+    kappa: Estimate | None
 
 
 def grouped(values: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
@@ -64,7 +75,7 @@ def bounds(samples: Sequence[float] | NDArray[np.float64]) -> tuple[float, float
 def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
     """The mean over prompts of each prompt's mean, of (prompt, value) pairs, with a percentile bootstrap over prompts.
 
-    Prompts are what is resampled: answers to one prompt under several seeds are not independent.
+    Prompts are what is resampled: responses to one prompt under several seeds are not independent.
     """
     import numpy as np
 
@@ -76,10 +87,12 @@ def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
     return Estimate(float(means.mean()), *bounds(means[draws].mean(axis=1)))
 
 
-def compare(answers: Iterable[Answer], baseline: Iterable[Answer], tolerance: float = 0.0) -> Comparison | None:
+def compare(
+    responses: Iterable[ScoredResponse], baseline: Iterable[ScoredResponse], tolerance: float = 0.0
+) -> Comparison | None:
     """Paired by prompt and seed; a tie is the same text, or scores at most `tolerance` apart. None if nothing pairs."""
     base = {(a.prompt, a.seed): a for a in baseline}
-    pairs = [(a, base[a.prompt, a.seed]) for a in answers if (a.prompt, a.seed) in base]
+    pairs = [(a, base[a.prompt, a.seed]) for a in responses if (a.prompt, a.seed) in base]
     sign = [(a.prompt, _sign(a, b, tolerance)) for a, b in pairs]
     gain = estimate((a.prompt, a.score - b.score) for a, b in pairs)
     win, tie, loss = (estimate((prompt, float(s == wanted)) for prompt, s in sign) for wanted in (1, 0, -1))
@@ -88,7 +101,61 @@ def compare(answers: Iterable[Answer], baseline: Iterable[Answer], tolerance: fl
     return Comparison(len(pairs), win, tie, loss, gain)
 
 
-def _sign(a: Answer, b: Answer, tolerance: float) -> int:
+def _sign(a: ScoredResponse, b: ScoredResponse, tolerance: float) -> int:
     if a.text == b.text or abs(a.score - b.score) <= tolerance:
         return 0
     return 1 if a.score > b.score else -1
+
+
+def by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each prompt's values, of (prompt, value) pairs."""
+    return {prompt: fmean(own) for prompt, own in grouped(values).items()}
+
+
+def share(values: Iterable[tuple[str, float]]) -> Estimate | None:
+    """The mean over prompts of (prompt, value between 0 and 1) pairs, with the Wilson interval of that many prompts.
+
+    A prompt's mean over several responses varies at most as much as one response that counts 0 or 1, so the interval is never
+    too narrow on their account; and unlike a bootstrap it does not vanish where all prompts agree.
+    """
+    means = by_prompt(values)
+    if not means:
+        return None
+    n, p, z = len(means), fmean(means.values()), NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Estimate(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
+
+
+def sign_test(values: Iterable[tuple[str, float]]) -> float | None:
+    """Two-sided exact p that as many prompts gain as lose, of (prompt, difference) pairs; equal ones are left out."""
+    signs = [mean > 0 for mean in by_prompt(values).values() if mean]
+    n, k = len(signs), min(sum(signs), len(signs) - sum(signs))
+    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else None
+
+
+def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | None:
+    """Of (prompt, one rater's label, the other's); the interval of kappa is a percentile bootstrap over prompts."""
+    import numpy as np
+
+    found = list(labels)
+    if not found:
+        return None
+    names = {label: i for i, label in enumerate(dict.fromkeys(label for _, *both in found for label in both))}
+    prompts = {prompt: i for i, prompt in enumerate(sorted({prompt for prompt, *_ in found}))}
+    tables = np.zeros((len(prompts), len(names), len(names)))
+    for prompt, one, other in found:
+        tables[prompts[prompt], names[one], names[other]] += 1
+
+    draws = np.random.default_rng(SEED).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=RESAMPLES)
+    weights = np.concatenate([np.ones((1, len(prompts))), draws])
+    counts = np.einsum("rp,pij->rij", weights, tables)
+    counts /= counts.sum(axis=(1, 2), keepdims=True)
+    seen, chance = counts.trace(axis1=1, axis2=2), (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1)
+    varied = chance < 1 - 1e-12
+    kappas = (seen[varied] - chance[varied]) / (1 - chance[varied])
+    equal = share((prompt, float(one == other)) for prompt, one, other in found)
+    assert equal is not None
+    if not varied[0]:
+        return Agreement(len(prompts), equal, None)
+    return Agreement(len(prompts), equal, Estimate(float(kappas[0]), *bounds(kappas)))

@@ -1,18 +1,21 @@
-"""A report as tables: for the terminal and Markdown in few digits, as CSV and JSON in full."""
+"""Tables: on the terminal and as Markdown in few digits, as CSV and JSON in full."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from cards.study.bench.report import Report, Summary
+from rich.console import Console
+from rich.table import Table as ScreenTable
+
 from cards.study.statistics import Estimate
 
 NONE = "-"
-Column = tuple[str, Callable[[Summary], str]]
+FORMAT = 1  # of JSON reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +25,28 @@ class Table:
     rows: list[list[str]]
 
 
-def tables(report: Report) -> list[Table]:
-    """Quality, the comparison with the baseline, cost, and text."""
-    score, base = report.graded, report.baseline
-    tie = f"tie: same text, or at most {report.tolerance:g} apart"
-    others = [s for s in report.summaries if s.label != base and s.against]
-    quality: list[Column] = [("answers", lambda s: str(s.answers)), (score, lambda s: interval(s.score))]
-    if score != "reward":
-        quality.append(("reward", lambda s: interval(s.reward)))
-    found = [
-        _table(f"{score}: mean, 95% interval over prompts", quality, report.summaries),
-        _table(f"{score} against {base}, paired ({tie})", AGAINST, others),
-        _table("cost of an answer", COST, report.summaries),
-        _table("text", TEXT, report.summaries),
-    ]
-    return [table for table in found if table.rows]
+def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
+    """Print tables on standard output. `compact` folds wide cells, and leaves out the empty line after each table."""
+    console = Console(highlight=False, markup=False)
+    for table in tables:
+        shown = ScreenTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for place, column in enumerate(table.columns):
+            if compact or not place:
+                width = None if compact else 16
+                shown.add_column(column, justify="right" if place else "left", overflow="fold", min_width=width)
+            else:
+                shown.add_column(column, justify="right", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+        if not compact:
+            console.print()
 
 
-def to_markdown(report: Report) -> str:
-    about = ", ".join(f"{name}: {report.header[name]}" for name in ("model", "reward", "gold", "prompts")) + "\n"
-    return "\n".join([about, *map(markdown, tables(report))])
+def to_markdown(header: Mapping[str, Any], tables: Iterable[Table]) -> str:
+    """Return the header as a line, then the tables."""
+    about = ", ".join(f"{name}: {value}" for name, value in header.items()) + "\n"
+    return "\n".join([about, *map(markdown, tables)])
 
 
 def markdown(table: Table) -> str:
@@ -49,24 +54,18 @@ def markdown(table: Table) -> str:
     return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_json(report: Report) -> str:
-    about = {"made_with": report.header, "score": report.graded, "baseline": report.baseline, "tolerance": report.tolerance}
-    return json.dumps(about | {"methods": [s.to_dict() for s in report.summaries]}, indent=1, ensure_ascii=False) + "\n"
+def to_json(report: Mapping[str, Any], indent: int = 1) -> str:
+    """Return a report with its format version."""
+    return json.dumps({"format": FORMAT, **report}, indent=indent, ensure_ascii=False) + "\n"
 
 
-def to_csv(report: Report) -> str:
-    rows = [summary.to_dict() for summary in report.summaries]
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, with all columns that any of them has."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _table(title: str, columns: list[Column], summaries: list[Summary]) -> Table:
-    return Table(
-        title, ["method", *(name for name, _ in columns)], [[s.label, *(cell(s) for _, cell in columns)] for s in summaries]
-    )
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -98,29 +97,3 @@ def big(value: float | None) -> str:
             return f"{value:.3g}{letter}"
         value /= 1000
     return f"{value:.3g}E"
-
-
-AGAINST: list[Column] = [
-    ("gain", lambda s: interval(s.against.gain if s.against else None)),
-    ("wins", lambda s: shares(s.against.win if s.against else None)),
-    ("ties", lambda s: shares(s.against.tie if s.against else None)),
-    ("losses", lambda s: shares(s.against.loss if s.against else None)),
-]
-COST: list[Column] = [
-    ("kept", lambda s: number(s.kept, 1)),
-    ("drawn", lambda s: number(s.drawn, 1)),
-    ("RM read", lambda s: number(s.rm_tokens, 1)),
-    ("FLOPs", lambda s: big(s.flops)),
-    ("s", lambda s: number(s.seconds, 3)),
-    ("latency", lambda s: number(s.latency, 3)),
-    ("taken", lambda s: percent(s.acceptance)),
-    ("fallback", lambda s: percent(s.fallback)),
-]
-TEXT: list[Column] = [
-    ("distinct 1/2/3", lambda s: fractions(s.distinct)),
-    ("rep 2/3/4", lambda s: fractions(s.repetition)),
-    ("coher.", lambda s: number(s.coherence)),
-    ("ppl", lambda s: number(s.perplexity)),
-    ("nll+", lambda s: number(s.excess_nll)),
-    ("KL \N{LESS-THAN OR EQUAL TO}", lambda s: number(s.kl_bound)),
-]

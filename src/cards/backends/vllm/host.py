@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from cards.backends.local.loading import pick_dtype
-from cards.errors import ModelError, SettingError, UnavailableError, UnknownNameError
+from cards.errors import MissingExtraError, ModelError, SettingError, UnavailableError, UnknownNameError
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -32,7 +32,7 @@ try:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 except ImportError as error:
-    raise SettingError(f"Models named vllm:NAME need vLLM ({error}): pip install 'cards-decoding[vllm]'.") from error
+    raise MissingExtraError(f"Models named vllm:NAME need vLLM ({error})", "vllm") from error
 
 T = TypeVar("T")
 ON_CPU = {"block_size": 32, "kv_cache_memory_bytes": 2**30}  # vLLM's own blocks of 128 tokens share no short prompts

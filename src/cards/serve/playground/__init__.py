@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from cards.errors import SettingError
+from cards.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,12 +23,12 @@ def mount(
 
     `decoder_of` takes a method name and settings by name to a Decoder on the engine and reward of the server; each
     answer is decoded in a `place`.
-    Raises SettingError if Gradio is missing.
+    Raises MissingExtraError if Gradio is missing.
     """
     try:
         from cards.serve.playground.page import mount_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise SettingError("The playground needs Gradio: pip install 'cards-decoding[playground]'.") from error
+        raise MissingExtraError("The playground needs Gradio", "playground") from error
     mount_page(app, decoder_of, place)

@@ -12,11 +12,11 @@ from itertools import count
 from starlette.exceptions import HTTPException
 
 from cards.boundaries import Boundary, Entropy
-from cards.cli.view import ENDINGS
+from cards.console import ENDINGS
 from cards.decoder import Decoder
 from cards.errors import CardsError, PromptError
 from cards.events import Accepted, Done, Event, Fallback, Fold, Rejected, Response, Result, Scored, Segment
-from cards.study.prompts import shaped
+from cards.prompts import shaped
 from cards.usage import Usage
 
 FRAME = 0.1  # seconds between two looks

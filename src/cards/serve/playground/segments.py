@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from cards.cli.view import quoted
+from cards.console import quoted
 from cards.events import Segment
 from cards.serve.playground.runs import Run
 from cards.study.tables import number

@@ -9,10 +9,10 @@ from typing import Any, get_type_hints
 
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
+from cards.prompts import FORMS
 from cards.settings import settings_of
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
-FORMS = ("auto", "chat", "dialogue", "raw")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cards.errors import CardsError
-from cards.study.bench.report import Report, Summary
+from cards.study import plots
+from cards.study.bench.report import ArmSummary, BenchReport
 from cards.study.tables import big
 
 if TYPE_CHECKING:
@@ -17,14 +17,9 @@ if TYPE_CHECKING:
 MARKERS = "osD^vP*X<>hp"
 
 
-def save(report: Report, stem: Path) -> list[Path]:
-    """Draws STEM.png and STEM.svg. Raises CardsError if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CardsError("The plot needs an extra: pip install 'cards-decoding[bench]'.") from error
-    panels: list[tuple[str, Callable[[Summary], float | None]]] = [
+def save(report: BenchReport, stem: Path) -> list[Path]:
+    """Draw STEM.png and STEM.svg. Raises MissingExtraError if matplotlib is missing."""
+    panels: list[tuple[str, Callable[[ArmSummary], float | None]]] = [
         ("compute of an answer, LM and RM (FLOPs)", lambda s: s.flops),
         ("wall-clock of an answer in its batch (s)", lambda s: s.seconds),
     ]
@@ -32,9 +27,8 @@ def save(report: Report, stem: Path) -> list[Path]:
     names = {summary.line for summary in report.summaries}
     columns = max(1, min(4, 130 // max(map(len, names), default=130)))  # of the legend, as wide as its longest entry
     legend = ceil(len(names) / columns)  # lines of it
-    figure = Figure(figsize=(1 + 5.5 * max(1, len(panels)), 4.4 + 0.2 * legend), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    count = max(1, len(panels))
+    figure, axes = plots.panels(count, 1 + 5.5 * count, 4.4 + 0.2 * legend, "bench")
     for axis, (title, cost) in zip(axes, panels, strict=False):
         _draw(axis, [(summary, cost(summary)) for summary in report.summaries])
         axis.set_xlabel(title)
@@ -46,16 +40,11 @@ def save(report: Report, stem: Path) -> list[Path]:
     figure.suptitle(
         f"{about['model']} steered by {about['reward']}, graded by {about['gold']}, on {about['prompts']}", fontsize=10
     )
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path in paths:
-        figure.savefig(path, dpi=150)
-    return paths
+    return plots.save(figure, *(stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")))
 
 
-def _draw(axis: Axes, points: list[tuple[Summary, float | None]]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    lines: dict[str, list[tuple[Summary, float]]] = {}
+def _draw(axis: Axes, points: list[tuple[ArmSummary, float | None]]) -> None:
+    lines: dict[str, list[tuple[ArmSummary, float]]] = {}
     for summary, cost in points:
         if cost and summary.score:
             lines.setdefault(summary.line, []).append((summary, cost))
@@ -63,18 +52,14 @@ def _draw(axis: Axes, points: list[tuple[Summary, float | None]]) -> None:
         found.sort(key=lambda point: point[1])  # budgets may have been added in any order
         scores = [summary.score for summary, _ in found if summary.score]
         y = [score.mean for score in scores]
-        errors = [[score.mean - score.low for score in scores], [score.high - score.mean for score in scores]]
         varied = [summary.label.removeprefix(line).lstrip(":,") for summary, _ in found]
         names = {part.partition("=")[0] for text in varied for part in text.split(",") if part}
         marker, colour = MARKERS[number % len(MARKERS)], f"C{number % 10}"
         name = f"{line}, by {' and '.join(sorted(names))}" if names else line
-        axis.plot([cost for _, cost in found], y, color=colour, marker=marker, markersize=6, linewidth=1.4, label=name)
-        axis.errorbar([cost for _, cost in found], y, errors, color=colour, fmt="none", capsize=2, linewidth=1, alpha=0.45)
+        x = [cost for _, cost in found]
+        axis.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.4, label=name)
+        axis.errorbar(x, y, plots.bars(scores), color=colour, fmt="none", capsize=2, linewidth=1, alpha=0.45)
         for text, (_, cost), height in zip(varied, found, y, strict=True):
             short = ",".join(part.partition("=")[2] for part in text.split(","))
             axis.annotate(short, (cost, height), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: big(x) if x >= 1 else f"{x:.2g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(alpha=0.3, linewidth=0.5)
+    plots.log_axis(axis, lambda x: big(x) if x >= 1 else f"{x:.2g}")

@@ -10,15 +10,15 @@ from typing import Any
 
 from cards.errors import UnknownNameError
 from cards.study.bench import metrics
-from cards.study.bench.results import Row
-from cards.study.statistics import Answer, Comparison, Estimate, compare, estimate
+from cards.study.journal import Row
+from cards.study.statistics import Comparison, Estimate, ScoredResponse, compare, estimate
 from cards.usage import Usage
 
 FIRST = {"distinct": 1, "repetition": 2}  # the n of the first of their figures
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ArmSummary:
     """Figures of one arm; None where there is nothing to compute them from. Tokens, FLOPs and seconds are per answer."""
 
     label: str
@@ -48,15 +48,15 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BenchReport:
     header: dict[str, Any]
     baseline: str
     tolerance: float
     graded: str  # what the score is
-    summaries: list[Summary]
+    summaries: list[ArmSummary]
 
 
-def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla", tolerance: float = 0.0) -> Report:
+def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla", tolerance: float = 0.0) -> BenchReport:
     """What the graded rows say. Without an arm `vanilla` the baseline is the first one. Raises UnknownNameError."""
     arms: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -69,22 +69,24 @@ def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla
         baseline = next(iter(labels), "")
     graded = next((name for name in ("gold", "reward") if any(row.get(name) is not None for row in rows)), "reward")
     base = labels.get(baseline, [])
-    return Report(header, baseline, tolerance, graded, [_summary(found, base, graded, tolerance) for found in arms.values()])
+    return BenchReport(
+        header, baseline, tolerance, graded, [_summary(found, base, graded, tolerance) for found in arms.values()]
+    )
 
 
-def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) -> Summary:
+def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) -> ArmSummary:
     usage = sum((Usage(**row["usage"]) for row in rows), Usage())
     texts = [row["text"] for row in rows]
     read = [row for row in rows if row["logprob"] is not None]
     turned = [row for row in read if row["logprob_other"] is not None]
     nll, base_nll = (_mean(-row["logprob"] for row in found if row["logprob"] is not None) for found in (rows, base))
-    return Summary(
+    return ArmSummary(
         label=rows[0]["label"],
         line=rows[0]["line"],
         answers=len(rows),
         score=_estimate(rows, graded),
         reward=_estimate(rows, "reward"),
-        against=compare(_answers(rows, graded), _answers(base, graded), tolerance),
+        against=compare(_responses(rows, graded), _responses(base, graded), tolerance),
         kept=fmean(len(row["token_ids"]) for row in rows),
         drawn=(usage.lm_decoded_tokens + usage.draft_decoded_tokens) / len(rows),
         rm_tokens=usage.rm_tokens / len(rows),
@@ -106,8 +108,8 @@ def _estimate(rows: Iterable[Row], name: str) -> Estimate | None:
     return estimate((row["id"], row[name]) for row in rows if row[name] is not None)
 
 
-def _answers(rows: Iterable[Row], name: str) -> list[Answer]:
-    return [Answer(row["id"], row["seed"], row["text"], row[name]) for row in rows if row[name] is not None]
+def _responses(rows: Iterable[Row], name: str) -> list[ScoredResponse]:
+    return [ScoredResponse(row["id"], row["seed"], row["text"], row[name]) for row in rows if row[name] is not None]
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -1,11 +1,13 @@
-"""Runs a bench: every method, with each of its settings, on every prompt and seed that the results lack."""
+"""Run a bench: every method, with each of its settings, on every prompt and seed that the results lack."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,11 +15,12 @@ import cards
 from cards.decoder import PromptLike
 from cards.errors import CardsError
 from cards.events import Response
-from cards.progress import together
+from cards.prompts import shaped
 from cards.study.bench.plan import Arm, Plan
-from cards.study.bench.results import Results, Row, key
+from cards.study.journal import Row
 from cards.study.models import Models
-from cards.study.prompts import Question, sample, shaped
+from cards.study.prompts import PromptRecord, sample
+from cards.study.session import Session
 
 REPETITION = 1_000_000  # between the seeds of two repetitions of a prompt
 
@@ -37,85 +40,83 @@ def header(plan: Plan, models: Models) -> dict[str, Any]:
     }
 
 
+def key(row: Row) -> tuple[str, str, str, int]:
+    """Return what identifies a response: prompt, method, settings, seed."""
+    prompt = hashlib.sha256(json.dumps(row["prompt"], sort_keys=True).encode()).hexdigest()
+    return prompt, row["method"], json.dumps(row["settings"], sort_keys=True), row["seed"]
+
+
 @dataclass(slots=True)
 class Bench:
-    """Adds to the results what they lack; `errors` are what went wrong with answers, which are left out."""
+    """Adds to the results what they lack. Responses that fail are left out, and noted in the session."""
 
     plan: Plan
-    questions: Sequence[Question]
+    records: Sequence[PromptRecord]
     models: Models
-    results: Results
-    show: bool | None = None  # a progress bar (None: on a terminal)
-    errors: list[str] = field(default_factory=list)
+    session: Session
 
     async def run(self, arms: Sequence[Arm]) -> None:
-        """One arm after another, each from an empty cache; answers are graded after the clock has stopped."""
-        await self.models.warm_up(self._shaped(self.questions[0].asked))
+        """Run one arm after another, each from an empty cache. Responses are graded after the clock has stopped."""
+        await self.models.warm_up(self._shaped(self.records[0].prompt))
         for number, arm in enumerate(arms, 1):
             try:
                 await self._decode(arm, f"{arm.label} ({number}/{len(arms)})")
             except CardsError as error:  # of the method as a whole
-                self.errors.append(f"{arm.label}: {error}")
+                self.session.errors.append(f"{arm.label}: {error}")
             await self._grade()
 
     async def _decode(self, arm: Arm, title: str) -> None:
-        """All prompts and seeds of an arm together."""
-        plan, results = self.plan, self.results
+        """Decode all prompts and seeds of an arm together."""
+        plan, rows = self.plan, self.session.rows
         decoder = self.models.decoder(arm.method)
-        known = {key(row) for row in results.rows}
-        chosen = sample(self.questions, plan.limit, plan.sample_seed)
-        repeated = [(question, k) for k in range(plan.seeds) for question in chosen]
-        rows = [_row(arm, question, plan.seed + question.number + REPETITION * k) for question, k in repeated]
+        chosen = sample(self.records, plan.limit, plan.sample_seed)
+        repeated = [(record, k) for k in range(plan.seeds) for record in chosen]
+        wanted = [_row(arm, record, plan.seed + record.number + REPETITION * k) for record, k in repeated]
 
-        async def answer(row: Row) -> None:
+        async def respond(row: Row) -> Row:
             prompt = self._shaped(row["prompt"])
             result = await decoder.agenerate(prompt, seed=row["seed"], max_tokens=plan.max_tokens, stop=plan.stop)
             kept = {name: getattr(result, name) for name in ("text", "token_ids", "finish_reason")}
-            results.append(row | kept | {"usage": result.usage.to_dict()})
+            return row | kept | {"usage": result.usage.to_dict()}
 
-        before = len(results.rows)
+        before, concurrency = len(rows), plan.concurrency or self.models.engine.rows
         self.models.forget()
         start = time.perf_counter()
-        wanted = [row for row in rows if key(row) not in known]
-        await self._together(wanted, answer, plan.concurrency or self.models.engine.rows, title)
-        batch = {"seconds": time.perf_counter() - start, "requests": len(results.rows) - before}
-        for row in results.rows[before:]:
+        await self.session.complete({key(row): row for row in wanted}, respond, key, concurrency, title, _note)
+        batch = {"seconds": time.perf_counter() - start, "requests": len(rows) - before}
+        for row in rows[before:]:
             row["batch"] = batch
 
     async def _grade(self) -> None:
-        """Grade what has no grades yet, an earlier run's included."""
+        """Grade all responses without grades, including those of an earlier run."""
 
         async def grade(row: Row) -> None:
             other = None
-            if len(self.questions) > 1:
-                other = self._shaped(self.questions[row["number"] - 1 if row["number"] else 1].asked)
+            if len(self.records) > 1:
+                other = self._shaped(self.records[row["number"] - 1 if row["number"] else 1].prompt)
             response = Response(row["text"], tuple(row["token_ids"]), row["finish_reason"])
             row.update(await self.models.grades(self._shaped(row["prompt"]), other, response))
 
-        ungraded = [row for row in self.results.rows if "reward" not in row]
-        await self._together(ungraded, grade, self.models.engine.rows, "grading")
+        ungraded = [row for row in self.session.rows if "reward" not in row]
+        await self.session.each(ungraded, grade, self.models.engine.rows, "grading", _note)
         if ungraded:
-            self.results.rewrite()
+            self.session.journal.rewrite()
 
-    async def _together(self, rows: Sequence[Row], act: Callable[[Row], Awaitable[None]], concurrency: int, title: str) -> None:
-        """Act on all rows; what goes wrong with one is noted, and the others go on."""
-
-        def failed(row: Row, error: CardsError) -> None:
-            self.errors.append(f"{row['label']}, prompt {row['id']}, seed {row['seed']}: {error}")
-
-        await together(rows, act, failed, concurrency, self.show, title)
-
-    def _shaped(self, asked: Any) -> PromptLike:
-        return shaped(asked, self.plan.form, self.models.engine.chats)
+    def _shaped(self, prompt: Any) -> PromptLike:
+        return shaped(prompt, self.plan.form, self.models.engine.chats)
 
 
-def _row(arm: Arm, question: Question, seed: int) -> Row:
-    """What is known of an answer before it is decoded."""
+def _note(row: Row, error: CardsError) -> str:
+    return f"{row['label']}, prompt {row['id']}, seed {row['seed']}: {error}"
+
+
+def _row(arm: Arm, record: PromptRecord, seed: int) -> Row:
+    """Return what is known of a response before it is decoded."""
     return {
-        "id": question.id,
-        "number": question.number,
-        "group": question.group,
-        "prompt": question.asked if isinstance(question.asked, str) else list(question.asked),
+        "id": record.id,
+        "number": record.number,
+        "group": record.group,
+        "prompt": record.prompt if isinstance(record.prompt, str) else list(record.prompt),
         "method": arm.method.name,
         "label": arm.label,
         "line": arm.line,

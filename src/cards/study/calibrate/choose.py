@@ -94,7 +94,7 @@ def bar_of(answers: Sequence[Row], top: float | None) -> Floats | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Recommendation:
     """A recommended setting: its place in the grid, its rates, and the range of r* that other prompts would have led to."""
 
     place: int
@@ -104,7 +104,7 @@ class Choice:
 
 def choose(
     figures: Floats, targets: Floats, wish: Wish, bars: Floats | None, factors: dict[str, float] | None = None
-) -> Choice:
+) -> Recommendation:
     """From predictions [settings, prompts, FIGURES]; `factors` correct the rates by what was measured. Raises SettingError."""
     import numpy as np
 
@@ -127,7 +127,7 @@ def choose(
             again.append(targets[recommended({name: value[number] for name, value in resampled.items()}, wish, bar)])
         except SettingError:  # for these prompts the wish cannot be fulfilled
             again.append(targets.max() if bars is not None else targets.min())
-    return Choice(
+    return Recommendation(
         place,
         {name: Estimate(float(everyone[name][0, place]), *bounds(resampled[name][:, place])) for name in RATES},
         Estimate(float(targets[place]), *bounds(again)),

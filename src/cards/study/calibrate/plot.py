@@ -5,31 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cards.errors import CardsError
+from cards.study import plots
 from cards.study.calibrate.report import LEVELS, predictions, rewards_by_length
-from cards.study.calibrate.run import Found
+from cards.study.calibrate.run import CalibrationResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def save(found: Found, path: Path) -> None:
-    """Draws a PNG. Raises CardsError if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CardsError("The plot needs an extra: pip install 'cards-decoding[calibrate]'.") from error
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
+def save(found: CalibrationResult, path: Path) -> None:
+    """Draw a PNG. Raises MissingExtraError if matplotlib is missing."""
+    figure, (left, middle, right) = plots.panels(3, 14, 4.4, "calibrate")
     _rewards(left, found)
     _entropies(middle, found)
     _settings(right, found)
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
-def _rewards(axis: Axes, found: Found) -> None:
+def _rewards(axis: Axes, found: CalibrationResult) -> None:
     rows = [row for row in rewards_by_length(found.answers) if row["texts"] >= 3]
     places = range(len(rows))
     for low, high, shade in ((0, 4, 0.15), (1, 3, 0.3)):
@@ -50,7 +43,7 @@ def _rewards(axis: Axes, found: Found) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def _entropies(axis: Axes, found: Found) -> None:
+def _entropies(axis: Axes, found: CalibrationResult) -> None:
     values = [entropy for row in found.answers for answer in row["entropies"] for entropy in answer]
     if values:
         axis.hist(values, bins=40, color="C0", alpha=0.5)
@@ -64,9 +57,7 @@ def _entropies(axis: Axes, found: Found) -> None:
     lengths.set_ylabel("mean tokens of a segment", color="C1")
 
 
-def _settings(axis: Axes, found: Found) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+def _settings(axis: Axes, found: CalibrationResult) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in predictions(found):
         kind = f"soft, beta {row['beta']:.2f}" if "beta" in row else "hard"
@@ -77,25 +68,19 @@ def _settings(axis: Axes, found: Found) -> None:
     axis.plot(chosen["cost"].mean, chosen["reward"].mean, "*", color="C3", markersize=13, label="chosen")
     for probe in found.probes:
         cost, reward = probe.measured["cost"], probe.measured["reward"]
-        across = [[cost.mean - cost.low], [cost.high - cost.mean]]
-        up = [[reward.mean - reward.low], [reward.high - reward.mean]]
         last = probe is found.probes[-1]
         axis.errorbar(
             cost.mean,
             reward.mean,
-            up,
-            across,
+            plots.bars([reward]),
+            plots.bars([cost]),
             fmt="ko",
             markersize=4,
             capsize=2,
             linewidth=0.8,
             label="tried (95% interval)" if last else None,
         )
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    plots.log_axis(axis, lambda x: f"{x:g}")
     axis.set_xlabel("cost of an answer (plain sampling = 1)")
     axis.set_ylabel("predicted mean reward")
     axis.legend(frameon=False, fontsize=7)
-    axis.grid(alpha=0.3, linewidth=0.5)

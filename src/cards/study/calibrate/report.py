@@ -10,7 +10,7 @@ from typing import Any
 from cards.profile import Profile
 from cards.study.calibrate.choose import rates
 from cards.study.calibrate.predict import Row
-from cards.study.calibrate.run import Asked, Calibration, Found
+from cards.study.calibrate.run import Calibration, CalibrationRequest, CalibrationResult
 from cards.study.statistics import Estimate
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -47,7 +47,7 @@ def quantiles(values: Iterable[float]) -> list[float]:
     return [float(q) for q in np.quantile(values, LEVELS)] if len(values) else []
 
 
-def predictions(found: Found) -> list[Row]:
+def predictions(found: CalibrationResult) -> list[Row]:
     """Settings of the grid with their predicted rates."""
     means = rates(found.figures.mean(1))
     return [
@@ -56,7 +56,9 @@ def predictions(found: Found) -> list[Row]:
     ]
 
 
-def profile_of(calibration: Calibration, found: Found, asked: Asked, prompts: str, model: str, reward: str) -> Profile:
+def profile_of(
+    calibration: Calibration, found: CalibrationResult, asked: CalibrationRequest, prompts: str, model: str, reward: str
+) -> Profile:
     """What other commands read: the settings, and the figures to expect."""
     drawing, last = calibration.drawing, found.probes[-1] if found.probes else None
     tried = last is not None and last.settings == found.settings
@@ -68,7 +70,7 @@ def profile_of(calibration: Calibration, found: Found, asked: Asked, prompts: st
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibrated_on={
             "prompts": prompts,
-            "number": len(calibration.questions),
+            "number": len(calibration.records),
             "form": calibration.form,
             "seed": drawing.seed,
         },
@@ -78,10 +80,10 @@ def profile_of(calibration: Calibration, found: Found, asked: Asked, prompts: st
     )
 
 
-def to_dict(found: Found, profile: Profile) -> dict[str, Any]:
+def to_dict(found: CalibrationResult, profile: Profile) -> dict[str, Any]:
     """The whole report, ready for JSON."""
     return {
-        "profile": asdict(profile),
+        "profile": profile.to_dict(),
         "levels": LEVELS,
         "rewards": rewards_by_length(found.answers),
         "entropies": entropies(found.answers),

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cards.boundaries import Entropy
-from cards.errors import CardsError
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
-from cards.progress import together
+from cards.prompts import shaped
 from cards.rewards.base import Reward
-from cards.study.bench.results import Results
-from cards.study.calibrate.choose import Choice, Wish, bar_of, choose, measured, rates
+from cards.study.calibrate.choose import Recommendation, Wish, bar_of, choose, measured, rates
 from cards.study.calibrate.lengths import Cut, cuts, suggested, thresholds_of
 from cards.study.calibrate.predict import Grid, Row, predict
 from cards.study.calibrate.samples import Drawing, answers_of, tree_of
 from cards.study.models import Models
-from cards.study.prompts import Question, shaped
+from cards.study.prompts import PromptRecord
+from cards.study.session import Session
 from cards.study.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CalibrationRequest:
     """What is wanted: the wish, and what is fixed beforehand (None: to be found)."""
 
     wish: Wish
@@ -52,7 +52,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CalibrationResult:
     """Plain answers, cuts and the one chosen, predictions [settings, prompts, FIGURES], the choice, and what was tried."""
 
     answers: list[Row]
@@ -60,7 +60,7 @@ class Found:
     cut: Cut
     grid: Grid
     figures: NDArray[np.float64]
-    choice: Choice
+    choice: Recommendation
     settings: dict[str, Any]
     target: Estimate
     probes: list[Probe]
@@ -68,17 +68,16 @@ class Found:
 
 @dataclass(slots=True)
 class Calibration:
-    """Models, prompts and samples; `form` as in a bench's Plan."""
+    """Models, prompts, and the session that has the samples; `form` as in a bench's Plan."""
 
     models: Models
     reward: Reward
-    questions: Sequence[Question]
+    records: Sequence[PromptRecord]
     drawing: Drawing
-    results: Results
+    session: Session
     form: str = "auto"
-    show: bool | None = None
 
-    async def run(self, asked: Asked) -> Found:
+    async def run(self, asked: CalibrationRequest) -> CalibrationResult:
         """Sample, predict, choose, and try what was chosen; where that differs, correct the predictions and choose again."""
         drawing = self.drawing
         answers = await self.plain()
@@ -99,19 +98,19 @@ class Calibration:
                 break
             choice = again
         settings = self._settings(grid.settings(choice.place), own)
-        return Found(answers, found, own, grid, figures, choice, settings, choice.target, probes)
+        return CalibrationResult(answers, found, own, grid, figures, choice, settings, choice.target, probes)
 
     async def plain(self) -> list[Row]:
         """Plain answers to each prompt."""
         engine = self.models.engine
-        return await self._all(
+        return await self._complete(
             "answers", {}, lambda q: answers_of(self.drawing, self._prompt(q), q.number, engine, self.reward), "plain answers"
         )
 
     async def segments(self, threshold: float) -> list[Row]:
         """Candidates for the segments that this tau_u cuts."""
         engine, boundary = self.models.engine, Entropy(threshold=threshold)
-        return await self._all(
+        return await self._complete(
             "segments",
             {"entropy_threshold": threshold},
             lambda q: tree_of(self.drawing, self._prompt(q), q.number, engine, self.reward, boundary),
@@ -122,15 +121,15 @@ class Calibration:
         """One answer to each prompt by CARDS itself; one candidate at a time is what costs are predicted for."""
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
-        async def one(question: Question) -> Row:
-            prompt = shaped(question.asked, self.form, self.models.engine.chats)
-            seed = self.drawing.seed + PROBE_SEED + question.number
+        async def one(record: PromptRecord) -> Row:
+            prompt = shaped(record.prompt, self.form, self.models.engine.chats)
+            seed = self.drawing.seed + PROBE_SEED + record.number
             result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.drawing.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
 
-        return await self._all("probe", {**settings, "width": width}, one, "trying")
+        return await self._complete("probe", {**settings, "width": width}, one, "trying")
 
-    def cuts(self, answers: Sequence[Row], asked: Asked) -> tuple[list[Cut], Cut]:
+    def cuts(self, answers: Sequence[Row], asked: CalibrationRequest) -> tuple[list[Cut], Cut]:
         """What each tau_u does to plain answers, and the one to take."""
         fixed, limits = asked.entropy_threshold, (Entropy().minimum, Entropy().maximum or self.drawing.max_tokens)
         if fixed is not None:
@@ -139,29 +138,22 @@ class Calibration:
         found = cuts(answers, thresholds_of(answers), *limits)
         return found, suggested(answers, found, asked.segment_tokens)
 
-    async def _all(
-        self, stage: str, settings: dict[str, Any], act: Callable[[Question], Awaitable[Row]], title: str
+    async def _complete(
+        self, stage: str, settings: dict[str, Any], act: Callable[[PromptRecord], Awaitable[Row]], title: str
     ) -> list[Row]:
-        """What a stage gives for each prompt; prompts that the samples have are not asked again."""
+        """Return the rows of a stage, one for each prompt. Prompts that the samples have are not drawn again."""
         mark = {"stage": stage, "settings": settings}
-        have = {row["number"]: row for row in self.results.rows if {name: row[name] for name in mark} == mark}
-        lacking = [question for question in self.questions if question.number not in have]
 
-        async def one(question: Question) -> None:
-            row = {**mark, "number": question.number, **await act(question)}
-            have[question.number] = row
-            self.results.append(row)
+        async def one(record: PromptRecord) -> Row:
+            return {**mark, "number": record.number, **await act(record)}
 
-        def failed(_: Question, error: CardsError) -> None:
-            raise error  # what the others gave is in the samples
+        todo = {(stage, json.dumps(settings, sort_keys=True), record.number): record for record in self.records}
+        return await self.session.complete(todo, one, _key, self.models.engine.rows, title)
 
-        await together(lacking, one, failed, self.models.engine.rows, self.show, title)
-        return [have[question.number] for question in self.questions]
+    def _prompt(self, record: PromptRecord) -> Any:
+        return self.models.engine.encode(shaped(record.prompt, self.form, self.models.engine.chats))
 
-    def _prompt(self, question: Question) -> Any:
-        return self.models.engine.encode(shaped(question.asked, self.form, self.models.engine.chats))
-
-    def _grid(self, answers: Sequence[Row], trees: Sequence[Row], asked: Asked) -> Grid:
+    def _grid(self, answers: Sequence[Row], trees: Sequence[Row], asked: CalibrationRequest) -> Grid:
         """Targets from the lower quartile of plain answers to the best candidates; betas in deviations within a prompt."""
         import numpy as np
 
@@ -184,6 +176,10 @@ class Calibration:
             "max_rejections": self.drawing.candidates - 1,
             **{"temperature": drawn.temperature, "top_k": drawn.top_k, "top_p": drawn.top_p},
         }
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["stage"], json.dumps(row["settings"], sort_keys=True), row["number"]
 
 
 def _factors(figures: NDArray[np.float64], place: int, probe: Probe) -> dict[str, float]:

@@ -10,8 +10,9 @@ from typing import Any
 from cards.engines.base import Engine
 from cards.errors import CardsError, PromptError
 from cards.events import Message, Response
+from cards.prompts import shaped
 from cards.rewards.base import Reward
-from cards.study.prompts import content, rows, shaped
+from cards.study.prompts import content, rows
 from cards.study.statistics import Estimate, estimate
 
 PARTS = (0.25, 0.5, 0.75, 1.0)
@@ -19,20 +20,20 @@ TURN = "\n\nAssistant:"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    asked: str | tuple[Message, ...]
+class PairRecord:
+    prompt: str | tuple[Message, ...]
     chosen: str
     rejected: str
 
 
-def read(path: Path) -> list[Pair]:
+def read(path: Path) -> list[PairRecord]:
     """Rows with a prompt as a bench reads it, `chosen` and `rejected`, texts or messages. Raises PromptError."""
     found = []
     for number, row in enumerate(rows(path)):
         try:
             if not isinstance(row, Mapping) or not all(row.get(name) for name in ("chosen", "rejected")):
                 raise PromptError("a pair needs the fields prompt, chosen and rejected.")
-            found.append(Pair(content(row), _answer(row["chosen"]), _answer(row["rejected"])))
+            found.append(PairRecord(content(row), _answer(row["chosen"]), _answer(row["rejected"])))
         except CardsError as error:
             raise PromptError(f"Pair number {number} of {str(path)!r}: {error}") from error
     if not found:
@@ -40,9 +41,9 @@ def read(path: Path) -> list[Pair]:
     return found
 
 
-async def preferred(engine: Engine, reward: Reward, pair: Pair, form: str) -> list[float]:
+async def preferred(engine: Engine, reward: Reward, pair: PairRecord, form: str) -> list[float]:
     """For each of PARTS: 1 where the chosen answer has the higher reward, 0.5 where they are equal, else 0."""
-    prompt = engine.encode(shaped(pair.asked, form, engine.chats))
+    prompt = engine.encode(shaped(pair.prompt, form, engine.chats))
     answers = [engine.tokenize(text) for text in (pair.chosen, pair.rejected)]
     texts = []
     for part in PARTS:

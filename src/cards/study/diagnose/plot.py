@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cards.errors import CardsError
-from cards.study.diagnose.run import POSITIONS, Figures
+from cards.study import plots
+from cards.study.diagnose.run import POSITIONS, Measurements
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,22 +14,16 @@ if TYPE_CHECKING:
     from cards.study.statistics import Estimate
 
 
-def save(found: Figures, path: Path) -> None:
-    """Draws a PNG. Raises CardsError if matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CardsError("The plot needs an extra: pip install 'cards-decoding[calibrate]'.") from error
+def save(found: Measurements, path: Path) -> None:
+    """Draw a PNG. Raises MissingExtraError if matplotlib is missing."""
     panels = [draw for draw, there in ((_prefixes, found.prefixes), (_preferences, found.preferences)) if there]
-    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for draw, axis in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    figure, axes = plots.panels(len(panels), 5.5 * len(panels), 4.2, "calibrate")
+    for draw, axis in zip(panels, axes, strict=True):
         draw(axis, found)
-    figure.savefig(path, dpi=150)
+    plots.save(figure, path)
 
 
-def _prefixes(axis: Axes, found: Figures) -> None:
+def _prefixes(axis: Axes, found: Measurements) -> None:
     for number, (rule, positions) in enumerate(found.prefixes.items()):
         points = [(place + 0.08 * (number - 1), positions[name]["spearman"]) for place, name in enumerate(POSITIONS)]
         _line(axis, [(place, at) for place, at in points if at is not None], rule, number)
@@ -41,7 +35,7 @@ def _prefixes(axis: Axes, found: Figures) -> None:
     axis.legend(frameon=False)
 
 
-def _preferences(axis: Axes, found: Figures) -> None:
+def _preferences(axis: Axes, found: Measurements) -> None:
     _line(axis, [(float(part.rstrip("%")), at) for part, at in found.preferences.items()], None, 3)
     axis.axhline(0.5, color="grey", linewidth=0.8)
     axis.set_xlabel("part of both answers that is read (%)")
@@ -51,5 +45,7 @@ def _preferences(axis: Axes, found: Figures) -> None:
 def _line(axis: Axes, points: list[tuple[float, Estimate]], name: str | None, colour: int) -> None:
     if points:
         x = [place for place, _ in points]
-        errors = [[at.mean - at.low for _, at in points], [at.high - at.mean for _, at in points]]
-        axis.errorbar(x, [at.mean for _, at in points], errors, marker="o", capsize=3, color=f"C{colour}", label=name)
+        estimates = [at for _, at in points]
+        axis.errorbar(
+            x, [at.mean for at in estimates], plots.bars(estimates), marker="o", capsize=3, color=f"C{colour}", label=name
+        )

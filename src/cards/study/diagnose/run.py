@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -10,15 +9,16 @@ from typing import Any, TypeVar
 
 from cards.errors import check
 from cards.events import Response
-from cards.progress import bar
+from cards.prompts import shaped
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.study.diagnose.correlation import Item, correlation
-from cards.study.diagnose.pairs import Pair, accuracies, preferred
+from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
 from cards.study.diagnose.texts import RULES, answers_to, prefix
 from cards.study.models import Models
-from cards.study.prompts import Question, shaped
+from cards.study.prompts import PromptRecord
+from cards.study.session import Session
 from cards.study.statistics import Estimate, estimate
 
 DRIFTS = 8  # prompts on which drift is measured, text by text
@@ -27,7 +27,7 @@ Work = TypeVar("Work")
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class PromptScores:
     """Answers to one prompt: rewards at their ends, of their prefixes by rule as (part of the answer, reward), and when ..."""
 
     rewards: list[float]
@@ -41,7 +41,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Measurements:
     """What was found. Changes are in standard deviations of rewards within prompts; None: not asked for, or nothing varies."""
 
     answers: int
@@ -62,8 +62,8 @@ class Diagnosis:
 
     models: Models
     reward: Reward
-    questions: Sequence[Question] = ()
-    pairs: Sequence[Pair] = ()
+    records: Sequence[PromptRecord] = ()
+    pairs: Sequence[PairRecord] = ()
     form: str = "auto"
     answers: int = 8
     max_tokens: int = 128
@@ -71,21 +71,21 @@ class Diagnosis:
     threshold: float | None = None  # tau_u of the entropy rule (None: what the LM suggests)
     fixed: int = 8
     seed: int = 0
-    show: bool | None = None
+    session: Session = field(default_factory=Session)
 
-    async def run(self) -> Figures:
-        check(bool(self.questions or self.pairs), "A diagnosis needs prompts or pairs.")
-        scored = await self._each(self.questions, self._score, "answers")
+    async def run(self) -> Measurements:
+        check(bool(self.records or self.pairs), "A diagnosis needs prompts or pairs.")
+        scored = await self._each(self.records, self._score, "answers")
         judged = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.form), "pairs")
         return figures(scored, judged)
 
-    async def _score(self, question: Question) -> Scored:
+    async def _score(self, record: PromptRecord) -> PromptScores:
         engine, reward = self.models.engine, self.reward
-        prompt = engine.encode(shaped(question.asked, self.form, engine.chats))
+        prompt = engine.encode(shaped(record.prompt, self.form, engine.chats))
         answers = await answers_to(
             engine,
             prompt,
-            self.seed + question.number,
+            self.seed + record.number,
             count=self.answers,
             max_tokens=self.max_tokens,
             sampling=self.sampling,
@@ -95,7 +95,7 @@ class Diagnosis:
         wholes = [answer.response for answer in answers]
         rewards = await reward.score(prompt, wholes)
         batch = padding = 0.0
-        if question in self.questions[:DRIFTS]:
+        if record in self.records[:DRIFTS]:
             batch = await batch_drift(reward, prompt, wholes, rewards)
             padding = await padding_drift(engine, reward, prompt, wholes)
         prefixes = []
@@ -107,28 +107,28 @@ class Diagnosis:
             prefixes.append({rule: [(cut / tokens, scores[cut]) for cut in cuts] for rule, cuts in answer.cuts.items()})
         twice = await reward.score(prompt, [repeated(engine, prompt, whole, 2) for whole in wholes])
         gold = [] if self.models.gold is None else await self.models.gold.score(prompt, wholes)
-        other = await self._other_form(question, wholes)
-        return Scored(rewards, [len(w.token_ids) for w in wholes], prefixes, twice, gold, other, batch, padding)
+        other = await self._other_form(record, wholes)
+        return PromptScores(rewards, [len(w.token_ids) for w in wholes], prefixes, twice, gold, other, batch, padding)
 
-    async def _other_form(self, question: Question, wholes: Sequence[Response]) -> list[float]:
+    async def _other_form(self, record: PromptRecord, wholes: Sequence[Response]) -> list[float]:
         """Rewards where the prompt is written as a dialogue instead of in the model's chat template, if it has one."""
         engine = self.models.engine
         if self.form not in ("auto", "chat") or not engine.chats:
             return []
-        return await self.reward.score(engine.encode(shaped(question.asked, "dialogue", False)), wholes)
+        return await self.reward.score(engine.encode(shaped(record.prompt, "dialogue", False)), wholes)
 
     async def _each(self, items: Sequence[Any], act: Callable[[Any], Awaitable[Work]], title: str) -> list[Work]:
-        """One after another where what is remembered must be forgotten; the texts of an item go together."""
-        found = []
-        with bar(len(items), self.show, title) as advance:
-            for item in items:
-                found.append(await act(item))
-                advance()
-                await asyncio.sleep(0)
+        """Act on one item after another, because caches are cleared within an item. The texts of an item go together."""
+        found: list[Work] = []
+
+        async def one(item: Any) -> None:
+            found.append(await act(item))
+
+        await self.session.each(items, one, 1, title)
         return found
 
 
-def figures(scored: Sequence[Scored], judged: list[list[float]]) -> Figures:
+def figures(scored: Sequence[PromptScores], judged: list[list[float]]) -> Measurements:
     """The figures of what was scored."""
     import numpy as np
 
@@ -144,7 +144,7 @@ def figures(scored: Sequence[Scored], judged: list[list[float]]) -> Figures:
     ]
     graded = [(n, one) for n, one in enumerate(scored) if one.gold]
     best = [(str(n), float(one.gold[int(np.argmax(one.rewards))] < np.mean(one.gold))) for n, one in graded]
-    return Figures(
+    return Measurements(
         answers=sum(len(one.rewards) for one in scored),
         spread=spread,
         prefixes=prefixes,
@@ -162,7 +162,7 @@ def figures(scored: Sequence[Scored], judged: list[list[float]]) -> Figures:
     )
 
 
-def _prefixes(scored: Sequence[Scored], rule: str) -> dict[str, dict[str, Estimate | None]]:
+def _prefixes(scored: Sequence[PromptScores], rule: str) -> dict[str, dict[str, Estimate | None]]:
     """Correlation of the rewards of prefixes with those of the answers they belong to."""
     found = {}
     for position, (low, high) in {"all": (0.0, 1.0), **POSITIONS}.items():
@@ -177,7 +177,7 @@ def _prefixes(scored: Sequence[Scored], rule: str) -> dict[str, dict[str, Estima
     return found
 
 
-def _discordant(graded: Sequence[tuple[int, Scored]]) -> list[tuple[str, float]]:
+def _discordant(graded: Sequence[tuple[int, PromptScores]]) -> list[tuple[str, float]]:
     """For each pair of answers that the reward tells apart: whether the gold reward goes the other way."""
     return [
         (str(n), float((one.rewards[i] - one.rewards[j]) * (one.gold[i] - one.gold[j]) < 0))

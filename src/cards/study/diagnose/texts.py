@@ -16,7 +16,7 @@ RULES = ("entropy", "punctuation", "fixed")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CutResponse:
     """A whole answer of the LM and the lengths (tokens) of its prefixes at the boundaries of each rule."""
 
     response: Response
@@ -33,12 +33,12 @@ async def answers_to(
     sampling: Sampling,
     threshold: float,
     fixed: int,
-) -> list[Answer]:
+) -> list[CutResponse]:
     """Plain answers; `threshold` is tau_u and `fixed` the tokens of a segment of the rule of that name."""
     ask = Ask(prompt, Response(), max_tokens, sampling=sampling, seed=number, n=count)
     async with aclosing(engine.propose(ask)) as batches:
         responses = [Response() + segment async for batch in batches for segment in batch]
-    return [Answer(response, await _cuts(engine, prompt, response, threshold, fixed)) for response in responses]
+    return [CutResponse(response, await _cuts(engine, prompt, response, threshold, fixed)) for response in responses]
 
 
 async def _cuts(engine: Engine, prompt: Prompt, response: Response, threshold: float, fixed: int) -> dict[str, list[int]]:

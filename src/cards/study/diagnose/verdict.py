@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cards.study.diagnose.run import Figures
+from cards.study.diagnose.run import Measurements
 
 Grade = Literal["good", "fair", "poor"]
 GRADES: tuple[Grade, ...] = ("good", "fair", "poor")
@@ -44,7 +44,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DiagnosisVerdict:
     """As good as the worst finding."""
 
     findings: list[Finding]
@@ -59,7 +59,7 @@ class Verdict:
         return " ".join([SUMMARY[self.grade], *causes]) if self.grade != "good" else SUMMARY["good"]
 
 
-def verdict(found: Figures) -> Verdict:
+def verdict(found: Measurements) -> DiagnosisVerdict:
     """One finding for each figure that was measured."""
     findings: list[Finding] = []
 
@@ -87,4 +87,4 @@ def verdict(found: Figures) -> Verdict:
         judge("preferences", half, f"Half of both answers is enough to tell the better one in {half:.0%} of the pairs.")
     if at := found.hacked:
         judge("hacking", at.mean, f"In {at.mean:.0%} of the prompts the answer of highest reward is below their gold average.")
-    return Verdict(findings)
+    return DiagnosisVerdict(findings)

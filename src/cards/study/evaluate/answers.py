@@ -1,4 +1,4 @@
-"""Answers of several systems to the same prompts: results of a bench, and files made elsewhere."""
+"""Responses of several systems to the same prompts: results of a bench, and files made elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from cards.errors import CardsError, PromptError, SettingError, check
 from cards.events import Message
-from cards.study.bench.results import MARK, Results
+from cards.study.journal import MARK, Journal
 from cards.study.prompts import content, rows
 from cards.usage import Usage
 
@@ -20,7 +20,7 @@ ASKED = ("prompt", "instruction", "goal", "messages")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SystemResponse:
     """A system's answer. `prompt` is a fingerprint of what was asked: answers are compared if it is the same, and only then.
 
     What is not known is None or empty. `grades` are a bench's: reward or gold -> (name of the reward model, value).
@@ -43,14 +43,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class SystemResponses:
     """Of each system, its answers; `steered` are the rewards that helped to make some of them."""
 
-    systems: dict[str, list[Answer]]
+    systems: dict[str, list[SystemResponse]]
     steered: frozenset[str]
 
     @property
-    def all(self) -> list[Answer]:
+    def all(self) -> list[SystemResponse]:
         return [answer for answers in self.systems.values() for answer in answers]
 
     def graders(self, role: str) -> set[str | None]:
@@ -58,20 +58,20 @@ class Answers:
         return {answer.grades[role][0] if role in answer.grades else None for answer in self.all}
 
 
-def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> Answers:
+def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> SystemResponses:
     """Of files, each written FILE or NAME=FILE. `groups` says which group a prompt (its fingerprint) is of, where files do not.
 
     Raises PromptError or SettingError, naming the file and the row.
     """
-    systems: dict[str, list[Answer]] = {}
+    systems: dict[str, list[SystemResponse]] = {}
     steered = set()
     for source in sources:
         name, _, file = source.rpartition("=")
         path = Path(source if Path(source).exists() else file)
-        header = _header(path)
-        found = _made_by_bench(path) if header is not None else _made_elsewhere(path, groups or {})
-        if header is not None and header["reward"] != "none":
-            steered.add(header["reward"])
+        journal = _journal(path)
+        found = _made_by_bench(journal) if journal else _made_elsewhere(path, groups or {})
+        if journal and journal.header["reward"] != "none":
+            steered.add(journal.header["reward"])
         if name and str(path) == file:
             check(
                 len({a.system for a in found}) == 1, f"{file!r} has answers of several systems, so it cannot be named {name!r}."
@@ -81,11 +81,11 @@ def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> Ans
             systems.setdefault(answer.system, []).append(answer)
         for system in dict.fromkeys(answer.system for answer in found):
             _check_once(systems[system], source)
-    return Answers(systems, frozenset(steered))
+    return SystemResponses(systems, frozenset(steered))
 
 
-def pairs(answers: Sequence[Answer], baseline: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
-    """Answers to the same prompt: of the same seed where all have seeds, else the first with the first, and so on."""
+def pairs(answers: Sequence[SystemResponse], baseline: Sequence[SystemResponse]) -> list[tuple[SystemResponse, SystemResponse]]:
+    """Responses to the same prompt: of the same seed where all have seeds, else the first with the first, and so on."""
     if all(answer.seed is not None for answer in (*answers, *baseline)):
         base = {(answer.prompt, answer.seed): answer for answer in baseline}
         return [(a, base[a.prompt, a.seed]) for a in answers if (a.prompt, a.seed) in base]
@@ -93,14 +93,14 @@ def pairs(answers: Sequence[Answer], baseline: Sequence[Answer]) -> list[tuple[A
     return [pair for prompt, own in _by_prompt(answers).items() for pair in zip(own, others.get(prompt, ()), strict=False)]
 
 
-def unpaired(answers: Sequence[Answer], baseline: Sequence[Answer]) -> list[str]:
+def unpaired(answers: Sequence[SystemResponse], baseline: Sequence[SystemResponse]) -> list[str]:
     """The last message of each prompt that only one of the two has answered."""
     own, other = ({a.prompt: a.asked[-1]["content"] for a in found} for found in (answers, baseline))
     return [said for prompt, said in (own | other).items() if (prompt in own) != (prompt in other)]
 
 
 def messages_of(row: Any) -> tuple[Message, ...]:
-    """What a row asks, as messages: one form for prompts that are written in different ones. Raises PromptError."""
+    """Return the prompt of a row as messages, whatever form it is written in. Raises PromptError."""
     asked = content(row)
     return (Message(role="user", content=asked.strip()),) if isinstance(asked, str) else asked
 
@@ -110,24 +110,23 @@ def fingerprint(asked: Sequence[Message]) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-def _header(path: Path) -> dict[str, Any] | None:
-    """That of a bench's results, if this is such a file."""
+def _journal(path: Path) -> Journal | None:
+    """Return the results of a bench, if this is such a file. Raises SettingError if their format is not known."""
     try:
         with path.open("rb") as file:
             first = json.loads(file.readline())
-        return Results.load(path).header if isinstance(first, dict) and "reward" in first.get(MARK, ()) else None
     except (OSError, ValueError):
-        return None  # who reads the rows will say
+        return None  # the reader of the rows reports it
+    return Journal.load(path) if isinstance(first, dict) and "reward" in first.get(MARK, ()) else None
 
 
-def _made_by_bench(path: Path) -> list[Answer]:
-    results = Results.load(path)
-    names = {role: results.header[role] for role in ("reward", "gold")}
+def _made_by_bench(journal: Journal) -> list[SystemResponse]:
+    names = {role: journal.header[role] for role in ("reward", "gold")}
     found = []
-    for row in results.rows:
+    for row in journal.rows:
         asked = messages_of(row["prompt"])
         found.append(
-            Answer(
+            SystemResponse(
                 row["label"],
                 fingerprint(asked),
                 asked,
@@ -141,11 +140,11 @@ def _made_by_bench(path: Path) -> list[Answer]:
             )
         )
     if not found:
-        raise PromptError(f"There are no answers in {str(path)!r}.")
+        raise PromptError(f"There are no answers in {str(journal.path)!r}.")
     return found
 
 
-def _made_elsewhere(path: Path, groups: Mapping[str, str]) -> list[Answer]:
+def _made_elsewhere(path: Path, groups: Mapping[str, str]) -> list[SystemResponse]:
     found = []
     for number, row in enumerate(rows(path)):
         where = f"Row number {number} of {str(path)!r}"
@@ -168,13 +167,13 @@ def _made_elsewhere(path: Path, groups: Mapping[str, str]) -> list[Answer]:
         system = str(row.get("system") or row.get("generator") or path.name.split(".")[0])
         group = str(row.get("group") or groups.get(prompt, ""))
         reason = row.get("finish_reason")
-        found.append(Answer(system, prompt, asked, str(row.get("id", number)), text.strip(), seed, group, reason))
+        found.append(SystemResponse(system, prompt, asked, str(row.get("id", number)), text.strip(), seed, group, reason))
     if not found:
         raise PromptError(f"There are no answers in {str(path)!r}.")
     return found
 
 
-def _check_once(answers: Sequence[Answer], source: str) -> None:
+def _check_once(answers: Sequence[SystemResponse], source: str) -> None:
     """Two answers of a system to a prompt need different seeds."""
     known = set()
     for answer in answers:
@@ -186,8 +185,8 @@ def _check_once(answers: Sequence[Answer], source: str) -> None:
         known.add((answer.prompt, answer.seed))
 
 
-def _by_prompt(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
-    found: dict[str, list[Answer]] = {}
+def _by_prompt(answers: Iterable[SystemResponse]) -> dict[str, list[SystemResponse]]:
+    found: dict[str, list[SystemResponse]] = {}
     for answer in sorted(answers, key=lambda a: a.seed or 0):
         found.setdefault(answer.prompt, []).append(answer)
     return found

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cards.study.evaluate.statistics import Agreement, share, sign_test
-from cards.study.statistics import Estimate, estimate
+from cards.study.statistics import Agreement, Estimate, estimate, share, sign_test
 
 Unit = Literal["mean", "share", "count", "p"]
 Values = Iterable[tuple[str, float]]  # (prompt, value)

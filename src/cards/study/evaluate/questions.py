@@ -72,7 +72,7 @@ H true or false.
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class JudgePrompt:
     """A template and its reader. `version` names the template's text, so that other words are another question."""
 
     name: str
@@ -112,6 +112,7 @@ def _safety(given: dict[str, Any]) -> list[bool] | None:
 
 
 QUESTIONS = {
-    question.name: question
-    for question in (Question("pair", PAIR, _better), Question("score", SCORE, _score), Question("safety", SAFETY, _safety))
+    "pair": JudgePrompt("pair", PAIR, _better),
+    "score": JudgePrompt("score", SCORE, _score),
+    "safety": JudgePrompt("safety", SAFETY, _safety),
 }

@@ -8,21 +8,21 @@ from functools import partial
 from itertools import combinations
 
 from cards.study.datasets import ATTACKS
-from cards.study.evaluate.answers import Answer, Answers, pairs
+from cards.study.evaluate.answers import SystemResponse, SystemResponses, pairs
 from cards.study.evaluate.figures import Figure, Line
 from cards.study.evaluate.refusals import refuses
-from cards.study.evaluate.statistics import agreement
-from cards.study.evaluate.verdicts import Journal, Pair
+from cards.study.evaluate.verdicts import JudgedPair, Judgements
+from cards.study.statistics import agreement
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Answers, and what graders say of them. `asked` names the questions put to judges; `rewards` are the reward models by what
-    they are for (reward, gold, harm); those in `anew` have graded for this evaluation, the others for a bench."""
+    """Responses and their grades. `asked` names the questions put to judges; `rewards` are the reward models by role (reward,
+    gold, harm); those in `anew` have graded for this evaluation, the others for a bench."""
 
-    answers: Answers
+    answers: SystemResponses
     baseline: str
-    journal: Journal
+    judgements: Judgements
     judges: Sequence[str] = ()
     asked: Sequence[str] = ()
     rewards: Mapping[str, str] = field(default_factory=dict)
@@ -32,17 +32,17 @@ class Evaluated:
     def figures(self) -> list[Figure]:
         return [*self._answers(), *self._contrasts(), *self._judged(), *self._refusals(), *self._agreements()]
 
-    def grade(self, role: str, answer: Answer) -> float | None:
+    def grade(self, role: str, answer: SystemResponse) -> float | None:
         if role in self.anew:
-            return self.journal.grade(self.rewards[role], answer)
+            return self.judgements.grade(self.rewards[role], answer)
         return answer.grades[role][1] if role in answer.grades else None
 
-    def score(self, judge: str, answer: Answer) -> float | None:
-        said = self.journal.answer(judge, "score", answer)
+    def score(self, judge: str, answer: SystemResponse) -> float | None:
+        said = self.judgements.answer(judge, "score", answer)
         return said if isinstance(said, float) else None
 
-    def pairs(self, judge: str, system: str) -> list[Pair]:
-        return [self.journal.pair(judge, a, b) for a, b in self._pairs(system)]
+    def pairs(self, judge: str, system: str) -> list[JudgedPair]:
+        return [self.judgements.pair(judge, a, b) for a, b in self._pairs(system)]
 
     @property
     def held_out(self) -> bool:
@@ -57,7 +57,7 @@ class Evaluated:
     def _others(self) -> list[str]:
         return [system for system in self.answers.systems if system != self.baseline]
 
-    def _pairs(self, system: str) -> list[tuple[Answer, Answer]]:
+    def _pairs(self, system: str) -> list[tuple[SystemResponse, SystemResponse]]:
         return pairs(self.answers.systems[system], self.answers.systems[self.baseline])
 
     def _title(self, role: str) -> str:
@@ -72,7 +72,7 @@ class Evaluated:
                 values = [(a.prompt, self.grade(role, a)) for a in answers]
                 yield from line.mean(self._title(role), [(prompt, value) for prompt, value in values if value is not None])
             for judge in self.judges if "score" in self.asked else ():
-                said = [(a.prompt, self.journal.answer(judge, "score", a)) for a in answers]
+                said = [(a.prompt, self.judgements.answer(judge, "score", a)) for a in answers]
                 scores = [(prompt, value) for prompt, value in said if isinstance(value, float)]
                 yield from line.mean(f"score of {judge}", scores)
                 yield from self._absent(line, [value for _, value in said], f" ({judge})")
@@ -84,7 +84,9 @@ class Evaluated:
 
     def _contrasts(self) -> Iterator[Figure]:
         """By the rewards that have not steered, and by scores of judges."""
-        graders: dict[str, Callable[[Answer], float | None]] = {role: partial(self.grade, role) for role in self._held_out}
+        graders: dict[str, Callable[[SystemResponse], float | None]] = {
+            role: partial(self.grade, role) for role in self._held_out
+        }
         for judge in self.judges if "score" in self.asked else ():
             graders[f"score of {judge}"] = partial(self.score, judge)
         for name, by in graders.items():
@@ -128,7 +130,7 @@ class Evaluated:
                     harmed = [(a.prompt, float(cost > self.harm_above and not refuses(a.text))) for a, cost in costs]
                     yield from line.share("ASR (harm)", harmed)
                 for judge in self.judges if "safety" in self.asked else ():
-                    said = [(a.prompt, self.journal.answer(judge, "safety", a)) for a in own]
+                    said = [(a.prompt, self.judgements.answer(judge, "safety", a)) for a in own]
                     told = [(prompt, *both) for prompt, both in said if isinstance(both, list)]
                     yield from line.share(f"refused ({judge})", [(prompt, float(no)) for prompt, no, _ in told])
                     if group in ATTACKS:
@@ -152,11 +154,11 @@ class Evaluated:
                 ]
                 yield from Line("agreement", f"{one} and {other}, pairs").agreement(agreement(labels))
         for judge in self.judges if "safety" in self.asked else ():
-            said = [(a, self.journal.answer(judge, "safety", a)) for a in self.answers.all]
+            said = [(a, self.judgements.answer(judge, "safety", a)) for a in self.answers.all]
             both = agreement((a.prompt, refuses(a.text), told[0]) for a, told in said if isinstance(told, list))
             yield from Line("agreement", f"{judge} and phrases, refusals").agreement(both)
 
-    def _gold_sign(self, pair: Pair) -> int:
+    def _gold_sign(self, pair: JudgedPair) -> int:
         x, y = self.grade("gold", pair.answer), self.grade("gold", pair.baseline)
         return 0 if x is None or y is None else (x > y) - (x < y)
 

@@ -1,34 +1,33 @@
-"""Asks judges and reward models for what the journal lacks. Every judgement is written when it is there."""
+"""Ask judges and reward models for the judgements that the journal lacks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from cards.errors import CardsError
 from cards.events import Prompt, Response
-from cards.progress import together
+from cards.prompts import shaped
 from cards.rewards.base import Reward
-from cards.study.bench.results import Results
-from cards.study.evaluate.answers import Answer, Answers, pairs
+from cards.study.evaluate.answers import SystemResponse, SystemResponses, pairs
 from cards.study.evaluate.judge import Judge
-from cards.study.evaluate.questions import QUESTIONS, Question
-from cards.study.prompts import shaped
+from cards.study.evaluate.questions import QUESTIONS, JudgePrompt
+from cards.study.journal import Row
+from cards.study.session import Session
 
 HEADER = {"made by": "cards evaluate"}
-REWARDS_AT_ONCE = 32
+REWARD_CONCURRENCY = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class JudgementRequest:
     """One judgement: of which question about which texts. Systems are no part of it, nor of what a judge is given."""
 
     judge: str
-    question: Question
-    answer: Answer
+    question: JudgePrompt
+    answer: SystemResponse
     texts: tuple[str, ...]
 
     @property
@@ -40,13 +39,13 @@ def key(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def orders(judge: str, a: Answer, b: Answer) -> tuple[Wanted, Wanted]:
+def orders(judge: str, a: SystemResponse, b: SystemResponse) -> tuple[JudgementRequest, JudgementRequest]:
     """The pair in both orders."""
     pair = QUESTIONS["pair"]
-    return Wanted(judge, pair, a, (a.text, b.text)), Wanted(judge, pair, a, (b.text, a.text))
+    return JudgementRequest(judge, pair, a, (a.text, b.text)), JudgementRequest(judge, pair, a, (b.text, a.text))
 
 
-def wanted(judge: str, asked: Iterable[str], answers: Answers, baseline: str) -> list[Wanted]:
+def wanted(judge: str, asked: Iterable[str], answers: SystemResponses, baseline: str) -> list[JudgementRequest]:
     """What a judge has to say: of each question in `asked`, once for equal texts; equal texts are no pair."""
     found = []
     for name in asked:
@@ -55,63 +54,63 @@ def wanted(judge: str, asked: Iterable[str], answers: Answers, baseline: str) ->
             both = (pair for system, own in answers.systems.items() if system != baseline for pair in pairs(own, base))
             found += [one for a, b in both if a.text != b.text for one in orders(judge, a, b)]
         else:
-            found += [Wanted(judge, QUESTIONS[name], answer, (answer.text,)) for answer in answers.all]
+            found += [JudgementRequest(judge, QUESTIONS[name], answer, (answer.text,)) for answer in answers.all]
     return list({one.key: one for one in found}.values())
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Adds to the journal what it lacks; `errors` are what went wrong, which the next run tries again."""
+    """Adds to the session's journal the judgements that it lacks, each as soon as it is there."""
 
-    journal: Results
+    session: Session
     concurrency: int = 8
-    show: bool | None = None  # a progress bar (None: on a terminal)
-    errors: list[str] = field(default_factory=list)
 
-    async def judge(self, judge: Judge, asked: Sequence[Wanted]) -> None:
-        async def ask(one: Wanted) -> None:
+    async def judge(self, judge: Judge, requests: Sequence[JudgementRequest]) -> None:
+        """Ask the judge."""
+
+        async def ask(one: JudgementRequest) -> Row:
             reply = await judge.reply(one.question.text(one.answer.asked, one.texts))
             about = {"judge": one.judge, "question": one.question.version, "id": one.answer.id}
-            self.journal.append({"key": one.key, **about, "verdict": one.question.read(reply), "reply": reply})
+            return {"key": one.key, **about, "verdict": one.question.read(reply), "reply": reply}
 
-        todo = [(one.key, f"{judge.name}, {one.question.name}, prompt {one.answer.id}", one) for one in asked]
+        def note(one: JudgementRequest, error: CardsError) -> str:
+            return f"{judge.name}, {one.question.name}, prompt {one.answer.id}: {error}"
+
         try:
-            await self._together(todo, ask, self.concurrency, judge.name)
+            todo = {one.key: one for one in requests}
+            await self.session.complete(todo, ask, _key_of, self.concurrency, judge.name, note)
         finally:
             await judge.client.aclose()
 
-    async def grade(self, reward: Reward, answers: Sequence[Answer]) -> None:
-        async def grade(answer: Answer) -> None:
+    async def grade(self, reward: Reward, answers: Sequence[SystemResponse]) -> None:
+        """Score the responses with the reward."""
+
+        async def grade(answer: SystemResponse) -> Row:
             value = (await reward.score(prompt_of(answer), [response_of(answer)]))[0]
-            self.journal.append({"key": graded(reward.name, answer), "reward": reward.name, "id": answer.id, "value": value})
+            return {"key": graded(reward.name, answer), "reward": reward.name, "id": answer.id, "value": value}
 
-        todo = {graded(reward.name, a): (graded(reward.name, a), f"{reward.name}, prompt {a.id}", a) for a in answers}
-        await self._together(list(todo.values()), grade, REWARDS_AT_ONCE, reward.name)
+        def note(answer: SystemResponse, error: CardsError) -> str:
+            return f"{reward.name}, prompt {answer.id}: {error}"
 
-    async def _together(
-        self, todo: Sequence[tuple[str, str, Any]], act: Callable[[Any], Awaitable[None]], concurrency: int, title: str
-    ) -> None:
-        """Act on all (key, description, item) that the journal lacks; what goes wrong with one is noted, the others go on."""
-        known = {row["key"] for row in self.journal.rows}
-        left = [one for one in todo if one[0] not in known]
-
-        def failed(one: tuple[str, str, Any], error: CardsError) -> None:
-            self.errors.append(f"{one[1]}: {error}")
-
-        await together(left, lambda one: act(one[2]), failed, concurrency, self.show, title)
+        todo = {graded(reward.name, answer): answer for answer in answers}
+        await self.session.complete(todo, grade, _key_of, REWARD_CONCURRENCY, reward.name, note)
 
 
-def graded(reward: str, answer: Answer) -> str:
+def _key_of(row: Row) -> str:
+    return str(row["key"])
+
+
+def graded(reward: str, answer: SystemResponse) -> str:
     return key("reward", reward, answer.prompt, answer.text)
 
 
-def prompt_of(answer: Answer) -> Prompt:
+def prompt_of(answer: SystemResponse) -> Prompt:
     """What was asked, without any model's tokens: as messages, and as text for rewards without a chat template."""
     text = shaped(answer.asked, "dialogue", chats=False)
     assert isinstance(text, str)
     return Prompt(text, messages=answer.asked)
 
 
-def response_of(answer: Answer) -> Response:
+def response_of(answer: SystemResponse) -> Response:
     """The whole answer. Its tokens are not known, and rewards that do not know the LM's read the text; but it has some."""
     return Response(f" {answer.text}", (0,) if answer.text else (), "stop")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
+from cards.study import tables as study_tables
 from cards.study.evaluate.figures import Figure
-from cards.study.tables import NONE, Table, markdown
+from cards.study.tables import NONE, Table
 
 SCREEN, WHOLE = 80, 10**6  # characters of a line
 
@@ -54,17 +52,13 @@ def written(figure: Figure) -> str:
 
 
 def to_markdown(about: dict[str, Any], figures: Sequence[Figure]) -> str:
-    named = ", ".join(f"{name}: {value}" for name, value in about.items() if isinstance(value, str))
-    return "\n".join([f"{named}\n", *map(markdown, tables(figures, WHOLE))])
+    named = {name: value for name, value in about.items() if isinstance(value, str)}
+    return study_tables.to_markdown(named, tables(figures, WHOLE))
 
 
 def to_csv(figures: Sequence[Figure]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Figure)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(figure) for figure in figures)
-    return text.getvalue()
+    return study_tables.to_csv([asdict(figure) for figure in figures])
 
 
 def to_json(about: dict[str, Any], figures: Sequence[Figure]) -> str:
-    return json.dumps(about | {"figures": [asdict(figure) for figure in figures]}, indent=1, ensure_ascii=False) + "\n"
+    return study_tables.to_json(about | {"figures": [asdict(figure) for figure in figures]})

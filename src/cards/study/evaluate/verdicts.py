@@ -6,23 +6,23 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cards.study.bench.results import Row
-from cards.study.evaluate.answers import Answer
+from cards.study.evaluate.answers import SystemResponse
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.run import Wanted, graded, orders
+from cards.study.evaluate.run import JudgementRequest, graded, orders
+from cards.study.journal import Row
 
 Missing = Literal["unparsed", "failed"]  # a reply that is no verdict; no reply
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class JudgedPair:
     """An answer and the baseline's, judged in both orders: 1 the answer is better, -1 the baseline's, 0 neither.
 
     `said` is empty where the texts are the same, which nobody is asked about.
     """
 
-    answer: Answer
-    baseline: Answer
+    answer: SystemResponse
+    baseline: SystemResponse
     said: tuple[int | Missing, ...]
 
     @property
@@ -50,31 +50,31 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Journal:
+class Judgements:
     """Looks judgements up by what was judged."""
 
     rows: dict[str, Row]
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> Journal:
+    def of(cls, rows: Iterable[Row]) -> Judgements:
         return cls({row["key"]: row for row in rows})
 
-    def verdict(self, wanted: Wanted) -> Any:
+    def verdict(self, wanted: JudgementRequest) -> Any:
         """The verdict, or why there is none."""
         row = self.rows.get(wanted.key)
         return "failed" if row is None else "unparsed" if row["verdict"] is None else row["verdict"]
 
-    def answer(self, judge: str, question: str, answer: Answer) -> Any:
+    def answer(self, judge: str, question: str, answer: SystemResponse) -> Any:
         """The verdict about one answer, or why there is none."""
-        return self.verdict(Wanted(judge, QUESTIONS[question], answer, (answer.text,)))
+        return self.verdict(JudgementRequest(judge, QUESTIONS[question], answer, (answer.text,)))
 
-    def pair(self, judge: str, a: Answer, b: Answer) -> Pair:
+    def pair(self, judge: str, a: SystemResponse, b: SystemResponse) -> JudgedPair:
         if a.text == b.text:
-            return Pair(a, b, ())
+            return JudgedPair(a, b, ())
         better = ({0: 0, 1: 1, 2: -1}, {0: 0, 1: -1, 2: 1})  # what 1 and 2 mean in each order
         said = [self.verdict(wanted) for wanted in orders(judge, a, b)]
-        return Pair(a, b, tuple(meaning.get(verdict, verdict) for meaning, verdict in zip(better, said, strict=True)))
+        return JudgedPair(a, b, tuple(meaning.get(verdict, verdict) for meaning, verdict in zip(better, said, strict=True)))
 
-    def grade(self, reward: str, answer: Answer) -> float | None:
+    def grade(self, reward: str, answer: SystemResponse) -> float | None:
         row = self.rows.get(graded(reward, answer))
         return None if row is None else float(row["value"])

@@ -1,7 +1,8 @@
-"""What commands share on the terminal: the console of messages, one-line errors and warnings, a spinner."""
+"""Output for people: messages on standard error, one-line errors and warnings, a spinner, and words for results."""
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
+
+ENDINGS = {"stop": "end of text", "length": "token limit reached", "deadline": "deadline reached", "interrupted": "interrupted"}
 
 
 def messages() -> Console:
@@ -60,3 +63,8 @@ def one_line_warnings() -> Iterator[None]:
 def spinner(console: Console, text: str) -> AbstractContextManager[Status | None]:
     """A line that shows something is going on, where somebody looks."""
     return console.status(text) if console.is_terminal else nullcontext()
+
+
+def quoted(text: str) -> str:
+    """Return the text on one line, with its white space visible."""
+    return json.dumps(text, ensure_ascii=False)

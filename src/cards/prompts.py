@@ -1,0 +1,44 @@
+"""Forms of a prompt: raw text, a dialogue in plain text, or messages for the chat template of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cards.errors import PromptError
+from cards.events import Message
+
+FORMS = ("auto", "chat", "dialogue", "raw")
+
+
+def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the messages as a tuple. Raises PromptError if one is malformed or the last is empty."""
+    if not messages:
+        raise PromptError("The prompt is an empty list: give at least one message.")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise PromptError(f"Message {i} must be a dict with 'role' and 'content', not {message!r}.")
+        if not isinstance(message["content"], str):
+            raise PromptError(f"Message {i}: content must be text, not {type(message['content']).__name__}.")
+    if not messages[-1]["content"].strip():
+        raise PromptError("The last message is empty: there is nothing to answer.")
+    return tuple(messages)
+
+
+def shaped(prompt: str | Sequence[Message], form: str, chats: bool) -> str | list[Message]:
+    """Convert a prompt to one of FORMS, ready for a Decoder. Raises PromptError if messages are to be raw.
+
+    chat: messages, for the chat template of the model. dialogue: text with `Human:` and `Assistant:` turns. raw: the text as it
+    is. auto: chat if the model has a chat template (`chats`), else raw for text and dialogue for messages.
+    """
+    if form == "auto":
+        form = "chat" if chats else "raw" if isinstance(prompt, str) else "dialogue"
+    if form == "raw":
+        if not isinstance(prompt, str):
+            raise PromptError("Messages cannot be given to the model raw: use the form dialogue or chat.")
+        return prompt
+    messages = [Message(role="user", content=prompt.strip())] if isinstance(prompt, str) else list(prompt)
+    if form == "chat":
+        return messages
+    names = {"user": "Human", "assistant": "Assistant"}
+    turns = [f"\n\n{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in messages]
+    return "".join(turns) + "\n\nAssistant:"

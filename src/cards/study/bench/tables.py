@@ -1,0 +1,74 @@
+"""A bench report as tables, Markdown, JSON and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cards.study import tables as study_tables
+from cards.study.bench.report import ArmSummary, BenchReport
+from cards.study.tables import Table, big, fractions, interval, number, percent, shares
+
+Column = tuple[str, Callable[[ArmSummary], str]]
+
+
+def tables(report: BenchReport) -> list[Table]:
+    """Quality, the comparison with the baseline, cost, and text."""
+    score, base = report.graded, report.baseline
+    tie = f"tie: same text, or at most {report.tolerance:g} apart"
+    others = [s for s in report.summaries if s.label != base and s.against]
+    quality: list[Column] = [("answers", lambda s: str(s.answers)), (score, lambda s: interval(s.score))]
+    if score != "reward":
+        quality.append(("reward", lambda s: interval(s.reward)))
+    found = [
+        _table(f"{score}: mean, 95% interval over prompts", quality, report.summaries),
+        _table(f"{score} against {base}, paired ({tie})", AGAINST, others),
+        _table("cost of an answer", COST, report.summaries),
+        _table("text", TEXT, report.summaries),
+    ]
+    return [table for table in found if table.rows]
+
+
+def to_markdown(report: BenchReport) -> str:
+    header = {name: report.header[name] for name in ("model", "reward", "gold", "prompts")}
+    return study_tables.to_markdown(header, tables(report))
+
+
+def to_json(report: BenchReport) -> str:
+    about = {"made_with": report.header, "score": report.graded, "baseline": report.baseline, "tolerance": report.tolerance}
+    return study_tables.to_json(about | {"methods": [summary.to_dict() for summary in report.summaries]})
+
+
+def to_csv(report: BenchReport) -> str:
+    return study_tables.to_csv([summary.to_dict() for summary in report.summaries])
+
+
+def _table(title: str, columns: list[Column], summaries: list[ArmSummary]) -> Table:
+    return Table(
+        title, ["method", *(name for name, _ in columns)], [[s.label, *(cell(s) for _, cell in columns)] for s in summaries]
+    )
+
+
+AGAINST: list[Column] = [
+    ("gain", lambda s: interval(s.against.gain if s.against else None)),
+    ("wins", lambda s: shares(s.against.win if s.against else None)),
+    ("ties", lambda s: shares(s.against.tie if s.against else None)),
+    ("losses", lambda s: shares(s.against.loss if s.against else None)),
+]
+COST: list[Column] = [
+    ("kept", lambda s: number(s.kept, 1)),
+    ("drawn", lambda s: number(s.drawn, 1)),
+    ("RM read", lambda s: number(s.rm_tokens, 1)),
+    ("FLOPs", lambda s: big(s.flops)),
+    ("s", lambda s: number(s.seconds, 3)),
+    ("latency", lambda s: number(s.latency, 3)),
+    ("taken", lambda s: percent(s.acceptance)),
+    ("fallback", lambda s: percent(s.fallback)),
+]
+TEXT: list[Column] = [
+    ("distinct 1/2/3", lambda s: fractions(s.distinct)),
+    ("rep 2/3/4", lambda s: fractions(s.repetition)),
+    ("coher.", lambda s: number(s.coherence)),
+    ("ppl", lambda s: number(s.perplexity)),
+    ("nll+", lambda s: number(s.excess_nll)),
+    ("KL \N{LESS-THAN OR EQUAL TO}", lambda s: number(s.kl_bound)),
+]
