@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cards
 from cards.events import Response
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 from common import machine, prompts
 
 UNITS = (2, 4, 8, 16, 32, 64, 100, 250, 500, 1000)
@@ -97,7 +97,7 @@ def measure(repeats: int = 3) -> tuple[dict[str, Load], Rates]:
 
     async def scored(results: list[cards.Result]) -> Usage:
         usage = Usage()
-        with metered(usage):
+        with track_usage(usage):
             texts = [(engine.encode(p), Response(r.text, r.token_ids)) for p, r in zip(asked, results, strict=True)]
             await asyncio.gather(*(reward.score(prompt, [response]) for prompt, response in texts))
         return usage

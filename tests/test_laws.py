@@ -22,7 +22,7 @@ from cards.events import Fold
 from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method, Request
 from cards.rewards.function import FunctionReward
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 LETTERS, END = "abcd", 3
 BETA, TARGET = 0.5, 1.0
@@ -67,7 +67,7 @@ async def decode(method: Method, max_tokens: int, seed: int, segments: int | Non
     """What Decoder does for one request, without its task and queue; no further than so many segments."""
     source, usage = engine(), Usage()
     fold = Fold(usage, seed, method.name)
-    with metered(usage):
+    with track_usage(usage):
         async with aclosing(method.stream(Request(source.encode("?"), max_tokens, seed), source, REWARD)) as events:
             async for event in events:
                 fold.add(event)

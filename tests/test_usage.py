@@ -12,7 +12,7 @@ from cards.engines.mock import MockEngine
 from cards.events import Fallback, Proposed, Rejected
 from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method
-from cards.usage import meter, metered
+from cards.usage import current_account, track_usage
 
 LETTERS = "abcd"  # d ends an answer
 
@@ -43,23 +43,23 @@ def test_rates_are_what_they_say() -> None:
     assert usage.fallback_rate == 0.25
 
 
-def test_without_a_request_the_meter_is_nobodys() -> None:
-    meter().add(lm_steps=5)
-    assert meter().lm_steps == 0
+def test_costs_outside_a_request_go_nowhere() -> None:
+    current_account().add(steps=5)
+    assert current_account().usage.lm_steps == 0
 
 
-async def test_the_meter_travels_into_tasks_and_stays_apart_from_other_requests() -> None:
+async def test_usage_travels_into_tasks_and_stays_apart_from_other_requests() -> None:
     async def work(steps: int) -> Usage:
-        with metered(Usage()) as usage:
+        with track_usage() as usage:
             await asyncio.gather(*(asyncio.create_task(one()) for _ in range(steps)))
         return usage
 
     async def one() -> None:
         await asyncio.sleep(0)
-        meter().add(lm_steps=1)
+        current_account().add(steps=1)
 
     assert [u.lm_steps for u in await asyncio.gather(work(2), work(5), work(0))] == [2, 5, 0]
-    assert meter().lm_steps == 0
+    assert current_account().usage.lm_steps == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*taken untested")

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
+from cards.background import background
 from cards.engines.base import Engine
 from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, UnreachableTargetWarning, check
 from cards.events import Done, Event, Fold, Message, Prompt, Response, Result
 from cards.methods.base import Method, Request
+from cards.parts import Composite
 from cards.progress import together
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
-from cards.usage import Usage, metered
+from cards.streams import AsyncStream, Stream
+from cards.usage import Usage, track_usage
 
-T = TypeVar("T")
 PromptLike = str | Sequence[Message]
 HIGH_FALLBACK = 0.2
 
 
-class Decoder:
+class Decoder(Composite):
     """Decodes prompts from `model` with `method`, guided by `reward`.
 
     model: an Engine or a name (`tiny`, a folder, a Hugging Face name); reward: a Reward, a name, a function of
@@ -44,16 +44,16 @@ class Decoder:
         self.engine = load_engine(model) if isinstance(model, str) else model
         self.method = with_models(make_method(method) if isinstance(method, str) else method, self.engine)
         self.reward = _as_reward(reward)
-        self.engine.role = "lm"  # also where it is a part of the reward
+        self.parts = [model for model in (self.engine, self.reward, *self.method.models) if model is not None]
         check_match(self.method, self.engine, self.reward)
 
     def __call__(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
         """The answer to a prompt; options as for `astream`."""
         return background().run(self.agenerate(prompt, **options))
 
-    def stream(self, prompt: PromptLike | Prompt, **options: Any) -> Generator[Event, None, None]:
-        """Events as they happen, `Done` last; options as for `astream`. Closing the generator frees the rows."""
-        return background().iterate(self.astream(prompt, **options))
+    def stream(self, prompt: PromptLike | Prompt, **options: Any) -> Stream:
+        """Events as they happen, `Done` last; options as for `astream`. Closing the stream frees the rows."""
+        return Stream(self.astream(prompt, **options))
 
     def batch(
         self, prompts: Sequence[PromptLike | Prompt], *, seed: int = 0, progress: bool | None = None, **options: Any
@@ -63,15 +63,12 @@ class Decoder:
 
     async def agenerate(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
         """Async twin of calling the decoder."""
-        result = None
         async with aclosing(self.astream(prompt, **options)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    result = event.result
-        assert result is not None
-        return result
+            async for _ in events:
+                pass
+        return events.result
 
-    async def astream(
+    def astream(
         self,
         prompt: PromptLike | Prompt,
         *,
@@ -81,12 +78,12 @@ class Decoder:
         deadline: float | None = None,
         trace: bool = False,
         usage: Usage | None = None,
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncStream:
         """Async twin of `stream`.
 
         max_tokens bounds the answer; the same seed gives the same text; an answer ends before the first of `stop`, which
-        is not part of it; after `deadline` seconds the answer so far is returned; `trace` keeps rejected candidates; `usage`
-        are books to write to, for who wants to know the cost of an answer that he leaves.
+        is not part of it; after `deadline` seconds the answer so far is returned; `trace` keeps rejected candidates; the cost
+        is added to `usage` if it is given, so that several responses can share one record.
         Raises PromptError or SettingError at once, RewardError when a score fails.
         """
         check(max_tokens >= 1, f"max_tokens must be at least 1, not {max_tokens}.")
@@ -97,13 +94,16 @@ class Decoder:
         encoded = prompt if isinstance(prompt, Prompt) else self.engine.encode(prompt)
         request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
         fold = Fold(usage or Usage(), seed, self.method.name)
-        start = time.perf_counter()
+        return AsyncStream(self._events(request, fold, deadline), fold)
+
+    async def _events(self, request: Request, fold: Fold, deadline: float | None) -> AsyncGenerator[Event, None]:
+        fold.start = time.perf_counter()
         events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-        task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: the meter is its context's
+        task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: usage belongs to its context
         ended_early = False
         try:
             while True:
-                left = None if deadline is None else max(0.0, start + deadline - time.perf_counter())
+                left = None if deadline is None else max(0.0, fold.start + deadline - time.perf_counter())
                 try:
                     event = await asyncio.wait_for(events.get(), left)
                 except TimeoutError:
@@ -120,11 +120,11 @@ class Decoder:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await self.engine.settle()
-        fold.usage.seconds = time.perf_counter() - start
+            await self.settle()
+            fold.usage.seconds = time.perf_counter() - fold.start
         result = fold.result("deadline" if ended_early else None)
-        if ended_early and stop:
-            result = with_held_text(result, self.engine.extended(encoded, Response(), result.token_ids).text)
+        if ended_early and request.stop:
+            result = with_held_text(result, self.engine.extended(request.prompt, Response(), result.token_ids).text)
         warn_if_unreachable(result)
         yield Done(result)
 
@@ -154,12 +154,6 @@ class Decoder:
             raise BatchError(results, errors)
         return [result for result in results if result is not None]
 
-    async def aclose(self) -> None:
-        """Free threads and memory of engine and reward, and of the models that the method's settings hold."""
-        for model in (self.engine, self.reward, *self.method.models):
-            if model is not None:
-                await model.aclose()
-
     def _room(self, prompt: Prompt) -> int | None:
         """Tokens that an answer may have by the contexts of the rewards; the engine sees to its own."""
         asked = (self.reward if "reward" in self.method.needed else None, *self.method.models)
@@ -177,7 +171,7 @@ class Decoder:
 
     async def _run(self, request: Request, usage: Usage, events: asyncio.Queue[Event | BaseException | None]) -> None:
         self.engine.requests += 1
-        with metered(usage):
+        with track_usage(usage):
             try:
                 async with aclosing(self.method.stream(request, self.engine, self.reward)) as stream:
                     async for event in stream:
@@ -234,67 +228,3 @@ def _as_reward(reward: str | Reward | Callable[[str, str], float] | None) -> Rew
     from cards.rewards.function import FunctionReward
 
     return FunctionReward(reward)
-
-
-class _Background:
-    """An event loop in a thread, so that sync calls work anywhere, a running loop (notebook) included."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="cards-loop", daemon=True)
-        self.thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C lands here, in the caller's thread
-            future.cancel()
-            raise
-
-    def iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        handed: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-        ended = threading.Event()
-        tasks: list[asyncio.Task[None]] = []
-
-        async def pump() -> None:
-            try:
-                async with aclosing(events):
-                    async for event in events:
-                        handed.put((True, event))
-                handed.put((False, None))
-            except BaseException as error:
-                handed.put((False, error))
-
-        def begin() -> None:
-            tasks.append(self.loop.create_task(pump()))
-            tasks[0].add_done_callback(lambda _: ended.set())
-
-        self.loop.call_soon_threadsafe(begin)
-        try:
-            while True:
-                more, item = handed.get()
-                if more:
-                    yield item
-                elif item is None:
-                    return
-                else:
-                    raise item
-        finally:
-            self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            if threading.current_thread() is not self.thread:  # as it is when a forgotten generator is collected there
-                ended.wait()
-
-
-_the_background: _Background | None = None
-_lock = threading.Lock()
-
-
-def background() -> _Background:
-    """The one event loop that sync calls share."""
-    global _the_background
-    with _lock:
-        if _the_background is None:
-            _the_background = _Background()
-        return _the_background

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypedDict
 
-from cards.usage import Usage
+from cards.usage import Role, Usage
 
 FORMAT = 1  # of results as JSON
 FinishReason = Literal["stop", "length", "deadline", "interrupted"]
@@ -64,11 +65,12 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """The engine drew candidate number `candidate` (from 0) for segment number `position` (from 0)."""
+    """Candidate number `candidate` (from 0) for segment number `position` (from 0), drawn by the LM or by a draft."""
 
     position: int
     candidate: int
     segment: Segment
+    by: Role = "lm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +145,28 @@ class Fold:
     seed: int
     method: str
     segments: list[Segment] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+    drafted: set[tuple[int, int]] = field(default_factory=set)  # (position, candidate) of what a draft proposed
 
     def add(self, event: Event) -> None:
         match event:
-            case Proposed():
+            case Proposed(position, candidate, by=by):
                 self.usage.candidates += 1
+                if by == "draft":
+                    self.drafted.add((position, candidate))
             case Rejected():
                 self.usage.rejected += 1
-            case Accepted(segment=segment):
+            case Accepted():
                 self.usage.accepted += 1
-                self.segments.append(segment)
-            case Fallback(segment=segment):
+                self._take(event)
+            case Fallback():
                 self.usage.fallbacks += 1
-                self.segments.append(segment)
+                self._take(event)
+
+    def _take(self, event: Accepted | Fallback) -> None:
+        self.segments.append(event.segment)
+        if (event.position, event.candidate) in self.drafted:
+            self.usage.draft_kept_tokens += len(event.segment.token_ids)
 
     def result(self, finish_reason: FinishReason | None = None) -> Result:
         last = self.segments[-1] if self.segments else None

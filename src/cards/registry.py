@@ -113,8 +113,6 @@ def with_models(
                     f"Method {method.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
                     f"{main.name!r} have different ones."
                 )
-            if engine is not main:
-                engine.role = "draft"
         loaded[name] = engines if own.spec.loads == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 

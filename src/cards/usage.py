@@ -1,11 +1,17 @@
-"""The books: what one request cost, exactly. Engines and rewards write to the meter of the request they serve."""
+"""The exact cost of each request: engines and rewards add to its usage, in the role in which they are called."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import count
+from typing import Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Role = Literal["lm", "draft", "rm"]  # the language model, a second one that helps it, or a part of a reward
 
 
 @dataclass(slots=True)
@@ -64,27 +70,79 @@ class Usage:
         return asdict(self)
 
 
-_current: ContextVar[Usage | None] = ContextVar("cards_usage", default=None)
-_going_on: dict[int, Usage] = {}  # meters of requests that are being served, by id
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket:
+    """A request being served: its usage, and an id that no other request ever has."""
+
+    usage: Usage
+    id: int = field(default_factory=count(1).__next__)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where the costs of a call go: to the usage of a request, in the fields of the role that the model is called in."""
+
+    ticket: Ticket
+    role: Role
+
+    @property
+    def usage(self) -> Usage:
+        return self.ticket.usage
+
+    def add(self, **costs: float) -> None:
+        """Add costs, named as in Usage but without the role. In a reward only flops and tokens read or cached have a field."""
+        if self.role == "rm":
+            self.usage.add(**{IN_REWARD[name]: cost for name, cost in costs.items() if name in IN_REWARD})
+        else:
+            self.usage.add(**{name if name == "flops" else f"{self.role}_{name}": cost for name, cost in costs.items()})
+
+
+IN_REWARD = {"flops": "flops", "prefill_tokens": "rm_tokens", "cached_tokens": "rm_cached_tokens"}
+_ticket: ContextVar[Ticket | None] = ContextVar("cards_ticket", default=None)
+_role: ContextVar[Role] = ContextVar("cards_role", default="lm")
+_open: set[int] = set()  # ids of the requests being served
 
 
 @contextmanager
-def metered(usage: Usage) -> Iterator[Usage]:
-    """Make `usage` the meter of everything awaited inside, tasks started inside included."""
-    token = _current.set(usage)
-    _going_on[id(usage)] = usage
+def track_usage(usage: Usage | None = None) -> Iterator[Usage]:
+    """Open a ticket: everything awaited inside adds its cost to `usage`, including tasks started inside."""
+    ticket = Ticket(usage or Usage())
+    reset_ticket, reset_role = _ticket.set(ticket), _role.set("lm")
+    _open.add(ticket.id)
     try:
-        yield usage
+        yield ticket.usage
     finally:
-        _going_on.pop(id(usage), None)
-        _current.reset(token)
+        _open.discard(ticket.id)
+        _role.reset(reset_role)
+        _ticket.reset(reset_ticket)
 
 
-def meter() -> Usage:
-    """The meter of the running request, or one that nobody reads."""
-    return _current.get() or Usage()
+@contextmanager
+def booked_as(role: Role) -> Iterator[None]:
+    """Call models in a role. Everything inside a reward belongs to the reward, whatever role is named there."""
+    reset = _role.set("rm" if _role.get() == "rm" else role)
+    try:
+        yield
+    finally:
+        _role.reset(reset)
 
 
-def going_on() -> list[int]:
-    """The requests that are being served, each by the id of its meter."""
-    return list(_going_on)
+async def in_role(role: Role, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a model in a role, side by side with calls in other roles."""
+    with booked_as(role):
+        return await call(*args, **kwargs)
+
+
+def current_account() -> Account:
+    """The account of the running request in the current role. Outside a request, the costs go nowhere."""
+    return Account(_ticket.get() or Ticket(Usage()), _role.get())
+
+
+def count_round() -> None:
+    """Count a round: a method asks its engines for candidates."""
+    current_account().usage.add(rounds=1)
+
+
+def open_tickets() -> set[int]:
+    """The ids of the requests being served."""
+    return set(_open)

@@ -12,7 +12,7 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.events import Result
 from cards.methods import BestOfN
 from cards.registry import load_engine
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,6 @@ async def test_llama_cpp_tells_what_it_found_in_its_cache(tiny: TransformersEngi
     async with connected(LM(tiny, form="llama.cpp"), tokenizer=tokenizer) as (engine, _):
         length = len(tiny.encode(TALK).token_ids)
         for stop in ((), (" ",)):
-            with metered(Usage()) as usage:
+            with track_usage() as usage:
                 await proposals(engine, ask_of(engine, stop=stop, n=2, max_tokens=9))
             assert (usage.lm_prefill_tokens, usage.lm_cached_tokens) == (2 * length - 6, 6)

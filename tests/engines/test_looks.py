@@ -16,7 +16,7 @@ from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Response
 from cards.sampling import Sampling, distribution, draw, pick
-from cards.usage import Usage, metered
+from cards.usage import booked_as, track_usage
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(2, 80, 60)]
 
@@ -61,7 +61,7 @@ async def test_logprobs_are_the_models_alone_and_beside_others(pair: Pair, engin
 
 async def test_only_what_is_new_is_read(engine: TransformersEngine) -> None:
     prompt = engine.encode(words(IDS[:20]))
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         for length in range(4):
             await engine.logits(prompt, Response(token_ids=tuple(IDS[20 : 20 + length])))
     assert (usage.lm_prefill_tokens, usage.lm_cached_tokens, usage.lm_steps) == (20, 20 + 21 + 22, 4)
@@ -77,8 +77,7 @@ async def test_more_than_there_is_cannot_be_had(engine: TransformersEngine) -> N
 
 
 async def test_a_draft_writes_to_its_own_books(engine: TransformersEngine) -> None:
-    engine.role = "draft"
-    with metered(Usage()) as usage:
+    with track_usage() as usage, booked_as("draft"):
         await engine.logits(engine.encode(words(IDS[:5])), Response())
     assert (usage.draft_prefill_tokens, usage.draft_steps, usage.lm_prefill_tokens, usage.lm_steps) == (5, 1, 0, 0)
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from cards.engines.scheduler import Job, Pace, Question, Row, Scheduler
 from cards.engines.slots import Slots
-from cards.usage import Usage
 
 
 class Waiter(Job):
     """Wants `count` tokens after each of its rows; token n + 1 follows token n."""
 
     def __init__(self, *prompts: Sequence[int], count: int = 1, known: bool = False) -> None:
-        super().__init__(Usage())
+        super().__init__()
         starts = [torch.tensor([float(p[-1])]) if known else None for p in prompts]
         self.rows = [Row(self, list(p), start) for p, start in zip(prompts, starts, strict=True)]
         self.count, self.error = count, None
@@ -40,7 +39,7 @@ class Bench:
     def __init__(self, rows: int = 3, length: int = 64, budget: int = 1024) -> None:
         self.broken = False
         self.slots = Slots(self.forward, rows, length, torch.device("cpu"))
-        self.scheduler = Scheduler(self.slots, self.consume, "lm", budget)
+        self.scheduler = Scheduler(self.slots, self.consume, budget)
         worker = self.scheduler.worker
         with worker.condition:
             worker.steppers = [ref for ref in worker.steppers if ref() is not self.scheduler]
@@ -144,8 +143,8 @@ def test_a_prompt_longer_than_the_budget_is_read_by_itself_in_pieces() -> None:
     bench.run()
     assert bench.sizes == [16, 16, 16, 2]
     assert job.finished == [[*range(50), 50]]
-    assert job.usage.lm_prefill_tokens == 50
-    assert job.usage.lm_steps == 4
+    assert job.account.usage.lm_prefill_tokens == 50
+    assert job.account.usage.lm_steps == 4
 
 
 def test_rows_whose_output_is_known_need_no_step_to_begin() -> None:
@@ -157,8 +156,8 @@ def test_rows_whose_output_is_known_need_no_step_to_begin() -> None:
     bench.run()
     assert bench.sizes == []
     assert [job.finished for job in jobs] == [[[1, 2, 3, 4]]] * 2
-    assert [job.usage.lm_cached_tokens for job in jobs] == [3, 3]
-    assert [job.usage.lm_prefill_tokens for job in jobs] == [0, 0]
+    assert [job.account.usage.lm_cached_tokens for job in jobs] == [3, 3]
+    assert [job.account.usage.lm_prefill_tokens for job in jobs] == [0, 0]
 
 
 def test_a_known_output_whose_text_is_gone_from_the_slots_is_read_again() -> None:
@@ -166,7 +165,7 @@ def test_a_known_output_whose_text_is_gone_from_the_slots_is_read_again() -> Non
     job = bench.submit(Waiter([1, 2, 3], count=2, known=True))
     bench.run()
     assert job.finished == [[1, 2, 3, 4, 5]]
-    assert job.usage.lm_prefill_tokens == 3
+    assert job.account.usage.lm_prefill_tokens == 3
 
 
 def test_a_cancelled_job_frees_its_rows_at_the_next_step() -> None:
@@ -188,10 +187,10 @@ def test_a_cancelled_job_costs_nothing_more() -> None:
     gone = bench.submit(Waiter([1, 2, 3], count=50))
     bench.step()
     bench.step()
-    before = gone.usage.to_dict()
+    before = gone.account.usage.to_dict()
     gone.cancelled = True
     bench.run()
-    assert gone.usage.to_dict() == before
+    assert gone.account.usage.to_dict() == before
 
 
 def test_a_paused_job_reads_nothing_and_keeps_its_rows_until_it_goes_on() -> None:
@@ -240,7 +239,7 @@ def test_tokens_that_a_job_drew_itself_are_not_prefill() -> None:
     bench = Bench()
     job = bench.submit(Waiter([1, 2, 3], count=5))
     bench.run()
-    usage = job.usage
+    usage = job.account.usage
     assert (usage.lm_prefill_tokens, usage.lm_steps, usage.lm_cached_tokens) == (3, 5, 0)
 
 
@@ -274,7 +273,7 @@ def test_the_pace_of_steps_of_one_size_is_the_guess() -> None:
 
 def test_a_caller_who_has_closed_the_loop_is_told_nothing() -> None:
     async def ask() -> Question:
-        return Question(Usage())
+        return Question()
 
     loop = asyncio.new_event_loop()
     question = loop.run_until_complete(ask())

@@ -15,7 +15,7 @@ from torch import Tensor
 from cards.backends.local.loading import lm_outputs, slotted
 from cards.engines.slots import Slots
 from cards.errors import SettingError
-from cards.usage import Usage, metered
+from cards.usage import open_tickets, track_usage
 
 ROWS, LENGTH = 3, 24
 
@@ -131,17 +131,17 @@ def test_a_rollback_costs_nothing_but_the_new_tokens(gpt2_float64: Pair) -> None
 
 
 def test_a_request_takes_its_own_slot_again_and_then_those_of_requests_that_are_over(known: Known) -> None:
-    usages = [Usage() for _ in range(4)]
-    me, over, other, new = map(id, usages)
-    with metered(usages[0]), metered(usages[2]):
-        with metered(usages[1]):
+    with track_usage(), track_usage():
+        me, other = sorted(open_tickets())
+        with track_usage():
+            over = max(open_tickets())
             mine, _ = known.complete(range(10, 20), owner=me)
             older, _ = known.complete(range(20, 23), owner=other)
             longest, _ = known.complete(range(30, 45), owner=over)
         assert known.complete([*range(10, 17), 50], owner=me) == (mine, 7)
-        with metered(usages[3]):
-            assert known.complete(range(50, 60), owner=new)[0] == longest
-    assert known.complete(range(60, 70), owner=id(Usage()))[0] == older  # all are over: what is short, and long unused
+        with track_usage():
+            assert known.complete(range(50, 60), owner=max(open_tickets()))[0] == longest
+    assert known.complete(range(60, 70))[0] == older  # all are over: what is short, and long unused
 
 
 def test_a_fork_copies_only_the_tail_that_differs(known: Known) -> None:

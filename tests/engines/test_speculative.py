@@ -26,7 +26,7 @@ from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response, Segment
 from cards.methods import BestOfN
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 DRAWS = 1500
 PROMPT = (0,)
@@ -156,7 +156,7 @@ def test_steps_are_what_the_rounds_are(draft: Model, steps: int, drafted: int) -
     """gamma 3, twelve tokens: no more is drafted than the answer has room for beside the target's own token."""
     target: Model = lambda ids: one_hot(0)  # noqa: E731
     source = SpeculativeEngine(engine(target, end=None), engine(draft, end=None), 3)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [segment] = drawn(source, max_tokens=12)
     assert len(segment.token_ids) == usage.lm_decoded_tokens == 12
     assert (usage.lm_steps, usage.draft_decoded_tokens, usage.draft_steps) == (steps, drafted, drafted)
@@ -164,7 +164,7 @@ def test_steps_are_what_the_rounds_are(draft: Model, steps: int, drafted: int) -
 
 def test_nothing_is_drafted_behind_an_end() -> None:
     source = SpeculativeEngine(engine(lambda ids: one_hot(END)), engine(lambda ids: one_hot(END)), 5)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [segment] = drawn(source, max_tokens=12)
     assert (segment.token_ids, segment.finish_reason) == ((END,), "stop")
     assert (usage.lm_steps, usage.draft_decoded_tokens, usage.lm_prefill_tokens) == (1, 1, 1)
@@ -180,7 +180,7 @@ def test_candidates_do_not_depend_on_how_many_are_drawn_together() -> None:
 def test_a_draft_of_a_short_context_leaves_the_rest_to_the_target() -> None:
     same = engine(next_token, end=None)
     source = SpeculativeEngine(same, engine(next_token, end=None, context=6), 3)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         found = drawn(source, max_tokens=12, n=3)
     assert found == drawn(same, max_tokens=12, n=3)
     assert 0 < usage.draft_decoded_tokens <= 3 * 6
@@ -189,7 +189,7 @@ def test_a_draft_of_a_short_context_leaves_the_rest_to_the_target() -> None:
 async def test_candidates_wait_while_the_caller_does_and_end_when_he_leaves() -> None:
     source = SpeculativeEngine(engine(next_token), engine(near), 1)
     before = asyncio.all_tasks()
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         async with aclosing(source.propose(Ask(source.encode("a"), Response(), 60, n=8, seed=1))) as batches:
             first = await anext(batches)
             assert len(first) < 8
@@ -283,7 +283,7 @@ async def test_with_real_models_an_equal_draft_gives_plain_text_in_fewer_steps(p
     plain, target, draft = (pair.engine(slots=8) for _ in range(3))
     source = SpeculativeEngine(target, draft, 3)
     ask = Ask(source.encode(words(range(2, 30))), Response(), 41, sampling=Sampling(0.8), seed=4)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [found] = await candidates(source, ask)
     assert [replace(found, entropy=None)] == await candidates(plain, ask)
     assert usage.lm_steps == -(-len(found.token_ids) // 4)
@@ -296,7 +296,7 @@ async def test_with_real_models_an_equal_draft_gives_plain_text_in_fewer_steps(p
 async def test_a_step_counts_once_for_a_request_however_many_of_its_rows_it_served(llama_float32: Pair) -> None:
     engine = llama_float32.engine(slots=8)
     prompt = engine.encode(words(range(2, 7)))
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         tasks = [asyncio.create_task(engine.logits(prompt, Response(token_ids=(i,)))) for i in range(2, 6)]
         with engine.scheduler.worker.condition:  # the worker waits until all have asked
             await asyncio.sleep(0)

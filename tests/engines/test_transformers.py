@@ -20,7 +20,7 @@ from cards.errors import ModelError, PromptError, SettingError, UnknownNameError
 from cards.events import Response, Segment
 from cards.methods import BestOfN, Vanilla
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ async def test_the_reward_model_reads_or_finds_every_token_of_every_text(gpt2_fl
 
 async def test_costs_are_booked_to_the_meter_of_the_caller(engine: TransformersEngine) -> None:
     async def one(n: int) -> Usage:
-        with metered(Usage()) as usage:
+        with track_usage() as usage:
             await proposals(engine, ask_of(engine, n=n, seed=n))
         return usage
 
@@ -287,7 +287,7 @@ def test_an_ask_for_nothing_is_refused(engine: TransformersEngine, options: dict
 
 async def test_one_of_several_equal_prompts_is_read_for_all(engine: TransformersEngine) -> None:
     prompt = engine.encode(words(list(range(5, 45))))
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         ask = Ask(prompt, Response(), 4)
         await asyncio.gather(*(proposals(engine, replace(ask, seed=seed)) for seed in range(6)))
     again = len(prompt.token_ids) - 1 + 5  # the others only ask for the logits after it, which take its last token

@@ -42,7 +42,7 @@ from cards.methods.base import Request
 from cards.rewards import FunctionReward, ImplicitReward
 from cards.rewards.base import Reward
 from cards.sampling import EARLY, VERDICT, uniforms
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 PAIRS = FixedLength(2, 2)
 GUIDE_TARGET, GUIDE_BETA = 0.9, 0.8
@@ -143,7 +143,7 @@ def events_of(
     async def run() -> tuple[list[Event], Result]:
         source, usage = engine(), Usage()
         fold, events = Fold(usage, seed, method.name), []
-        with metered(usage):
+        with track_usage(usage):
             request = Request(source.encode("?"), max_tokens, seed, trace=trace)
             async with aclosing(method.stream(request, source, reward)) as stream:
                 async for event in stream:

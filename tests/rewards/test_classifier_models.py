@@ -13,7 +13,7 @@ from cards.backends.local.readers import Padded, Slotted
 from cards.engines.text import encode
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny" / "tokenizer"
 SMALL = {
@@ -105,7 +105,7 @@ async def test_pad_id_and_padding_side_do_not_move_the_score(kind: str, tokenize
 async def test_only_new_tokens_are_read(tokenizer: hf.PreTrainedTokenizerBase) -> None:
     reward = cards.ClassifierReward(make("llama", tokenizer), tokenizer, slots=8)
     prompt, responses = texts(tokenizer, 6)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         await reward.score(prompt, [Response()])
         assert usage.rm_tokens == len(prompt.token_ids)
         await reward.score(prompt, responses)

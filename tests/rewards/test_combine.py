@@ -13,7 +13,7 @@ from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.rewards import FunctionReward, Minimum, Pessimistic, WeightedSum
 from cards.rewards.base import Reward
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 TEXTS = ["a", "bb", "", "abc"]
 
@@ -71,7 +71,7 @@ def test_a_sum_that_overflows_is_refused() -> None:
 
 def test_texts_are_counted_once_for_every_part_that_reads_them() -> None:
     async def run() -> Usage:
-        with metered(Usage()) as usage:
+        with track_usage() as usage:
             await Minimum(parts()).score(Prompt("?"), [Response("a"), Response("b")])
         return usage
 

@@ -17,7 +17,7 @@ from cards.events import Prompt, Response
 from cards.registry import load_reward
 from cards.rewards import JSONReward, KeywordReward, LengthReward, RegexReward
 from cards.rewards.constraints import Constraint
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 
 def texts(alphabet: str, longest: int) -> Iterator[str]:
@@ -162,7 +162,7 @@ def test_lengths_are_judged_when_they_are_certain() -> None:
 
 
 async def test_space_before_an_answer_is_not_judged_and_calls_are_counted() -> None:
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         found = await RegexReward("[0-9]+").score(Prompt("?"), [Response(" 42", (1,), "stop"), Response(" 4x"), Response("\n")])
     assert found == [1.0, 0.0, 1.0]
     assert usage.rm_calls == 3

@@ -14,7 +14,7 @@ from cards.errors import PromptError, RewardError
 from cards.events import Prompt, Response
 from cards.rewards import FunctionReward
 from cards.rewards.base import Reward, excerpt
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 PROMPT = Prompt("What?")
 
@@ -107,7 +107,7 @@ def test_plain_functions_run_side_by_side() -> None:
 
 def test_calls_are_counted_and_timed_for_the_request() -> None:
     async def run() -> Usage:
-        with metered(Usage()) as usage:
+        with track_usage() as usage:
             await FunctionReward(length).score(PROMPT, [Response("a"), Response("b")])
             await FunctionReward(length_later).score(PROMPT, [Response("c")])
         return usage

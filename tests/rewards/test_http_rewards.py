@@ -18,7 +18,7 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError, UnavailableError, UnknownNameError
 from cards.events import Message, Prompt, Response
 from cards.registry import load_reward
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 TEXTS = ["", " Good.", " I hate you, you idiot.", " It was so good that I saw it twice."]
 
@@ -61,7 +61,7 @@ async def test_scores_are_those_of_the_served_reward(
     with serve(path, target=2.5) as (remote, _):
         assert type(remote) is kind
         assert remote.target == 2.5
-        with metered(Usage()) as usage:
+        with track_usage() as usage:
             got = await remote.score(prompt, responses)
         assert got == pytest.approx(await reward.score(prompt, responses), abs=1e-5)
         assert usage.rm_calls == len(TEXTS)

@@ -20,7 +20,7 @@ from cards.events import Prompt, Response
 from cards.registry import load_reward
 from cards.rewards import ImplicitReward, Minimum
 from cards.rewards.implicit import Sums
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 IDS = tuple(int(i) for i in np.random.default_rng(5).integers(2, 80, 40))
 MODELS = [language_model("llama", seed=seed).double() for seed in (3, 4)]
@@ -76,7 +76,7 @@ async def test_a_text_that_branches_off_a_scored_one_shares_its_sums(prompt: Pro
 async def test_both_models_read_only_what_is_new(prompt: Prompt) -> None:
     reward = implicit()
     per_token = sum(e.scheduler.slots.flops for e in (reward.tuned, reward.untuned))  # type: ignore[attr-defined]
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         for count, read in [(4, 10 + 3), (9, 10 + 8), (9, 10 + 8), (11, 10 + 10), (6, 10 + 10)]:
             await reward.score(prompt, [Response(token_ids=IDS[10 : 10 + count])])
             assert usage.rm_tokens == 2 * read
@@ -91,7 +91,7 @@ async def test_all_next_tokens_take_one_pass(prompt: Prompt) -> None:
     followers = [Response(token_ids=(*at.token_ids, t)) for t in (5, 9, 70)]
     [expected] = [await implicit(weights="inverse").score(prompt, followers)]
     await reward.score(prompt, [at])
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         assert await reward.score_next(prompt, at, followers) == pytest.approx(expected, abs=1e-6)
         assert (usage.rm_calls, usage.rm_tokens) == (3, 2)  # the last token of the answer, in both models
         assert await reward.score(prompt, followers) == pytest.approx(expected, abs=1e-6)
@@ -173,7 +173,7 @@ async def test_rewards_do_not_change_when_sums_are_dropped_in_between(prompt: Pr
 async def test_the_mock_will_do() -> None:
     sharp, flat = (MockEngine(lambda ids, p=p: p, "ab") for p in ([0.75, 0.25], [0.5, 0.5]))  # type: ignore[misc]
     reward = ImplicitReward(sharp, flat)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [found] = await reward.score(sharp.encode("b"), [Response("aab", (0, 0, 1))])
     assert found == pytest.approx(np.log(1.5 * 1.5 * 0.5))
     assert (usage.rm_calls, usage.rm_tokens) == (1, 6)
@@ -182,7 +182,7 @@ async def test_the_mock_will_do() -> None:
 def test_a_pair_is_named_by_its_models() -> None:
     reward = load_reward("implicit:tiny-aligned,tiny", device="cpu", slots=2)
     assert isinstance(reward, ImplicitReward)
-    assert (reward.name, reward.tuned.rows, reward.tuned.role) == ("implicit:tiny-aligned,tiny", 2, "rm")
+    assert (reward.name, reward.tuned.rows) == ("implicit:tiny-aligned,tiny", 2)
     with pytest.raises(SettingError, match="implicit:TUNED,UNTUNED"):
         load_reward("implicit:tiny")
     with pytest.raises(UnknownNameError, match=r"Unknown kind of reward 'implict'\. Did you mean 'implicit'"):

@@ -19,7 +19,7 @@ from cards.methods import BestOfN
 from cards.registry import load_reward
 from cards.rewards import SelfEvaluation, ValueReward
 from cards.rewards.self_evaluation import conversation
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 IDS = tuple(int(i) for i in np.random.default_rng(6).integers(2, 80, 30))
 
@@ -48,7 +48,7 @@ async def test_all_next_tokens_take_one_pass(llama_float64: Pair) -> None:
     prompt, answer = reward.model.encode(words(IDS[:8])), Response(token_ids=IDS[8:12])
     followers = [Response(token_ids=(*answer.token_ids, t)) for t in range(40)]
     values = full(llama_float64, IDS[:12])
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         assert await reward.score_next(prompt, answer, followers) == pytest.approx(values[:40], abs=1e-6)
         assert (usage.rm_calls, usage.rm_tokens, usage.lm_prefill_tokens) == (40, 12, 0)
     assert await reward.score(prompt, followers[:3]) == pytest.approx(values[:3], abs=1e-6)
@@ -99,7 +99,7 @@ async def test_a_liking_for_one_letter_cancels_out() -> None:
 
 
 async def test_both_orders_are_asked_and_booked_as_the_rewards() -> None:
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         await evaluator().score(Prompt("y"), [Response("x")])
     assert (usage.rm_calls, usage.rm_tokens, usage.lm_prefill_tokens) == (1, 2, 0)
 
@@ -131,7 +131,7 @@ async def test_a_chat_model_is_asked_under_its_template() -> None:
     engine = reward.model
     assert isinstance(engine, TransformersEngine)
     prompt, answer = engine.encode([{"role": "user", "content": "Hi"}]), Response(" Hello, how are you?")
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         [found] = await reward.score(prompt, [answer])
     both = []
     for a, b in [(reward.good, reward.bad), (reward.bad, reward.good)]:
@@ -147,15 +147,15 @@ async def test_a_chat_model_is_asked_under_its_template() -> None:
     assert usage.rm_tokens < 2 * ids.shape[1]  # what both orders begin with is read once
 
 
-def test_an_lm_may_judge_its_own_answers(llama_float32: Pair) -> None:
-    """Its books are then one."""
+def test_an_lm_may_score_its_own_responses(llama_float32: Pair) -> None:
     engine = llama_float32.engine()
     reward = ValueReward(engine)
-    assert engine.role == "rm"
-    usage = Decoder(engine, reward, BestOfN(n=3))(words(IDS[:5]), max_tokens=6).usage
-    assert usage.rm_tokens == 0
-    assert usage.rm_calls == 3
-    assert usage.lm_decoded_tokens > 0
+    result = Decoder(engine, reward, BestOfN(n=3))(words(IDS[:5]), max_tokens=6, trace=True)
+    responses = [result.segments[0], *result.segments[0].rejected]
+    usage = result.usage
+    assert (usage.rm_calls, usage.lm_steps, usage.lm_prefill_tokens) == (3, 6, 5)
+    assert usage.lm_decoded_tokens == sum(len(response.token_ids) for response in responses)
+    assert usage.rm_tokens + usage.rm_cached_tokens == usage.lm_decoded_tokens + 3 * 4  # all but the last token of each
 
 
 def test_a_question_must_hold_what_it_asks_about() -> None:

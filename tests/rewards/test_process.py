@@ -18,7 +18,7 @@ from cards.events import Prompt, Response
 from cards.registry import load_reward
 from cards.rewards import FunctionReward, ImplicitReward, ProcessReward, StepTokenReward
 from cards.rewards.process import finished_steps, sigmoid
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 PROMPT = Prompt("?", (1, 2), None, "some")
 
@@ -73,7 +73,7 @@ async def test_the_rewards_of_steps_are_joined(join: Any, squash: bool) -> None:
 async def test_a_step_is_asked_for_once() -> None:
     notes = Notes()
     reward = ProcessReward(notes, ";", "min")
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         await reward.score(PROMPT, [response(t) for t in ("a;b;", "a;c", "a;b;", "")])
         assert sorted(notes.asked) == ["", "a;", "a;b;"]
         await reward.score(PROMPT, [response("a;b;d;"), response("a;b;d;e")])
@@ -170,7 +170,7 @@ def test_tags_stand_behind_every_finished_step() -> None:
 
 async def test_judged_steps_are_joined_and_each_is_read_once() -> None:
     reward = ProcessReward(steps_reward(), ";", "min")
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         found = await reward.score(judge().encode("ab"), [response("bbb;aab;"), response("aab;")])
     assert found == pytest.approx([sigmoid(-3.0), sigmoid(1.0)])
     assert (usage.rm_calls, usage.rm_tokens) == (3, 3)

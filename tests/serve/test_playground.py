@@ -120,7 +120,7 @@ async def test_the_answer_of_a_method_without_reward_is_graded_off_the_books() -
     run = await ended(a_run(), Decoder(mock(), count_of_b, Vanilla(temperature=1.0, top_k=None)))
     assert run.result.reward is None
     assert run.reward == run.result.text.count("b") / 2
-    assert run.usage.rm_calls == 0
+    assert run.result.usage.rm_calls == 0
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])

@@ -42,7 +42,7 @@ from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.serve.app import make_app
 from cards.serve.options import Options
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny"
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -218,7 +218,7 @@ async def test_rewards_are_those_of_the_classifier(scores: Reward, twin_reward: 
 
 async def begun(engine: Engine, n: int) -> asyncio.Task[list[Segment]]:
     """Proposals of LONG tokens, of which the first are there."""
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         ask = Ask(engine.encode(TALK), Response(), LONG, Whole(), Sampling(5.0), n=n)
         task = asyncio.create_task(proposals(engine, ask))
     await eventually(lambda: usage.lm_decoded_tokens > 0 or task.done(), lambda: asyncio.sleep(0.01))

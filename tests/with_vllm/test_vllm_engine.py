@@ -20,7 +20,7 @@ from cards.engines.base import Ask, Engine
 from cards.errors import PromptError, SettingError, UnknownNameError
 from cards.events import Message, Response, Segment
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 PROMPTS: list[str | Sequence[Message]] = [
     [Message(role="user", content="What did you think of the new Star Wars film?")],
@@ -158,7 +158,7 @@ async def test_the_books(engine: Engine) -> None:
     """The prompt is read but for what the cache holds in whole blocks; tokens are counted as drawn."""
     prompt = engine.encode("A prompt that no other test has. " * 12)
     ask = Ask(prompt, Response(), 20, FixedLength(maximum=9), Sampling(1.0), n=4)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         segments = await proposals(engine, ask)
         await engine.settle()
     size, blocks = len(prompt.token_ids), (len(prompt.token_ids) - 1) // 32
@@ -167,12 +167,12 @@ async def test_the_books(engine: Engine) -> None:
     assert usage.lm_steps == max(len(s.token_ids) for s in segments)
     assert usage.lm_prefill_tokens + usage.lm_cached_tokens == 4 * size
     assert usage.lm_seconds > 0
-    with metered(Usage()) as again:
+    with track_usage() as again:
         await proposals(engine, ask)
         await engine.settle()
     assert again.lm_cached_tokens == 4 * 32 * blocks
     engine.forget()
-    with metered(Usage()) as anew:
+    with track_usage() as anew:
         await proposals(engine, replace(ask, n=1))
         await engine.settle()
     assert anew.lm_cached_tokens == 0
@@ -181,7 +181,7 @@ async def test_the_books(engine: Engine) -> None:
 async def test_leaving_frees_the_rows(engine: Any) -> None:
     """What is left undone is aborted inside vLLM: nothing holds its cache, which else could not be reset."""
     ask = ask_of(engine, n=24, boundary=Whole(), sampling=Sampling(1.0), max_tokens=400)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         async with aclosing(engine.propose(ask)) as batches:
             await anext(batches)
         await engine.settle()

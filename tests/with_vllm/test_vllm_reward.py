@@ -18,7 +18,7 @@ from cards.engines.base import Engine
 from cards.errors import ModelError, RewardError, SettingError, UnavailableError, UnknownNameError
 from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny"
 LONG = "That is so good to hear, I hope you will have a great time there with all of them! Tell me more about it."
@@ -60,15 +60,15 @@ async def test_the_books(reward: Reward, twin: Engine) -> None:
     prompt = twin.encode("A prompt of which nobody has heard before. " * 12)
     answers = [Response(), Response(" Yes.", twin.tokenize(" Yes."))]
     tokens = sum(len(prompt.token_ids) + len(answer.token_ids) for answer in answers)
-    with metered(Usage()) as usage:
+    with track_usage() as usage:
         await reward.score(prompt, answers)
     assert usage.rm_calls == 2
     assert usage.rm_tokens + usage.rm_cached_tokens == tokens
-    with metered(Usage()) as again:
+    with track_usage() as again:
         await reward.score(prompt, answers)
     assert again.rm_cached_tokens == 2 * ((len(prompt.token_ids) - 1) // 32 * 32)
     reward.forget()
-    with metered(Usage()) as anew:
+    with track_usage() as anew:
         await reward.score(prompt, answers[:1])
     assert (anew.rm_tokens, anew.rm_cached_tokens) == (len(prompt.token_ids), 0)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
 from cards.engines.text import Decodes
 from cards.engines.writer import Writer, written
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
+from cards.parts import Composite
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Role = Literal["lm", "draft", "rm"]  # the language model that answers, a second one that helps, or a part of a reward
 
-
-class Engine(ABC):
+class Engine(Composite, ABC):
     """An LM that proposes. `has` names what it offers to methods: `segments`, `logits`, `logprobs`."""
 
     has: ClassVar[frozenset[str]] = frozenset({"segments"})
@@ -32,7 +31,6 @@ class Engine(ABC):
     entropy_threshold: float = 3.0  # a sensible tau_u for this LM
     chats: bool = True  # whether it renders messages
     vocabulary: str = ""  # fingerprint of its tokenizer: engines with the same one can share token ids
-    role: Role = "lm"  # whose books it writes to
     tokenizer: Decodes
     end_ids: frozenset[int]  # tokens that end an answer
     requests: int = 0  # being served now
@@ -84,15 +82,6 @@ class Engine(ABC):
     def width(self, acceptance_rate: float, most: int) -> int:
         """How many candidates to ask for at once, given the acceptance rate so far: a speed dial, nothing else."""
         return min(most, 4)
-
-    async def settle(self) -> None:  # noqa: B027
-        """Wait until what was cancelled is on the books."""
-
-    def forget(self) -> None:  # noqa: B027
-        """Drop what is kept of earlier texts; results do not change."""
-
-    async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
-        """Free what the engine holds (threads, memory, connections)."""
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:

@@ -18,7 +18,7 @@ from cards.errors import PromptError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.prompts import check_messages
 from cards.sampling import Sampling, draw, uniforms
-from cards.usage import meter
+from cards.usage import current_account
 
 Model = Callable[[tuple[int, ...]], Sequence[float]]
 
@@ -92,7 +92,8 @@ class MockEngine(Engine):
         prefix = ask.prompt.token_ids + ask.response.token_ids
         writers = [self.writer(ask) for _ in range(ask.n)]
         u = [uniforms(ask.seed, ask.segment, ask.first + i, writers[0].most) for i in range(ask.n)]
-        meter().add(**{f"{self.role}_prefill_tokens": len(prefix)})
+        account = current_account()
+        account.add(prefill_tokens=len(prefix))
         while unfinished := [i for i, writer in enumerate(writers) if writer.segment is None]:
             await asyncio.sleep(0)
             drew = 0
@@ -106,7 +107,7 @@ class MockEngine(Engine):
                         continue
                 writer.push(self._draw(logits, ask.sampling, float(u[i][at])))
                 drew += 1
-            meter().add(**{f"{self.role}_decoded_tokens": drew, f"{self.role}_steps": 1})
+            account.add(decoded_tokens=drew, steps=1)
         yield [writer.segment for writer in writers if writer.segment is not None]
 
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
@@ -124,8 +125,7 @@ class MockEngine(Engine):
 
     async def _look(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:
         await asyncio.sleep(0)
-        read = {"rm_tokens": last} if self.role == "rm" else {f"{self.role}_steps": 1, f"{self.role}_prefill_tokens": last}
-        meter().add(**read)
+        current_account().add(steps=1, prefill_tokens=last)
         rows = [self._next(ids[: len(ids) - i]).numpy()[0] for i in reversed(range(last))]
         return np.stack(rows)
 

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from cards.backends.local.worker import Worker, in_words
-from cards.engines.base import Role, tell
+from cards.engines.base import tell
 from cards.engines.slots import Slots
 from cards.errors import ModelError, PromptError
-from cards.usage import Usage
+from cards.usage import Account, current_account
 
 log = logging.getLogger("cards")
 
 
 class Job:
-    """What one caller waits for; it owns rows. Cancelling it frees them at the next step, pausing it stops their reading."""
+    """What one caller waits for; it owns rows. Cancelling it frees them at the next step, pausing it stops their reading.
 
-    def __init__(self, usage: Usage) -> None:
-        self.usage = usage
+    Its costs go to the account of the caller that makes it.
+    """
+
+    def __init__(self) -> None:
+        self.account = current_account()
         self.cancelled = False
         self.paused = False
 
@@ -43,8 +46,8 @@ class Job:
 class Question(Job):
     """A job with one result, which its caller awaits."""
 
-    def __init__(self, usage: Usage) -> None:
-        super().__init__(usage)
+    def __init__(self) -> None:
+        super().__init__()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
@@ -132,11 +135,11 @@ class Scheduler:
 
     consume(rows, outputs [rows, ...]) gets the rows that are fully read: it extends their tokens or marks them done, and
     returns new rows, which are admitted first. `budget` bounds the tokens of one step, so that a long prompt does not hold
-    up the others. `kind` names the books the costs go to.
+    up the others.
     """
 
-    def __init__(self, slots: Slots, consume: Consume, kind: Role, budget: int = 1024) -> None:
-        self.slots, self.consume, self.kind, self.budget = slots, consume, kind, budget
+    def __init__(self, slots: Slots, consume: Consume, budget: int = 1024) -> None:
+        self.slots, self.consume, self.budget = slots, consume, budget
         self.inbox: deque[tuple[Callable[[], Sequence[Row]], Job | None]] = deque()
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
@@ -170,6 +173,12 @@ class Scheduler:
             return ()
 
         self.submit(begin)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a reward waits for this model."""
+        jobs = [job for _, job in list(self.inbox)] + [row.job for row in self.active]
+        return any(job is not None and job.account.role == "rm" for job in jobs)
 
     @property
     def busy(self) -> bool:
@@ -244,12 +253,12 @@ class Scheduler:
                 )
             elif self.slots.coming(row.tokens):
                 later.append(row)
-            elif (place := self.slots.acquire(row.tokens, row.keep, id(row.job.usage))) is None:
+            elif (place := self.slots.acquire(row.tokens, row.keep, row.job.account.ticket.id)) is None:
                 later.append(row)
                 break
             else:
                 row.slot, held = place
-                row.job.usage.add(**{f"{self.kind}_cached_tokens": held})
+                row.job.account.add(cached_tokens=held)
                 self.active.append(row)
                 if held == len(row.tokens):
                     fresh.append(row)
@@ -273,18 +282,13 @@ class Scheduler:
 
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
         for row, new in batch:
-            row.job.usage.add(flops=self.slots.flops * len(new))
+            row.job.account.add(flops=self.slots.flops * len(new))
         if all(len(new) == 1 for _, new in batch):  # a prompt's tokens are cheaper by the dozen
             self.pace.observe(len(batch), seconds)
-        read: dict[int, tuple[Usage, int]] = {}  # a request's jobs write to one meter, which a step counts in once
+        read: dict[Account, int] = {}  # a request's jobs in one role share an account, for which a step counts once
         for row, new in batch:
-            end = int(self.slots.held[row.slot])
-            given = end if self.kind == "rm" else min(end, row.given)
-            usage, tokens = read.get(id(row.job.usage), (row.job.usage, 0))
-            read[id(usage)] = usage, tokens + max(0, given - (end - len(new)))
-        for usage, tokens in read.values():
-            if self.kind == "rm":
-                usage.add(rm_tokens=tokens)
-            else:
-                costs = {"steps": 1, "prefill_tokens": tokens, "seconds": seconds}
-                usage.add(**{f"{self.kind}_{name}": cost for name, cost in costs.items()})
+            account, end = row.job.account, int(self.slots.held[row.slot])
+            given = end if account.role == "rm" else min(end, row.given)
+            read[account] = read.get(account, 0) + max(0, given - (end - len(new)))
+        for account, tokens in read.items():
+            account.add(steps=1, prefill_tokens=tokens, seconds=seconds)

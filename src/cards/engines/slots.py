@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cards.backends.local.attention import Group, Step, running
 from cards.errors import check
-from cards.usage import going_on
+from cards.usage import open_tickets
 
 COPY_COST = 0.05  # of reading a token again
 NEEDED = {"theirs": 1.0, "own": 0.3, "over": 0.05}  # chance that a slot's tokens are needed again: of a request, by whose it is
@@ -60,7 +60,7 @@ class Slots:
         return bool(self._common(ids, self.due).max() >= self.match(ids).max() + WORTH_WAITING)
 
     def acquire(self, sequence: Sequence[int], keep: int, owner: int = 0) -> tuple[int, int] | None:
-        """Take an idle slot for the sequence, of which at most `keep` tokens need no reading, for the request `owner`.
+        """Take an idle slot for the sequence, of which at most `keep` tokens need no reading, for the ticket `owner`.
 
         Returns (slot, tokens held), or None if every slot is busy. Prefers slots that lose little by it: few tokens
         beyond the common prefix, long unused, best of requests that are over.
@@ -71,7 +71,7 @@ class Slots:
         source = int(match.argmax())
         best = int(match[source])
         self.clock += 1
-        chance = dict.fromkeys(going_on(), NEEDED["theirs"]) | {owner: NEEDED["own"]}
+        chance = dict.fromkeys(open_tickets(), NEEDED["theirs"]) | {owner: NEEDED["own"]}
         needed = np.array([chance.get(one, NEEDED["over"]) for one in self.owner.tolist()])
         needed /= 1 + (self.clock - self.used) / self.rows
         cost = np.where(self.idle, COPY_COST * (best - match) + needed * (self.held - match), np.inf)

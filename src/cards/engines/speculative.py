@@ -10,7 +10,7 @@ from cards.engines.base import Ask, Engine
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import DRAFT_TEST, REDRAW, TOKENS, distribution, pick, uniforms
-from cards.usage import meter
+from cards.usage import booked_as, current_account
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,8 +56,7 @@ class SpeculativeEngine(Engine):
                 raise MismatchError(f"Engine {engine.name!r} does not give logits, which speculative decoding needs.")
         if target.vocabulary != draft.vocabulary:
             raise MismatchError(f"Draft {draft.name!r} and target {target.name!r} do not share a tokenizer.")
-        if draft is not target:
-            draft.role = "draft"
+        self.parts = (target, draft)
         self.target, self.draft, self.gamma, self.redraw, self.bonus = target, draft, gamma, redraw, bonus
         self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
         self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
@@ -107,8 +106,7 @@ class SpeculativeEngine(Engine):
                 else:
                     weights = await self.redraw(ask.prompt, after(before, drafted[:i]), p, q[i])
                     token = pick(weights if weights.any() else p, redraws[at])  # they round to nothing where p is q
-                writer.push(token)
-                meter().add(lm_decoded_tokens=1)
+                writer.choose(token)
                 if writer.segment is not None or not kept:
                     break
         return writer.segment
@@ -118,11 +116,12 @@ class SpeculativeEngine(Engine):
         tokens: list[int] = []
         q: list[Floats] = []
         room = self.draft.context - len(ask.prompt.token_ids) - len(before.token_ids)
-        while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
-            [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
-            q.append(distribution(logits, ask.sampling))
-            tokens.append(pick(q[-1], u[len(tokens)]))
-        meter().add(draft_decoded_tokens=len(tokens))
+        with booked_as("draft"):
+            while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
+                [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
+                q.append(distribution(logits, ask.sampling))
+                tokens.append(pick(q[-1], u[len(tokens)]))
+            current_account().add(decoded_tokens=len(tokens))
         return tokens, q
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -150,16 +149,6 @@ class SpeculativeEngine(Engine):
 
     def width(self, acceptance_rate: float, most: int) -> int:
         return self.target.width(acceptance_rate, most)
-
-    async def settle(self) -> None:
-        await asyncio.gather(self.target.settle(), self.draft.settle())
-
-    def forget(self) -> None:
-        self.target.forget()
-        self.draft.forget()
-
-    async def aclose(self) -> None:
-        await asyncio.gather(self.target.aclose(), self.draft.aclose())
 
 
 def after(response: Response, tokens: Sequence[int]) -> Response:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cards.engines.ask import Ask
 from cards.engines.text import Decodes, Detokenizer, find_stop, hold_back
 from cards.events import FinishReason, Segment
+from cards.usage import current_account
 
 
 class Writer:
@@ -30,6 +31,11 @@ class Writer:
             self._text, self._told = Detokenizer(tokenizer, prefix), 0
         self._eager = bool(ask.stop) or ask.boundary.reads_text
         self._starts: list[int] = []  # of each token's text
+
+    def choose(self, token: int) -> None:
+        """Take a token that the caller has drawn itself, from logits, and count it as decoded."""
+        current_account().add(decoded_tokens=1)
+        self.push(token)
 
     def push(self, token: int) -> None:
         """Take a token, and end where it ends the answer or the segment."""

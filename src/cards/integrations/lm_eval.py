@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from cards.background import background
 from cards.cli.settings import method_of
 from cards.console import show_error
-from cards.decoder import Decoder, background
+from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, UnknownNameError, check
 from cards.events import Message, Prompt, Response
 from cards.profile import typed

@@ -12,9 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from cards.background import background
 from cards.batch.rows import arrow
 from cards.batch.work import ends
-from cards.decoder import Decoder, PromptLike, background
+from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, SettingError, check
 from cards.events import Message, Prompt, Result
 from cards.files import replacing

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, cast
 
@@ -13,6 +15,7 @@ from cards.events import Event, Prompt, Response, Segment
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.settings import check_settings, setting, settings_of
+from cards.usage import count_round
 
 EngineLike = str | Engine
 RewardLike = str | Reward
@@ -132,6 +135,25 @@ def target_of(target: float | None, reward: Reward) -> float:
             "values run from -0.5 to 10); take a high quantile of the rewards of the model's own answers."
         )
     return target
+
+
+def propose(engine: Engine, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+    """Ask the engine for candidates, in lists as they get ready. Counts a round."""
+    count_round()
+    return engine.propose(ask)
+
+
+async def proposals(engine: Engine, *asks: Ask) -> list[list[Segment]]:
+    """All candidates of each ask, drawn side by side in one round."""
+    if asks:
+        count_round()
+    return await asyncio.gather(*(draw_all(engine, ask) for ask in asks))
+
+
+async def draw_all(engine: Engine, ask: Ask) -> list[Segment]:
+    """All segments of an ask. Used directly, to look ahead, it does not count a round."""
+    async with aclosing(engine.propose(ask)) as batches:
+        return [segment async for batch in batches for segment in batch]
 
 
 def argmax(segments: Sequence[Segment]) -> int:

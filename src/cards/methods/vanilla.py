@@ -10,10 +10,9 @@ from typing import ClassVar
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Engine
 from cards.events import Accepted, Event, Proposed, Response
-from cards.methods.base import Request, Sampled
+from cards.methods.base import Request, Sampled, propose
 from cards.rewards.base import Reward
 from cards.settings import setting
-from cards.usage import meter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +33,7 @@ class Vanilla(Sampled):
         response, position = Response(), 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling, segment=position)
-            meter().add(rounds=1)
-            async with aclosing(engine.propose(ask)) as batches:
+            async with aclosing(propose(engine, ask)) as batches:
                 async for [segment] in batches:
                     yield Proposed(position, 0, segment)
                     yield Accepted(position, 0, segment)

@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
-from cards.usage import meter
+from cards.parts import Composite
+from cards.usage import booked_as, current_account
 
 
-class Reward(ABC):
+class Reward(Composite, ABC):
     """A score of a response to a prompt; higher is better. `target` is a sensible r* for it, where one is known."""
 
     kind: ClassVar[str] = ""  # how a reward of this class is named, `kind:details`; empty if it cannot be
     name: str
     target: float | None = None
     context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
-    booked: ClassVar[bool] = True  # whether its calls go on the books; a combination leaves that to its parts
 
     async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
         """Rewards of the responses, in order; the empty response scores the bare prompt.
@@ -37,9 +37,10 @@ class Reward(ABC):
         self, rating: Coroutine[Any, Any, Sequence[float]], prompt: Prompt, responses: Sequence[Response]
     ) -> list[float]:
         start = time.perf_counter()
-        rewards = [float(r) for r in await rating]
-        if self.booked:
-            meter().add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
+        with booked_as("rm"):
+            rewards = [float(r) for r in await rating]
+        if not any(isinstance(part, Reward) for part in self.parts):  # else they have counted themselves
+            current_account().usage.add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
         if len(rewards) != len(responses):
             raise RewardError(f"Reward {self.name!r} gave {len(rewards)} scores for {len(responses)} responses.")
         for reward, response in zip(rewards, responses, strict=True):
@@ -62,12 +63,6 @@ class Reward(ABC):
     async def rate_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> Sequence[float]:
         """The same behind `score_next`, for rewards that can do it at once."""
         return await self.rate(prompt, followers)
-
-    def forget(self) -> None:  # noqa: B027
-        """Drop what is kept of earlier texts; results do not change."""
-
-    async def aclose(self) -> None:  # noqa: B027  (most hold nothing)
-        """Free what the reward holds."""
 
 
 def excerpt(text: str, length: int = 80) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import statistics
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 from cards.errors import check
 from cards.events import Prompt, Response
@@ -16,11 +15,10 @@ from cards.rewards.base import Reward
 class Combination(Reward):
     """Base: scores with all parts at once, then joins the scores of each response."""
 
-    booked: ClassVar[bool] = False
-
     def __init__(self, rewards: Sequence[Reward], *, target: float | None = None) -> None:
         check(len(rewards) > 0, f"{type(self).__name__} needs at least one reward.")
         self.rewards, self.target = tuple(rewards), target
+        self.parts = self.rewards
         self.context = min((r.context for r in rewards if r.context is not None), default=None)
         self.name = f"{type(self).__name__}({', '.join(r.name for r in rewards)})"
 
@@ -37,14 +35,6 @@ class Combination(Reward):
     @abstractmethod
     def join(self, scores: Sequence[float]) -> float:
         """One reward from the parts' rewards of one response."""
-
-    def forget(self) -> None:
-        for reward in self.rewards:
-            reward.forget()
-
-    async def aclose(self) -> None:
-        for reward in self.rewards:
-            await reward.aclose()
 
 
 class WeightedSum(Combination):

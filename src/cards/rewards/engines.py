@@ -1,4 +1,4 @@
-"""Engines as parts of rewards: their costs are the reward's, and they read texts in their own tokens."""
+"""Engines as parts of rewards, which read texts in their own tokens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from cards.engines.base import Engine
 from cards.events import Prompt, Response
 
 
-def as_part(engine: str | Engine, **options: Any) -> Engine:
-    """An engine, loaded if it is a name, that from now on writes to the books of a reward."""
+def as_engine(engine: str | Engine, **options: Any) -> Engine:
+    """Load the engine if it is given by name."""
     from cards.registry import load_engine
 
-    engine = load_engine(engine, **options) if isinstance(engine, str) else engine
-    engine.role = "rm"
-    return engine
+    return load_engine(engine, **options) if isinstance(engine, str) else engine
 
 
 def in_tokens_of(engine: Engine, prompt: Prompt, responses: Sequence[Response]) -> tuple[Prompt, list[Response]]:

@@ -10,7 +10,7 @@ from cards.engines.base import Engine
 from cards.errors import MismatchError, SettingError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part, in_tokens_of
+from cards.rewards.engines import as_engine, in_tokens_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +44,13 @@ class ImplicitReward(Reward):
     ) -> None:
         check(beta > 0, f"beta must be positive, not {beta}.")
         check(weights in ("sum", "inverse", "mean"), f"weights must be 'sum', 'inverse' or 'mean', not {weights!r}.")
-        self.tuned, self.untuned = as_part(tuned, **options), as_part(untuned, **options)
+        self.tuned, self.untuned = as_engine(tuned, **options), as_engine(untuned, **options)
         if self.tuned.vocabulary != self.untuned.vocabulary:
             raise MismatchError(
                 f"An implicit reward compares two models of one tokenizer, and {self.tuned.name!r} has another than "
                 f"{self.untuned.name!r}."
             )
+        self.parts = (self.tuned, self.untuned)
         self.beta, self.weights, self.target = beta, weights, target
         self.context = min(self.tuned.context, self.untuned.context)
         self.name = f"implicit:{self.tuned.name},{self.untuned.name}"
@@ -106,12 +107,7 @@ class ImplicitReward(Reward):
 
     def forget(self) -> None:
         self.sums.forget()
-        self.tuned.forget()
-        self.untuned.forget()
-
-    async def aclose(self) -> None:
-        await self.tuned.aclose()
-        await self.untuned.aclose()
+        super().forget()
 
 
 class Sums:

@@ -33,8 +33,6 @@ class ProcessReward(Reward):
 
     kind: ClassVar[str] = "process"
 
-    booked: ClassVar[bool] = False
-
     def __init__(
         self,
         reward: Reward,
@@ -47,7 +45,7 @@ class ProcessReward(Reward):
         check(bool(delimiter), "The delimiter of steps must not be empty.")
         check(join in JOINS, f"join must be one of {', '.join(JOINS)}, not {join!r}.")
         self.reward, self.delimiter, self.join, self.squash = reward, delimiter, join, squash
-        self.target, self.context = target, reward.context
+        self.target, self.context, self.parts = target, reward.context, (reward,)
         self.name = f"process:{reward.name}"
         self.known: dict[Key, float] = {}
 
@@ -78,10 +76,7 @@ class ProcessReward(Reward):
 
     def forget(self) -> None:
         self.known.clear()
-        self.reward.forget()
-
-    async def aclose(self) -> None:
-        await self.reward.aclose()
+        super().forget()
 
 
 def finished_steps(response: Response, delimiter: str) -> list[Response]:

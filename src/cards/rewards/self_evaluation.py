@@ -11,7 +11,7 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part
+from cards.rewards.engines import as_engine
 from cards.rewards.process import sigmoid
 
 QUESTION = """\
@@ -33,8 +33,7 @@ class SelfEvaluation(Reward):
     or B cancels out; in [0, 1] (after RAIN, arXiv 2309.07124, which asks in other words and counts the likelier letter as 1).
 
     `question` holds {conversation}, {a} and {b}; it is a user's message where the LM has a chat template, and plain text
-    elsewhere; `lead` begins the LM's reply. `model` is a name or an engine of its own, or the answering LM itself, whose
-    books then show the cost.
+    elsewhere; `lead` begins the LM's reply. `model` is a name or an engine, which may be the answering LM itself.
     """
 
     kind: ClassVar[str] = "self-evaluation"
@@ -50,7 +49,8 @@ class SelfEvaluation(Reward):
         target: float | None = None,
         **options: Any,
     ) -> None:
-        self.model, self.target = as_part(model, **options), target
+        self.model, self.target = as_engine(model, **options), target
+        self.parts = (self.model,)
         for place in ("{conversation}", "{a}", "{b}"):
             check(place in question, f"The question of a self-evaluation must hold {place}.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
@@ -81,12 +81,6 @@ class SelfEvaluation(Reward):
         [logits] = await self.model.logits(asked, Response(lead, self.model.tokenize(lead)))
         one, other = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
         return sigmoid(float(one - other))
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()
 
 
 def conversation(prompt: Prompt, response: Response) -> str:

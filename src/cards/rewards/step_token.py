@@ -11,7 +11,7 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part, own_prompt
+from cards.rewards.engines import as_engine, own_prompt
 from cards.rewards.process import finished_steps, sigmoid
 
 
@@ -36,7 +36,8 @@ class StepTokenReward(Reward):
         delimiter: str = "\n\n",
         **options: Any,
     ) -> None:
-        self.model = as_part(model, **options)
+        self.model = as_engine(model, **options)
+        self.parts = (self.model,)
         self.tag, self.delimiter = tag, delimiter
         self.good, self.bad = (_last_token(self.model, sign) for sign in (good, bad))
         check(self.good != self.bad, f"{good!r} and {bad!r} are one token to {self.model.name!r}.")
@@ -61,12 +62,6 @@ class StepTokenReward(Reward):
         ends = [0, *(len(step.text) for step in finished_steps(response, self.delimiter))]
         steps = [response.text[a:b].removesuffix(self.delimiter) for a, b in pairwise(ends)]
         return self.delimiter.join(step + self.tag for step in steps)
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()
 
 
 def _last_token(model: Engine, sign: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_part, in_tokens_of
+from cards.rewards.engines import as_engine, in_tokens_of
 
 
 class ValueReward(Reward):
@@ -22,7 +22,8 @@ class ValueReward(Reward):
     kind: ClassVar[str] = "value"
 
     def __init__(self, model: str | Engine, *, target: float | None = None, **options: Any) -> None:
-        self.model, self.target = as_part(model, **options), target
+        self.model, self.target = as_engine(model, **options), target
+        self.parts = (self.model,)
         self.context, self.name = self.model.context, f"value:{self.model.name}"
 
     @classmethod
@@ -41,9 +42,3 @@ class ValueReward(Reward):
             return await self.rate(prompt, followers)
         [values] = await self.model.logits(prompt, response)
         return [float(values[follower.token_ids[-1]]) for follower in followers]
-
-    def forget(self) -> None:
-        self.model.forget()
-
-    async def aclose(self) -> None:
-        await self.model.aclose()

@@ -15,7 +15,7 @@ from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 
 @dataclass(slots=True)
@@ -140,6 +140,6 @@ class Answering:
 
     async def _logprobs(self, choice: Choice, result: Result) -> list[float]:
         """Natural-log probabilities of the answer's tokens, from one more pass of the LM."""
-        with metered(choice.usage):
+        with track_usage(choice.usage):
             found = await self.order.decoder.engine.logprobs(choice.prompt, Response(result.text, result.token_ids))
         return [float(value) for value in found]

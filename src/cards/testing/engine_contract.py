@@ -17,7 +17,7 @@ from cards.engines.base import Ask, Engine
 from cards.errors import CardsError, PromptError, SettingError
 from cards.events import Message, Response, Segment
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 
 async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
@@ -166,7 +166,7 @@ class EngineContract:
 
     async def test_each_ask_is_booked_to_the_meter_of_its_caller(self, engine: Engine) -> None:
         async def drawn(n: int) -> tuple[Usage, int]:
-            with metered(Usage()) as usage:
+            with track_usage() as usage:
                 segments = await proposals(engine, self.ask(engine, n=n))
                 await engine.settle()
             return usage, sum(len(s.token_ids) for s in segments)

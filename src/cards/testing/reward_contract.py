@@ -10,7 +10,7 @@ import pytest
 
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.usage import Usage, metered
+from cards.usage import Usage, track_usage
 
 
 @pytest.mark.asyncio
@@ -82,7 +82,7 @@ class RewardContract:
         self, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[Response]
     ) -> None:
         async def scored(prompt: Prompt, count: int) -> tuple[Usage, list[float]]:
-            with metered(Usage()) as usage:
+            with track_usage() as usage:
                 return usage, await reward.score(prompt, responses[:count])
 
         found = await asyncio.gather(scored(prompts[0], 1), scored(prompts[1], 3), scored(prompts[0], 3))

@@ -16,14 +16,14 @@ from cards.backends.http.client import Client, RefusedError
 from cards.backends.http.served import Local, Served
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
-from cards.engines.base import Engine, Role
+from cards.engines.base import Engine
 from cards.engines.interval import entropy_interval
 from cards.engines.text import UNFINISHED, check_fits, encode, fingerprint
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptError, UnavailableError
 from cards.events import Message, Prompt, Segment
 from cards.sampling import uniforms
-from cards.usage import meter
+from cards.usage import current_account
 
 
 class Pieces:
@@ -97,7 +97,7 @@ class OpenAIEngine(Engine):
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         self._check(ask.boundary)
-        depth = Depth(self.role)
+        depth = Depth()
         async with aclosing(in_order([self._candidate(ask, ask.first + i, depth) for i in range(ask.n)])) as batches:
             async for batch in batches:
                 depth.book()
@@ -128,7 +128,7 @@ class OpenAIEngine(Engine):
                     for choice in event.get("choices") or ():
                         self._take(writer, choice, depth)
                         ended = choice.get("finish_reason")
-                    booked = self._book(event, sent, booked)
+                    booked = self._book(event, sent, booked, depth)
                     if writer.segment is not None and not ended:  # leave; where it has ended, its last words are near
                         break
         except RefusedError as error:
@@ -165,7 +165,7 @@ class OpenAIEngine(Engine):
         """Give a streamed piece to the writer, up to where it ends."""
         tokens, reason = self._tokens(choice), choice.get("finish_reason")
         boundary = writer.ask.boundary
-        meter().add(**{f"{self.role}_decoded_tokens": len(tokens)})
+        depth.account.add(decoded_tokens=len(tokens))
         for i, token in enumerate(tokens):
             if writer.segment is not None:
                 return
@@ -217,7 +217,7 @@ class OpenAIEngine(Engine):
             raise UnavailableError(f"The server at {self.client.address} left out the id of a token.")
         return token.id
 
-    def _book(self, event: dict[str, Any], sent: int, booked: tuple[int, int]) -> tuple[int, int]:
+    def _book(self, event: dict[str, Any], sent: int, booked: tuple[int, int], depth: Depth) -> tuple[int, int]:
         """Book what was read and what was found in the server's cache, beyond what is booked of this stream; returns both.
 
         `sent` is how many ids went out. The server says the rest: in the last event, or in every one (llama.cpp's timings).
@@ -225,23 +225,23 @@ class OpenAIEngine(Engine):
         usage, timings = event.get("usage") or {}, event.get("timings") or {}
         cached = timings.get("cache_n") or (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         read = (sent or usage.get("prompt_tokens") or timings.get("prompt_n", 0) + cached) - cached
-        meter().add(**{f"{self.role}_prefill_tokens": read - booked[0], f"{self.role}_cached_tokens": cached - booked[1]})
+        depth.account.add(prefill_tokens=read - booked[0], cached_tokens=cached - booked[1])
         return read, cached
 
 
 class Depth:
     """The steps and seconds of an ask: candidates take their steps together, so those of the longest one count."""
 
-    def __init__(self, role: Role) -> None:
-        self.role, self.steps, self.since = role, 0, time.perf_counter()
+    def __init__(self) -> None:
+        self.account, self.steps, self.since = current_account(), 0, time.perf_counter()
 
     def reach(self, steps: int) -> None:
         if steps > self.steps:
-            meter().add(**{f"{self.role}_steps": steps - self.steps})
+            self.account.add(steps=steps - self.steps)
             self.steps = steps
 
     def book(self) -> None:
-        meter().add(**{f"{self.role}_seconds": time.perf_counter() - self.since})
+        self.account.add(seconds=time.perf_counter() - self.since)
 
     def resume(self) -> None:
         self.since = time.perf_counter()

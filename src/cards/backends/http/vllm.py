@@ -15,7 +15,6 @@ from cards.engines.ask import Ask
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, SettingError, UnavailableError
 from cards.events import Segment
-from cards.usage import meter
 
 PLAIN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 FLAG = "--logprobs-mode processed_logits"
@@ -34,7 +33,7 @@ class VLLMHTTPEngine(OpenAIEngine):
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         if ask.boundary.reads_logits and not isinstance(ask.boundary, Entropy):
             raise MismatchError(f"{type(ask.boundary).__name__} boundaries cannot be had from a vLLM server: Entropy can.")
-        depth = Depth(self.role)
+        depth = Depth()
         if ask.n > 1 and (ask.stop or ask.boundary.reads_text):  # a stream can be left, one candidate of it cannot
             alone = [replace(ask, first=ask.first + i, n=1) for i in range(ask.n)]
             batches = in_order([self._one(one, depth) for one in alone])
@@ -59,7 +58,7 @@ class VLLMHTTPEngine(OpenAIEngine):
                 for choice in event["choices"]:
                     self._take(writers[choice["index"]], choice, depth)
                     ended += choice.get("finish_reason") is not None
-                booked = self._book(event, len(body["prompt"]), booked)
+                booked = self._book(event, len(body["prompt"]), booked, depth)
                 ready = [writer.segment for writer in writers[given:]]
                 ready = ready[: ready.index(None)] if None in ready else ready
                 if given + len(ready) == ask.n and ended < ask.n:
@@ -94,7 +93,7 @@ class VLLMHTTPEngine(OpenAIEngine):
         for token, value in zip(tokens, (choice["logprobs"] or {}).get("token_logprobs", ()), strict=True):
             depth.reach(len(writer.tokens) + 1)
             if value == DRAWN:
-                meter().add(**{f"{self.role}_decoded_tokens": 1})
+                depth.account.add(decoded_tokens=1)
                 if writer.segment is None:
                     writer.push(token)
             elif writer.segment is None:

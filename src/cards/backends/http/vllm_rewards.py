@@ -15,7 +15,7 @@ from cards.backends.local.loading import flops_per_token, locate, skeleton
 from cards.backends.local.readers import Combine, Reader
 from cards.backends.local.rewards import ClassifierReward
 from cards.errors import ModelError, RewardError, UnknownNameError
-from cards.usage import meter
+from cards.usage import current_account
 
 
 class VLLMHTTPReward(ClassifierReward):
@@ -62,7 +62,7 @@ class Remote:
             read = int(answer["usage"]["prompt_tokens"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RewardError(f"The reward at {self.client.address} answered in another form: {str(answer)[:200]}") from error
-        meter().add(rm_tokens=read, flops=self.flops * read)
+        current_account().add(prefill_tokens=read, flops=self.flops * read)
         return self.combine(outputs)
 
     def forget(self) -> None:

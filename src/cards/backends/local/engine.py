@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from cards.backends.local.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
 from cards.backends.local.worker import Worker
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine, Role, tell
+from cards.engines.base import Ask, Engine, tell
 from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, draw, uniforms
-from cards.usage import Usage, meter
 
 Reduce = Callable[[Tensor], NDArray[Any]]
 
@@ -55,17 +54,9 @@ class TransformersEngine(Engine):
         held = Worker.on(model.device).call(
             lambda: slotted(model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1])
         )
-        self.scheduler = Scheduler(held, self._consume, "lm")
+        self.scheduler = Scheduler(held, self._consume)
         self.end_ids = end_ids(model, tokenizer)
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
-
-    @property
-    def role(self) -> Role:
-        return self.scheduler.kind
-
-    @role.setter
-    def role(self, role: Role) -> None:
-        self.scheduler.kind = role
 
     @property
     def rows_in_use(self) -> int:
@@ -87,7 +78,7 @@ class TransformersEngine(Engine):
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        proposal = Proposal(ask, self, meter())
+        proposal = Proposal(ask, self)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             delivered = 0
@@ -122,7 +113,7 @@ class TransformersEngine(Engine):
 
     async def _look(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
         check(1 <= last <= len(tokens), f"Logits after {last} tokens cannot be had of a text of {len(tokens)}.")
-        question = Question(meter())
+        question = Question()
 
         def answer(logits: Tensor) -> NDArray[Any]:
             self.scheduler.worker.asked += 1  # who looks mostly looks again
@@ -141,7 +132,9 @@ class TransformersEngine(Engine):
             question.cancelled = True
 
     async def settle(self) -> None:
-        """Wait until cancelled rows are free and on the books."""
+        """Wait until cancelled rows are free and their costs are counted."""
+        if self.scheduler.closed:
+            return
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def settled() -> None:
@@ -225,8 +218,8 @@ class TransformersEngine(Engine):
 class Proposal(Job):
     """An ask in the works: its candidates, and the queue that hands them out in order."""
 
-    def __init__(self, ask: Ask, engine: TransformersEngine, usage: Usage) -> None:
-        super().__init__(usage)
+    def __init__(self, ask: Ask, engine: TransformersEngine) -> None:
+        super().__init__()
         self.ask, self.engine = ask, engine
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
         self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
@@ -272,7 +265,7 @@ class Candidate(Row):
 
     def push(self, token: int) -> None:
         self.tokens.append(token)
-        self.job.usage.add(**{f"{self.job.engine.role}_decoded_tokens": 1})
+        self.job.account.add(decoded_tokens=1)
         self.writer.push(token)
         self._note()
 

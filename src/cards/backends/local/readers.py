@@ -14,9 +14,7 @@ from transformers import PreTrainedModel
 from cards.backends.local.lean import lean
 from cards.backends.local.loading import DUMMY_MASK, flops_per_token, slotted
 from cards.backends.local.worker import Worker, in_words
-from cards.engines.base import Role
 from cards.engines.scheduler import Question, Row, Scheduler
-from cards.usage import Usage, meter
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] to one reward a row
 
@@ -50,11 +48,11 @@ class Slotted:
         held = Worker.on(model.device).call(
             lambda: slotted(model, (lean(model, head, context), output), slots, context, reference)
         )
-        self.scheduler = Scheduler(held, self._consume, "rm")
+        self.scheduler = Scheduler(held, self._consume)
         self.combine = combine
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        reading = Reading(rows, meter())
+        reading = Reading(rows)
         self.scheduler.submit(lambda: self._begin(reading), reading)
         try:
             return cast("list[float]", await reading.future)
@@ -92,8 +90,8 @@ class Slotted:
 class Reading(Question):
     """Texts to score, and the future of their rewards."""
 
-    def __init__(self, rows: Sequence[list[int]], usage: Usage) -> None:
-        super().__init__(usage)
+    def __init__(self, rows: Sequence[list[int]]) -> None:
+        super().__init__()
         self.rows = rows
         self.then: list[Row] = []
         self.rewards: dict[int, float] = {}
@@ -120,7 +118,7 @@ class Text(Row):
 class Padded:
     """Reads whole texts, in batches: encoders padded on the right under a mask, other models with texts of one length."""
 
-    kind: Role = "rm"
+    urgent = True
     batch_tokens = 8192
 
     def __init__(self, model: PreTrainedModel, combine: Combine, pad_id: int | None) -> None:
@@ -137,7 +135,7 @@ class Padded:
         return bool(self.inbox)
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        reading = Reading(rows, meter())
+        reading = Reading(rows)
         self.inbox.append(reading)
         self.worker.wake()
         try:
@@ -185,7 +183,7 @@ class Padded:
             head = cast(torch.nn.Module, self.model.score)
             outputs = head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1])
         for text, reward in zip(batch, self.combine(outputs), strict=True):
-            text.job.usage.add(rm_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
+            text.job.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
             cast(Reading, text.job).deliver(text.number, reward)
         return count
 

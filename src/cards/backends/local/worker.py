@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
-from cards.engines.base import Role
 from cards.errors import ModelError
 
 T = TypeVar("T")
@@ -22,10 +21,11 @@ PATIENCE = 0.002  # seconds to wait for callers' answers to what was handed out,
 class Steps(Protocol):
     """Something with work for the worker thread."""
 
-    kind: Role
-
     @property
     def busy(self) -> bool: ...
+
+    @property
+    def urgent(self) -> bool: ...
 
     def step(self) -> None: ...
 
@@ -40,7 +40,7 @@ def in_words(error: Exception, device: torch.device) -> Exception:
 
 
 class Worker:
-    """The one thread that runs models on a device: reward models first, for requests wait on their verdicts."""
+    """The one thread that runs models on a device: urgent work (for rewards) first, since requests wait for rewards."""
 
     _all: ClassVar[dict[torch.device, Worker]] = {}
 
@@ -74,7 +74,7 @@ class Worker:
     def add(self, stepper: Steps) -> None:
         with self.condition:
             alive = [s for ref in self.steppers if (s := ref()) is not None]
-            self.steppers = [weakref.ref(s) for s in sorted([*alive, stepper], key=lambda s: s.kind != "rm")]
+            self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
 
     def wake(self, answers: bool = False) -> None:
         """Look for work; `answers` says that the call is one that a step should wait for."""
@@ -117,7 +117,7 @@ class Worker:
                 self.answered = self.asked = 0
             while self.calls:
                 self._answer(*self.calls.popleft())
-            busy = self._busy()
+            busy = sorted(self._busy(), key=lambda stepper: not stepper.urgent)
             while busy:
                 busy.pop(0).step()
 

@@ -18,7 +18,7 @@ from cards.engines.base import Ask, Engine, tell
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
-from cards.usage import Usage, meter
+from cards.usage import current_account
 
 
 class VLLMEngine(Engine):
@@ -84,7 +84,7 @@ class VLLMEngine(Engine):
         }
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        proposal = Proposal(ask, self, meter())
+        proposal = Proposal(ask, self)
         work = self.host.begin(proposal.run)
         try:
             delivered = 0
@@ -114,8 +114,8 @@ class VLLMEngine(Engine):
 class Proposal:
     """An ask in the works, one request of vLLM for each candidate; its candidates are handed out in order."""
 
-    def __init__(self, ask: Ask, engine: VLLMEngine, usage: Usage) -> None:
-        self.ask, self.engine, self.usage = ask, engine, usage
+    def __init__(self, ask: Ask, engine: VLLMEngine) -> None:
+        self.ask, self.engine, self.account = ask, engine, current_account()
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
         self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
@@ -177,5 +177,4 @@ class Proposal:
             tell(self.loop, self.queue.put_nowait, ready)
 
     def _book(self) -> None:
-        self.usage.add(**{f"{self.engine.role}_{name}": cost for name, cost in self.costs.items()})
-        self.usage.add(flops=self.engine.flops * self.read)
+        self.account.add(flops=self.engine.flops * self.read, **self.costs)

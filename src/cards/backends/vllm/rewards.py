@@ -14,7 +14,7 @@ from cards.backends.local.readers import Combine, Reader
 from cards.backends.local.rewards import ClassifierReward, Output, output_weights
 from cards.backends.vllm.host import Host
 from cards.errors import ModelError
-from cards.usage import meter
+from cards.usage import current_account
 
 
 class VLLMReward(ClassifierReward):
@@ -71,7 +71,7 @@ class Remote:
         outputs = await asyncio.wrap_future(self.host.begin(classified))
         cached = sum(output.num_cached_tokens for output in outputs)
         read = sum(map(len, rows)) - cached
-        meter().add(rm_tokens=read, rm_cached_tokens=cached, flops=self.flops * read)
+        current_account().add(prefill_tokens=read, cached_tokens=cached, flops=self.flops * read)
         return self.combine(torch.stack([output.outputs.data for output in outputs]))
 
     def forget(self) -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import FixedLength
 from cards.engines.base import Ask, Engine
+from cards.engines.writer import Writer
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import EngineLike, Method, Request, loaded, required, target_of
-from cards.methods.search.driver import proposals
+from cards.methods.base import EngineLike, Method, Request, draw_all, loaded, proposals, required, target_of
 from cards.methods.tokens.driver import likeliest, within
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.settings import setting
-from cards.usage import meter
+from cards.usage import Role, booked_as, in_role
 
 if TYPE_CHECKING:
     from cards.engines.speculative import Floats
+
+Helper = tuple[Role, Engine]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,29 +64,27 @@ class CDSL(Method):
         response, drawn, position = Response(), Response(), 0  # drawn: also what may begin a stop string
         while response.finish_reason is None:
             ask = replace(request.ask(response), segment=position)
-            meter().add(rounds=1)
-            ahead = (await self.ahead(proposer, request.ask(drawn))).token_ids
+            with booked_as("draft"):
+                [[written_ahead]] = await proposals(proposer, self.ahead(request.ask(drawn)))
+            ahead = written_ahead.token_ids
             read = Response(token_ids=(*response.token_ids, *ahead[:-1]))
             logits = await engine.logits(request.prompt, read, len(ahead))
             agreed = int((logits.argmax(-1) == ahead).cumprod().sum())
             trusted = agreed >= self.agreement * len(ahead)
             refused: list[Segment] = []
             if trusted:
-                segment = written(engine, ask, ahead[:agreed])
-                yield Proposed(position, 0, segment)
+                segment = written(engine, ask, ahead[:agreed], Writer.push)
+                yield Proposed(position, 0, segment, "draft")
                 [r] = await reward.score(request.prompt, [response + segment])
                 segment = replace(segment, reward=r, threshold=target)
                 yield Scored(position, 0, segment)
                 if r < target:
                     yield Rejected(position, 0, segment)
                     refused.append(segment)
-            if trusted and not refused:
-                meter().add(draft_kept_tokens=len(segment.token_ids))
-            else:
-                helper = proposer if trusted else engine
+            if refused or not trusted:
+                helper: Helper = ("draft", proposer) if trusted else ("lm", engine)
                 token, score = await self.token(request.ask(drawn), logits[0].astype(float), engine, helper, reward)
-                meter().add(lm_decoded_tokens=1)
-                segment = written(engine, ask, [token])
+                segment = written(engine, ask, [token], Writer.choose)
                 yield Proposed(position, len(refused), segment)
                 if score is not None:
                     segment = replace(segment, reward=score)
@@ -94,23 +94,24 @@ class CDSL(Method):
             response, drawn = response + segment, engine.extended(request.prompt, drawn, segment.token_ids)
             position += 1
 
-    async def ahead(self, engine: Engine, ask: Ask) -> Segment:
-        """What the engine would write next, greedily; a stop string does not hold it up."""
-        boundary = FixedLength(maximum=self.lookahead)
-        [segment] = await proposals(engine, replace(ask, boundary=boundary, sampling=Sampling(0.0), stop=()))
-        return segment
+    def ahead(self, ask: Ask) -> Ask:
+        """Ask what an engine would write next, greedily; a stop string does not hold it up."""
+        return replace(ask, boundary=FixedLength(maximum=self.lookahead), sampling=Sampling(0.0), stop=())
 
-    async def token(self, ask: Ask, logits: Floats, engine: Engine, helper: Engine, reward: Reward) -> tuple[int, float | None]:
+    async def token(self, ask: Ask, logits: Floats, engine: Engine, helper: Helper, reward: Reward) -> tuple[int, float | None]:
         """The next token, by what `helper` would write after it, and the reward of the answer with it if that is all."""
         import numpy as np
 
+        role, source = helper
         tokens = likeliest(logits, self.candidates)
         nexts = [engine.extended(ask.prompt, ask.response, [int(token)]) for token in tokens]
 
         async def further(response: Response) -> Response:
             if response.finish_reason or ask.max_tokens == 1:
                 return response
-            return response + await self.ahead(helper, replace(ask, response=response, max_tokens=ask.max_tokens - 1))
+            rest = self.ahead(replace(ask, response=response, max_tokens=ask.max_tokens - 1))
+            [segment] = await in_role(role, draw_all, source, rest)
+            return response + segment
 
         texts = await asyncio.gather(*map(further, nexts))
         rewards = await reward.score(ask.prompt, texts)
@@ -118,11 +119,11 @@ class CDSL(Method):
         return int(tokens[best]), rewards[best] if texts[best] is nexts[best] else None
 
 
-def written(engine: Engine, ask: Ask, tokens: Sequence[int]) -> Segment:
-    """The segment of tokens that were chosen, as far as the answer goes."""
+def written(engine: Engine, ask: Ask, tokens: Sequence[int], take: Callable[[Writer, int], None]) -> Segment:
+    """The segment of tokens that were chosen, as far as the answer goes; a writer takes them by `take`."""
     writer = engine.writer(replace(ask, boundary=FixedLength(maximum=len(tokens))))
     for token in tokens:
         if writer.segment is None:
-            writer.push(token)
+            take(writer, token)
     assert writer.segment is not None
     return writer.segment

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cards.boundaries import Boundary, Step
 from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import EngineLike, Method, Request, RewardLike, loaded, required
-from cards.methods.search.driver import proposals
+from cards.methods.base import EngineLike, Method, Request, RewardLike, loaded, proposals, required
 from cards.methods.tokens.driver import within
 from cards.rewards.base import Reward
 from cards.rewards.process import sigmoid
 from cards.sampling import CHOICE, Sampling, pick, uniforms
 from cards.settings import setting
-from cards.usage import meter
+from cards.usage import Role, booked_as, in_role
 
 BLANK_LINE = Step()
 
@@ -60,11 +59,14 @@ class GSI(Method):
             ask = replace(request.ask(response), boundary=self.boundary, sampling=Sampling(), segment=position, n=self.n)
             u = uniforms(request.seed, position, 0, 2, CHOICE)
             steps: list[Segment] = []
-            for source, place in zip((proposer, engine), u, strict=True):
+            sources: Sequence[tuple[Role, Engine]] = (("draft", proposer), ("lm", engine))
+            for (role, source), place in zip(sources, u, strict=True):
                 first = len(steps)
-                drawn, tilts = await self.drawn(replace(ask, first=first), source, engine, process)
+                with booked_as(role):
+                    [found] = await proposals(source, replace(ask, first=first))
+                drawn, tilts = await self.weighed(ask, found, source, engine, process)
                 for i, step in enumerate(drawn, first):
-                    yield Proposed(position, i, replace(step, reward=None))
+                    yield Proposed(position, i, replace(step, reward=None), role)
                     yield Scored(position, i, step)
                 steps += drawn
                 best = max(tilts)  # -inf where the LM would write none of them
@@ -76,24 +78,23 @@ class GSI(Method):
                         yield Rejected(position, i, step)
                 if kept:
                     break
-            if source is proposer:
-                meter().add(draft_kept_tokens=len(steps[chosen].token_ids))
             rejected = tuple(step for i, step in enumerate(steps) if i != chosen) if request.trace else ()
             yield Accepted(position, chosen, replace(steps[chosen], candidates=len(steps), rejected=rejected))
             response = response + steps[chosen]
             position += 1
 
-    async def drawn(self, ask: Ask, source: Engine, engine: Engine, process: Reward) -> tuple[list[Segment], list[float]]:
-        """Steps from `source` with their rewards r, and their rho."""
-        meter().add(rounds=1)
-        steps = await proposals(source, ask)
+    async def weighed(
+        self, ask: Ask, steps: Sequence[Segment], source: Engine, engine: Engine, process: Reward
+    ) -> tuple[list[Segment], list[float]]:
+        """The steps, drawn by `source`, with their rewards r, and their rho."""
         answers = [ask.response + step for step in steps]
 
         async def gain(answer: Response, step: Segment) -> float:
             if source is engine:
                 return 0.0
             last = len(step.token_ids)
-            ours, theirs = await asyncio.gather(*(e.logprobs(ask.prompt, answer, last) for e in (engine, source)))
+            drafts = in_role("draft", source.logprobs, ask.prompt, answer, last)
+            ours, theirs = await asyncio.gather(engine.logprobs(ask.prompt, answer, last), drafts)
             return float(ours.sum() - theirs.sum())
 
         rewards, gains = await asyncio.gather(process.score(ask.prompt, answers), asyncio.gather(*map(gain, answers, steps)))

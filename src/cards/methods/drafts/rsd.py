@@ -10,12 +10,11 @@ from typing import ClassVar
 from cards.boundaries import Boundary, Step
 from cards.engines.base import Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored
-from cards.methods.base import EngineLike, Request, RewardLike, Sampled, loaded, required
-from cards.methods.search.driver import proposals
+from cards.methods.base import EngineLike, Request, RewardLike, Sampled, loaded, proposals, required
 from cards.methods.tokens.driver import within
 from cards.rewards.base import Reward
 from cards.settings import setting
-from cards.usage import meter
+from cards.usage import booked_as
 
 BLANK_LINE = Step()
 
@@ -51,20 +50,18 @@ class RSD(Sampled):
         response, position = Response(), 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=self.boundary, sampling=self.sampling, segment=position)
-            meter().add(rounds=1)
-            [step] = await proposals(proposer, ask)
-            yield Proposed(position, 0, step)
+            with booked_as("draft"):
+                [[step]] = await proposals(proposer, ask)
+            yield Proposed(position, 0, step, "draft")
             [r] = await process.score(request.prompt, [response + step])
             step = replace(step, reward=r, threshold=least)
             yield Scored(position, 0, step)
             if r >= least:
-                meter().add(draft_kept_tokens=len(step.token_ids))
                 yield Accepted(position, 0, step)
             else:
                 yield Rejected(position, 0, step)
                 refused = (step,) if request.trace else ()
-                meter().add(rounds=1)
-                [step] = await proposals(engine, replace(ask, first=1))  # random numbers of its own
+                [[step]] = await proposals(engine, replace(ask, first=1))  # random numbers of its own
                 yield Proposed(position, 1, step)
                 yield Accepted(position, 1, replace(step, candidates=2, rejected=refused))
             response = response + step

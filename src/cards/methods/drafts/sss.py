@@ -16,6 +16,7 @@ from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution
 from cards.settings import setting
+from cards.usage import booked_as
 
 if TYPE_CHECKING:
     from cards.engines.speculative import Floats
@@ -61,6 +62,7 @@ class SSS(Vanilla):
 
     async def shifted(self, prompt: Prompt, response: Response, p: Floats, q: Floats) -> Floats:
         """pi pi_a / pi_s of the next token, not normalised."""
-        [logits] = await loaded(self.reference).logits(prompt, response)
+        with booked_as("draft"):
+            [logits] = await loaded(self.reference).logits(prompt, response)
         weights: Floats = p[: len(q)] * q / distribution(logits, Sampling(self.temperature)).clip(1e-300)
         return weights

@@ -11,10 +11,9 @@ from typing import ClassVar, cast
 
 from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Prompt, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import Request, Sampled, required
+from cards.methods.base import Request, Sampled, propose, required
 from cards.rewards.base import Reward
 from cards.settings import setting
-from cards.usage import meter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +51,7 @@ async def draw(
     prompt: Prompt, ask: Ask, engine: Engine, reward: Reward | None, answers: list[Segment]
 ) -> AsyncGenerator[Event, None]:
     """Draw what is asked for; with what it continues, it is scored as answers to `prompt` and added to `answers`."""
-    meter().add(rounds=1)
-    async with aclosing(engine.propose(ask)) as batches:
+    async with aclosing(propose(engine, ask)) as batches:
         async for batch in batches:
             whole = [ask.response + segment for segment in batch]
             rewards = [None] * len(batch) if reward is None else await reward.score(prompt, whole)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
 from typing import ClassVar
 
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine
+from cards.engines.base import Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import Request, Sampled
+from cards.methods.base import Request, Sampled, proposals
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
-from cards.usage import meter
 
 Key = tuple[int, int]  # of a candidate: its block, and its number there
 Block = tuple[Boundary, int]  # where its candidates end, and how many of them continue each particle
@@ -75,8 +72,7 @@ class Search:
                 replace(request.ask(r), boundary=boundary, sampling=self.sampling, segment=position, first=i * n, n=n)
                 for i, r in enumerate(growing)
             ]
-            meter().add(rounds=bool(asks))
-            drawn = iter(await asyncio.gather(*(proposals(engine, ask) for ask in asks)))
+            drawn = iter(await proposals(engine, *asks))
             numbers, grown = count(), list[Particle]()
             for particle in particles:
                 if particle.finished:
@@ -100,12 +96,6 @@ class Search:
                 yield event
             if done:
                 return
-
-
-async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
-    """All candidates of an ask."""
-    async with aclosing(engine.propose(ask)) as batches:
-        return [segment async for batch in batches for segment in batch]
 
 
 @dataclass(slots=True)

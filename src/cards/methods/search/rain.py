@@ -12,12 +12,11 @@ from cards.boundaries import FixedLength
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Event, Response
-from cards.methods.base import Request, required
-from cards.methods.search.driver import Candidates, Key, SearchMethod, proposals
+from cards.methods.base import Request, proposals, required
+from cards.methods.search.driver import Candidates, Key, SearchMethod
 from cards.rewards.base import Reward
 from cards.rewards.process import sigmoid
 from cards.settings import setting
-from cards.usage import meter
 
 
 @dataclass(slots=True)
@@ -92,8 +91,8 @@ class RAIN(SearchMethod):
                 depth = len(leaf.path)
                 boundary = FixedLength(maximum=self.lengths[min(depth, len(self.lengths) - 1)])
                 ask = replace(request.ask(leaf.response), boundary=boundary, sampling=self.sampling, segment=depth)
-                pieces = Counter(await proposals(engine, replace(ask, first=drawn[depth], n=self.children)))
-                meter().add(rounds=1)
+                [found] = await proposals(engine, replace(ask, first=drawn[depth], n=self.children))
+                pieces = Counter(found)
                 answers = [leaf.response + piece for piece in pieces]
                 rewards = await reward.score(request.prompt, answers)
                 for (piece, count), answer, r in zip(pieces.items(), answers, rewards, strict=True):

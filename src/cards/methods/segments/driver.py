@@ -12,11 +12,11 @@ from cards.acceptance import Acceptance, Schedule, Verdict
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import Request, Truncated, required, target_of
+from cards.methods.base import Request, Truncated, propose, required, target_of
 from cards.rewards.base import Reward
 from cards.sampling import EARLY, VERDICT, Sampling, uniforms
 from cards.settings import setting
-from cards.usage import meter
+from cards.usage import current_account
 
 Width = int | Literal["auto"]
 Score = tuple[bool, float]  # whether the reward was asked, and its score, else a cheaper one
@@ -149,12 +149,11 @@ class Rejection:
             yield segment, (True, cast(float, segment.reward))
         total, count = self.limit + self.extra, len(drawn)
         while count < total:
-            usage = meter()
-            usage.add(rounds=1)
+            usage = current_account().usage
             rate = (usage.accepted + 1) / (usage.accepted + usage.rejected + 2)
             n = engine.width(rate, total - count) if self.width == "auto" else self.width
             ask = replace(ask, segment=position, first=count, n=min(n, total - count))
-            async with aclosing(engine.propose(ask)) as batches:
+            async with aclosing(propose(engine, ask)) as batches:
                 async for batch in batches:
                     responses = [response + segment for segment in batch]
                     scores = await self._scores(request, responses, reward, position, count)

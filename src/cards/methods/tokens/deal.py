@@ -10,8 +10,7 @@ from typing import ClassVar
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
 from cards.events import Response
-from cards.methods.base import Request
-from cards.methods.search.driver import proposals
+from cards.methods.base import Request, draw_all
 from cards.methods.tokens.driver import Guided
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
@@ -53,5 +52,5 @@ class DeAL(Guided):
         if count < 1 or response.finish_reason is not None:
             return response
         ask = replace(request.ask(response), boundary=FixedLength(maximum=count), sampling=Sampling(temperature=0.0))
-        [segment] = await proposals(engine, ask)
+        [segment] = await draw_all(engine, ask)
         return response + segment

@@ -16,7 +16,7 @@ from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution, pick, uniforms
 from cards.settings import setting
-from cards.usage import meter
+from cards.usage import count_round, in_role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +40,10 @@ async def tokenwise(
         writer = engine.writer(replace(request.ask(response), boundary=boundary, segment=position))
         u = uniforms(request.seed, position, 0, writer.most)
         while (segment := writer.segment) is None:
+            count_round()
             token = pick(await law(drawn), float(u[len(writer.tokens)]))
-            meter().add(rounds=1, lm_decoded_tokens=1)
             drawn = engine.extended(request.prompt, drawn, [token])
-            writer.push(token)
+            writer.choose(token)
         yield Proposed(position, 0, segment)
         response = response + segment
         if reward is not None:
@@ -78,7 +78,8 @@ class Mixed(Sampled):
         engines = (engine, *self.others)
 
         async def law(response: Response) -> Floats:
-            logits = await asyncio.gather(*(last_logits(e, request.prompt, response) for e in engines))
+            others = (in_role("draft", last_logits, e, request.prompt, response) for e in self.others)
+            logits = await asyncio.gather(last_logits(engine, request.prompt, response), *others)
             tokens = min(map(len, logits))  # models that share a tokenizer may pad its vocabulary to different lengths
             return distribution(self.mix(*(z[:tokens] for z in logits)), self.sampling)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 
 from starlette.exceptions import HTTPException
@@ -17,6 +16,7 @@ from cards.decoder import Decoder
 from cards.errors import CardsError, PromptError
 from cards.events import Accepted, Done, Event, Fallback, Fold, Rejected, Response, Result, Scored, Segment
 from cards.prompts import shaped
+from cards.streams import AsyncStream
 from cards.usage import Usage
 
 FRAME = 0.1  # seconds between two looks
@@ -34,7 +34,7 @@ class Run:
     seed: int
     max_tokens: int
     decoder: Decoder | None = None
-    usage: Usage = field(default_factory=Usage)
+    stream: AsyncStream | None = None
     segments: list[Segment] = field(default_factory=list)
     trying: dict[tuple[int, int], Segment] = field(default_factory=dict)
     refused: set[Segment] = field(default_factory=set)
@@ -42,7 +42,6 @@ class Run:
     grade: float | None = None  # reward of an answer whose method did not ask for it
     error: str = ""
     ending: str = ""
-    start: float = field(default_factory=time.perf_counter)
     task: asyncio.Task[None] | None = None
     id: str = field(default_factory=lambda: f"run-{next(_numbers)}")  # of its parts in the page
 
@@ -65,8 +64,7 @@ class Run:
         """The answer and its cost so far."""
         if self.done is not None:
             return self.done
-        seconds = self.usage.seconds or time.perf_counter() - self.start
-        return Fold(replace(self.usage, seconds=seconds), self.seed, self.method, self.segments).result("interrupted")
+        return self.stream.result if self.stream else Fold(Usage(), self.seed, self.method).result("interrupted")
 
     @property
     def reward(self) -> float | None:
@@ -114,9 +112,8 @@ class Run:
                 raise PromptError("The prompt is empty: give the text to answer.")
             decoder = self.decoder = decoder_of()
             prompt = shaped(self.prompt, "auto", decoder.engine.chats)
-            self.start = time.perf_counter()
-            stream = decoder.astream(prompt, max_tokens=self.max_tokens, seed=self.seed, trace=True, usage=self.usage)
-            async with place(), aclosing(stream) as events:
+            self.stream = decoder.astream(prompt, max_tokens=self.max_tokens, seed=self.seed, trace=True)
+            async with place(), aclosing(self.stream) as events:
                 async for event in events:
                     self.add(event)
             if decoder.reward is not None and self.done is not None and self.done.reward is None:
@@ -127,4 +124,3 @@ class Run:
             self.error, self.ending = getattr(error, "detail", str(error)), "failed"
         finally:
             self.ending = self.ending or "stopped"
-            self.usage.seconds = self.usage.seconds or time.perf_counter() - self.start

@@ -16,7 +16,7 @@ from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response, Segment
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
-from cards.usage import Usage, metered
+from cards.usage import track_usage
 
 Row = dict[str, Any]
 Prefix = tuple[Response, float, int, int]  # its reward, and the place of its node and candidate
@@ -46,12 +46,12 @@ async def answers_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engi
 
     Entropies are left out where the engine gives no logits.
     """
-    with metered(Usage()) as drawn:
+    with track_usage() as drawn:
         ask = drawing.ask(prompt, Response(), Whole(), 0, 0, drawing.answers, number)
         answers = [Response() + segment for segment in await _all(engine, ask)]
-    with metered(Usage()) as bare:
+    with track_usage() as bare:
         [prompt_reward] = await reward.score(prompt, [Response()])
-    with metered(Usage()) as scored:
+    with track_usage() as scored:
         finals = await reward.score(prompt, answers)
     row: Row = {
         "prompt_reward": prompt_reward,
