@@ -216,7 +216,8 @@ class EngineContract:
         assert prompt.vocabulary == engine.vocabulary
 
     async def test_bad_prompts_and_asks_are_refused(self, engine: Engine) -> None:
-        for prompt in ("", " \n", []):
+        empty: tuple[str | list[Message], ...] = ("", " \n", [])
+        for prompt in empty:
             with pytest.raises(PromptError):
                 engine.encode(prompt)
         first = self.prompts[0]

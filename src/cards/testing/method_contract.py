@@ -117,7 +117,7 @@ class MethodContract:
 
         usage = result.usage
         assert usage.candidates == count(Proposed)
-        assert (usage.accepted, usage.rejected, usage.fallbacks) == tuple(map(count, (Accepted, Rejected, Fallback)))
+        assert (usage.accepted, usage.rejected, usage.fallbacks) == (count(Accepted), count(Rejected), count(Fallback))
         assert usage.lm_wasted_tokens == usage.lm_decoded_tokens + usage.draft_kept_tokens - len(result.token_ids)
         assert usage.lm_wasted_tokens >= 0
         assert usage.lm_steps + usage.draft_steps > 0
