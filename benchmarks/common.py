@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import cards
-from cards.backends.local.loading import TINY
+from cards.backends.files import TINY
 
 HERE = Path(__file__).parent
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary

@@ -23,7 +23,7 @@ async def main() -> None:
     messages = list(prompt.messages or ())
     result = await decoder.agenerate(messages, seed=SEED, max_tokens=56, trace=True)
     logits = await decoder.engine.logits(prompt, Response(result.text, result.token_ids), len(result.token_ids) + 1)
-    entropies = [Entropy().uncertainty_of(row) for row in logits[:-1]]  # each of the token that it comes before
+    entropies = [Entropy().uncertainty(row) for row in logits[:-1]]  # each of the token that it comes before
     print(result.text, result.usage.acceptance_rate, [len(s.token_ids) for s in result.segments])
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "cards", "axes.spines.top": False, "axes.spines.right": False})
     segments(decoder, result, entropies)

@@ -19,7 +19,7 @@ from pathlib import Path
 from scipy import stats
 
 import cards
-from cards.backends.local.loading import TINY
+from cards.backends.files import TINY
 from cards.events import Prompt, Response
 from common import HERE, machine
 

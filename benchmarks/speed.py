@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 
 import cards
-from cards.backends.local.loading import pick_device, pick_dtype
-from cards.backends.local.worker import Worker
+from cards.backends.configuration import pick_dtype
+from cards.backends.local.loading import pick_device
+from cards.engines.worker import DeviceWorker
 from cards.events import Result
 from common import HERE, machine, prompts, random_pair
 
@@ -46,7 +47,7 @@ def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward,
             found.append(torch.distributions.Categorical(logits=logits).entropy())
         return torch.cat(found)
 
-    threshold = Worker.on(engine.model.device).call(entropies).quantile(0.84).item()
+    threshold = DeviceWorker.on(engine.model.device).call(entropies).quantile(0.84).item()
     method = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=threshold)
     free = cards.Decoder(engine, reward, method).batch(prompts()[:16], **options)
     rewards = [s.reward for result in free for s in result.segments]
@@ -67,7 +68,7 @@ class Arms:
             self.engine = cards.TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
             self.reward = cards.ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
         else:
-            self.engine, self.reward = Worker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
+            self.engine, self.reward = DeviceWorker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
         self.engine.end_ids = frozenset()
         generation = self.engine.model.generation_config
         generation.eos_token_id, generation.pad_token_id = None, 0
@@ -86,7 +87,7 @@ class Arms:
 
     def in_worker(self, run: Callable[[], tuple[float, int, list[Result]]]) -> tuple[float, int, list[Result]]:
         """All arms compute in one thread: with a second one, OpenMP's teams slow each other, `generate` threefold."""
-        return Worker.on(self.engine.model.device).call(run)
+        return DeviceWorker.on(self.engine.model.device).call(run)
 
     def cards(self, requests: int) -> tuple[float, int, list[Result]]:
         return self._ours(cards.Decoder(self.engine, self.reward, self.method), requests)

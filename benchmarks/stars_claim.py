@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 import cards
-from cards.backends.local.loading import pick_device, pick_dtype
-from cards.backends.local.worker import Worker
+from cards.backends.configuration import pick_dtype
+from cards.backends.local.loading import pick_device
 from cards.engines.base import Ask, Engine
+from cards.engines.worker import DeviceWorker
 from cards.events import Segment
 from common import HERE, machine, prompts, random_pair
 
@@ -117,7 +118,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         tau = engine.entropy_threshold
     else:
         dtype = pick_dtype(args.dtype, device)
-        engine, reward = Worker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
+        engine, reward = DeviceWorker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
         tau = args.entropy_threshold
     engine.end_ids = frozenset()  # answers of equal length, so that tokens compare
     free = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=tau, temperature=0.7)

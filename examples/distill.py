@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from cards import CARDS, Decoder
+from cards.backends.files import TINY
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.loading import TINY
 from cards.backends.local.rewards import ClassifierReward
 from cards.events import Message
 from cards.integrations.preferences import preferences, write

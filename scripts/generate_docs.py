@@ -25,7 +25,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cards"
 DOCS = ROOT / "docs"
 REFERENCE = {
-    "decoder": ("Decoder, events and results", ["decoder.Decoder", "events", "usage.Usage", "profile.Profile", "errors"]),
+    "decoder": (
+        "Decoder, events and results",
+        ["decoder.Decoder", "streams", "events", "usage.Usage", "profile.Profile", "errors"],
+    ),
     "engines": (
         "Engines",
         [

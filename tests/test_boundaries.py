@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.random_models import byte_tokenizer, language_model
+from numpy.typing import NDArray
 
 from cards import Decoder, Entropy, FixedLength, Punctuation, Step, Whole
 from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.sampling import uncertainty
 from cards.boundaries import Boundary
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
@@ -38,28 +43,31 @@ def by_formula(measure: str, row: list[float]) -> float:
 def test_uncertainty_equals_its_formula(measure: str) -> None:
     boundary = Entropy(measure=measure)  # type: ignore[arg-type]
     want = [by_formula(measure, row) for row in LOGITS.tolist()]
-    assert boundary.uncertainty(LOGITS).tolist() == pytest.approx(want, abs=1e-12)
-    assert boundary.uncertainty(LOGITS.float()).tolist() == pytest.approx(want, abs=1e-5)
+    assert uncertainty(boundary, LOGITS).tolist() == pytest.approx(want, abs=1e-12)
+    assert uncertainty(boundary, LOGITS.float()).tolist() == pytest.approx(want, abs=1e-5)
+    assert [boundary.uncertainty(row) for row in LOGITS.numpy()] == pytest.approx(want, abs=1e-12)
 
 
 @pytest.mark.parametrize("measure", ["entropy", "mcp", "evidential"])
 def test_uncertainty_rises_with_it(measure: str) -> None:
     sure, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.1, 0.0, 0.0]])
     boundary = Entropy(measure=measure)  # type: ignore[arg-type]
-    assert boundary.uncertainty(sure) < boundary.uncertainty(unsure)
+    assert uncertainty(boundary, sure) < uncertainty(boundary, unsure)
+    assert boundary.uncertainty(sure[0].numpy()) < boundary.uncertainty(unsure[0].numpy())
 
 
 def test_entropy_of_masked_logits_is_finite() -> None:
     masked = torch.tensor([[0.0, -math.inf, 0.0, -math.inf]])
-    assert Entropy().uncertainty(masked).item() == pytest.approx(math.log(2))
-    assert Entropy(measure="mcp").uncertainty(masked).item() == pytest.approx(0.5)
+    for boundary, want in ((Entropy(), math.log(2)), (Entropy(measure="mcp"), 0.5)):
+        assert uncertainty(boundary, masked).item() == pytest.approx(want)
+        assert boundary.uncertainty(masked[0].numpy()) == pytest.approx(want)
 
 
 def test_entropy_of_half_precision_logits_is_computed_in_single_precision() -> None:
     logits = torch.linspace(-3, 3, 5000).unsqueeze(0)
-    half = Entropy().uncertainty(logits.bfloat16())
+    half = uncertainty(Entropy(), logits.bfloat16())
     assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(Entropy().uncertainty(logits.bfloat16().double()).item(), abs=1e-4)
+    assert half.item() == pytest.approx(uncertainty(Entropy(), logits.bfloat16().double()).item(), abs=1e-4)
 
 
 def test_entropy_ends_at_its_threshold_not_below() -> None:
@@ -106,7 +114,46 @@ def test_impossible_boundaries_are_refused(wrong: object) -> None:
 
 def test_a_boundary_without_logits_has_no_uncertainty() -> None:
     with pytest.raises(TypeError, match="Whole"):
-        Whole().uncertainty(LOGITS)
+        Whole().uncertainty(LOGITS[0].numpy())
+    with pytest.raises(TypeError, match="Whole"):
+        uncertainty(Whole(), LOGITS)
+
+
+@dataclass(frozen=True)
+class Margin(Boundary):
+    """A boundary of somebody else's: a segment ends where the two likeliest tokens are close."""
+
+    reads_logits = True
+
+    def uncertainty(self, logits: NDArray[np.floating[Any]]) -> float:
+        second, first = np.sort(logits)[-2:]
+        return float(second - first)
+
+    def ends_before(self, uncertainty: float) -> bool:
+        return uncertainty >= -0.5
+
+
+def test_a_boundary_with_a_measure_of_its_own_gets_numpy_rows_on_any_device() -> None:
+    want = [Margin().uncertainty(row) for row in LOGITS.numpy()]
+    assert uncertainty(Margin(), LOGITS).tolist() == want == [-2.5, 0.0, -50.0]
+    assert uncertainty(Margin(), LOGITS.bfloat16()).tolist() == want
+
+
+async def test_the_transformers_engine_ends_segments_by_a_measure_of_somebody_elses() -> None:
+    engine = TransformersEngine(language_model("gpt2", vocabulary=256, end=255), byte_tokenizer())
+    found = await segments(engine, Margin(maximum=None), 40)
+    prompt, response = engine.encode("a"), Response()
+    for segment in found:
+        before = response
+        response = response + segment
+        if segment.entropy is not None:
+            [logits] = await engine.logits(prompt, response)
+            assert segment.entropy == Margin().uncertainty(logits) >= -0.5
+        if len(segment.token_ids) > 1:
+            inside = (await engine.logits(prompt, before + replace(segment, token_ids=segment.token_ids[:-1])))[0]
+            assert Margin().uncertainty(inside) < -0.5
+    await engine.aclose()
+    assert len(found) > 2
 
 
 async def segments(engine: MockEngine | TransformersEngine, boundary: Boundary, max_tokens: int) -> list[Segment]:

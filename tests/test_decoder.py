@@ -13,7 +13,15 @@ from helpers.mock_models import CARDS_IN_THREES, count_of_b, mock
 from cards import CARDS, Accepted, Decoder, Done, FixedLength
 from cards.backends.local.engine import TransformersEngine
 from cards.engines.mock import MockEngine
-from cards.errors import BatchError, MismatchError, PromptError, RewardError, SettingError, UnknownNameError
+from cards.errors import (
+    BatchError,
+    MismatchError,
+    PromptError,
+    RewardError,
+    SettingError,
+    UnknownNameError,
+    UnreachableTargetWarning,
+)
 from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.rewards import FunctionReward
 
@@ -191,7 +199,7 @@ def test_methods_may_be_given_by_name() -> None:
 
 def test_segments_taken_untested_are_warned_about_above_a_fifth() -> None:
     impossible = CARDS(target=100.0, alpha=1.0, boundary=FixedLength(maximum=3), max_rejections=2)
-    with pytest.warns(UserWarning, match=r"100% of the segments were taken untested.*Lower target or raise beta"):
+    with pytest.warns(UnreachableTargetWarning, match=r"100% of the segments were taken untested.*Lower target or raise beta"):
         result = Decoder(mock(), count_of_b, impossible)("a", max_tokens=9)
     assert [s.fallback for s in result.segments] == [True] * 3
     assert [s.candidates for s in result.segments] == [3] * 3

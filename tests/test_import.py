@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pkgutil import iter_modules
 
 import pytest
+
+from cards import engines, rewards
 
 
 def modules_after(code: str) -> set[str]:
@@ -28,5 +31,9 @@ def test_neither_torch_nor_transformers_is_imported_before_a_model_is(code: str)
     assert loaded.isdisjoint({"torch", "transformers", "tokenizers", "scipy", "rich", "typer"})
 
 
-def test_the_mock_engine_needs_no_transformers() -> None:
-    assert "transformers" not in modules_after("import cards.engines.mock")
+def test_engines_and_rewards_need_neither_torch_nor_a_back_end() -> None:
+    """Everything that back ends share runs on numpy; llama.cpp and servers need no torch."""
+    every = [f"{room.__name__}.{module.name}" for room in (engines, rewards) for module in iter_modules(room.__path__)]
+    code = f"import {', '.join(every)}"
+    assert modules_after(code).isdisjoint({"torch", "transformers", "tokenizers"})
+    assert "False" in modules_after(f"{code}, sys; print('cards.backends' in sys.modules)")

@@ -193,7 +193,7 @@ async def test_float64_stays_float64(gpt2_float64: Pair) -> None:
     await fast.agenerate("w2 w3", max_tokens=3)
     reward: Any = fast.reward
     for owner in (fast.engine, reward.reader):
-        caches = owner.scheduler.slots.caches  # type: ignore[attr-defined]
+        caches = owner.scheduler.slots.cache.layers  # type: ignore[attr-defined]
         assert {x.dtype for pair in caches.values() for x in pair} == {torch.float64}
     await fast.aclose()
 

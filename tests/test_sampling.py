@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
+from cards.backends.local.sampling import draw, probabilities
 from cards.errors import SettingError
-from cards.sampling import TOKENS, VERDICT, Sampling, draw, probabilities, uniforms
+from cards.sampling import TOKENS, VERDICT, Sampling, distribution, pick, uniforms
 
 LOGITS = torch.tensor([[0.3, -1.0, 2.0, 1.9, -0.5, 0.0, 1.0]], dtype=torch.float64)
 
@@ -48,6 +49,8 @@ def test_probabilities_equal_enumeration(sampling: Sampling) -> None:
     assert got == pytest.approx(enumerated(sampling), abs=1e-12)
     assert ids[0].tolist() == sorted(ids[0].tolist())
     assert p.dtype == torch.float64
+    on_numpy = distribution(LOGITS[0].numpy(), sampling)
+    assert {i: x for i, x in enumerate(on_numpy) if x > 0} == pytest.approx(enumerated(sampling), abs=1e-12)
 
 
 @pytest.mark.parametrize("sampling", SETTINGS[:5], ids=str)
@@ -55,6 +58,7 @@ def test_draw_is_the_inverse_of_the_cumulative_distribution(sampling: Sampling) 
     grid = (np.arange(2000) + 0.5) / 2000
     drawn = draw(LOGITS.expand(len(grid), -1), sampling, torch.from_numpy(grid)).tolist()
     assert drawn == sorted(drawn)
+    assert drawn == [pick(distribution(LOGITS[0].numpy(), sampling), u) for u in grid]
     law = enumerated(sampling)
     assert set(drawn) == set(law)
     for token, p in law.items():

@@ -10,7 +10,6 @@ from cards.errors import SettingError, UnknownNameError, check
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
 Measure = Literal["entropy", "mcp", "evidential"]
 
@@ -31,12 +30,8 @@ class Boundary:
             f"A segment's maximum length ({self.maximum}) must not be below its minimum ({self.minimum}).",
         )
 
-    def uncertainty(self, logits: Tensor) -> Tensor:
-        """Uncertainty of the next token, [rows, vocabulary] -> [rows]; called only where `reads_logits`."""
-        raise TypeError(f"{type(self).__name__} does not read logits.")
-
-    def uncertainty_of(self, logits: NDArray[np.floating[Any]]) -> float:
-        """numpy's `uncertainty`, of one token: logits [vocabulary]."""
+    def uncertainty(self, logits: NDArray[np.floating[Any]]) -> float:
+        """Uncertainty of the next token from its logits [vocabulary]; called only if `reads_logits`."""
         raise TypeError(f"{type(self).__name__} does not read logits.")
 
     def ends_before(self, uncertainty: float) -> bool:
@@ -68,16 +63,7 @@ class Entropy(Boundary):
         check(self.measure in known, f"Unknown uncertainty measure {self.measure!r}; known: {', '.join(known)}.")
         check(self.threshold >= 0, f"The uncertainty threshold tau_u must not be negative, got {self.threshold}.")
 
-    def uncertainty(self, logits: Tensor) -> Tensor:
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        if self.measure == "evidential":
-            return logits.shape[-1] / (logits.relu() + 1).sum(-1)
-        logp = logits.log_softmax(-1)
-        if self.measure == "mcp":
-            return 1 - logp.amax(-1).exp()
-        return -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf out
-
-    def uncertainty_of(self, logits: NDArray[np.floating[Any]]) -> float:
+    def uncertainty(self, logits: NDArray[np.floating[Any]]) -> float:
         import numpy as np
 
         logits = np.asarray(logits, np.float64)

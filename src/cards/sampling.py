@@ -14,7 +14,6 @@ from cards.errors import check
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
 TOKENS, VERDICT = 0, 1  # separate random streams for drawing tokens and for accepting segments
 EARLY = 2  # for the test before the reward
@@ -46,38 +45,8 @@ def uniforms(seed: int, segment: int, candidate: int, count: int, stream: int = 
     return np.random.Generator(bits).random(count)
 
 
-def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Token ids [rows, k] in rising order and their probabilities [rows, k] (float64) under the proposal.
-
-    Rising ids, not falling probabilities: the order then does not flip on rounding noise between near-equal logits.
-    """
-    rows, vocabulary = logits.shape
-    if sampling.top_k is not None and sampling.top_k < vocabulary:
-        ids = logits.topk(sampling.top_k, dim=-1).indices.sort(dim=-1).values
-        logits = logits.gather(-1, ids)
-    else:
-        ids = _arange(vocabulary, logits).expand(rows, -1)
-    p = (logits.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        falling, order = p.sort(dim=-1, descending=True)
-        beyond = falling.cumsum(-1) - falling >= sampling.top_p
-        p = p.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
-        p = p / p.sum(-1, keepdim=True)
-    return ids, p
-
-
-def draw(logits: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
-    """One token id a row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows]."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    ids, p = probabilities(logits, sampling)
-    cdf = p.cumsum(-1)
-    index = (cdf <= u.unsqueeze(-1) * cdf[:, -1:]).sum(-1, keepdim=True).clamp(max=ids.shape[1] - 1)
-    return ids.gather(-1, index).squeeze(-1)
-
-
 def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling) -> NDArray[np.float64]:
-    """The proposal's probabilities over the whole vocabulary, [..., vocabulary] -> the same shape; numpy's `probabilities`."""
+    """The proposal's probabilities over the whole vocabulary, [..., vocabulary] -> the same shape."""
     import numpy as np
 
     logits = np.asarray(logits, np.float64)
@@ -100,12 +69,6 @@ def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling) -> NDArr
 
 
 def pick(p: NDArray[np.float64], u: float) -> int:
-    """An index by inverse CDF: p [n], not necessarily normalised, u in [0, 1); the same as `draw` on these probabilities."""
+    """An index by inverse CDF: p [n], not necessarily normalised, u in [0, 1)."""
     cdf = p.cumsum()
     return min(int((cdf <= u * cdf[-1]).sum()), int(p.nonzero()[0][-1]))
-
-
-def _arange(count: int, like: Tensor) -> Tensor:
-    import torch
-
-    return torch.arange(count, device=like.device)

@@ -10,10 +10,10 @@ import torch
 from helpers.random_models import Pair, words
 
 from cards import Decoder
+from cards.backends.local.cache import TorchCache
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import pick_device
 from cards.backends.local.readers import Padded
-from cards.engines.slots import Slots
 from cards.errors import BatchError, ModelError, SettingError
 from cards.methods import Vanilla
 
@@ -37,7 +37,7 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
         patched.setattr(torch.nn.Module, "to", full)
         with pytest.raises(SettingError, match="'tiny' does not fit into the memory of cpu"):
             TransformersEngine.load("tiny", device="cpu")
-    monkeypatch.setattr(Slots, "_cache", full)
+    monkeypatch.setattr(TorchCache, "_layer", full)
     for make in (llama_float32.engine, llama_float32.reward):  # a reward does not go on without slots then
         with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* lower slots or context"):
             make()
@@ -50,7 +50,7 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
     expected = [result.token_ids for result in decoder.batch(TEXTS, max_tokens=12)]
     decoder.engine.forget()
     with monkeypatch.context() as patched:
-        patched.setattr(decoder.engine.scheduler.slots, "forward", full)
+        patched.setattr(decoder.engine.scheduler.slots.cache, "forward", full)
         with pytest.raises(BatchError) as failed:
             decoder.batch(TEXTS, max_tokens=12)
     first, second = failed.value.errors.values()
@@ -62,7 +62,7 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
 
 async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_float32: Pair) -> None:
     reward = llama_float32.reward(slots=2)
-    monkeypatch.setattr(reward.reader.scheduler.slots, "forward", full)  # type: ignore[attr-defined]
+    monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[attr-defined]
     whole = Padded(llama_float32.rm, reward.combine, None)
     monkeypatch.setattr(whole, "_forward", full)
     for reader in (reward.reader, whole):

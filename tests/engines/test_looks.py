@@ -11,11 +11,12 @@ import torch
 from helpers.random_models import END, Pair, words
 
 from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.sampling import draw
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Response
-from cards.sampling import Sampling, distribution, draw, pick
+from cards.sampling import Sampling, distribution, pick
 from cards.usage import booked_as, track_usage
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(2, 80, 60)]
@@ -65,7 +66,7 @@ async def test_only_what_is_new_is_read(engine: TransformersEngine) -> None:
         for length in range(4):
             await engine.logits(prompt, Response(token_ids=tuple(IDS[20 : 20 + length])))
     assert (usage.lm_prefill_tokens, usage.lm_cached_tokens, usage.lm_steps) == (20, 20 + 21 + 22, 4)
-    assert usage.flops == engine.scheduler.slots.flops * 23
+    assert usage.flops == engine.scheduler.slots.cache.flops * 23
 
 
 async def test_more_than_there_is_cannot_be_had(engine: TransformersEngine) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers as hf
 
-from cards.backends.local.loading import context_of, lm_outputs, slotted
-from cards.engines.slots import SPREAD
+from cards.backends.configuration import context_of
+from cards.backends.local.cache import SPREAD
+from cards.backends.local.proof import lm_outputs, slotted
 from cards.errors import ModelError, SettingError
 
 SMALL = {
@@ -83,7 +84,7 @@ def test_ragged_reads_forks_and_rollbacks_equal_the_uncached_model(family: str, 
             slot, held = slots.acquire(text, len(text) - 1) or pytest.fail("an idle slot is there")
             rows.append((slot, text, held))
         rows.sort()
-        slots.apart, slots.grain = chance.choice(((SPREAD, 1), (slots.rows, 64)))  # as on a CPU and on a GPU
+        slots.cache.apart, slots.cache.grain = chance.choice(((SPREAD, 1), (slots.rows, 64)))  # as on a CPU and on a GPU
         logits = slots.read([(slot, text[held:]) for slot, text, held in rows])
         for (slot, text, _), got in zip(rows, logits, strict=True):
             expected = plain(torch.tensor([text])).logits[0, -1]
@@ -131,7 +132,7 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
     lean, whole = lm_outputs(model, 96)
     model.model.layers[2].input_layernorm = torch.nn.Identity()
     slots = slotted(model, [lean, whole], 2, 96, lambda ids: model(ids).logits[:, -1])
-    assert slots.forward is whole
+    assert slots.cache.forward is whole
     assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, reference)
 
 

@@ -8,20 +8,20 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from cards.engines.scheduler import Job, Pace, Question, Row, Scheduler
-from cards.engines.slots import Slots
+from cards.engines.scheduler import Pace, PendingCall, PendingResult, Row, Scheduler
+from cards.engines.slots import Cache, Read, Slots
 
 
-class Waiter(Job):
+class Waiter(PendingCall):
     """Wants `count` tokens after each of its rows; token n + 1 follows token n."""
 
     def __init__(self, *prompts: Sequence[int], count: int = 1, known: bool = False) -> None:
         super().__init__()
-        starts = [torch.tensor([float(p[-1])]) if known else None for p in prompts]
+        starts = [np.array([[float(p[-1])]]) if known else None for p in prompts]
         self.rows = [Row(self, list(p), start) for p, start in zip(prompts, starts, strict=True)]
         self.count, self.error = count, None
         self.finished: list[list[int]] = []
@@ -33,38 +33,63 @@ class Waiter(Job):
         self.error = error  # type: ignore[assignment]
 
 
+class LastToken(Cache):
+    """A model without weights: it outputs each token that it reads, and only sees what its rows hold."""
+
+    def __init__(self, rows: int, length: int) -> None:
+        super().__init__(rows, length, "nowhere")
+        self.broken = False
+        self.sizes: list[int] = []  # tokens of each step
+        self.held: list[list[int]] = [[] for _ in range(rows)]
+
+    def read(self, rows: Sequence[Read], counts: Sequence[int]) -> NDArray[np.float64]:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        self.sizes.append(sum(len(new) for _, _, new in rows))
+        outputs: list[int] = []
+        for (row, start, new), count in zip(rows, counts, strict=True):
+            assert start <= len(self.held[row])
+            self.held[row][start:] = new
+            outputs += self.held[row][-count:]
+        return np.array(outputs, np.float64)[:, None]
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        assert self.held[source][:start] == self.held[target][:start]
+        self.held[target][start:] = self.held[source][start:end]
+
+    def join(self, parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.concatenate(parts)
+
+    def clear(self) -> None:
+        self.held.clear()
+
+
 class Bench:
     """A scheduler without its thread."""
 
     def __init__(self, rows: int = 3, length: int = 64, budget: int = 1024) -> None:
-        self.broken = False
-        self.slots = Slots(self.forward, rows, length, torch.device("cpu"))
+        self.cache = LastToken(rows, length)
+        self.slots = Slots(self.cache)
         self.scheduler = Scheduler(self.slots, self.consume, budget)
         worker = self.scheduler.worker
         with worker.condition:
             worker.steppers = [ref for ref in worker.steppers if ref() is not self.scheduler]
-        self.sizes: list[int] = []
+        self.sizes = self.cache.sizes
         self.most_active = 0
 
-    def forward(self, ids: Tensor, position: Tensor, last: Tensor) -> Tensor:
-        if self.broken:
-            raise RuntimeError("out of memory")
-        self.sizes.append(ids.shape[1])
-        return ids[0, last].float().unsqueeze(-1)
-
-    def consume(self, rows: Sequence[Row], output: Tensor) -> Sequence[Row]:
+    def consume(self, rows: Sequence[Row], output: NDArray[np.float64]) -> Sequence[Row]:
         for row, value in zip(rows, output, strict=True):
-            row.tokens.append(int(value) + 1)
-            job = row.job
-            assert isinstance(job, Waiter)
-            if len(row.tokens) - row.given == job.count:
+            row.tokens.append(int(value[0]) + 1)
+            call = row.call
+            assert isinstance(call, Waiter)
+            if len(row.tokens) - row.given == call.count:
                 row.done = True
-                job.finished.append(row.tokens)
+                call.finished.append(row.tokens)
         return ()
 
-    def submit(self, job: Waiter) -> Waiter:
-        self.scheduler.inbox.append((job.begin, job))
-        return job
+    def submit(self, call: Waiter) -> Waiter:
+        self.scheduler.inbox.append((call.begin, call))
+        return call
 
     def step(self) -> None:
         self.scheduler.step()
@@ -85,10 +110,10 @@ def follow(prompt: list[int], count: int) -> list[int]:
 
 def test_one_step_advances_every_row_by_its_own_number_of_tokens() -> None:
     bench = Bench()
-    jobs = [bench.submit(Waiter(list(range(100 * i, 100 * i + i + 1)), count=4)) for i in range(1, 4)]
+    calls = [bench.submit(Waiter(list(range(100 * i, 100 * i + i + 1)), count=4)) for i in range(1, 4)]
     assert bench.run() == 4
     assert bench.sizes == [2 + 3 + 4, 3, 3, 3]
-    assert [job.finished for job in jobs] == [[follow(list(range(100 * i, 100 * i + i + 1)), 4)] for i in range(1, 4)]
+    assert [call.finished for call in calls] == [[follow(list(range(100 * i, 100 * i + i + 1)), 4)] for i in range(1, 4)]
 
 
 @pytest.mark.parametrize("joining", [1, 2, 5])
@@ -109,14 +134,14 @@ def test_a_row_joins_and_leaves_while_another_decodes(joining: int) -> None:
 
 def test_more_rows_than_slots_wait_and_all_are_served_first_come_first() -> None:
     bench = Bench(rows=2)
-    jobs = [bench.submit(Waiter([100 * i], count=3)) for i in range(1, 6)]
+    calls = [bench.submit(Waiter([100 * i], count=3)) for i in range(1, 6)]
     order = []
     while bench.scheduler.busy:
         bench.step()
-        order += [i for i, job in enumerate(jobs) if job.finished and i not in order]
+        order += [i for i, call in enumerate(calls) if call.finished and i not in order]
     assert order == [0, 1, 2, 3, 4]
     assert bench.most_active <= 2
-    assert [job.finished for job in jobs] == [[follow([100 * i], 3)] for i in range(1, 6)]
+    assert [call.finished for call in calls] == [[follow([100 * i], 3)] for i in range(1, 6)]
     assert bench.slots.idle.all()
 
 
@@ -139,12 +164,12 @@ def test_a_long_prompt_is_read_in_pieces_and_others_go_on_meanwhile() -> None:
 
 def test_a_prompt_longer_than_the_budget_is_read_by_itself_in_pieces() -> None:
     bench = Bench(budget=16)
-    job = bench.submit(Waiter(list(range(50))))
+    call = bench.submit(Waiter(list(range(50))))
     bench.run()
     assert bench.sizes == [16, 16, 16, 2]
-    assert job.finished == [[*range(50), 50]]
-    assert job.account.usage.lm_prefill_tokens == 50
-    assert job.account.usage.lm_steps == 4
+    assert call.finished == [[*range(50), 50]]
+    assert call.account.usage.lm_prefill_tokens == 50
+    assert call.account.usage.lm_steps == 4
 
 
 def test_rows_whose_output_is_known_need_no_step_to_begin() -> None:
@@ -152,20 +177,20 @@ def test_rows_whose_output_is_known_need_no_step_to_begin() -> None:
     bench.submit(Waiter([1, 2, 3]))
     bench.run()
     bench.sizes.clear()
-    jobs = [bench.submit(Waiter([1, 2, 3], count=1, known=True)) for _ in range(2)]
+    calls = [bench.submit(Waiter([1, 2, 3], count=1, known=True)) for _ in range(2)]
     bench.run()
     assert bench.sizes == []
-    assert [job.finished for job in jobs] == [[[1, 2, 3, 4]]] * 2
-    assert [job.account.usage.lm_cached_tokens for job in jobs] == [3, 3]
-    assert [job.account.usage.lm_prefill_tokens for job in jobs] == [0, 0]
+    assert [call.finished for call in calls] == [[[1, 2, 3, 4]]] * 2
+    assert [call.account.usage.lm_cached_tokens for call in calls] == [3, 3]
+    assert [call.account.usage.lm_prefill_tokens for call in calls] == [0, 0]
 
 
 def test_a_known_output_whose_text_is_gone_from_the_slots_is_read_again() -> None:
     bench = Bench()
-    job = bench.submit(Waiter([1, 2, 3], count=2, known=True))
+    call = bench.submit(Waiter([1, 2, 3], count=2, known=True))
     bench.run()
-    assert job.finished == [[1, 2, 3, 4, 5]]
-    assert job.account.usage.lm_prefill_tokens == 3
+    assert call.finished == [[1, 2, 3, 4, 5]]
+    assert call.account.usage.lm_prefill_tokens == 3
 
 
 def test_a_cancelled_job_frees_its_rows_at_the_next_step() -> None:
@@ -211,23 +236,23 @@ def test_a_paused_job_reads_nothing_and_keeps_its_rows_until_it_goes_on() -> Non
 
 def test_a_paused_job_can_be_cancelled() -> None:
     bench = Bench()
-    job = bench.submit(Waiter([1, 2], count=6))
+    call = bench.submit(Waiter([1, 2], count=6))
     bench.step()
-    job.paused = job.cancelled = True
+    call.paused = call.cancelled = True
     bench.run()
     assert bench.slots.idle.all()
 
 
 def test_a_step_that_fails_fails_its_requests_and_nobody_later(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(rows=2)
-    jobs = [bench.submit(Waiter([10 * i], count=5)) for i in range(1, 4)]
+    calls = [bench.submit(Waiter([10 * i], count=5)) for i in range(1, 4)]
     bench.step()
-    bench.broken = True
+    bench.cache.broken = True
     with caplog.at_level(logging.CRITICAL, "cards"):
         bench.step()
-    assert [str(job.error) for job in jobs] == ["out of memory"] * 3
+    assert [str(call.error) for call in calls] == ["out of memory"] * 3
     assert not bench.slots.held.any()
-    bench.broken = False
+    bench.cache.broken = False
     later = bench.submit(Waiter([10], count=5))
     bench.run()
     assert later.finished == [follow([10], 5)]
@@ -237,20 +262,20 @@ def test_a_step_that_fails_fails_its_requests_and_nobody_later(caplog: pytest.Lo
 
 def test_tokens_that_a_job_drew_itself_are_not_prefill() -> None:
     bench = Bench()
-    job = bench.submit(Waiter([1, 2, 3], count=5))
+    call = bench.submit(Waiter([1, 2, 3], count=5))
     bench.run()
-    usage = job.account.usage
+    usage = call.account.usage
     assert (usage.lm_prefill_tokens, usage.lm_steps, usage.lm_cached_tokens) == (3, 5, 0)
 
 
 def test_forgetting_between_steps_makes_rows_read_again_and_changes_nothing_else() -> None:
     bench = Bench()
-    job = bench.submit(Waiter([1, 2, 3], count=5))
+    call = bench.submit(Waiter([1, 2, 3], count=5))
     bench.step()
     bench.step()
     bench.slots.forget()
     bench.run()
-    assert job.finished == [follow([1, 2, 3], 5)]
+    assert call.finished == [follow([1, 2, 3], 5)]
     assert bench.sizes == [3, 1, 5, 1, 1]
 
 
@@ -272,8 +297,8 @@ def test_the_pace_of_steps_of_one_size_is_the_guess() -> None:
 
 
 def test_a_caller_who_has_closed_the_loop_is_told_nothing() -> None:
-    async def ask() -> Question:
-        return Question()
+    async def ask() -> PendingResult:
+        return PendingResult()
 
     loop = asyncio.new_event_loop()
     question = loop.run_until_complete(ask())

@@ -15,9 +15,8 @@ from test_laws import assert_follows
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cards import Decoder
-from cards.backends.local import skipping as module
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.skipping import hierarchy, skipping, without_layers
+from cards.backends.local.skipping import hierarchy, layers_of, layers_to_skip, without_layers
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine
@@ -71,7 +70,7 @@ def removed(whole: PreTrainedModel, skipped: list[int]) -> PreTrainedModel:
 async def test_its_logits_are_those_of_a_model_without_these_layers(whole: PreTrainedModel) -> None:
     shorter = removed(whole, [1, 3])
     engine = TransformersEngine(whole, word_tokenizer(), slots=4)
-    draft = without_layers(engine, [1, 3])
+    draft = TransformersEngine(without_layers(whole, [1, 3]), word_tokenizer(), slots=4)
     ids = [int(i) for i in np.random.default_rng(3).integers(2, WORDS, 40)]
     with torch.inference_mode():
         expected = shorter(torch.tensor([ids]), use_cache=False).logits[0, -15:].numpy()
@@ -86,15 +85,15 @@ async def test_its_logits_are_those_of_a_model_without_these_layers(whole: PreTr
 
 def test_weights_are_shared_and_what_is_skipped_is_not_paid_for(whole: PreTrainedModel) -> None:
     engine = TransformersEngine(whole, word_tokenizer(), slots=4)
-    draft = without_layers(engine, [1, 3])
+    draft = TransformersEngine(without_layers(whole, [1, 3]), word_tokenizer(), slots=4)
     assert {id(p) for p in draft.model.parameters()} < {id(p) for p in whole.parameters()}
-    assert draft.scheduler.slots.flops < engine.scheduler.slots.flops
-    assert len(module.layers_of(whole)[1]) == LAYERS
+    assert draft.scheduler.slots.cache.flops < engine.scheduler.slots.cache.flops
+    assert len(layers_of(whole)[1]) == LAYERS
 
 
 def test_its_law_is_that_of_the_whole_model(whole: PreTrainedModel) -> None:
     engine = TransformersEngine(whole, word_tokenizer(), slots=32)
-    draft = without_layers(engine, [1, 2, 3])
+    draft = TransformersEngine(without_layers(whole, [1, 2, 3]), word_tokenizer(), slots=32)
     source = SpeculativeEngine(engine, draft, 2)
     prompt, sampling = engine.encode(words(range(5, 15))), Sampling(0.8, top_k=4)
 
@@ -148,10 +147,10 @@ def test_models_without_such_layers_are_refused() -> None:
     with pytest.raises(MismatchError, match="no layers that could be skipped"):
         MockEngine(lambda ids: [0.5, 0.5], "ab").without_layers(0.5)
     with pytest.raises(ModelError, match="too few layers"):
-        skipping(Pair.make("llama", torch.float64).engine(), 0.5)
+        Pair.make("llama", torch.float64).engine().without_layers(0.5)
     odd = model("llama")
     odd.config.num_hidden_layers = 7
     with pytest.raises(ModelError, match="0 lists of 7 layers"):
-        module.layers_of(odd)
+        layers_of(odd)
     with pytest.raises(SettingError, match="skip_layers must be above 0 and below 1"):
-        skipping(Pair.make("llama", torch.float64).engine(), 1.0)
+        layers_to_skip(model("llama"), 1.0)

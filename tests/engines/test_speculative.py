@@ -230,17 +230,6 @@ def test_models_that_do_not_fit_are_refused() -> None:
         SpeculativeEngine(target, blind)
 
 
-@pytest.mark.parametrize("measure", ["entropy", "mcp", "evidential"])
-def test_numpy_measures_uncertainty_as_torch_does(measure: Any) -> None:
-    boundary = Entropy(measure=measure)
-    logits = torch.randn(20, 33, generator=torch.Generator().manual_seed(4)) * 3
-    logits[3, 5] = -torch.inf
-    found = [boundary.uncertainty_of(row) for row in logits.numpy()]
-    np.testing.assert_allclose(found, boundary.uncertainty(logits).numpy(), rtol=1e-5)
-    with pytest.raises(TypeError, match="does not read logits"):
-        Whole().uncertainty_of(logits[0].numpy())
-
-
 def test_any_method_works_over_it() -> None:
     async def count_of_b(prompt: str, response: str) -> float:
         return response.count("b")

@@ -24,7 +24,7 @@ async def test_a_model_that_fails_fails_the_request_and_the_engine_stays_usable(
     engine = letter_engine(slots=4)
     decoder = Decoder(engine, None, Vanilla(chunk=3))
     want = await decoder.agenerate("ab", max_tokens=9)
-    forward, calls = engine.scheduler.slots.forward, 0
+    forward, calls = engine.scheduler.slots.cache.forward, 0
 
     def breaks(*given: Tensor) -> Tensor:
         nonlocal calls
@@ -33,7 +33,7 @@ async def test_a_model_that_fails_fails_the_request_and_the_engine_stays_usable(
             raise RuntimeError("the device is gone")
         return forward(*given)
 
-    engine.scheduler.slots.forward = breaks
+    engine.scheduler.slots.cache.forward = breaks
     with caplog.at_level(logging.CRITICAL, "cards"), pytest.raises(RuntimeError, match="the device is gone"):
         await decoder.agenerate("ba", max_tokens=9)
     assert (await decoder.agenerate("ab", max_tokens=9)).segments == want.segments

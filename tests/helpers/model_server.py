@@ -19,10 +19,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.sampling import draw
 from cards.engines.text import Detokenizer
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.sampling import Sampling, draw, uniforms
+from cards.sampling import Sampling, uniforms
 
 KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "logprobs", "n", "stop"}
 

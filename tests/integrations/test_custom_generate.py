@@ -247,7 +247,7 @@ def test_what_cannot_be_decoded_is_refused(lm: Any, llama_float64: Pair) -> None
 def test_the_embedded_model_brings_its_tokenizer() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cards.backends.local.loading import TINY
+    from cards.backends.files import TINY
 
     tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")
     lm = AutoModelForCausalLM.from_pretrained(TINY / "lm", dtype=torch.float32)

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from cards import CARDS, Decoder  # noqa: E402
-from cards.backends.local.loading import TINY  # noqa: E402
+from cards.backends.files import TINY  # noqa: E402
 from cards.errors import SettingError, UnknownNameError  # noqa: E402
 from cards.integrations.lm_eval import CardsLM, main  # noqa: E402
 from cards.methods import BestOfN, Vanilla  # noqa: E402

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import cards.cli
 from cards import CARDS, Decoder, FixedLength
+from cards.backends.files import TINY
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.loading import TINY
 from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError
 from cards.events import Message

@@ -75,7 +75,7 @@ async def test_a_text_that_branches_off_a_scored_one_shares_its_sums(prompt: Pro
 
 async def test_both_models_read_only_what_is_new(prompt: Prompt) -> None:
     reward = implicit()
-    per_token = sum(e.scheduler.slots.flops for e in (reward.tuned, reward.untuned))  # type: ignore[attr-defined]
+    per_token = sum(e.scheduler.slots.cache.flops for e in (reward.tuned, reward.untuned))  # type: ignore[attr-defined]
     with track_usage() as usage:
         for count, read in [(4, 10 + 3), (9, 10 + 8), (9, 10 + 8), (11, 10 + 10), (6, 10 + 10)]:
             await reward.score(prompt, [Response(token_ids=IDS[10 : 10 + count])])

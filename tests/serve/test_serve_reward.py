@@ -16,7 +16,7 @@ from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards import Decoder
 from cards.backends.http.client import RefusedError
-from cards.backends.http.rewards import connect
+from cards.backends.http.connect import connect_reward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import UnavailableError
@@ -181,7 +181,7 @@ def judging(port: int) -> Iterator[int]:
 def test_a_reward_server_that_is_killed_and_restarted() -> None:
     with ExitStack() as stack:
         with judging(0) as port:
-            reward = connect(f"http://127.0.0.1:{port}/score", target=0.0, retries=0)
+            reward = connect_reward(f"http://127.0.0.1:{port}/score", target=0.0, retries=0)
             running = stack.enter_context(serving(mock(), reward, CARDS_IN_THREES))
             first = running.post(json=BODY).json()
         refused = running.post(json=BODY)

@@ -25,7 +25,7 @@ from cards import CARDS, Decoder, Entropy
 from cards.backends.http.client import Client
 from cards.backends.http.connect import probed
 from cards.backends.http.openai import OpenAIEngine
-from cards.backends.http.served import Local, Served
+from cards.backends.http.served import ModelFiles, ServedModel
 from cards.backends.http.vllm import VLLMHTTPEngine
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
@@ -290,9 +290,9 @@ async def test_without_the_flag(twin: TransformersEngine) -> None:
         with pytest.raises(SettingError, match="--logprobs-mode processed_logits"):
             load_engine(server.address + "/v1")
         client = Client(server.address + "/v1")
-        local = Local.find(str(TINY / "lm"), (), "lm")
+        local = ModelFiles.find(str(TINY / "lm"), (), "lm")
         assert local is not None
-        engine = OpenAIEngine(client, await probed(client, Served(str(TINY / "lm"), 512, 4096), local.tokenizer), local)
+        engine = OpenAIEngine(client, await probed(client, ServedModel(str(TINY / "lm"), 512, 4096), local.tokenizer), local)
         assert (engine.served.top, engine.served.ids) == (20, True)
         prompt = engine.encode(TALK)
         found = await proposals(engine, Ask(prompt, Response(), 40, Entropy(2, 20, 3.0), Sampling(1.0), n=8))

@@ -67,7 +67,7 @@ def ask_of(engine: Engine, **options: Any) -> Ask:
 def test_it_is_the_same_model_to_its_users(engine: Any, twin: TransformersEngine) -> None:
     assert (engine.vocabulary, engine.end_ids, engine.context) == (twin.vocabulary, twin.end_ids, twin.context)
     assert (engine.entropy_threshold, engine.chats, engine.rows) == (twin.entropy_threshold, twin.chats, 24)
-    assert engine.flops == twin.scheduler.slots.flops
+    assert engine.flops == twin.scheduler.slots.cache.flops
     assert engine.tokenize("What now?") == twin.tokenize("What now?")
     for prompt in PROMPTS:
         assert engine.encode(prompt) == twin.encode(prompt)

@@ -15,13 +15,14 @@ from vllm.v1.sample import logits_processor as v1
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample import logits_processor as v2
 
+from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.vllm.options import Rule, options_of
 from cards.backends.vllm.processor import Processor
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
 from cards.errors import MismatchError
 from cards.events import Prompt, Response
-from cards.sampling import Sampling, draw, uniforms
+from cards.sampling import Sampling, uniforms
 
 VOCABULARY, STOP = 50, 7
 SAMPLINGS = [Sampling(), Sampling(0.7, 10), Sampling(1.3, None, 0.8), Sampling(0.0), Sampling(0.5, 5, 0.9)]
@@ -47,9 +48,9 @@ def logits_of(rows: int, step: int) -> Tensor:
 def expected(ask: Ask, candidate: int, logits: Tensor, drawn: int) -> tuple[int, float]:
     """Token and value that must be left of the logits."""
     if drawn >= ask.boundary.minimum:
-        uncertainty = ask.boundary.uncertainty(logits[None]).item()
-        if ask.boundary.ends_before(uncertainty):
-            return STOP, uncertainty
+        unsure = uncertainty(ask.boundary, logits[None]).item()
+        if ask.boundary.ends_before(unsure):
+            return STOP, unsure
     u = torch.tensor([uniforms(ask.seed, ask.segment, candidate, drawn + 1)[-1]])
     return int(draw(logits[None], ask.sampling, u)), -1.0
 

@@ -9,15 +9,13 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cards.engines.base import Ask, Engine
 from cards.errors import PromptError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.prompts import check_messages
-from cards.sampling import Sampling, draw, uniforms
+from cards.sampling import distribution, pick, uniforms
 from cards.usage import current_account
 
 Model = Callable[[tuple[int, ...]], Sequence[float]]
@@ -57,13 +55,13 @@ class MockEngine(Engine):
         """What the tokens read as."""
         return "".join(self.tokens[t] for t in token_ids if t != self.end_id)
 
-    def next_logits(self, token_ids: tuple[int, ...]) -> Tensor:
-        """Logits [1, vocabulary] of the token after these (float64)."""
+    def next_logits(self, token_ids: tuple[int, ...]) -> NDArray[np.float64]:
+        """Logits [vocabulary] of the token after these."""
         given = list(self.model(token_ids))
         check(len(given) == len(self.tokens), f"The model gave {len(given)} numbers for {len(self.tokens)} tokens.")
         if not self.raw:
             given = [math.log(p) if p > 0 else -math.inf for p in given]
-        return torch.tensor([given], dtype=torch.float64)
+        return np.array(given, np.float64)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = None if isinstance(prompt, str) else check_messages(prompt)
@@ -101,11 +99,11 @@ class MockEngine(Engine):
                 writer = writers[i]
                 logits, at = self._next(prefix + tuple(writer.tokens)), len(writer.tokens)
                 if ask.boundary.reads_logits and at >= ask.boundary.minimum:
-                    uncertainty = float(ask.boundary.uncertainty(logits))
+                    uncertainty = ask.boundary.uncertainty(logits)
                     if ask.boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         continue
-                writer.push(self._draw(logits, ask.sampling, float(u[i][at])))
+                writer.push(pick(distribution(logits, ask.sampling), u[i][at]))
                 drew += 1
             account.add(decoded_tokens=drew, steps=1)
         yield [writer.segment for writer in writers if writer.segment is not None]
@@ -126,8 +124,4 @@ class MockEngine(Engine):
     async def _look(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:
         await asyncio.sleep(0)
         current_account().add(steps=1, prefill_tokens=last)
-        rows = [self._next(ids[: len(ids) - i]).numpy()[0] for i in reversed(range(last))]
-        return np.stack(rows)
-
-    def _draw(self, logits: Tensor, sampling: Sampling, u: float) -> int:
-        return int(draw(logits, sampling, torch.tensor([u], dtype=torch.float64)))
+        return np.stack([self._next(ids[: len(ids) - i]) for i in reversed(range(last))])

@@ -11,22 +11,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cards.backends.local.worker import Worker, in_words
 from cards.engines.base import tell
-from cards.engines.slots import Slots
+from cards.engines.slots import Outputs, Slots
+from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, PromptError
 from cards.usage import Account, current_account
 
 log = logging.getLogger("cards")
 
 
-class Job:
-    """What one caller waits for; it owns rows. Cancelling it frees them at the next step, pausing it stops their reading.
+class PendingCall:
+    """A call that its caller waits for. It owns rows.
 
-    Its costs go to the account of the caller that makes it.
+    Cancelling the call frees its rows at the next step; pausing it stops their reading. Its costs go to the account of the
+    caller that makes it.
     """
 
     def __init__(self) -> None:
@@ -35,16 +34,16 @@ class Job:
         self.paused = False
 
     def fail(self, error: BaseException) -> None:
-        """Tell the caller that the job cannot be done."""
+        """Tell the caller that the call cannot be done."""
 
     def abort(self, error: BaseException) -> None:
-        """Free the job's rows and tell its caller why."""
+        """Free the rows of the call and tell the caller the reason."""
         self.cancelled = True
         self.fail(error)
 
 
-class Question(Job):
-    """A job with one result, which its caller awaits."""
+class PendingResult(PendingCall):
+    """A call with one result, which its caller awaits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,51 +61,49 @@ class Question(Job):
 
 
 class Row:
-    """One sequence in the works: all `tokens` must be in its slot; then it is consumed, with the model's output.
+    """A sequence being read: once all `tokens` are in its slot, it is consumed with the output of the model.
 
-    At most `keep` leading tokens need no reading; `start` is the output after them where it is known.
+    At most `keep` leading tokens need no reading; `start` is the output after them [1, ...] where it is known.
     """
 
-    __slots__ = ("done", "given", "job", "keep", "slot", "start", "tokens")
+    __slots__ = ("call", "done", "given", "keep", "slot", "start", "tokens")
 
-    def __init__(self, job: Job, tokens: list[int], start: Tensor | None = None) -> None:
-        self.job, self.tokens, self.start = job, tokens, start
+    def __init__(self, call: PendingCall, tokens: list[int], start: Outputs | None = None) -> None:
+        self.call, self.tokens, self.start = call, tokens, start
         self.keep = len(tokens) - (start is None)
         self.given = len(tokens)  # read, not drawn
         self.slot = -1
         self.done = False
 
     def wanted(self, end: int, count: int) -> int:
-        """Of how many tokens, the last of the `count` that end at `end`, the model's output is wanted."""
+        """Return how many outputs are wanted, at the last of the `count` tokens that end at position `end`."""
         return 1
 
 
 class Tail(Row):
-    """A row whose last `last` outputs are wanted; its job's `finish` gets them [last, ...] when all are there."""
+    """A row whose last `last` outputs are wanted; its call's `finish` gets them [last, ...] when all are there."""
 
     __slots__ = ("last", "outputs")
 
-    def __init__(self, job: Job, tokens: list[int], last: int) -> None:
-        super().__init__(job, tokens)
-        self.last, self.outputs = last, list[Tensor]()
+    def __init__(self, call: PendingCall, tokens: list[int], last: int) -> None:
+        super().__init__(call, tokens)
+        self.last, self.outputs = last, list[Outputs]()
         self.keep = len(tokens) - last
 
     def wanted(self, end: int, count: int) -> int:
         return max(1, min(count, end - self.keep))
 
-    def take(self, outputs: Tensor, end: int) -> None:
+    def take(self, outputs: Outputs, end: int) -> None:
         if end > self.keep:
             self.outputs.append(outputs)
-        if end == len(self.tokens):
-            self.done = True
-            self.finish(torch.cat(self.outputs))
+        self.done = end == len(self.tokens)
 
-    def finish(self, outputs: Tensor) -> None:
-        """What becomes of the outputs."""
+    def finish(self, outputs: Outputs) -> None:
+        """Use the outputs."""
 
 
 class Pace:
-    """Learns what one more row adds to a step, as a share of the step's fixed cost: least squares over recent steps."""
+    """An estimate of what one more row adds to a step, as a fraction of the fixed cost: least squares over recent steps."""
 
     def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
         self.guess, self.memory = guess, memory
@@ -127,7 +124,7 @@ class Pace:
         return min(1.0, max(0.001, slope / fixed)) if slope > 0 and fixed > 0 else self.guess
 
 
-Consume = Callable[[Sequence[Row], Tensor], Sequence[Row]]
+Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
 
 
 class Scheduler:
@@ -140,33 +137,33 @@ class Scheduler:
 
     def __init__(self, slots: Slots, consume: Consume, budget: int = 1024) -> None:
         self.slots, self.consume, self.budget = slots, consume, budget
-        self.inbox: deque[tuple[Callable[[], Sequence[Row]], Job | None]] = deque()
+        self.inbox: deque[tuple[Callable[[], Sequence[Row]], PendingCall | None]] = deque()
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
         self.pace = Pace()
         self.closed = False
-        self.worker = Worker.on(slots.device)
+        self.worker = DeviceWorker.on(slots.cache.device)
         self.worker.add(self)
 
-    def submit(self, begin: Callable[[], Sequence[Row]], job: Job | None = None) -> None:
-        """Have the worker call `begin`, before its next step, and admit the rows it returns; what it raises fails the job."""
+    def submit(self, begin: Callable[[], Sequence[Row]], call: PendingCall | None = None) -> None:
+        """Have the worker call `begin`, before its next step, and admit the rows it returns; what it raises fails the call."""
         if self.closed:
             raise ModelError("This model was closed; load it again to use it.")
-        self.inbox.append((begin, job))
+        self.inbox.append((begin, call))
         self.worker.wake(answers=True)
 
     def close(self) -> None:
-        """Free the cache; what is in the works fails."""
+        """Free the cache. Calls that are being served fail."""
         self.closed = True
         self._abort_all(lambda: ModelError("The model was closed while it served this request."))
-        self.slots.caches.clear()
+        self.slots.cache.clear()
 
     def forget(self) -> None:
-        """Drop what the slots hold, before the next step; rows in the works read their tokens again."""
+        """Drop what the slots hold before the next step. Active rows then read their tokens again."""
         self.do(self.slots.forget)
 
     def do(self, action: Callable[[], object]) -> None:
-        """Have the worker do something before its next step."""
+        """Have the worker run an action before its next step."""
 
         def begin() -> Sequence[Row]:
             action()
@@ -177,18 +174,18 @@ class Scheduler:
     @property
     def urgent(self) -> bool:
         """Whether a reward waits for this model."""
-        jobs = [job for _, job in list(self.inbox)] + [row.job for row in self.active]
-        return any(job is not None and job.account.role == "rm" for job in jobs)
+        calls = [call for _, call in list(self.inbox)] + [row.call for row in self.active]
+        return any(call is not None and call.account.role == "rm" for call in calls)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        if self.inbox or any(row.job.cancelled or not row.job.paused for row in self.active):
+        if self.inbox or any(row.call.cancelled or not row.call.paused for row in self.active):
             return True
         return bool(self.waiting) and bool(self.slots.idle.any())
 
     def step(self) -> None:
-        """Drop the cancelled, admit the waiting, read, consume."""
+        """Drop cancelled rows, admit waiting rows, read, consume."""
         try:
             self._begin()
             self.retire()
@@ -200,13 +197,13 @@ class Scheduler:
             ends = [int(self.slots.held[row.slot]) + len(new) for row, new in batch]
             wanted = [row.wanted(end, len(new)) for (row, new), end in zip(batch, ends, strict=True)]
             output = self.slots.read([(row.slot, new) for row, new in batch], wanted)
-            if output.is_cuda:
-                torch.cuda.synchronize(output.device)
             self._account(batch, time.perf_counter() - start)  # before anybody learns of the outcome
             rows, places = [], []
             for (row, _), end, place, count in zip(batch, ends, np.cumsum(wanted).tolist(), wanted, strict=True):
                 if isinstance(row, Tail):
                     row.take(output[place - count : place], end)
+                    if row.done:
+                        row.finish(self.slots.cache.join(row.outputs))
                 elif end == len(row.tokens):
                     rows.append(row)
                     places.append(place - 1)
@@ -214,66 +211,66 @@ class Scheduler:
                 self._consume(rows, output if len(rows) == len(output) else output[places])
         except Exception as error:
             log.exception("A step of the model failed; its requests fail with it.")
-            self._abort_all(partial(in_words, error, self.slots.device))
+            self._abort_all(partial(self.slots.cache.in_words, error))
             self.slots.forget()
         self.retire()
 
     def _begin(self) -> None:
         while self.inbox:
-            begin, job = self.inbox.popleft()
+            begin, call = self.inbox.popleft()
             try:
                 self.waiting.extend(begin())
             except Exception as error:
-                if job is None:
+                if call is None:
                     raise
-                job.abort(error)
+                call.abort(error)
 
     def _abort_all(self, error: Callable[[], Exception]) -> None:
-        """Each job gets an error of its own, for a request notes its answer so far on it."""
-        for job in {row.job for row in (*self.active, *self.waiting)}:
-            job.abort(error())
+        """Abort every call, each with a new error, because a request attaches its response so far to it."""
+        for call in {row.call for row in (*self.active, *self.waiting)}:
+            call.abort(error())
 
     def retire(self) -> None:
         """Free the slots of rows that are done or cancelled."""
         for row in self.active:
-            if row.done or row.job.cancelled:
+            if row.done or row.call.cancelled:
                 self.slots.release(row.slot)
-        self.active = [row for row in self.active if not (row.done or row.job.cancelled)]
+        self.active = [row for row in self.active if not (row.done or row.call.cancelled)]
 
     def _admit(self) -> None:
         fresh: list[Row] = []
         later: list[Row] = []  # what they begin with is just being read for another
         while self.waiting:
             row = self.waiting.popleft()
-            if row.job.cancelled:
+            if row.call.cancelled:
                 continue
             if len(row.tokens) > self.slots.length:
-                row.job.abort(
+                row.call.abort(
                     PromptError(f"A text of {len(row.tokens)} tokens is longer than the context, {self.slots.length}.")
                 )
             elif self.slots.coming(row.tokens):
                 later.append(row)
-            elif (place := self.slots.acquire(row.tokens, row.keep, row.job.account.ticket.id)) is None:
+            elif (place := self.slots.acquire(row.tokens, row.keep, row.call.account.ticket.id)) is None:
                 later.append(row)
                 break
             else:
                 row.slot, held = place
-                row.job.account.add(cached_tokens=held)
+                row.call.account.add(cached_tokens=held)
                 self.active.append(row)
                 if held == len(row.tokens):
                     fresh.append(row)
         self.waiting.extendleft(reversed(later))
         if fresh:
-            self._consume(fresh, torch.stack([row.start for row in fresh if row.start is not None]))
+            self._consume(fresh, self.slots.cache.join([row.start for row in fresh]))
 
-    def _consume(self, rows: Sequence[Row], output: Tensor) -> None:
+    def _consume(self, rows: Sequence[Row], output: Outputs) -> None:
         self.waiting.extendleft(reversed(self.consume(rows, output)))
 
     def _batch(self) -> list[tuple[Row, list[int]]]:
         """Rows and the tokens they read now: one each where decoding, then prompts, first come first served."""
         held, left = self.slots.held, self.budget
         batch = []
-        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not (row.done or row.job.paused)]
+        pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not (row.done or row.call.paused)]
         for row, count in sorted(pending, key=lambda item: item[1] > 1):
             if (count := min(count, left)) > 0:
                 left -= count
@@ -282,12 +279,12 @@ class Scheduler:
 
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
         for row, new in batch:
-            row.job.account.add(flops=self.slots.flops * len(new))
+            row.call.account.add(flops=self.slots.cache.flops * len(new))
         if all(len(new) == 1 for _, new in batch):  # a prompt's tokens are cheaper by the dozen
             self.pace.observe(len(batch), seconds)
-        read: dict[Account, int] = {}  # a request's jobs in one role share an account, for which a step counts once
+        read: dict[Account, int] = {}  # a request's calls in one role share an account, for which a step counts once
         for row, new in batch:
-            account, end = row.job.account, int(self.slots.held[row.slot])
+            account, end = row.call.account, int(self.slots.held[row.slot])
             given = end if account.role == "rm" else min(end, row.given)
             read[account] = read.get(account, 0) + max(0, given - (end - len(new)))
         for account, tokens in read.items():

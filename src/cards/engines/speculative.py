@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Ask, Engine
+from cards.engines.ordered import in_order
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import DRAFT_TEST, REDRAW, TOKENS, distribution, pick, uniforms
@@ -63,28 +65,19 @@ class SpeculativeEngine(Engine):
         self.tokenizer, self.end_ids = target.tokenizer, target.end_ids
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        going = asyncio.Event()
-        tasks = [asyncio.create_task(self._candidate(ask, ask.first + i, going)) for i in range(ask.n)]
-        try:
-            while tasks:
-                going.set()
-                await tasks[0]
-                going.clear()  # the others wait until the caller comes back for them
-                ready = next((i for i, task in enumerate(tasks) if not task.done()), len(tasks))
-                yield [task.result() for task in tasks[:ready]]
-                del tasks[:ready]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        wanted = asyncio.Event()  # candidates pause while the caller looks at those that it has
+        candidates = [self._candidate(ask, ask.first + i, wanted) for i in range(ask.n)]
+        async with aclosing(in_order(candidates, wanted)) as batches:
+            async for batch in batches:
+                yield batch
 
-    async def _candidate(self, ask: Ask, number: int, going: asyncio.Event) -> Segment:
+    async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:
         writer, sampling, boundary = self.writer(ask), ask.sampling, ask.boundary
         draws, tests, redraws = (
             uniforms(ask.seed, ask.segment, number, writer.most, stream) for stream in (TOKENS, DRAFT_TEST, REDRAW)
         )
         while writer.segment is None:
-            await going.wait()
+            await wanted.wait()
             done = len(writer.tokens)
             before = after(ask.response, writer.tokens)
             drafted, q = await self._drafted(ask, before, writer.most - done - self.bonus, draws[done:])
@@ -94,7 +87,7 @@ class SpeculativeEngine(Engine):
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
                 if boundary.reads_logits and at >= boundary.minimum:
-                    uncertainty = boundary.uncertainty_of(row)
+                    uncertainty = boundary.uncertainty(row)
                     if boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         break

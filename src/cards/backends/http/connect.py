@@ -1,4 +1,4 @@
-"""Finds out what serves a model at an address, and makes the engine for it."""
+"""Find out what serves a model at an address, and make the engine or the reward for it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from cards.backends.http.client import Client, RefusedError
 from cards.backends.http.openai import OpenAIEngine, tokens_of
-from cards.backends.http.served import Local, Served, card_of
+from cards.backends.http.rewards import SHAPES, PlainReward
+from cards.backends.http.served import ModelFiles, ServedModel, card_of
 from cards.engines.base import Engine
 from cards.engines.text import UNFINISHED
-from cards.errors import ModelError, check
+from cards.errors import ModelError, SettingError, check
+from cards.rewards.base import Reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from cards.backends.classifier import Output
 
 log = logging.getLogger("cards")
 LARGEST_CONTEXT = 2**20  # where a server does not say: it refuses what is too long for it
@@ -31,7 +35,7 @@ LLAMA_CPP = (
 PROBE = "The quick brown"
 
 
-def connect(
+def connect_engine(
     address: str,
     *,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
@@ -56,11 +60,11 @@ def connect(
     client = Client(address, api_key=key, timeout=timeout, retries=retries, connections=slots)
     card = client.at_once(card_of(client, "/models", wanted))
     vllm = card.get("owned_by") == "vllm"
-    local = Local.find(tokenizer, [card["root"], card["id"]] if vllm else [], "lm")
+    local = ModelFiles.find(tokenizer, [card["root"], card["id"]] if vllm else [], "lm")
     meta = card.get("meta") or {}  # llama.cpp's
     most = card.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train") or LARGEST_CONTEXT
     vocabulary = vocabulary_size or meta.get("n_vocab") or (local.vocabulary if local else LARGEST_VOCABULARY)
-    served = Served(card["id"], min(context or most, most), vocabulary)
+    served = ServedModel(card["id"], min(context or most, most), vocabulary)
     if vllm and client.at_once(has_processor(client, served.model)):
         from cards.backends.http.vllm import VLLMHTTPEngine, check_mode
 
@@ -75,8 +79,67 @@ def connect(
     if local is None and card.get("owned_by") == "llamacpp":
         root = Client(address.rstrip("/").removesuffix("/v1"), api_key=key, timeout=timeout, retries=retries)
         with suppress(RefusedError):
-            local = Local.of_props(root.at_once(root.get("/props")))
+            local = ModelFiles.of_props(root.at_once(root.get("/props")))
     return OpenAIEngine(client, served, local, slots=slots)
+
+
+def connect_reward(
+    address: str,
+    *,
+    output: Output = None,
+    target: float | None = None,
+    tokenizer: str | None = None,
+    api_key: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
+    slots: int = 32,
+    context: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Reward:
+    """The reward at an address: vLLM's .../classify or .../pooling, text-embeddings-inference's .../rerank or .../predict, any
+    other path for plain JSON. Without a path, or with /v1, the server is asked what it is.
+
+    output: which of several outputs counts, as in ClassifierReward. tokenizer: of a vLLM model, if it is not found by itself.
+    Raises SettingError, ModelError or UnavailableError.
+    """
+    check_placement(device, dtype)
+    address = address.rstrip("/")
+    client = Client(address, api_key=api_key, timeout=timeout, retries=retries, connections=slots)
+    server, _, kind = address.rpartition("/")
+    if "://" not in server:  # no path at all
+        server, kind = address, ""
+    if kind in ("", "v1"):
+        client.address = server = address.removesuffix("/v1")
+        kind = client.at_once(kind_of_reward(client))
+    elif kind in ("classify", "pooling", *SHAPES):
+        client.address = server.removesuffix("/v1")
+    if kind in ("classify", "pooling"):
+        from cards.backends.http.vllm_rewards import VLLMHTTPReward
+
+        return VLLMHTTPReward.connect(client, kind, tokenizer, output=output, target=target, context=context)
+    if kind in SHAPES:
+        return SHAPES[kind](client, output=output, target=target)
+    return PlainReward(client, output=output, target=target)
+
+
+async def kind_of_reward(client: Client) -> str:
+    """What serves there: the path to ask for scores, or nothing, which is plain JSON."""
+    for path in ("/v1/models", "/info"):
+        try:
+            found = await client.get(path)
+        except RefusedError as error:
+            if error.status in (401, 403):
+                raise
+            continue
+        if path == "/v1/models":
+            return "classify"
+        kinds = found.get("model_type") or {}
+        for kind, shape in (("reranker", "rerank"), ("classifier", "predict")):
+            if kind in kinds:
+                return shape
+        raise SettingError(f"The model at {client.address} ({', '.join(kinds)}) gives no scores: a reward is a classifier.")
+    return ""
 
 
 def check_placement(device: str, dtype: str) -> None:
@@ -95,7 +158,7 @@ async def has_processor(client: Client, model: str) -> bool:
     return False
 
 
-async def probed(client: Client, served: Served, tokenizer: PreTrainedTokenizerBase | None) -> Served:
+async def probed(client: Client, served: ServedModel, tokenizer: PreTrainedTokenizerBase | None) -> ServedModel:
     """What the server takes and tells, tried out on a few words."""
     refused: RefusedError | None = None
     for top in TOPS:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -13,11 +12,12 @@ from typing import Any
 from uuid import uuid4
 
 from cards.backends.http.client import Client, RefusedError
-from cards.backends.http.served import Local, Served
+from cards.backends.http.served import ModelFiles, ServedModel
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
 from cards.engines.interval import entropy_interval
+from cards.engines.ordered import in_order
 from cards.engines.text import UNFINISHED, check_fits, encode, fingerprint
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptError, UnavailableError
@@ -62,7 +62,7 @@ class OpenAIEngine(Engine):
     derived from (seed, segment, candidate): whether the same seed gives the same text is up to the server.
     """
 
-    def __init__(self, client: Client, served: Served, local: Local | None = None, *, slots: int = 32) -> None:
+    def __init__(self, client: Client, served: ServedModel, local: ModelFiles | None = None, *, slots: int = 32) -> None:
         self.client, self.served = client, served
         self.name, self.context, self.rows = served.model, served.context, slots
         self.own = None if local is None else local.tokenizer
@@ -245,21 +245,6 @@ class Depth:
 
     def resume(self) -> None:
         self.since = time.perf_counter()
-
-
-async def in_order(candidates: Sequence[Coroutine[Any, Any, Segment]]) -> AsyncGenerator[list[Segment], None]:
-    """The segments of candidates that are drawn at once, in lists that hold all that are ready; closing it ends the others."""
-    tasks = [asyncio.create_task(candidate) for candidate in candidates]
-    try:
-        while tasks:
-            ready = [await tasks.pop(0)]
-            while tasks and tasks[0].done():
-                ready.append(tasks.pop(0).result())
-            yield ready
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def tokens_of(choice: dict[str, Any]) -> list[Token]:

@@ -1,4 +1,4 @@
-"""Rewards from servers: finds out what is at an address, and speaks the forms of text-embeddings-inference and plain JSON."""
+"""Rewards from servers, in the forms of text-embeddings-inference and plain JSON."""
 
 from __future__ import annotations
 
@@ -8,74 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cards.backends.http.client import Client, RefusedError
-from cards.backends.http.connect import check_placement
 from cards.errors import CardsError, RewardError, SettingError, UnavailableError, UnknownNameError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 
 if TYPE_CHECKING:
-    from cards.backends.local.rewards import Output
+    from cards.backends.classifier import Output
 
 BATCH = 32  # texts in a request: what text-embeddings-inference takes unless told otherwise
-
-
-def connect(
-    address: str,
-    *,
-    output: Output = None,
-    target: float | None = None,
-    tokenizer: str | None = None,
-    api_key: str | None = None,
-    timeout: float = 60.0,
-    retries: int = 4,
-    slots: int = 32,
-    context: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> Reward:
-    """The reward at an address: vLLM's .../classify or .../pooling, text-embeddings-inference's .../rerank or .../predict, any
-    other path for plain JSON. Without a path, or with /v1, the server is asked what it is.
-
-    output: which of several outputs counts, as in ClassifierReward. tokenizer: of a vLLM model, if it is not found by itself.
-    Raises SettingError, ModelError or UnavailableError.
-    """
-    check_placement(device, dtype)
-    address = address.rstrip("/")
-    client = Client(address, api_key=api_key, timeout=timeout, retries=retries, connections=slots)
-    server, _, kind = address.rpartition("/")
-    if "://" not in server:  # no path at all
-        server, kind = address, ""
-    if kind in ("", "v1"):
-        client.address = server = address.removesuffix("/v1")
-        kind = client.at_once(_kind(client))
-    elif kind in ("classify", "pooling", *SHAPES):
-        client.address = server.removesuffix("/v1")
-    if kind in ("classify", "pooling"):
-        from cards.backends.http.vllm_rewards import VLLMHTTPReward
-
-        return VLLMHTTPReward.connect(client, kind, tokenizer, output=output, target=target, context=context)
-    if kind in SHAPES:
-        return SHAPES[kind](client, output=output, target=target)
-    return PlainReward(client, output=output, target=target)
-
-
-async def _kind(client: Client) -> str:
-    """What serves there: the path to ask for scores, or nothing, which is plain JSON."""
-    for path in ("/v1/models", "/info"):
-        try:
-            found = await client.get(path)
-        except RefusedError as error:
-            if error.status in (401, 403):
-                raise
-            continue
-        if path == "/v1/models":
-            return "classify"
-        kinds = found.get("model_type") or {}
-        for kind, shape in (("reranker", "rerank"), ("classifier", "predict")):
-            if kind in kinds:
-                return shape
-        raise SettingError(f"The model at {client.address} ({', '.join(kinds)}) gives no scores: a reward is a classifier.")
-    return ""
 
 
 class HTTPReward(Reward, ABC):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """What a server says of a model, and what it was found to take and to tell."""
 
     model: str
@@ -27,7 +27,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class ModelFiles:
     """What the files of a model say: its tokenizer, and, where there are more, its configuration."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -40,14 +40,14 @@ class Local:
         return int(self.config.get_text_config().vocab_size) if self.config else len(self.tokenizer)
 
     @classmethod
-    def find(cls, tokenizer: str | PreTrainedTokenizerBase | None, likely: Sequence[str], embedded: str) -> Local | None:
+    def find(cls, tokenizer: str | PreTrainedTokenizerBase | None, likely: Sequence[str], embedded: str) -> ModelFiles | None:
         """By the tokenizer or its place, if one is given, else in the first of the likely places that has one.
 
         `tiny` is the embedded model in folder `embedded`. Raises SettingError if there is none in the place given.
         """
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-        from cards.backends.local.loading import locate
+        from cards.backends.files import locate
 
         if tokenizer is not None and not isinstance(tokenizer, str):
             return cls(tokenizer, _ids(tokenizer.eos_token_id))
@@ -64,7 +64,7 @@ class Local:
         return None
 
     @classmethod
-    def of_props(cls, props: dict[str, Any]) -> Local:
+    def of_props(cls, props: dict[str, Any]) -> ModelFiles:
         """The chat template among the properties that llama.cpp's server tells, in a tokenizer that knows no tokens."""
         from tokenizers import Tokenizer, models
         from transformers import PreTrainedTokenizerFast

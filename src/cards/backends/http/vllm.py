@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from cards.backends.http.client import Client
-from cards.backends.http.openai import Depth, OpenAIEngine, in_order
+from cards.backends.http.openai import Depth, OpenAIEngine
 from cards.backends.vllm.options import DRAWN, options_of
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
+from cards.engines.ordered import in_order
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, SettingError, UnavailableError
 from cards.events import Segment

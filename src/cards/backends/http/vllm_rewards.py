@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from cards.backends.classifier import SequenceClassifier
+from cards.backends.configuration import flops_per_token, skeleton
+from cards.backends.files import locate
 from cards.backends.http.client import Client
 from cards.backends.http.rewards import asked
 from cards.backends.http.served import card_of
-from cards.backends.local.loading import flops_per_token, locate, skeleton
-from cards.backends.local.readers import Combine, Reader
-from cards.backends.local.rewards import ClassifierReward
 from cards.errors import ModelError, RewardError, UnknownNameError
 from cards.usage import current_account
 
 
-class VLLMHTTPReward(ClassifierReward):
+class VLLMHTTPReward(SequenceClassifier):
     """A sequence classifier in a vLLM server. `model` has the configuration, not the weights."""
 
     def __init__(
         self, client: Client, path: str, served: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
     ) -> None:
-        self.client, self.path, self.served = client, path, served
         super().__init__(model, tokenizer, name=client.address + path, **options)
+        self.client, self.path, self.served, self.flops = client, path, served, flops_per_token(model)
 
     @classmethod
     def connect(cls, client: Client, kind: str, place: str | None, *, context: int | None, **options: Any) -> VLLMHTTPReward:
@@ -39,21 +39,8 @@ class VLLMHTTPReward(ClassifierReward):
         most = min(card["max_model_len"], context or card["max_model_len"])
         return cls(client, f"/{kind}", card["id"], model, tokenizer, context=most, **options)
 
-    def _reader(self, slots: int) -> Reader:
-        return Remote(self.client, self.path, self.served, self.combine, flops_per_token(self.model))
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
-
-
-class Remote:
-    """Reads texts in the server, all at once."""
-
-    def __init__(self, client: Client, path: str, model: str, combine: Combine, flops: float) -> None:
-        self.client, self.path, self.model, self.combine, self.flops = client, path, model, combine, flops
-
-    async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        body = {"model": self.model, "input": list(rows), "use_activation": False}
+    async def read(self, rows: Sequence[list[int]]) -> list[float]:
+        body = {"model": self.served, "input": list(rows), "use_activation": False}
         [answer] = await asked(self.client, self.path, [body])
         column = "probs" if self.path == "/classify" else "data"
         try:
@@ -65,11 +52,8 @@ class Remote:
         current_account().add(prefill_tokens=read, flops=self.flops * read)
         return self.combine(outputs)
 
-    def forget(self) -> None:
-        """What the server keeps is its own."""
-
-    def close(self) -> None:
-        """The client is closed by the reward."""
+    async def aclose(self) -> None:
+        await self.client.aclose()
 
 
 def _found(places: Sequence[str], address: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

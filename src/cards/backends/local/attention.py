@@ -61,7 +61,7 @@ class Group:
 
 
 @dataclass(slots=True)
-class Step:
+class PackedStep:
     """One forward pass: where its packed tokens go, and how its rows attend.
 
     place, position: [tokens], of each packed token in the flattened cache and in its row; unpack: [tokens], where each
@@ -109,7 +109,7 @@ class Step:
 
 
 @contextmanager
-def running(step: Step) -> Iterator[None]:
+def running(step: PackedStep) -> Iterator[None]:
     """Make `step` the one that attention in this thread serves."""
     _running.step = step
     try:
@@ -118,7 +118,7 @@ def running(step: Step) -> Iterator[None]:
         del _running.step
 
 
-def under_way() -> Step | None:
+def under_way() -> PackedStep | None:
     """The step that attention in this thread serves."""
     return getattr(_running, "step", None)
 

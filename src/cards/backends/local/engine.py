@@ -13,15 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, end_ids, lm_outputs, load, pick_device, slotted
-from cards.backends.local.worker import Worker
+from cards.backends.configuration import context_of, end_ids
+from cards.backends.local.loading import load, pick_device
+from cards.backends.local.proof import lm_outputs, slotted
+from cards.backends.local.sampling import draw, uncertainty
+from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, tell
-from cards.engines.scheduler import Job, Question, Row, Scheduler, Tail
+from cards.engines.ordered import OrderedQueue
+from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode, fingerprint
+from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
-from cards.sampling import Sampling, draw, uniforms
+from cards.sampling import Sampling, uniforms
 
 Reduce = Callable[[Tensor], NDArray[Any]]
 
@@ -29,7 +34,7 @@ Reduce = Callable[[Tensor], NDArray[Any]]
 class TransformersEngine(Engine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
 
-    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see Worker.call).
+    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see DeviceWorker.call).
     Raises ModelError if the model's attention cannot be run in slots exactly.
     """
 
@@ -51,12 +56,13 @@ class TransformersEngine(Engine):
         self.chats = tokenizer.chat_template is not None
         self.vocabulary = fingerprint(tokenizer)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
-        held = Worker.on(model.device).call(
+        held = DeviceWorker.on(model.device).call(
             lambda: slotted(model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1])
         )
         self.scheduler = Scheduler(held, self._consume)
         self.end_ids = end_ids(model, tokenizer)
-        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # after a text, kept for what follows it
+        self._shorter: dict[float, TransformersEngine] = {}  # by the fraction of layers that they skip
+        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent texts
 
     @property
     def rows_in_use(self) -> int:
@@ -68,7 +74,7 @@ class TransformersEngine(Engine):
     ) -> TransformersEngine:
         """`tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
         place = pick_device(device)
-        model, tokenizer = Worker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
+        model, tokenizer = DeviceWorker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -78,16 +84,11 @@ class TransformersEngine(Engine):
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        proposal = Proposal(ask, self)
+        proposal = PendingProposal(ask, self)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
-            delivered = 0
-            while delivered < ask.n:
-                batch = await proposal.queue.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                delivered += len(batch)
-                yield batch  # the others are paused until the caller comes back for them
+            while proposal.segments.left:
+                yield await proposal.segments.receive()  # the others are paused until the caller comes back for them
                 proposal.paused = False
                 self.scheduler.worker.wake(answers=True)
         finally:
@@ -113,7 +114,7 @@ class TransformersEngine(Engine):
 
     async def _look(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
         check(1 <= last <= len(tokens), f"Logits after {last} tokens cannot be had of a text of {len(tokens)}.")
-        question = Question()
+        pending = PendingResult()
 
         def answer(logits: Tensor) -> NDArray[Any]:
             self.scheduler.worker.asked += 1  # who looks mostly looks again
@@ -121,15 +122,15 @@ class TransformersEngine(Engine):
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                question.answer(answer(known.unsqueeze(0)))
+                pending.answer(answer(known))
                 return ()
-            return [Look(question, prompt, tokens, last, answer)]
+            return [Look(pending, prompt, tokens, last, answer)]
 
-        self.scheduler.submit(begin, question)
+        self.scheduler.submit(begin, pending)
         try:
-            return await question.future
+            return await pending.future
         finally:
-            question.cancelled = True
+            pending.cancelled = True
 
     async def settle(self) -> None:
         """Wait until cancelled rows are free and their costs are counted."""
@@ -151,10 +152,12 @@ class TransformersEngine(Engine):
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
-    def without_layers(self, share: float) -> Engine:
-        from cards.backends.local.skipping import skipping
-
-        return skipping(self, share)
+    def without_layers(self, share: float) -> TransformersEngine:
+        if share not in self._shorter:
+            skipped = layers_to_skip(self.model, share)
+            model, name = without_layers(self.model, skipped), f"{self.name} without {len(skipped)} layers"
+            self._shorter[share] = TransformersEngine(model, self.tokenizer, slots=self.rows, context=self.context, name=name)
+        return self._shorter[share]
 
     def forget(self) -> None:
         self.scheduler.forget()
@@ -165,14 +168,15 @@ class TransformersEngine(Engine):
 
     # What follows runs in the worker thread.
 
-    def _begin(self, proposal: Proposal) -> Sequence[Row]:
-        """Candidates if the text before them is read and its logits known; else one row that reads it."""
+    def _begin(self, proposal: PendingProposal) -> Sequence[Row]:
+        """Return the candidates if the logits before them are known, else one row that reads the text before them."""
         slots = self.scheduler.slots
         logits = self._logits.get(tuple(proposal.prefix))
         if logits is None or slots.match(np.array(proposal.prefix)).max() < len(proposal.prefix):
             return [Row(proposal, proposal.prefix)]
         return proposal.candidates(logits)
 
+    @torch.inference_mode()
     def _consume(self, rows: Sequence[Row], logits: Tensor) -> list[Row]:
         admitted: list[Row] = []
         drawing: list[tuple[Candidate, int]] = []
@@ -181,31 +185,31 @@ class TransformersEngine(Engine):
                 drawing.append((row, i))
             else:
                 row.done = True
-                self._remember(row.tokens, logits[i])
-                admitted += row.job.candidates(logits[i])  # type: ignore[attr-defined]
+                self._remember(row.tokens, logits[i : i + 1])
+                admitted += row.call.candidates(logits[i : i + 1])  # type: ignore[attr-defined]
         drawing = self._stop_before(drawing, logits)
         by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
-            by_sampling.setdefault(candidate.job.ask.sampling, []).append((candidate, i))
+            by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
         for sampling, members in by_sampling.items():
             u = torch.tensor([c.uniforms[c.drawn] for c, _ in members], dtype=torch.float64, device=logits.device)
             for (candidate, _), token in zip(members, draw(_take(logits, members), sampling, u).tolist(), strict=True):
                 candidate.push(token)
-        for job in {row.job for row in rows if isinstance(row, Candidate) and row.done}:
-            job.hand_out()
+        for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
+            call.hand_out()
         return admitted
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
-        """End the candidates whose boundary lies here; returns the others."""
+        """End the candidates whose segment ends here; return the others."""
         by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
-            boundary = candidate.job.ask.boundary
+            boundary = candidate.call.ask.boundary
             if boundary.reads_logits and candidate.drawn >= boundary.minimum:
                 by_boundary.setdefault(boundary, []).append((candidate, i))
         for boundary, members in by_boundary.items():
-            for (candidate, i), value in zip(members, boundary.uncertainty(_take(logits, members)).tolist(), strict=True):
+            for (candidate, i), value in zip(members, uncertainty(boundary, _take(logits, members)).tolist(), strict=True):
                 if boundary.ends_before(value):
-                    self._remember(candidate.tokens, logits[i])
+                    self._remember(candidate.tokens, logits[i : i + 1])
                     candidate.end(value)
         return [(candidate, i) for candidate, i in drawing if not candidate.done]
 
@@ -215,49 +219,40 @@ class TransformersEngine(Engine):
             self._logits.popitem(last=False)
 
 
-class Proposal(Job):
-    """An ask in the works: its candidates, and the queue that hands them out in order."""
+class PendingProposal(PendingCall):
+    """A call of `propose`: its candidates, and the queue that hands them out in order."""
 
     def __init__(self, ask: Ask, engine: TransformersEngine) -> None:
         super().__init__()
         self.ask, self.engine = ask, engine
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
-        self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
-        self.loop = asyncio.get_running_loop()
-        self.finished: dict[int, Segment] = {}
-        self.next = 0
+        self.segments = OrderedQueue(ask.n)
 
     def candidates(self, logits: Tensor) -> list[Row]:
         return [Candidate(self, i, logits) for i in range(self.ask.n)]
 
     def hand_out(self) -> None:
-        """Hand out all candidates up to the first unfinished one; the others pause until they are asked for."""
-        ready = []
-        while self.next in self.finished:
-            ready.append(self.finished.pop(self.next))
-            self.next += 1
-        if ready:
-            self.paused = True
+        """Hand out all candidates up to the first unfinished one. The others pause until the caller comes back."""
+        self.paused = True  # beforehand, since the caller may come back at once
+        if self.segments.hand_out():
             self.engine.scheduler.worker.asked += 1
-            self._put(ready)
+        else:
+            self.paused = False
 
     def fail(self, error: BaseException) -> None:
-        self._put(error)
-
-    def _put(self, item: list[Segment] | BaseException) -> None:
-        tell(self.loop, self.queue.put_nowait, item)
+        self.segments.fail(error)
 
 
 class Candidate(Row):
     """A row that draws tokens until its segment or its answer ends."""
 
     __slots__ = ("number", "uniforms", "writer")
-    job: Proposal
+    call: PendingProposal
 
-    def __init__(self, job: Proposal, number: int, logits: Tensor) -> None:
-        super().__init__(job, list(job.prefix), logits)
-        self.number, self.writer = number, job.engine.writer(job.ask)
-        self.uniforms = uniforms(job.ask.seed, job.ask.segment, job.ask.first + number, self.writer.most)
+    def __init__(self, call: PendingProposal, number: int, logits: Tensor) -> None:
+        super().__init__(call, list(call.prefix), logits)
+        self.number, self.writer = number, call.engine.writer(call.ask)
+        self.uniforms = uniforms(call.ask.seed, call.ask.segment, call.ask.first + number, self.writer.most)
 
     @property
     def drawn(self) -> int:
@@ -265,7 +260,7 @@ class Candidate(Row):
 
     def push(self, token: int) -> None:
         self.tokens.append(token)
-        self.job.account.add(decoded_tokens=1)
+        self.call.account.add(decoded_tokens=1)
         self.writer.push(token)
         self._note()
 
@@ -276,21 +271,21 @@ class Candidate(Row):
     def _note(self) -> None:
         if self.writer.segment is not None:
             self.done = True
-            self.job.finished[self.number] = self.writer.segment
+            self.call.segments.finish(self.number, self.writer.segment)
 
 
 class Look(Tail):
-    """A text whose next-token logits [last, vocabulary] after each of its last tokens its caller awaits, reduced."""
+    """A text for which the caller wants next-token logits [last, vocabulary], reduced to what it needs."""
 
-    job: Question
+    call: PendingResult
 
-    def __init__(self, job: Question, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> None:
-        super().__init__(job, tokens, last)
+    def __init__(self, call: PendingResult, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> None:
+        super().__init__(call, tokens, last)
         self.given = len(prompt.token_ids)
         self.reduce = reduce
 
     def finish(self, outputs: Tensor) -> None:
-        self.job.answer(self.reduce(outputs))
+        self.call.answer(self.reduce(outputs))
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

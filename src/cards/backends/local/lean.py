@@ -14,7 +14,7 @@ from torch import Tensor, nn, rms_norm
 from torch.nn.functional import embedding, linear, silu
 from transformers import PreTrainedModel
 
-from cards.backends.local.attention import Step, under_way
+from cards.backends.local.attention import PackedStep, under_way
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # configurations beyond these may hide factors that a proof does not reach
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -46,7 +46,7 @@ def lean(model: PreTrainedModel, head: nn.Module | None, length: int) -> Output 
     sine = sine.clone()
     sine[..., : width // 2].neg_()  # so that a roll by half the width rotates
 
-    def mixed(layer: Layer, x: Tensor, cosine: Tensor, sine: Tensor, step: Step) -> Tensor:
+    def mixed(layer: Layer, x: Tensor, cosine: Tensor, sine: Tensor, step: PackedStep) -> Tensor:
         whole = linear(x, *layer.qkv).view(len(x), -1, width)
         qk, v = whole[:, : -layer.values], whole[:, -layer.values :]
         if layer.norms is not None:
@@ -58,7 +58,7 @@ def lean(model: PreTrainedModel, head: nn.Module | None, length: int) -> Output 
     layers = [Layer(layer, width) for layer in base.layers]
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
-        step = cast(Step, under_way())
+        step = cast(PackedStep, under_way())
         hidden = embedding(input_ids[0], base.embed_tokens.weight)
         at = cosine[position_ids[0]], sine[position_ids[0]]
         for layer in layers:

@@ -1,4 +1,4 @@
-"""How reward models read: causal ones in slots, of each text only what is new; others whole texts in batches."""
+"""How reward models read texts: causal models in slots, only what is new; other models whole texts, in batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cards.backends.configuration import flops_per_token
+from cards.backends.local.cache import in_words
 from cards.backends.local.lean import lean
-from cards.backends.local.loading import DUMMY_MASK, flops_per_token, slotted
-from cards.backends.local.worker import Worker, in_words
-from cards.engines.scheduler import Question, Row, Scheduler
+from cards.backends.local.proof import DUMMY_MASK, slotted
+from cards.engines.scheduler import PendingResult, Row, Scheduler
+from cards.engines.worker import DeviceWorker
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] to one reward a row
 
 
-class Reader(Protocol):
+class TextScorer(Protocol):
     """Scores texts given as token ids."""
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]: ...
@@ -30,7 +32,7 @@ class Reader(Protocol):
 
 
 class Slotted:
-    """Reads causal RMs in slots: of each text only what no slot holds."""
+    """Scores with a causal RM in slots: it reads only the tokens of a text that no slot holds."""
 
     def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
         mask = DUMMY_MASK.to(model.device)
@@ -45,19 +47,19 @@ class Slotted:
         def reference(ids: Tensor) -> Tensor:
             return cast(Tensor, head(model.base_model(ids).last_hidden_state[:, -1]))
 
-        held = Worker.on(model.device).call(
+        held = DeviceWorker.on(model.device).call(
             lambda: slotted(model, (lean(model, head, context), output), slots, context, reference)
         )
         self.scheduler = Scheduler(held, self._consume)
         self.combine = combine
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        reading = Reading(rows)
-        self.scheduler.submit(lambda: self._begin(reading), reading)
+        pending = PendingScores(rows)
+        self.scheduler.submit(lambda: self._begin(pending), pending)
         try:
-            return cast("list[float]", await reading.future)
+            return cast("list[float]", await pending.future)
         finally:
-            reading.cancelled = True
+            pending.cancelled = True
 
     def forget(self) -> None:
         self.scheduler.forget()
@@ -65,30 +67,30 @@ class Slotted:
     def close(self) -> None:
         self.scheduler.close()
 
-    def _begin(self, reading: Reading) -> list[Row]:
-        """All texts; but where several share a prefix that no slot holds, that prefix first, once."""
-        texts: list[Row] = [Text(reading, i, row) for i, row in enumerate(reading.rows)]
+    def _begin(self, pending: PendingScores) -> list[Row]:
+        """Return a row for each text. If several share a prefix that no slot holds, return the prefix first, once."""
+        texts: list[Row] = [Text(pending, i, row) for i, row in enumerate(pending.rows)]
         if len(texts) > 1:
-            shared = _common_prefix(reading.rows)
+            shared = _common_prefix(pending.rows)
             if self.scheduler.slots.match(np.array(shared, np.int64)).max() < len(shared):
-                reading.then = texts
-                return [Row(reading, shared)]
+                pending.then = texts
+                return [Row(pending, shared)]
         return texts
 
     def _consume(self, rows: Sequence[Row], outputs: Tensor) -> list[Row]:
         admitted: list[Row] = []
         for row, reward in zip(rows, self.combine(outputs), strict=True):
             row.done = True
-            reading = cast(Reading, row.job)
+            pending = cast(PendingScores, row.call)
             if isinstance(row, Text):
-                self.scheduler.worker.asked += reading.deliver(row.number, reward)
+                self.scheduler.worker.asked += pending.deliver(row.number, reward)
             else:
-                admitted += reading.then
+                admitted += pending.then
         return admitted
 
 
-class Reading(Question):
-    """Texts to score, and the future of their rewards."""
+class PendingScores(PendingResult):
+    """A call with texts to score, which waits for all rewards."""
 
     def __init__(self, rows: Sequence[list[int]]) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class Reading(Question):
         self.rewards: dict[int, float] = {}
 
     def deliver(self, number: int, reward: float) -> bool:
-        """Note a reward; with the last one, hand all of them out and return True."""
+        """Note a reward. With the last one, give all of them to the caller and return True."""
         self.rewards[number] = reward
         if len(self.rewards) < len(self.rows):
             return False
@@ -110,13 +112,13 @@ class Text(Row):
 
     __slots__ = ("number",)
 
-    def __init__(self, job: Reading, number: int, tokens: list[int]) -> None:
-        super().__init__(job, tokens)
+    def __init__(self, call: PendingScores, number: int, tokens: list[int]) -> None:
+        super().__init__(call, tokens)
         self.number = number
 
 
 class Padded:
-    """Reads whole texts, in batches: encoders padded on the right under a mask, other models with texts of one length."""
+    """Scores whole texts in batches: encoders padded on the right under a mask, other models with texts of equal length."""
 
     urgent = True
     batch_tokens = 8192
@@ -126,8 +128,8 @@ class Padded:
         self.pads = not is_causal(model)
         self.pad_id = pad_id or 0
         self.flops = flops_per_token(model)
-        self.inbox: deque[Reading] = deque()
-        self.worker = Worker.on(model.device)
+        self.inbox: deque[PendingScores] = deque()
+        self.worker = DeviceWorker.on(model.device)
         self.worker.add(self)
 
     @property
@@ -135,34 +137,35 @@ class Padded:
         return bool(self.inbox)
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        reading = Reading(rows)
-        self.inbox.append(reading)
+        pending = PendingScores(rows)
+        self.inbox.append(pending)
         self.worker.wake()
         try:
-            return cast("list[float]", await reading.future)
+            return cast("list[float]", await pending.future)
         finally:
-            reading.cancelled = True
+            pending.cancelled = True
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no text is kept."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no memory is held."""
 
+    @torch.inference_mode()
     def step(self) -> None:
-        """Score all texts that wait."""
-        readings = [self.inbox.popleft() for _ in range(len(self.inbox))]
-        texts = [Text(reading, i, row) for reading in readings for i, row in enumerate(reading.rows)]
-        texts = sorted((t for t in texts if not t.job.cancelled), key=lambda t: len(t.tokens))
+        """Score all waiting texts."""
+        waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]
+        texts = [Text(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
+        texts = sorted((t for t in texts if not t.call.cancelled), key=lambda t: len(t.tokens))
         try:
             while texts:
                 texts = texts[self._forward(texts) :]
         except Exception as error:
-            for job in {text.job for text in texts}:
-                job.fail(in_words(error, self.model.device))
+            for call in {text.call for text in texts}:
+                call.fail(in_words(error, self.model.device))
 
     def _forward(self, texts: Sequence[Text]) -> int:
-        """Score as many of the texts (by rising length) as one batch takes; returns how many."""
+        """Score as many of the texts (by rising length) as fit into one batch; return how many."""
         longest, count = 0, 0
         for text in texts:
             longest = max(longest, len(text.tokens))
@@ -183,8 +186,8 @@ class Padded:
             head = cast(torch.nn.Module, self.model.score)
             outputs = head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1])
         for text, reward in zip(batch, self.combine(outputs), strict=True):
-            text.job.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
-            cast(Reading, text.job).deliver(text.number, reward)
+            text.call.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
+            cast(PendingScores, text.call).deliver(text.number, reward)
         return count
 
 

@@ -1,33 +1,23 @@
-"""Reward models from Hugging Face: sequence classifiers, causal (in slots, prefixes reused) or encoders (whole texts)."""
+"""Reward models in this process: sequence classifiers, causal (in slots, prefixes reused) or encoders (whole texts)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
 
-import torch
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, load, pick_device
-from cards.backends.local.readers import Padded, Reader, Slotted, is_causal
-from cards.backends.local.worker import Worker
-from cards.engines.text import fingerprint
-from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
-from cards.events import Prompt, Response
-from cards.rewards.base import Reward
+from cards.backends.classifier import Output, SequenceClassifier
+from cards.backends.local.loading import load, pick_device
+from cards.backends.local.readers import Padded, Slotted, TextScorer, is_causal
+from cards.engines.worker import DeviceWorker
+from cards.errors import ModelError
 
 log = logging.getLogger("cards")
-Output = int | str | Sequence[float] | None
 
 
-class ClassifierReward(Reward):
-    """The score of a sequence classifier: one output, a chosen one (index or label), or a weighted sum of all.
-
-    Texts reach the RM as it knows them: messages in its own chat template if it has one, the LM's token ids where both
-    share a vocabulary, text otherwise. A finished answer has the template's end of turn, an unfinished one has not.
-    """
+class ClassifierReward(SequenceClassifier):
+    """A sequence classifier in this process: causal ones in slots, with prefixes reused; encoders read whole texts."""
 
     def __init__(
         self,
@@ -40,12 +30,7 @@ class ClassifierReward(Reward):
         context: int | None = None,
         name: str | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.train(False), tokenizer
-        self.name = name or model.name_or_path or type(model).__name__
-        self.target = target if target is not None else getattr(model.config, "cards_target", None)
-        self.weights = output_weights(model, output, self.name)
-        self.context = self.limit = context_of(model, context)
-        self.vocabulary = fingerprint(tokenizer)
+        super().__init__(model, tokenizer, output=output, target=target, context=context, name=name)
         self.reader = self._reader(slots)
 
     @classmethod
@@ -62,10 +47,12 @@ class ClassifierReward(Reward):
     ) -> ClassifierReward:
         """`tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
         place = pick_device(device)
-        model, tokenizer = Worker.on(place).call(lambda: load(AutoModelForSequenceClassification, name, "rm", place, dtype))
+        model, tokenizer = DeviceWorker.on(place).call(
+            lambda: load(AutoModelForSequenceClassification, name, "rm", place, dtype)
+        )
         return cls(model, tokenizer, output=output, target=target, slots=slots, context=context, name=name)
 
-    def _reader(self, slots: int) -> Reader:
+    def _reader(self, slots: int) -> TextScorer:
         if is_causal(self.model):
             try:
                 return Slotted(self.model, self.combine, slots, self.limit)
@@ -73,64 +60,11 @@ class ClassifierReward(Reward):
                 log.warning("Reward %r is read without reuse of prefixes: %s", self.name, error)
         return Padded(self.model, self.combine, self.tokenizer.pad_token_id)
 
-    async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        rows = [self.tokens(prompt, response) for response in responses]
-        for row, response in zip(rows, responses, strict=True):
-            if len(row) > self.limit:
-                raise RewardError(
-                    f"Reward {self.name!r} reads at most {self.limit} tokens, and prompt and answer have {len(row)} by the "
-                    f"token {len(response.token_ids)} of the answer: lower max_tokens or shorten the prompt."
-                )
+    async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)
-
-    def tokens(self, prompt: Prompt, response: Response) -> list[int]:
-        """The RM's token ids of a prompt with a response."""
-        own, shared = self.tokenizer.chat_template, prompt.vocabulary == self.vocabulary
-        if prompt.messages is not None and own is not None and not (shared and own == prompt.template):
-            return self._templated(prompt, response)
-        if shared:
-            return [*prompt.token_ids, *response.token_ids]
-        return cast("list[int]", self.tokenizer(prompt.text + response.text)["input_ids"])
-
-    def _templated(self, prompt: Prompt, response: Response) -> list[int]:
-        messages: list[Any] = list(prompt.messages or ())
-        unfinished = bool(response.token_ids) and response.finish_reason is None
-        if response.token_ids:
-            messages.append({"role": "assistant", "content": response.text.lstrip()})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=unfinished)
-        return cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def combine(self, outputs: Tensor) -> list[float]:
-        """Classifier outputs [rows, labels] to one reward a row."""
-        return cast("list[float]", (outputs.double() @ self.weights.to(outputs.device)).tolist())
 
     def forget(self) -> None:
         self.reader.forget()
 
     async def aclose(self) -> None:
         self.reader.close()
-
-
-def output_weights(model: PreTrainedModel, output: Output, name: str) -> Tensor:
-    """Weights [labels] that make one reward of the outputs. Raises SettingError or UnknownNameError if `output` names none."""
-    labels = cast("dict[int, str]", model.config.id2label or {})
-    count = cast(int, model.config.num_labels)
-    listing = ", ".join(f"{i} ({labels.get(i, '')})" for i in range(count))
-    if output is None:
-        if count != 1:
-            raise SettingError(
-                f"Reward {name!r} has {count} outputs: {listing}. Choose one (output=...) or give {count} weights."
-            )
-        output = 0
-    if isinstance(output, str):
-        by_label = {label: i for i, label in labels.items()}
-        if output not in by_label:
-            raise UnknownNameError("reward output", output, by_label)
-        output = by_label[output]
-    if isinstance(output, int):
-        if not 0 <= output < count:
-            raise SettingError(f"output {output} is out of range: {name!r} has {listing}.")
-        return torch.nn.functional.one_hot(torch.tensor(output), count).double()
-    if len(output) != count:
-        raise SettingError(f"{len(output)} weights were given for the {count} outputs of {name!r}: {listing}.")
-    return torch.tensor(output, dtype=torch.float64)

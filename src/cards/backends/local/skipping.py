@@ -5,28 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from typing import cast
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from cards.backends.local.engine import TransformersEngine
-from cards.engines.base import Engine
 from cards.errors import ModelError, check
 
-_made: WeakKeyDictionary[Engine, dict[float, TransformersEngine]] = WeakKeyDictionary()
 
-
-def skipping(engine: TransformersEngine, share: float) -> TransformersEngine:
-    """The engine without this fraction of its layers, made once. Raises SettingError or ModelError if it has no such layers."""
+def layers_to_skip(model: PreTrainedModel, share: float) -> list[int]:
+    """The numbers of this fraction of the layers. Raises SettingError or ModelError if the model has no such layers."""
     check(0 < share < 1, f"skip_layers must be above 0 and below 1, got {share}.")
-    made = _made.setdefault(engine, {})
-    if share not in made:
-        skipped = hierarchy(len(layers_of(engine.model)[1]), share)
-        if not skipped:
-            raise ModelError(f"Engine {engine.name!r} has too few layers to skip {share:.0%} of them.")
-        made[share] = without_layers(engine, skipped)
-    return made[share]
+    count = len(layers_of(model)[1])
+    if skipped := hierarchy(count, share):
+        return skipped
+    raise ModelError(f"{type(model).__name__} has too few layers ({count}) to skip {share:.0%} of them.")
 
 
 def hierarchy(count: int, share: float) -> list[int]:
@@ -36,13 +28,11 @@ def hierarchy(count: int, share: float) -> list[int]:
     return [i for i in range(count) if i not in run]
 
 
-def without_layers(engine: TransformersEngine, skipped: Sequence[int]) -> TransformersEngine:
-    """An engine that runs the other layers of the same model. Raises ModelError if the model has no list of layers."""
-    path, layers = layers_of(engine.model)
+def without_layers(model: PreTrainedModel, skipped: Sequence[int]) -> PreTrainedModel:
+    """A model that runs the other layers of this one. Raises ModelError if the model has no list of layers."""
+    path, layers = layers_of(model)
     kept = nn.ModuleList([layer for i, layer in enumerate(layers) if i not in skipped])
-    model = cast(PreTrainedModel, _replaced(engine.model, path.split("."), kept))
-    name = f"{engine.name} without {len(layers) - len(kept)} of {len(layers)} layers"
-    return TransformersEngine(model, engine.tokenizer, slots=engine.rows, context=engine.context, name=name)
+    return cast(PreTrainedModel, _replaced(model, path.split("."), kept))
 
 
 def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

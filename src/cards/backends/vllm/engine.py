@@ -11,10 +11,12 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, end_ids, flops_per_token, locate, skeleton
+from cards.backends.configuration import context_of, end_ids, flops_per_token, skeleton
+from cards.backends.files import locate
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import options_of
 from cards.engines.base import Ask, Engine, tell
+from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, encode, fingerprint
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
@@ -84,16 +86,11 @@ class VLLMEngine(Engine):
         }
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        proposal = Proposal(ask, self)
-        work = self.host.begin(proposal.run)
+        requests = VLLMRequests(ask, self)
+        work = self.host.begin(requests.run)
         try:
-            delivered = 0
-            while delivered < ask.n:
-                batch = await proposal.queue.get()
-                if isinstance(batch, BaseException):
-                    raise batch
-                delivered += len(batch)
-                yield batch
+            while requests.candidates.left:
+                yield await requests.candidates.receive()
         finally:
             work.cancel()
 
@@ -111,16 +108,14 @@ class VLLMEngine(Engine):
         await self.host.aclose()
 
 
-class Proposal:
-    """An ask in the works, one request of vLLM for each candidate; its candidates are handed out in order."""
+class VLLMRequests:
+    """The requests to vLLM of an ask, one for each candidate; the candidates are handed out in order."""
 
     def __init__(self, ask: Ask, engine: VLLMEngine) -> None:
         self.ask, self.engine, self.account = ask, engine, current_account()
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
-        self.queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
-        self.finished: dict[int, Segment] = {}
-        self.next = 0
+        self.candidates = OrderedQueue(ask.n)
         self.costs = {"steps": 0, "prefill_tokens": 0, "decoded_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
         self.read = 0
 
@@ -132,9 +127,9 @@ class Proposal:
                 for i in range(self.ask.n):
                     group.create_task(self._write(i))
         except ExceptionGroup as errors:
-            tell(self.loop, self.queue.put_nowait, errors.exceptions[0])
+            self.candidates.fail(errors.exceptions[0])
         except asyncio.CancelledError:
-            tell(self.loop, self.queue.put_nowait, ModelError("The model was closed while it served this request."))
+            self.candidates.fail(ModelError("The model was closed while it served this request."))
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
@@ -164,17 +159,8 @@ class Proposal:
                     break
         if writer.segment is None:
             raise UnavailableError(f"vLLM ended a request of model {self.engine.name!r} before its segment was complete.")
-        self.finished[number] = writer.segment
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        """Hand out all candidates up to the first unfinished one."""
-        ready = []
-        while self.next in self.finished:
-            ready.append(self.finished.pop(self.next))
-            self.next += 1
-        if ready:
-            tell(self.loop, self.queue.put_nowait, ready)
+        self.candidates.finish(number, writer.segment)
+        self.candidates.hand_out()
 
     def _book(self) -> None:
         self.account.add(flops=self.engine.flops * self.read, **self.costs)

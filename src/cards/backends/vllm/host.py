@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cards.backends.local.loading import pick_dtype
+from cards.backends.configuration import pick_dtype
 from cards.errors import MissingExtraError, ModelError, SettingError, UnavailableError, UnknownNameError
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -15,9 +15,10 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as RunnerV1
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as RunnerV2
 
+from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.vllm.options import DRAWN, Rule
 from cards.boundaries import Entropy
-from cards.sampling import Sampling, draw
+from cards.sampling import Sampling
 
 
 class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
@@ -91,10 +92,10 @@ def choose(logits: Tensor, rows: list[tuple[int, Rule, int]]) -> None:
     stops = _tensor([rule.stop for _, rule, _ in rows], logits).clamp(max=raw.shape[1] - 1)
     for boundary, members in by_boundary.items():
         at = _tensor(members, logits)
-        uncertainty = boundary.uncertainty(raw[at])
-        ends = cast(Tensor, boundary.ends_before(uncertainty))  # type: ignore[arg-type]
+        unsure = uncertainty(boundary, raw[at])
+        ends = cast(Tensor, boundary.ends_before(unsure))  # type: ignore[arg-type]
         tokens[at] = torch.where(ends, stops[at], tokens[at])
-        values[at] = torch.where(ends, uncertainty, values[at])
+        values[at] = torch.where(ends, unsure, values[at])
     logits[places] = float("-inf")
     logits[places, tokens] = values
 

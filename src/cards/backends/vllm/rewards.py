@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.local.loading import context_of, flops_per_token, locate, skeleton
-from cards.backends.local.readers import Combine, Reader
-from cards.backends.local.rewards import ClassifierReward, Output, output_weights
+from cards.backends.classifier import Output, SequenceClassifier, output_weights
+from cards.backends.configuration import context_of, flops_per_token, skeleton
+from cards.backends.files import locate
 from cards.backends.vllm.host import Host
 from cards.errors import ModelError
 from cards.usage import current_account
 
 
-class VLLMReward(ClassifierReward):
+class VLLMReward(SequenceClassifier):
     """A sequence classifier in vLLM. `model` has the configuration, not the weights."""
 
     def __init__(self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
-        self.host = host
         super().__init__(model, tokenizer, **options)
+        self.host, self.flops = host, flops_per_token(model)
 
     @classmethod
     def load(
@@ -51,20 +51,7 @@ class VLLMReward(ClassifierReward):
         host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, runner="pooling", **options)
         return cls(host, model, tokenizer, output=output, target=target, context=context, name=f"vllm:{name}")
 
-    def _reader(self, slots: int) -> Reader:
-        return Remote(self.host, self.combine, flops_per_token(self.model))
-
-    async def aclose(self) -> None:
-        await self.host.aclose()
-
-
-class Remote:
-    """Reads texts in vLLM, all at once."""
-
-    def __init__(self, host: Host, combine: Combine, flops: float) -> None:
-        self.host, self.combine, self.flops = host, combine, flops
-
-    async def score(self, rows: Sequence[list[int]]) -> list[float]:
+    async def read(self, rows: Sequence[list[int]]) -> list[float]:
         async def classified() -> list[Any]:
             return await asyncio.gather(*(self.host.classify(row) for row in rows))
 
@@ -77,5 +64,5 @@ class Remote:
     def forget(self) -> None:
         self.host.forget()
 
-    def close(self) -> None:
-        """The host is closed by the reward."""
+    async def aclose(self) -> None:
+        await self.host.aclose()

@@ -76,7 +76,7 @@ async def answers_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engi
         if "logits" in engine.has and len(answer.token_ids) > 1:
             before = Response(token_ids=answer.token_ids[:-1])  # the logits after each token but the last
             logits = await engine.logits(prompt, before, len(before.token_ids))
-            row["entropies"].append([boundary.uncertainty_of(line) for line in logits])
+            row["entropies"].append([boundary.uncertainty(line) for line in logits])
         else:
             row["entropies"].append([])
     return row

@@ -56,7 +56,7 @@ async def _cuts(engine: Engine, prompt: Prompt, response: Response, threshold: f
         entropies: list[float] = []
         if tokens > 1:
             before = Response(token_ids=response.token_ids[:-1])  # the logits after each token but the last
-            entropies = [boundary.uncertainty_of(line) for line in await engine.logits(prompt, before, tokens - 1)]
+            entropies = [boundary.uncertainty(line) for line in await engine.logits(prompt, before, tokens - 1)]
         lengths = cut(tokens, entropies, threshold, boundary.minimum, boundary.maximum or tokens)
         found["entropy"] = _ends(lengths)[:-1]
     return found

@@ -6,13 +6,9 @@ import atexit
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol, TypeVar
-
-import torch
-
-from cards.errors import ModelError
 
 T = TypeVar("T")
 PATIENCE = 0.002  # seconds to wait for callers' answers to what was handed out, before a step without them
@@ -30,19 +26,10 @@ class Steps(Protocol):
     def step(self) -> None: ...
 
 
-def in_words(error: Exception, device: torch.device) -> Exception:
-    """A device's lack of memory, in the user's words; any other error as it is."""
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    return ModelError(
-        f"{device} was out of memory in a step of the model: load it with fewer slots or another dtype. ({error})"
-    )
-
-
-class Worker:
+class DeviceWorker:
     """The one thread that runs models on a device: urgent work (for rewards) first, since requests wait for rewards."""
 
-    _all: ClassVar[dict[torch.device, Worker]] = {}
+    _all: ClassVar[dict[Hashable, DeviceWorker]] = {}
 
     def __init__(self) -> None:
         self.steppers: list[weakref.ref[Steps]] = []  # weak, so that a model that nobody uses any more is freed
@@ -54,15 +41,15 @@ class Worker:
         self.answered = 0  # ... and calls that came since, so that one step can serve all of them
 
     @classmethod
-    def on(cls, device: torch.device) -> Worker:
-        """The worker of a device, which has its number where there are several."""
+    def on(cls, device: Hashable) -> DeviceWorker:
+        """The worker of a device, which has its number where there are several (`torch.device("cuda:0")`)."""
         return cls._all.setdefault(device, cls())
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the worker's thread and wait for it.
+        """Run a function in the thread of the worker and wait for it.
 
-        Everything that computes on the CPU belongs there, loading included: OpenMP keeps a team of threads for each thread
-        that computes, and once the teams have more threads than the machine has cores they sleep between operations.
+        Everything that computes on the CPU belongs there, including loading: OpenMP keeps a team of threads for each thread
+        that computes. Once the teams have more threads than the machine has cores, they sleep between operations.
         """
         if threading.current_thread() is self.thread:
             return function()
@@ -77,7 +64,7 @@ class Worker:
             self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
 
     def wake(self, answers: bool = False) -> None:
-        """Look for work; `answers` says that the call is one that a step should wait for."""
+        """Make the thread look for work. `answers`: a caller has come back for whom a step waits."""
         with self.condition:
             self.answered += answers
             if self.thread is None or not self.thread.is_alive():
@@ -87,7 +74,7 @@ class Worker:
 
     @classmethod
     def stop_all(cls) -> None:
-        """Let the threads finish their step and end, so that none is inside a model when the interpreter goes."""
+        """Let the threads finish their step and end, so that none is inside a model when the interpreter exits."""
         for worker in cls._all.values():
             with worker.condition:
                 worker.stopped = True
@@ -96,7 +83,6 @@ class Worker:
                 worker.thread.join(timeout=5)
 
     @staticmethod
-    @torch.inference_mode(False)
     def _answer(function: Callable[[], T], future: Future[T]) -> None:
         try:
             future.set_result(function())
@@ -106,7 +92,6 @@ class Worker:
     def _busy(self) -> list[Steps]:
         return [s for ref in self.steppers if (s := ref()) is not None and s.busy]
 
-    @torch.inference_mode()
     def _run(self) -> None:
         while True:
             with self.condition:
@@ -122,4 +107,4 @@ class Worker:
                 busy.pop(0).step()
 
 
-atexit.register(Worker.stop_all)
+atexit.register(DeviceWorker.stop_all)

@@ -1,0 +1,34 @@
+"""Where the files of a model are: embedded in this package, in a folder, or on Hugging Face."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from cards.errors import UnknownNameError
+
+TINY = Path(__file__).parents[1] / "tiny"
+EMBEDDED = {"tiny-draft": "draft", "tiny-aligned": "aligned", "tiny-gold": "gold"}
+
+
+def locate(name: str, embedded: str) -> str:
+    """Where a model is: an embedded one's folder (that of `tiny` is `embedded`), or the name itself, a folder or a Hugging
+    Face name. Raises UnknownNameError for what looks like a slip, without asking the network."""
+    own = EMBEDDED | {"tiny": embedded}
+    source = str(TINY / own[name]) if name in own else name
+    if not Path(source).exists() and get_close_matches(name, _known(), cutoff=0.7):
+        raise unknown_model(name)
+    return source
+
+
+def _known() -> list[str]:
+    return ["tiny", *EMBEDDED, *(p.name for p in Path().iterdir() if (p / "config.json").exists())]
+
+
+def unknown_model(name: str) -> UnknownNameError:
+    return UnknownNameError(
+        "model",
+        name,
+        _known(),
+        "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached.",
+    )

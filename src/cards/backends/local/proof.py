@@ -1,0 +1,85 @@
+"""The proof, at loading, that a cache in slots gives what the model itself gives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cards.backends.configuration import flops_per_token
+from cards.backends.local.attention import NAME
+from cards.backends.local.cache import TorchCache
+from cards.backends.local.lean import Output, lean
+from cards.engines.slots import Slots
+from cards.errors import ModelError, SettingError
+
+OTHER = "its attention or state does not go through transformers' attention interface. Use another engine for it."
+DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # a 4-D mask is passed through, which saves making one that nobody reads
+
+
+def slotted(
+    model: PreTrainedModel,
+    outputs: Sequence[Callable[..., Tensor] | None],
+    rows: int,
+    context: int,
+    reference: Callable[[Tensor], Tensor],
+) -> Slots:
+    """Slots that run the first of `outputs(input_ids, position_ids, last)` that gives what `reference(input_ids)` does.
+
+    Raises ModelError if none does: the model then keeps state, or computes attention, in a way that slots do not know.
+    """
+    config = model.config.get_text_config()
+    ids = torch.randint(0, config.vocab_size, (1, 21), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = ids[:, :context]
+    try:
+        with torch.inference_mode():
+            expected = reference(ids).float()
+            model.set_attn_implementation(NAME)
+            for output in filter(None, outputs):
+                cache = TorchCache(output, rows, context, model.device)
+                slots = Slots(cache)
+                error = _error(slots, ids[0].tolist(), expected)
+                if error < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
+                    cache.flops = flops_per_token(model)
+                    return slots
+    except torch.OutOfMemoryError as problem:
+        raise SettingError(
+            f"{rows} slots of {context} tokens do not fit into the memory of {model.device} beside {type(model).__name__}: "
+            f"lower slots or context. ({problem})"
+        ) from problem
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        raise ModelError(f"{type(model).__name__} cannot be decoded in slots ({problem}): {OTHER}") from problem
+    raise ModelError(
+        f"{type(model).__name__} cannot be decoded in slots (read in pieces, it differs from a full pass by {error:.2g}): "
+        f"{OTHER}"
+    )
+
+
+def _error(slots: Slots, row: list[int], expected: Tensor) -> float:
+    """How far the output after a row that is read in pieces is from what it should be."""
+    slot, _ = slots.acquire(row, 0) or (0, 0)
+    for piece in filter(None, (row[:5], row[5:6], row[6:])):
+        got = cast(Tensor, slots.read([(slot, piece)])).float()
+    slots.release(slot)
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+
+
+def accepts(function: Callable[..., Any], argument: str) -> bool:
+    return argument in inspect.signature(function).parameters
+
+
+def lm_outputs(model: PreTrainedModel, context: int) -> tuple[Output | None, Output]:
+    """Ways to the next-token logits [rows, vocabulary] of packed tokens, at the packed indices `last`; the fastest first."""
+    keeps = accepts(model.forward, "logits_to_keep")
+    mask = DUMMY_MASK.to(model.device)
+
+    def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
+        keep = {"logits_to_keep": last} if keeps else {}
+        out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **keep)
+        return cast(Tensor, out.logits[0] if keeps else out.logits[0, last])
+
+    return lean(model, getattr(model, "lm_head", None), context), output

@@ -1,0 +1,56 @@
+"""The proposal distribution and uncertainties on the model's device: the twins of `cards.sampling` and `Entropy` in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cards.boundaries import Boundary, Entropy
+from cards.sampling import Sampling
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Token ids [rows, k] in rising order and their probabilities [rows, k] (float64) under the proposal.
+
+    Rising ids, not falling probabilities: the order then does not flip on rounding noise between near-equal logits.
+    """
+    rows, vocabulary = logits.shape
+    if sampling.top_k is not None and sampling.top_k < vocabulary:
+        ids = logits.topk(sampling.top_k, dim=-1).indices.sort(dim=-1).values
+        logits = logits.gather(-1, ids)
+    else:
+        ids = torch.arange(vocabulary, device=logits.device).expand(rows, -1)
+    p = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        falling, order = p.sort(dim=-1, descending=True)
+        beyond = falling.cumsum(-1) - falling >= sampling.top_p
+        p = p.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
+        p = p / p.sum(-1, keepdim=True)
+    return ids, p
+
+
+def draw(logits: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
+    """One token id a row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows]."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    ids, p = probabilities(logits, sampling)
+    cdf = p.cumsum(-1)
+    index = (cdf <= u.unsqueeze(-1) * cdf[:, -1:]).sum(-1, keepdim=True).clamp(max=ids.shape[1] - 1)
+    return ids.gather(-1, index).squeeze(-1)
+
+
+def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:
+    """The boundary's uncertainty of each next token, [rows, vocabulary] -> [rows].
+
+    The measures of `Entropy` are computed on the device. Any other boundary gets the rows as numpy arrays, one at a time.
+    """
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    if type(boundary).uncertainty is not Entropy.uncertainty:
+        return torch.tensor([boundary.uncertainty(row) for row in logits.numpy(force=True)], dtype=torch.float64)
+    assert isinstance(boundary, Entropy)
+    if boundary.measure == "evidential":
+        return logits.shape[-1] / (logits.relu() + 1).sum(-1)
+    logp = logits.log_softmax(-1)
+    if boundary.measure == "mcp":
+        return 1 - logp.amax(-1).exp()
+    return -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf out
