@@ -22,7 +22,7 @@ from cards.errors import (
     UnknownNameError,
     UnreachableTargetWarning,
 )
-from cards.methods import BestOfN, RejectionSampling, Vanilla
+from cards.methods import RejectionSampling, Vanilla
 from cards.rewards import FunctionReward
 
 
@@ -53,20 +53,6 @@ async def test_sync_calls_work_inside_a_running_loop() -> None:
     assert decoder("a", max_tokens=5).text == want
     assert [r.text for r in decoder.batch(["a"], max_tokens=5)] == [want]
     assert "".join(e.segment.text for e in decoder.stream("a", max_tokens=5) if isinstance(e, Accepted)) == want
-
-
-@pytest.mark.parametrize(
-    "method", [Vanilla(chunk=4), BestOfN(n=3), RejectionSampling(target=1.0), CARDS_IN_THREES], ids=lambda m: m.name
-)
-def test_the_result_is_its_segments_joined(method: Any) -> None:
-    for seed in range(5):
-        result = Decoder(mock(end="c"), count_of_b, method)("ab", max_tokens=9, seed=seed)
-        assert result.text == "".join(s.text for s in result.segments)
-        assert result.token_ids == tuple(t for s in result.segments for t in s.token_ids)
-        assert [s.finish_reason for s in result.segments[:-1]] == [None] * (len(result.segments) - 1)
-        assert result.finish_reason == result.segments[-1].finish_reason
-        assert (result.seed, result.method) == (seed, method.name)
-        assert result.reward == result.segments[-1].reward
 
 
 def test_the_reward_of_a_segment_is_that_of_the_whole_answer_up_to_it() -> None:

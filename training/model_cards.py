@@ -27,7 +27,9 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def language_table(report: Report) -> str:
     sources = ("all", "self_dialogue", "multiwoz", "taskmaster4")
     rows = [(name, *(f"{figures[source]:.3f}" for source in sources)) for name, figures in report["language"].items()]
-    return "Bits per byte on permissively licensed validation dialogues (lower is better):\n\n" + table(("model", *sources), rows)
+    return "Bits per byte on permissively licensed validation dialogues (lower is better):\n\n" + table(
+        ("model", *sources), rows
+    )
 
 
 def spread_rows(report: Report, judge: str) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import helpers.token_laws as by_hand
 import numpy as np
 import pytest
+from helpers.letter_world import END as LETTER_END
+from helpers.letter_world import LETTERS, Ids, next_token, reading, value
 from helpers.mock_models import count_of_b, mock
 from helpers.random_models import WORDS, Pair, language_model, word_tokenizer, words
 from helpers.token_laws import Law, World, transformers_world
-from test_laws import END as LETTER_END
-from test_laws import LETTERS, Ids, assert_follows, next_token, reading, value
 
 from cards import Decoder
 from cards.backends.local.engine import TransformersEngine
@@ -30,6 +30,7 @@ from cards.methods import ARGS, RAD, SIA, ContrastiveDecoding, ContrastiveDecodi
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.settings import settings_of
+from cards.testing import check_law
 
 MAX, CHUNK = 10, 4
 Make = Callable[[Engine, Engine], Method]  # of the LM and the other LM
@@ -123,7 +124,7 @@ def test_tokens_follow_the_law_of_the_method(name: str) -> None:
     answers = Decoder(lm, reward_of, method_of(name, lm, other)).batch(["a"] * 1000, max_tokens=2, progress=False)
     found = Counter(answer.token_ids for answer in answers)
     plain = world.law_of_answers(by_hand.vanilla(0.9 if name == "sia" else 0.7, None))
-    assert_follows(found, world.law_of_answers(law), plain)
+    check_law(found, world.law_of_answers(law), wrong=plain)
 
 
 @by_name

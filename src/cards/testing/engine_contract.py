@@ -17,7 +17,7 @@ from cards.engines.base import Ask, Engine
 from cards.errors import CardsError, PromptError, SettingError
 from cards.events import Message, Response, Segment
 from cards.sampling import Sampling
-from cards.usage import Usage, track_usage
+from cards.usage import Usage, booked_as, track_usage
 
 
 async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
@@ -125,7 +125,7 @@ class EngineContract:
                     assert boundary.ends_after(cut.text)
                 if boundary.reads_logits and "logits" in engine.has:
                     [row] = await engine.logits(self.ask(engine).prompt, Response() + cut)
-                    assert boundary.uncertainty_of(row) == pytest.approx(cut.entropy, abs=self.tolerance)
+                    assert boundary.uncertainty(row) == pytest.approx(cut.entropy, abs=self.tolerance)
             assert early or isinstance(boundary, FixedLength), f"{boundary} never ended a segment early."
 
     async def test_a_response_ends_before_a_stop_string(self, engine: Engine) -> None:
@@ -175,6 +175,13 @@ class EngineContract:
             assert usage.lm_decoded_tokens + usage.draft_kept_tokens == tokens
             assert usage.lm_steps >= 1
             assert usage.lm_prefill_tokens + usage.lm_cached_tokens > 0
+
+    async def test_costs_are_booked_in_the_role_of_the_call(self, engine: Engine) -> None:
+        with track_usage() as usage, booked_as("draft"):
+            await proposals(engine, self.ask(engine, n=2))
+            await engine.settle()
+        assert usage.draft_decoded_tokens > 0
+        assert (usage.lm_decoded_tokens, usage.lm_steps) == (0, 0)
 
     # Logits and log-probabilities, where the engine offers them.
 

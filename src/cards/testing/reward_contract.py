@@ -85,10 +85,10 @@ class RewardContract:
             with track_usage() as usage:
                 return usage, await reward.score(prompt, responses[:count])
 
+        composite = any(isinstance(part, Reward) for part in reward.parts)
         found = await asyncio.gather(scored(prompts[0], 1), scored(prompts[1], 3), scored(prompts[0], 3))
         for (usage, _), count in zip(found, (1, 3, 3), strict=True):
-            combined = any(isinstance(part, Reward) for part in reward.parts)  # its parts count their own calls
-            assert usage.rm_calls == count or combined
+            assert usage.rm_calls == count or composite  # whose parts count themselves
             assert usage.lm_decoded_tokens == 0
         assert sum(usage.rm_calls for usage, _ in found) > 0
         assert found[2][1] == pytest.approx(await reward.score(prompts[0], responses[:3]), abs=self.tolerance)
