@@ -134,7 +134,7 @@ class MethodContract:
         assert found.reward == pytest.approx(wanted.reward, abs=self.tolerance)
 
     def test_the_same_seed_gives_the_same_response_alone_and_in_a_batch(self, decoder: Decoder, reward: Reward) -> None:
-        options = {"max_tokens": self.max_tokens, "progress": False}
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "progress": False}
         wanted = decoder.batch(self.prompts, seed=5, **options)
         for forgets in (False, True):
             for i, prompt in enumerate(self.prompts):
