@@ -61,6 +61,7 @@ class TestSpeculativeLocal(EngineContract):
         await engine.aclose()
 
 
+@pytest.mark.slow
 class TestServedEngine(EngineContract):
     prompts = (TALK, "Once upon a time")
 

@@ -99,6 +99,7 @@ class TestRewardsOfLanguageModels(OfTokens):
                 yield StepTokenReward(tiny, tag="!", delimiter=".")
 
 
+@pytest.mark.slow
 class TestServedReward(OfTokens):
     @pytest.fixture
     async def reward(self, tiny: TransformersEngine, tiny_reward: ClassifierReward) -> AsyncIterator[Reward]:

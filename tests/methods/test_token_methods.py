@@ -223,8 +223,8 @@ def test_rewards_out_of_all_bounds_do_not_overflow_rad() -> None:
         (lambda: DeAL(lookahead=-1), "lookahead"),
         (lambda: GenARM(chunk=0), "chunk"),
         (lambda: GenARM(top_p=0.0), "top_p"),
-        (lambda: GenARM(weights=(1.0, 2.0)), "one number for each of the 1 guides, not 2"),
-        (lambda: GenARM(guides="a,b"), "one number for each of the 2 guides, not 1"),
+        (lambda: GenARM(weights=(1.0, 2.0)), "one number for each of the 1 guides, got 2"),
+        (lambda: GenARM(guides="a,b"), "one number for each of the 2 guides, got 1"),
         (lambda: GenARM(weights=(float("nan"),)), "weights"),
         (lambda: ContrastiveDecoding(plausibility=0.0), "plausibility"),
         (lambda: ContrastiveDecoding(amateur_temperature=0.0), "amateur_temperature"),
@@ -247,5 +247,5 @@ def test_defaults_are_the_papers() -> None:
 def test_numbers_are_typed_with_commas() -> None:
     assert method_of_text("genarm", {"guides": "a,b", "weights": "0.5,2"}) == GenARM(guides="a,b", weights=(0.5, 2.0))
     assert settings_of(GenARM)["weights"].default_text == "1.0"
-    with pytest.raises(SettingError, match=r"--weights must be NUMBER,\.\.\., not '0.5;2'"):
+    with pytest.raises(SettingError, match=r"--weights must be NUMBER,\.\.\., got '0.5;2'"):
         method_of_text("genarm", {"weights": "0.5;2"})

@@ -10,6 +10,7 @@ import transformers as hf
 
 import cards
 from cards.backends.local.readers import Padded, Slotted
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.text import encode
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
@@ -72,7 +73,7 @@ async def test_score_equals_the_models_own_on_one_unpadded_text(kind: str, token
     rows = [torch.tensor([[*prompt.token_ids, *r.token_ids]]) for r in responses]
     with torch.inference_mode():
         expected = [model(row).logits.item() for row in rows]
-    reward = cards.ClassifierReward(model, tokenizer, slots=3)
+    reward = ClassifierReward(model, tokenizer, slots=3)
     assert isinstance(reward.reader, Padded if kind in ("bert", "roberta") else Slotted)
     together = await reward.score(prompt, responses)
     one_by_one = [(await reward.score(prompt, [r]))[0] for r in responses]
@@ -94,7 +95,7 @@ async def test_pad_id_and_padding_side_do_not_move_the_score(kind: str, tokenize
         changed.pad_token_id, changed.padding_side = pad_id, side
         model = make(kind, tokenizer)
         model.config.pad_token_id = pad_id
-        reward = cards.ClassifierReward(model, changed, slots=4)
+        reward = ClassifierReward(model, changed, slots=4)
         reward.vocabulary = prompt.vocabulary
         scores.append(await reward.score(prompt, ended))
         await reward.aclose()
@@ -103,7 +104,7 @@ async def test_pad_id_and_padding_side_do_not_move_the_score(kind: str, tokenize
 
 
 async def test_only_new_tokens_are_read(tokenizer: hf.PreTrainedTokenizerBase) -> None:
-    reward = cards.ClassifierReward(make("llama", tokenizer), tokenizer, slots=8)
+    reward = ClassifierReward(make("llama", tokenizer), tokenizer, slots=8)
     prompt, responses = texts(tokenizer, 6)
     with track_usage() as usage:
         await reward.score(prompt, [Response()])
@@ -126,7 +127,7 @@ async def test_another_tokenizer_reads_the_text_and_its_own_template(tokenizer: 
         "{% for m in messages %}<turn>{{ m.role }}: {{ m.content }}{% if not loop.last or not continue_final_message %}"
         "<turn>{% endif %}{% endfor %}"
     )
-    reward = cards.ClassifierReward(make("llama", own), own)
+    reward = ClassifierReward(make("llama", own), own)
     prompt = encode(tokenizer, [{"role": "user", "content": "Hi"}])
     done, begun = Response(" Hello", (7, 8), "stop"), Response(" Hello", (7, 8))
     assert own.decode(reward.tokens(prompt, Response())) == "<turn>user: Hi<turn>"
@@ -139,7 +140,7 @@ async def test_another_tokenizer_reads_the_text_and_its_own_template(tokenizer: 
 
 async def test_a_text_under_the_same_template_reads_as_its_ids_do(tokenizer: hf.PreTrainedTokenizerBase) -> None:
     """An engine that has text only says where an answer ends, and no id that the end could be read from."""
-    reward = cards.ClassifierReward.load("tiny")
+    reward = ClassifierReward.load("tiny")
     prompt = encode(tokenizer, [{"role": "user", "content": "Hi"}])
     ids = tuple(tokenizer(" Hello", add_special_tokens=False)["input_ids"])
     unknown = Prompt(prompt.text, (), prompt.messages, "", prompt.template)
@@ -150,7 +151,7 @@ async def test_a_text_under_the_same_template_reads_as_its_ids_do(tokenizer: hf.
 
 
 async def test_shared_vocabulary_passes_token_ids_through(tokenizer: hf.PreTrainedTokenizerBase) -> None:
-    reward = cards.ClassifierReward(make("llama", tokenizer), hf.AutoTokenizer.from_pretrained(TINY))
+    reward = ClassifierReward(make("llama", tokenizer), hf.AutoTokenizer.from_pretrained(TINY))
     prompt = encode(tokenizer, "Once upon")
     assert reward.tokens(prompt, Response("whatever", (11, 12, 13))) == [*prompt.token_ids, 11, 12, 13]
     await reward.aclose()
@@ -162,26 +163,26 @@ async def test_outputs_can_be_chosen_and_weighted(kind: str, tokenizer: hf.PreTr
     prompt, responses = texts(tokenizer, 4)
     columns = []
     for output in (0, "label1", 2):
-        reward = cards.ClassifierReward(model, tokenizer, output=output)
+        reward = ClassifierReward(model, tokenizer, output=output)
         columns.append(await reward.score(prompt, responses))
         await reward.aclose()
-    weighted = cards.ClassifierReward(model, tokenizer, output=[1.0, -2.0, 0.5])
+    weighted = ClassifierReward(model, tokenizer, output=[1.0, -2.0, 0.5])
     expected = [a - 2 * b + 0.5 * c for a, b, c in zip(*columns, strict=True)]
     assert await weighted.score(prompt, responses) == pytest.approx(expected, abs=1e-4)
     await weighted.aclose()
     with pytest.raises(SettingError, match=r"has 3 outputs: 0 \(label0\), 1 \(label1\)"):
-        cards.ClassifierReward(model, tokenizer)
+        ClassifierReward(model, tokenizer)
     with pytest.raises(UnknownNameError, match="Did you mean 'label1'"):
-        cards.ClassifierReward(model, tokenizer, output="labell1")
+        ClassifierReward(model, tokenizer, output="labell1")
     with pytest.raises(SettingError, match="out of range"):
-        cards.ClassifierReward(model, tokenizer, output=3)
+        ClassifierReward(model, tokenizer, output=3)
     with pytest.raises(SettingError, match="2 weights were given for the 3 outputs"):
-        cards.ClassifierReward(model, tokenizer, output=[1.0, 2.0])
+        ClassifierReward(model, tokenizer, output=[1.0, 2.0])
 
 
 async def test_non_finite_score_is_an_error_that_names_the_text(tokenizer: hf.PreTrainedTokenizerBase) -> None:
     model = make("llama", tokenizer)
-    reward = cards.ClassifierReward(model, tokenizer)
+    reward = ClassifierReward(model, tokenizer)
     with torch.no_grad():
         model.score.weight.fill_(torch.nan)
     prompt, [response] = texts(tokenizer, 1)
@@ -191,7 +192,7 @@ async def test_non_finite_score_is_an_error_that_names_the_text(tokenizer: hf.Pr
 
 
 async def test_text_longer_than_the_context_is_refused_with_its_length(tokenizer: hf.PreTrainedTokenizerBase) -> None:
-    reward = cards.ClassifierReward(make("llama", tokenizer), tokenizer, context=20)
+    reward = ClassifierReward(make("llama", tokenizer), tokenizer, context=20)
     with pytest.raises(RewardError, match="reads at most 20 tokens, and prompt and answer have 3"):
         await reward.score(encode(tokenizer, "Hi"), [Response("x", (5,) * 30)])
     await reward.aclose()
@@ -202,9 +203,9 @@ def test_model_without_a_score_head_is_refused(tmp_path: Path, tokenizer: hf.Pre
     hf.LlamaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no trained score head"):
-        cards.ClassifierReward.load(str(tmp_path))
+        ClassifierReward.load(str(tmp_path))
 
 
 def test_unknown_model_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'tiny'"):
-        cards.ClassifierReward.load("tiny1")
+        ClassifierReward.load("tiny1")

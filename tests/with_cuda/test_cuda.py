@@ -8,6 +8,8 @@ from helpers.cards_reference import Oracle, Settings
 from helpers.random_models import CONTEXT, END, Pair, words
 
 import cards
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 
 if not torch.cuda.is_available():
     pytest.skip("There is no GPU for torch here.", allow_module_level=True)
@@ -20,8 +22,8 @@ PROMPTS = [[{"role": "user", "content": f"{question} {i}"}] for i in range(2) fo
 def decoder(lm: str, rm: str, dtype: str, width: int | str = "auto") -> cards.Decoder:
     if max(lm, rm) == "cuda:1" and torch.cuda.device_count() < 2:
         pytest.skip("There is one GPU.")
-    engine = cards.TransformersEngine.load("tiny", device=lm, dtype=dtype, slots=16, context=256)
-    reward = cards.ClassifierReward.load("tiny", device=rm, dtype=dtype, slots=16, context=256)
+    engine = TransformersEngine.load("tiny", device=lm, dtype=dtype, slots=16, context=256)
+    reward = ClassifierReward.load("tiny", device=rm, dtype=dtype, slots=16, context=256)
     return cards.Decoder(engine, reward, cards.CARDS(target=1.0, width=width))  # type: ignore[arg-type]
 
 
@@ -60,7 +62,7 @@ def test_the_oracle_on_the_gpu_says_the_same(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 async def test_half_precision_rewards_are_near_those_of_float32(dtype: str) -> None:
-    exact = cards.ClassifierReward.load("tiny", device="cpu", dtype="float32", context=256)
+    exact = ClassifierReward.load("tiny", device="cpu", dtype="float32", context=256)
     decode = decoder("cuda", "cuda", dtype)
     for prompt, result in zip(PROMPTS, await decode.abatch(PROMPTS, max_tokens=32), strict=True):
         [score] = await exact.score(decode.engine.encode(prompt), [cards.Response(result.text, result.token_ids)])
