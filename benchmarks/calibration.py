@@ -1,10 +1,10 @@
-"""Does what `cards calibrate` predicts hold on prompts that it has not seen?
+"""Check the predictions of `cards calibrate` on prompts that it has not seen.
 
     python benchmarks/calibration.py --prompts FILE --samples FOLDER
 
-The prompts are split in two. The first half calibrates for several wishes; on the other half CARDS runs at the settings found,
-one candidate at a time. Prints each rate as predicted, as tried on the first half and as on the second, with 95% intervals over
-prompts. What is drawn is kept in the folder; the same command goes on from it.
+The prompts are split in two. The first half calibrates for several constraints. On the second half, CARDS runs with the
+settings found, one candidate at a time. Prints each rate as predicted, as measured on the first half and as measured on the
+second, with 95% intervals over prompts. Samples are kept in the folder, and the same command resumes from them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     half = len(questions) // 2
     sampling = Sampling(0.7, 40)
     drawing = Drawing(sampling, args.max_tokens, args.answers, args.nodes)
-    few = Drawing(sampling, args.max_tokens, answers=2)  # enough for the mean length, which costs are divided by
+    few = Drawing(sampling, args.max_tokens, answers=2)  # enough for the mean length, by which costs are divided
     args.samples.mkdir(exist_ok=True)
     made = {name: str(value) for name, value in vars(args).items() if name != "out"}
     parts = {"seen": (questions[:half], drawing), "held-out": (questions[half:], few)}

@@ -1,12 +1,14 @@
-"""How many replicas of the LM and of the RM a load needs: measured tokens and rates, then arithmetic.
+"""Compute how many replicas of the LM and of the RM a load needs, from measured tokens and rates.
 
-    OMP_NUM_THREADS=1 python benchmarks/capacity.py --save benchmarks/results/capacity.json      measure on this machine
-    python benchmarks/capacity.py --read benchmarks/results/capacity.json                        the table of docs/capacity.md
+    # measure on this machine
+    OMP_NUM_THREADS=1 python benchmarks/capacity.py --save benchmarks/results/capacity.json
+    # print the table of docs/capacity.md
+    python benchmarks/capacity.py --read benchmarks/results/capacity.json
+    # the same for replicas with other rates
     python benchmarks/capacity.py --read benchmarks/results/capacity.json --draw 2500 --read-lm 30000 --read-rm 30000
-                                                                             the same for replicas with rates of your own
 
-Tokens are counted by `Usage`. Rates are tokens a second of processor time, in one thread, so that a busy machine does not
-change them. A unit is what one replica runs on: here a core, with you a GPU or several.
+Tokens come from `Usage`. Rates are tokens per second of processor time in one thread, so that other work on the machine
+does not change them. A unit is the hardware of one replica: here a core, in other deployments one or several GPUs.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ UNITS = (2, 4, 8, 16, 32, 64, 100, 250, 500, 1000)
 
 @dataclass(frozen=True)
 class Load:
-    """Tokens for each token that an answer keeps."""
+    """Tokens per kept token."""
 
-    drawn: float  # by the LM
-    read_lm: float  # by the LM, of prompts and of what the cache had lost
+    drawn: float  # decoded by the LM
+    read_lm: float  # by the LM: prompts, and tokens lost from the cache
     read_rm: float
 
     @classmethod
@@ -42,14 +44,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens a second that one replica draws or reads when it has enough to do."""
+    """Tokens per second that one busy replica decodes or reads."""
 
     draw: float
     read_lm: float
     read_rm: float
 
     def lm(self, load: Load) -> float:
-        """Seconds of an LM replica for each kept token."""
+        """Return the seconds of an LM replica per kept token."""
         return load.drawn / self.draw + load.read_lm / self.read_lm
 
     def rm(self, load: Load) -> float:
@@ -57,7 +59,7 @@ class Rates:
 
 
 def split(units: int, lm: float, rm: float) -> tuple[int, int, float]:
-    """LM replicas, RM replicas and kept tokens a second of the split of `units` that gives the most."""
+    """Return LM replicas, RM replicas and kept tokens per second for the best split of `units`."""
     if not rm:
         return units, 0, units / lm
     rates = [(min(n / lm, (units - n) / rm), n) for n in range(1, units)]
@@ -69,8 +71,8 @@ def table(loads: dict[str, Load], rates: Rates) -> str:
     plain, guided = loads["vanilla"], loads["cards"]
     lm, rm = rates.lm(guided), rates.rm(guided)
     lines = [
-        f"LM: {1000 * lm:.2f} ms a kept token, RM: {1000 * rm:.2f} ms; LM replicas for one of the RM: {lm / rm:.2f}; "
-        f"cost against plain sampling: {(lm + rm) / rates.lm(plain):.2f}",
+        f"LM: {1000 * lm:.2f} ms per kept token, RM: {1000 * rm:.2f} ms; LM replicas per RM replica: {lm / rm:.2f}; "
+        f"cost relative to plain sampling: {(lm + rm) / rates.lm(plain):.2f}",
         "",
         "| units | LM | RM | CARDS, kept tokens/s | plain sampling, tokens/s | ratio |",
         "|---|---|---|---|---|---|",
@@ -83,7 +85,7 @@ def table(loads: dict[str, Load], rates: Rates) -> str:
 
 
 def measure(repeats: int = 3) -> tuple[dict[str, Load], Rates]:
-    """On the embedded pair and the 32 conversations of the other benchmarks; sums over repeats, each with other seeds."""
+    """Measure the embedded pair on the 32 conversations of the other benchmarks; sum over repeats with different seeds."""
     engine, reward = cards.TransformersEngine.load("tiny"), cards.ClassifierReward.load("tiny")
     plain, guided = cards.Decoder(engine, None, cards.methods.Vanilla()), cards.Decoder(engine, reward)
     asked = prompts()
@@ -124,9 +126,9 @@ def measure(repeats: int = 3) -> tuple[dict[str, Load], Rates]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--read", type=Path, help="take what was measured before")
+    parser.add_argument("--read", type=Path, help="Read earlier measurements instead of measuring.")
     for name in ("draw", "read_lm", "read_rm"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="tokens a second of one replica of yours")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="Tokens per second of one replica.")
     args = parser.parse_args()
     if args.read:
         found = json.loads(args.read.read_text())

@@ -1,4 +1,4 @@
-"""What every benchmark needs: prompts, random models of a given shape, and a record of what was measured on what."""
+"""Shared parts of the benchmarks: prompts, random models of a given shape, and a record of the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
 
 
 def prompts(turns: int = 3) -> list[list[dict[str, str]]]:
-    """32 conversations: the questions of turns.tsv, each after the `turns` questions and answers that follow it there."""
+    """Return 32 conversations: each question of turns.tsv after the `turns` question-answer pairs that follow it there."""
     lines = [line.split("\t") for line in (HERE / "turns.tsv").read_text(encoding="utf-8").splitlines()]
     conversations = []
     for i, (question, _) in enumerate(lines):
@@ -35,7 +35,7 @@ def prompts(turns: int = 3) -> list[list[dict[str, str]]]:
 
 
 def machine(device: str, dtype: str) -> dict[str, object]:
-    """Where a number was measured."""
+    """Describe the machine and versions of a measurement."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
@@ -53,7 +53,7 @@ def machine(device: str, dtype: str) -> dict[str, object]:
 def random_pair(
     shape: str, device: str, dtype: torch.dtype, **options: int
 ) -> tuple[cards.TransformersEngine, cards.ClassifierReward]:
-    """A random Llama LM and RM of a shape, seeded, with the embedded tokenizer, so that only speed means anything."""
+    """Return a random, seeded Llama LM and RM with the embedded tokenizer; only their speed is meaningful."""
     hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
     tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")
     config = LlamaConfig(
@@ -74,7 +74,7 @@ def random_pair(
     with torch.device(device):
         lm, rm = LlamaForCausalLM(config), LlamaForSequenceClassification(config)
     torch.set_default_dtype(torch.float32)
-    with torch.no_grad():  # spread the logits, so that the next token is sometimes sure and sometimes not
+    with torch.no_grad():  # spread the logits, so that the entropy varies
         lm.model.norm.weight.mul_(6.0)
     return cards.TransformersEngine(lm, tokenizer, **options, name=shape), cards.ClassifierReward(
         rm, tokenizer, **options, name=shape

@@ -1,10 +1,10 @@
-"""Methods at equal compute: the gold reward that each would reach at given FLOPs, and how far one method is ahead.
+"""Compare methods at equal compute: interpolated gold rewards, and the lead of one method over the others.
 
     cards bench --plan benchmarks/embedded.toml --out benchmarks/results/embedded.jsonl
     python benchmarks/equal_compute.py benchmarks/results/embedded.jsonl
 
-A method with several budgets is a line through (mean FLOPs, mean gold reward), read off between its points, linear in log
-FLOPs. Intervals are 95% bootstrap intervals over prompts, which are resampled for all methods together.
+A method with several budgets is a line through (mean FLOPs, mean gold reward), interpolated linearly in log FLOPs.
+Intervals are 95% bootstrap intervals over prompts; all methods share the resamples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # FLOPs and gold, each [
 
 
 def lines_of(results: Journal) -> dict[str, Line]:
-    """Means over seeds; lines of at least two budgets."""
+    """Return the lines of methods with at least two budgets, averaged over seeds."""
     prompts = sorted({row["id"] for row in results.rows})
     cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for row in results.rows:
@@ -36,7 +36,7 @@ def lines_of(results: Journal) -> dict[str, Line]:
 
 
 def at(line: Line, budgets: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Gold [budgets] for these prompts; NaN beyond the line's ends, as they are over all prompts."""
+    """Return the gold reward [budgets] for these prompts; NaN outside the range of mean FLOPs over all prompts."""
     flops, gold = (part[:, chosen].mean(1) for part in line)
     ends = line[0].mean(1)
     order = flops.argsort()
@@ -47,7 +47,7 @@ def at(line: Line, budgets: NDArray[np.float64], chosen: NDArray[np.int64]) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--line", default=None, help="the method that the others are held against (default: the first cards)")
+    parser.add_argument("--line", default=None, help="Method to compare the others with. Default: the first line of cards.")
     parser.add_argument("--mflops", type=float, nargs="+", default=[1000, 1500, 2000, 3000, 4000])
     args = parser.parse_args()
     lines = lines_of(Journal.load(args.results))

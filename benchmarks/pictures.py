@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/concepts.md from one answer of the embedded models: `python benchmarks/pictures.py`."""
+"""Draw the pictures of docs/concepts.md from one response of the embedded models: `python benchmarks/pictures.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def main() -> None:
     messages = list(prompt.messages or ())
     result = await decoder.agenerate(messages, seed=SEED, max_tokens=56, trace=True)
     logits = await decoder.engine.logits(prompt, Response(result.text, result.token_ids), len(result.token_ids) + 1)
-    entropies = [Entropy().uncertainty(row) for row in logits[:-1]]  # each of the token that it comes before
+    entropies = [Entropy().uncertainty(row) for row in logits[:-1]]  # entropies[i] is that before token i
     print(result.text, result.usage.acceptance_rate, [len(s.token_ids) for s in result.segments])
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "cards", "axes.spines.top": False, "axes.spines.right": False})
     segments(decoder, result, entropies)
@@ -32,7 +32,7 @@ async def main() -> None:
 
 
 def segments(decoder: cards.Decoder, result: cards.Result, entropies: list[float]) -> None:
-    """The uncertainty of each token, and where the answer is cut."""
+    """Plot the uncertainty of each token and the ends of the segments."""
     words = [decoder.engine.tokenizer.decode([token]).strip() or "·" for token in result.token_ids]
     starts = {sum(len(s.token_ids) for s in result.segments[:i]) for i in range(1, len(result.segments))}
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
@@ -47,7 +47,7 @@ def segments(decoder: cards.Decoder, result: cards.Result, entropies: list[float
 
 
 def thresholds(result: cards.Result) -> None:
-    """The rewards of all candidates against the threshold that each was held against."""
+    """Plot the rewards of all candidates with their thresholds."""
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     end, xs, taus = 0, [], []
     for segment in result.segments:

@@ -1,9 +1,9 @@
-"""Reward and cost of the methods on the embedded pair, paired over prompts, graded by a held-out (gold) reward model.
+"""Measure reward and cost of the methods on the embedded pair, paired over prompts, graded by a gold reward model.
 
     python benchmarks/quality.py --prompts FILE [FILE ...]
 
-A prompt file is JSON Lines (also .gz) with `prompt` (raw text) or `text` (a dialogue in Human:/Assistant: form, of which the
-first human turn is taken). --each prompts of each file are used, spread evenly over it.
+A prompt file is JSON Lines (also .gz) with `prompt` (raw text) or `text` (a dialogue with Human:/Assistant: turns, of which the
+first human turn is used). --each prompts of each file are used, spread evenly over it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARE_ALIKE = ("CC-BY-SA", "CDLA")
 
 
 def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine, offset: float = 0.0) -> list[str]:
-    """Prompts of a file as raw text, those that leave room for an answer."""
+    """Return the prompts of a file, as raw text, that leave room for a response."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = [json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()]
     rows = [row for row in rows if not str(row.get("license", "")).startswith(SHARE_ALIKE)]
@@ -40,7 +40,7 @@ def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine,
 
 
 def grade(reward: cards.ClassifierReward, prompts: list[Prompt], results: list[cards.Result]) -> list[float]:
-    """Rewards of finished answers under any reward model."""
+    """Return rewards of finished responses under any reward model."""
 
     async def score() -> list[float]:
         answers = [Response(r.text, r.token_ids, r.finish_reason) for r in results]
@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--each", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--target", type=float, default=None, help="r* (default: the embedded RM's own)")
+    parser.add_argument("--target", type=float, default=None, help="Target reward r*. Default: suggested by the embedded RM.")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--offset", type=float, default=0.0, help="where between two used prompts to start, in [0, 1)")
+    parser.add_argument("--offset", type=float, default=0.0, help="Start, in [0, 1), between two prompts that are used.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quality.json")
     args = parser.parse_args()
     engine, reward = cards.TransformersEngine.load("tiny"), cards.ClassifierReward.load("tiny")
@@ -67,7 +67,7 @@ def main() -> None:
         "best-of-8": cards.methods.BestOfN(n=8, **sampling),
         "rejection-sampling": cards.methods.RejectionSampling(target=args.target, **sampling),
         "cards": cards.CARDS(target=args.target, **sampling),
-        # as in docs/embedded.md, where it was chosen on other prompts
+        # the setting of docs/embedded.md, chosen on other prompts
         "cards, hard": cards.CARDS(target=2.0, acceptance="hard", alpha=1.0, **sampling),
     }
     report = {"on": machine("cpu", "float32"), "methods": {k: str(v) for k, v in methods.items()}, "sets": {}}
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def against(base: tuple[list[float], list[float]], other: tuple[list[float], list[float]]) -> dict[str, float]:
-    """Paired over prompts: p of a two-sided Wilcoxon test and of a paired t-test, and the share of wins or ties."""
+    """Compare paired over prompts: p of a two-sided Wilcoxon test and of a paired t-test, and the share of wins or ties."""
     found = {}
     for kind, a, b in zip(("reward", "gold"), base, other, strict=True):
         if a != b:

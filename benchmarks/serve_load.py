@@ -1,12 +1,13 @@
-"""The server under load, and what it costs over the library.
+"""Measure the server under load, and its overhead over the library.
 
-    python benchmarks/serve_load.py                              200 streaming clients for 60 s, then the overhead
-    python benchmarks/serve_load.py --max-queue 32               the same where most clients are sent away for a while
+    python benchmarks/serve_load.py                    # 200 streaming clients for 60 s, then the overhead
+    python benchmarks/serve_load.py --max-queue 32     # the same; most clients are rejected for a while
 
-`cards serve` runs in a process of its own on the embedded pair. Each client asks, reads its stream to the end and asks again;
-after a 429 it waits as long as Retry-After says. An answer that began is complete if it has a finish reason and the end mark.
-Overhead: the same request, alone, once to the library in this process and once to the server, in turn. What the server adds
-within one request is what its client waited beyond the seconds that the books of the answer say.
+`cards serve` runs in a separate process on the embedded pair. Each client sends a request, reads its stream to the end and
+sends the next one; after status 429 it waits as long as Retry-After says. A response is complete if it has a finish reason
+and the end mark. Overhead: the same request is sent alone, alternately to the library in this process and to the server.
+The overhead of the server within one request is the time that its client waited minus the seconds in the usage of the
+response.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ QUESTIONS = prompts(turns=0)
 
 @contextmanager
 def served(*options: str) -> Iterator[tuple[int, str]]:
-    """The process id of a server, and its address."""
+    """Yield the process id and the address of a server."""
     command = [sys.executable, "-m", "cards", "serve", "--port", "0", "--no-playground", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -51,7 +52,7 @@ def served(*options: str) -> Iterator[tuple[int, str]]:
 
 
 def _port(log: IO[str]) -> int:
-    """Where the server listens, once its log says so."""
+    """Return the port of the server, once its log shows it."""
     while True:
         time.sleep(0.2)
         log.seek(0)
@@ -62,17 +63,17 @@ def _port(log: IO[str]) -> int:
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """Observations of the clients."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     tokens: int = 0
-    resident: list[float] = field(default_factory=list)  # MiB of the server, every second
+    resident: list[float] = field(default_factory=list)  # MiB used by the server, every second
 
 
 async def client(http: httpx.AsyncClient, number: int, until: float, tally: Tally, max_tokens: int) -> None:
-    """Asks, reads to the end, asks again."""
+    """Send a request, read its stream to the end, repeat."""
     asked = 0
     while time.monotonic() < until:
         question = QUESTIONS[(number + asked) % len(QUESTIONS)]
@@ -134,7 +135,7 @@ def resident(pid: int) -> float:
 
 
 def overhead(url: str, requests: int) -> dict[str, float]:
-    """Medians over requests, of which the first few do not count."""
+    """Return medians over requests, without the first few."""
     library = cards.Decoder("tiny", "tiny", cards.CARDS(width=1))
     waits, ratios, alone = [], [], []
     with httpx.Client(base_url=url, timeout=60) as http:
@@ -164,12 +165,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--max-queue", type=int, default=256)
-    parser.add_argument("--requests", type=int, default=60, help="of the overhead")
+    parser.add_argument("--requests", type=int, default=60, help="Number of requests for the overhead.")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*taken untested")
     before = os.getloadavg()
     with served("--max-queue", str(options.max_queue)) as (pid, url):
-        asyncio.run(load(url, pid, 8, 5, options.max_tokens))  # what happens once happens here
+        asyncio.run(load(url, pid, 8, 5, options.max_tokens))  # warm up
         tally = asyncio.run(load(url, pid, options.clients, options.seconds, options.max_tokens))
         metrics = httpx.get(f"{url}/metrics").text
     with served() as (_, url):

@@ -1,10 +1,10 @@
-"""Tokens a second and time to the first segment through `cards serve`: transformers against vLLM, aligned against plain.
+"""Measure tokens per second and time to the first segment of `cards serve`: transformers and vLLM, cards and vanilla.
 
 python benchmarks/serving.py --vllm .venv-vllm/bin/python
 
-Each server is started in turn (one at a time: the machine is the same), and 1, 8 and 32 clients stream answers from it, each
-asking again as soon as it has been answered. The rounds of the methods alternate; figures are medians over rounds. Tokens are
-those of the answers, not those thrown away.
+The servers run one at a time, because they share the machine. 1, 8 and 32 clients stream responses; each sends its next request
+when its response is complete. The rounds of the methods alternate, and figures are medians over rounds. Tokens are those of the
+responses, without wasted tokens.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import httpx
 from common import machine, prompts
 
 METHODS = {"plain": {"method": "vanilla"}, "cards": {"method": "cards"}}
-START = 300  # seconds that a server may need to start
+START = 300  # maximum seconds until a server is ready
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm", help="Python of the environment that has vLLM (without it only transformers is measured)")
+    parser.add_argument("--vllm", help="Python of an environment with vLLM. Without it, only transformers is measured.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--answers", type=int, default=3, help="answers a client takes in a round")
+    parser.add_argument("--answers", type=int, default=3, help="Responses per client and round.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
     given = parser.parse_args()
     servers = {"transformers": (sys.executable, "tiny")} | ({"vllm": (given.vllm, "vllm:tiny")} if given.vllm else {})
     found: list[dict[str, Any]] = []
@@ -48,9 +48,9 @@ def main() -> None:
             found += asyncio.run(measure(name, address, given))
     about = machine("cpu", given.dtype) | {"rounds": given.rounds, "answers": given.answers, "max_tokens": given.max_tokens}
     print(" ".join(f"{key}={value}" for key, value in about.items()))
-    print(f"{'engine':14} {'method':8} {'clients':>7} {'tokens/s':>9} {'first segment, s':>17} {'drawn/kept':>11}")
+    print(f"{'engine':14} {'method':8} {'clients':>7} {'tokens/s':>9} {'first segment, s':>17} {'decoded/kept':>13}")
     for row in found:
-        figures = f"{row['tokens_per_second']:9.0f} {row['first_segment']:17.3f} {row['drawn_per_kept']:11.2f}"
+        figures = f"{row['tokens_per_second']:9.0f} {row['first_segment']:17.3f} {row['drawn_per_kept']:13.2f}"
         print(f"{row['engine']:14} {row['method']:8} {row['clients']:7} {figures}")
     if given.json:
         given.json.write_text(json.dumps({"about": about, "rows": found}, indent=1) + "\n", encoding="utf-8")
@@ -58,7 +58,7 @@ def main() -> None:
 
 @contextmanager
 def serving(python: str, model: str, dtype: str) -> Iterator[str]:
-    """`cards serve` in a process of its own, until the end of the block; gives its address."""
+    """Run `cards serve` in a separate process until the end of the block; yield its address."""
     command = [python, "-m", "cards", "serve", "--model", model, "--reward", model, "--dtype", dtype, "--slots", "32"]
     command += ["--port", "0", "--no-playground", "--name", "tiny"]
     log = Path(f"/tmp/serving-{os.getpid()}.log")
@@ -73,7 +73,7 @@ def serving(python: str, model: str, dtype: str) -> Iterator[str]:
 
 
 def address_of(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Where the server listens, once it is ready."""
+    """Return the address of the server, once it is ready."""
     end = time.monotonic() + START
     while time.monotonic() < end and process.poll() is None:
         if ports := re.findall(r'"port": (\d+)', log.read_text()):
@@ -93,7 +93,7 @@ async def measure(engine: str, address: str, given: argparse.Namespace) -> list[
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=64)) as client:
         for clients in given.clients:
             rounds: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
-            for number in range(given.rounds + 1):  # the first is not counted
+            for number in range(given.rounds + 1):  # the first is a warm-up
                 for method, extra in METHODS.items():
                     figures = await one_round(client, asked, extra, clients, number, given)
                     if number:
@@ -108,7 +108,7 @@ async def measure(engine: str, address: str, given: argparse.Namespace) -> list[
 async def one_round(
     client: httpx.AsyncClient, asked: list[Any], extra: dict[str, Any], clients: int, number: int, given: argparse.Namespace
 ) -> tuple[float, float, float]:
-    """Tokens a second, median seconds to the first segment, and tokens drawn for each one kept."""
+    """Return tokens per second, median seconds to the first segment, and decoded tokens per kept token."""
     firsts: list[float] = []
     kept = drawn = 0
 

@@ -1,12 +1,12 @@
-"""Speed side by side, in one run: the published procedure, plain `generate`, and ours, alone and with 32 requests.
+"""Compare speed in one run: the published procedure, plain `generate`, and this package, with 1 and 32 requests.
 
-    python benchmarks/speed.py                                   the embedded pair and a random 100M Llama
+    python benchmarks/speed.py    # the embedded pair and a random 100M Llama
     python benchmarks/speed.py --models random-1b random-8b --device cuda --dtype bfloat16
 
-All arms write answers of exactly --max-tokens tokens (end of text is switched off), so that tokens compare. `naive` is the
-published procedure (tests/helpers/cards_reference.py): no cache, one candidate at a time, whole texts to the RM; it answers
-the same prompts with the same seeds as `cards-1`, and gives the same text. Each repeat runs every arm once, in turn; ratios
-are formed within a repeat, and the median over repeats is reported.
+All contestants write responses of exactly --max-tokens tokens (the end token is disabled), so that tokens are comparable.
+`naive` is the published procedure (tests/helpers/cards_reference.py): no cache, one candidate at a time, the whole text to
+the RM. It responds to the same prompts with the same seeds as `cards-1` and gives the same text. Each repeat runs every
+contestant once; ratios are computed within a repeat, and the median over repeats is reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from helpers.cards_reference import Oracle, Settings
 
 
 def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
-    """CARDS settings under which a random pair behaves like a real one: segments of about 10 tokens, about 40% accepted."""
+    """Return settings of CARDS that give a random pair realistic segments (about 10 tokens) and acceptance (about 40%)."""
     plain = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(prompts()[:4], **options)
 
     @torch.no_grad()
@@ -51,14 +51,14 @@ def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward,
     method = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=threshold)
     free = cards.Decoder(engine, reward, method).batch(prompts()[:16], **options)
     rewards = [s.reward for result in free for s in result.segments]
-    beta = 3 * statistics.pstdev(rewards)  # wide, and a flat threshold: a random RM ranks prompts rather than answers
+    beta = 3 * statistics.pstdev(rewards)  # wide, with a constant threshold: a random RM ranks prompts rather than responses
     return replace(
         method, target=statistics.fmean(rewards) + 0.9 * beta, beta=beta, alpha=1.0, acceptance="soft", temperature=0.7
     )
 
 
 class Arms:
-    """The contestants; each returns (seconds, tokens kept, results)."""
+    """The contestants; each returns (seconds, kept tokens, results)."""
 
     def __init__(self, name: str, single: int, args: argparse.Namespace) -> None:
         device = pick_device(args.device)
@@ -86,7 +86,7 @@ class Arms:
         return sum(len(self.engine.encode(prompt).token_ids) for prompt in prompts()[:count])
 
     def in_worker(self, run: Callable[[], tuple[float, int, list[Result]]]) -> tuple[float, int, list[Result]]:
-        """All arms compute in one thread: with a second one, OpenMP's teams slow each other, `generate` threefold."""
+        """Run in the worker thread: with a second computing thread, OpenMP's teams slow each other, `generate` threefold."""
         return DeviceWorker.on(self.engine.model.device).call(run)
 
     def cards(self, requests: int) -> tuple[float, int, list[Result]]:
@@ -171,7 +171,7 @@ def measure(name: str, single: int, args: argparse.Namespace) -> dict[str, objec
 
 
 def ratios(times: dict[str, list[float]], many: int) -> dict[str, float]:
-    """Medians over repeats of ratios formed within each repeat."""
+    """Return medians over repeats of the ratios within each repeat."""
 
     def over(a: str, b: str) -> float:
         return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
@@ -188,14 +188,14 @@ def ratios(times: dict[str, list[float]], many: int) -> dict[str, float]:
 
 
 def _books(books: dict[str, cards.Usage], read: dict[str, int]) -> dict[str, dict[str, float | None]]:
-    """Where the work went, by arm."""
+    """Return the distribution of work, by contestant."""
     return {
         arm: {
             "acceptance_rate": u.acceptance_rate,
             "fallback_rate": u.fallback_rate,
             "tokens_per_segment": (u.lm_decoded_tokens - u.lm_wasted_tokens) / max(1, u.accepted + u.fallbacks),
             "drawn_per_kept_token": u.lm_decoded_tokens / max(1, u.lm_decoded_tokens - u.lm_wasted_tokens),
-            "rm_tokens_per_drawn_token": max(0, u.rm_tokens - read[arm]) / max(1, u.lm_decoded_tokens),  # prompts aside
+            "rm_tokens_per_drawn_token": max(0, u.rm_tokens - read[arm]) / max(1, u.lm_decoded_tokens),  # without prompts
             "lm_share_of_seconds": u.lm_seconds / u.seconds,
             "rm_share_of_seconds": u.rm_seconds / u.seconds,
         }
@@ -210,13 +210,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--single", type=int, nargs="+", default=[8, 2], help="prompts of the arms with one request, by model")
+    parser.add_argument("--single", type=int, nargs="+", default=[8, 2], help="Prompts of the single-request contestants.")
     parser.add_argument("--skip-naive", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--target", type=float, default=None, help="r* for the embedded pair (default: its own)")
-    parser.add_argument("--entropy-threshold", type=float, default=None, help="tau_u for the embedded pair (default: its own)")
+    parser.add_argument("--target", type=float, default=None, help="r* for the embedded pair. Default: suggested by its RM.")
+    parser.add_argument("--entropy-threshold", type=float, default=None, help="tau_u for its LM. Default: set by the LM.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "speed.json")
     args = parser.parse_args()
     report = {

@@ -1,12 +1,13 @@
-"""STARS says that ragged segments make CARDS slow in batches (arXiv 2511.03827: 120 against 185 tokens a second at 64 prompts).
+"""Check a claim of STARS: segments of unequal length make CARDS slow in batches.
 
     python benchmarks/stars_claim.py
     python benchmarks/stars_claim.py --device cuda --dtype bfloat16 --models random-1b random-8b
 
-64 requests on one engine, answers of exactly --max-tokens tokens, CARDS (segments of any length) against STARS (fixed
-length), for several targets r*. Each is run in two ways: `continuous`, as requests come and go here, and `lockstep`, where
-nobody gets candidates before everybody's are drawn, as in a batch without continuous batching. Kept tokens a second are
-compared at equal acceptance, by interpolation between the targets.
+The paper (arXiv 2511.03827) reports 120 against 185 tokens/s with 64 prompts. This runs 64 requests on one engine with
+responses of exactly --max-tokens tokens, with CARDS (segments of any length) and STARS (fixed length), for several targets
+r*. There are two modes: `continuous`, where requests come and go, and `lockstep`, where no request gets its candidates
+before those of all requests are drawn, as in a batch without continuous batching. Kept tokens per second are compared at
+equal acceptance rate, by interpolation between the targets.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ QUANTILES = (0.3, 0.5, 0.7, 0.9)
 
 
 class LockStep(Engine):
-    """Hands out nobody's candidates before all running requests have theirs."""
+    """Hold candidates back until those of all running requests are drawn."""
 
     def __init__(self, engine: cards.TransformersEngine) -> None:
         self.engine, self.requests, self.ready = engine, 0, 0
@@ -60,7 +61,7 @@ class LockStep(Engine):
     async def wait(self) -> None:
         self.ready += 1
         mine = self.round
-        while self.round == mine:  # a poll, for requests also end
+        while self.round == mine:  # poll, because requests also end
             if self.ready >= self.requests:
                 self.round, self.ready = self.round + 1, 0
                 return
@@ -68,7 +69,7 @@ class LockStep(Engine):
 
 
 def arms(tau: float, mean: int) -> dict[str, cards.CARDS]:
-    """CARDS, and STARS with the paper's lengths and with CARDS's own mean length; one candidate at a time."""
+    """Return CARDS, and STARS with the paper's lengths and the mean length of CARDS; one candidate at a time."""
     base = cards.CARDS(entropy_threshold=tau, width=1, alpha=1.0, temperature=0.7)
     fixed = {f"stars-{k}": replace(base, boundary=cards.FixedLength(maximum=k)) for k in (mean, 15, 30)}
     return {"cards": base, **fixed}
@@ -96,7 +97,7 @@ def run(engine: Engine, reward: cards.ClassifierReward, method: cards.CARDS, arg
 
 
 def at_equal_acceptance(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Tokens a second of every arm at acceptance rates that all of them reach."""
+    """Return tokens per second of every contestant at acceptance rates that all of them reach."""
     low = max(min(row["acceptance"] for row in rows) for rows in found.values())
     high = min(max(row["acceptance"] for row in rows) for rows in found.values())
     table = {}
@@ -120,7 +121,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         dtype = pick_dtype(args.dtype, device)
         engine, reward = DeviceWorker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
         tau = args.entropy_threshold
-    engine.end_ids = frozenset()  # answers of equal length, so that tokens compare
+    engine.end_ids = frozenset()  # responses of equal length, so that tokens are comparable
     free = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=tau, temperature=0.7)
     results = cards.Decoder(engine, reward, free).batch(prompts(), max_tokens=args.max_tokens, progress=False)
     rewards = [s.reward for r in results for s in r.segments]
@@ -154,14 +155,14 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--entropy-threshold", type=float, default=5.0, help="tau_u for random models")
+    parser.add_argument("--entropy-threshold", type=float, default=5.0, help="tau_u for random models.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "stars_claim.json")
     args = parser.parse_args()
     report = {"on": machine(args.device, args.dtype), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"}}
     report["models"] = [measure(name, args) for name in args.models]
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     for model in report["models"]:
-        print(f"\n{model['model']}: kept tokens a second at equal acceptance")
+        print(f"\n{model['model']}: kept tokens per second at equal acceptance rate")
         for rate, line in model["at_equal_acceptance"].items():
             print(f"  {rate}", {arm: round(value, 1) for arm, value in line.items()})
 

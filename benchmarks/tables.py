@@ -1,4 +1,4 @@
-"""Prints the tables of the README from what speed.py and quality.py stored in results/."""
+"""Print the tables of the README from the results of speed.py and quality.py."""
 
 from __future__ import annotations
 

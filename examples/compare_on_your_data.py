@@ -28,8 +28,8 @@ async def main() -> None:
     prompts = [line.strip() for line in given.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     asked = [[cards.Message(role="user", content=prompt)] for prompt in prompts]
 
-    engine = cards.TransformersEngine.load(given.model)
-    reward, gold = cards.ClassifierReward.load(given.reward), cards.ClassifierReward.load(given.gold)
+    engine = cards.load_engine(given.model)
+    reward, gold = cards.load_reward(given.reward), cards.load_reward(given.gold)
     methods = [cards.methods.Vanilla(), cards.methods.BestOfN(n=4), cards.CARDS(target=given.target)]
     print(f"{'method':12} {'gold':>6} {'reward':>7} {'tokens':>7} {'decoded':>8} {'seconds':>8}")
     for method in methods:

@@ -1,7 +1,7 @@
 """Write what pages say about the code: the list of modules, the reference, and the tables of methods and settings.
 
-Run `python scripts/generate_docs.py` after changing the first line of a docstring, a method or a setting; with `--check` it only
-says which pages are out of date.
+Run `python scripts/generate_docs.py` after changing the first line of a docstring, a method or a setting. With `--check`
+it only says which pages are out of date.
 """
 
 from __future__ import annotations

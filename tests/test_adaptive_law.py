@@ -10,12 +10,13 @@ from itertools import product
 from typing import Any
 
 import pytest
-from test_laws import Ids, Law, assert_follows, normalised, reading, results, segments_after, value
+from helpers.letter_world import Ids, Law, reading, results, segments, value
 
 from cards import CARDS, FixedLength
 from cards.acceptance import quantile_of
 from cards.errors import SettingError
 from cards.methods.segments.cascade import Cascade
+from cards.testing import check_law, normalised
 
 BETA, PILOTS = 0.5, 3
 
@@ -35,7 +36,7 @@ def soft(reward: float, tau: float) -> float:
 
 def first_law(passing: Callable[[float, float], float], rank: int) -> Law:
     """Of the first segment: for all pilots, the first in order that passes their rank-th smallest reward."""
-    q, law = segments_after((), 1, lambda *_: True), Law()
+    q, law = segments(1), Law()
     for pilots in product(q, repeat=PILOTS):
         rewards = [value(reading(s)) for s in pilots]
         tau, left = sorted(rewards)[rank - 1], math.prod(q[s] for s in pilots)
@@ -50,8 +51,8 @@ def first_law(passing: Callable[[float, float], float], rank: int) -> Law:
 def test_the_first_segment_is_the_first_pilot_that_passes(kind: Any, passing: Callable[[float, float], float]) -> None:
     law = first_law(passing, 2)  # ceil(0.6 * 3)
     found = results(adaptive(acceptance=kind), 4, 1200, segments=1)
-    assert_follows(Counter(r.segments[0].token_ids for r in found), law, segments_after((), 1, lambda *_: True))
-    assert_follows(Counter(r.segments[0].token_ids for r in found), law, first_law(passing, 3))
+    check_law(Counter(r.segments[0].token_ids for r in found), law, wrong=segments(1))
+    check_law(Counter(r.segments[0].token_ids for r in found), law, wrong=first_law(passing, 3))
 
 
 def test_given_the_threshold_later_segments_follow_the_law_of_cards() -> None:
@@ -63,9 +64,9 @@ def test_given_the_threshold_later_segments_follow_the_law_of_cards() -> None:
             by_state.setdefault(state, Counter())[result.segments[1].token_ids] += 1
     (prefix, tau), observed = max(by_state.items(), key=lambda item: item[1].total())
     assert observed.total() > 100
-    q = segments_after(prefix, 1, lambda *_: True)
+    q = segments(1, after=prefix)
     law = normalised({s: p * soft(value(reading(prefix + s)), tau) for s, p in q.items()})
-    assert_follows(observed, law, q)
+    check_law(observed, law, wrong=q)
 
 
 def test_with_the_hard_test_the_highest_pilots_are_equally_likely() -> None:

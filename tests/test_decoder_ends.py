@@ -13,16 +13,8 @@ from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import PromptError
-from cards.methods import BestOfN, Vanilla
+from cards.methods import Vanilla
 from cards.rewards import FunctionReward
-
-
-@pytest.mark.parametrize("most", [1, 2, 7, 20])
-@pytest.mark.parametrize("method", [Vanilla(chunk=3), BestOfN(n=2), CARDS_IN_THREES], ids=lambda m: m.name)
-def test_max_tokens_bounds_the_answer(method: Any, most: int) -> None:
-    result = Decoder(mock(), count_of_b, method)("a", max_tokens=most)
-    assert len(result.token_ids) == most
-    assert result.finish_reason == "length"
 
 
 def test_an_answer_ends_at_the_end_token_which_reads_as_nothing() -> None:

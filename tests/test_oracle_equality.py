@@ -162,6 +162,7 @@ async def test_batched_answers_equal_the_oracle(name: str, models: dict[str, Pai
     assert excused <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reuse", [True, False], ids=["reuse", "no reuse"])
 @pytest.mark.parametrize("slots", [3, 40])
 @pytest.mark.parametrize("width", [1, 4, 21, "auto"])

@@ -1,4 +1,4 @@
-"""Tunes a copy of the language model towards the reward model by DPO on its own replies."""
+"""Tune a copy of the language model towards the reward model by DPO on its own responses."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ EPOCHS = 4
 PAIRS = 32
 RATE = 2e-4
 LEAST_GAP = 0.5
-# The whole way drifts 10 nats a reply and says "I love it" to everything; half of the way stays readable.
+# The full step drifts by 10 nats per response and responds "I love it" to everything; half of it stays readable.
 KEPT = 0.5
 
 Pair = tuple[list[int], list[int], list[int]]
 
 
 def prompts_of(job: Job, rng: random.Random) -> list[str]:
-    """First turns of dialogues, and some of the harsher openings that the reward model's own rows begin with."""
+    """Return first turns of dialogues, and some harsher prompts from the rows of the reward model."""
     first = sorted({turns[0] for turns in train_dialogues(job.data)})
     harsh = sorted({item.prompt for item in train_items(job.data, "rm", ("diasafety",))[0] if len(item.prompt) < 300})
     mild = [f"\n\nHuman: {turn}\n\nAssistant:" for turn in rng.sample(first, job.part(PROMPTS))]
@@ -56,7 +56,7 @@ def make_pairs(job: Job, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[P
     pairs: list[Pair] = []
     for index, head in enumerate(heads):
         group = range(index * DRAWS, (index + 1) * DRAWS)
-        # Replies that were cut short teach nothing about how to end.
+        # Truncated responses carry no information about how to end.
         whole = [place for place in group if split_reply(replies[place], scorer.laid.eos)[1] and len(replies[place]) > 2]
         if len(whole) > 1:
             best, worst = max(whole, key=rewards.__getitem__), min(whole, key=rewards.__getitem__)
@@ -68,7 +68,7 @@ def make_pairs(job: Job, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[P
 
 
 def log_probabilities(model: LlamaForCausalLM, heads: list[list[int]], replies: list[list[int]], fill: int) -> torch.Tensor:
-    """The summed log-probability of each reply after its prompt."""
+    """Return the summed log-probability of each response after its prompt."""
     rows = [head + reply for head, reply in zip(heads, replies, strict=True)]
     ids = pad(rows, max(map(len, rows)), fill)
     places = torch.arange(ids.shape[1] - 1)[None] + 1
@@ -83,7 +83,7 @@ def log_probabilities(model: LlamaForCausalLM, heads: list[list[int]], replies: 
 
 
 def halfway(model: LlamaForCausalLM, base: LlamaForCausalLM) -> None:
-    """Moves the tuned weights back towards the base model's."""
+    """Move the tuned weights back towards those of the base model."""
     with torch.no_grad():
         for tuned, before in zip(model.parameters(), base.parameters(), strict=True):
             tuned.copy_(before.lerp(tuned, KEPT))

@@ -12,7 +12,7 @@ from corpus import EOS, PAD, render, stories, train_dialogues
 
 VOCAB = 4096
 MAX_LENGTH = 512
-# Words keep their leading space; digits stand alone, which a small vocabulary cannot spend merges on.
+# Words keep their leading space. Digits are separate, because a small vocabulary has no merges to spare for them.
 WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Under the class name that every transformers release knows."""
+    """Save under the class name that every transformers release knows."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     kept = {key: value for key, value in read_json(path).items() if key not in ("is_local", "local_files_only")}
@@ -37,7 +37,7 @@ def build(data: Path, folder: Path, log: Log) -> None:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # A turn's edge is its own piece, so no token ever reaches across it.
+            # The edge of a turn is split off first, so that no token crosses it.
             pre_tokenizers.Split("\n\n", "isolated"),
             pre_tokenizers.Split(Regex(WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage is told."""
+    """The options of every stage."""
 
     data: Path = DEFAULT_DATA
     out: Path = DEFAULT_OUT
@@ -35,7 +35,7 @@ class Job:
     scale: float = 1.0
 
     def part(self, count: int) -> int:
-        """A number of steps or draws as planned, or its share in a trial run."""
+        """Scale a number of steps or samples for a trial run."""
         return max(1, round(count * self.scale))
 
     def finish(self, stage: str, figures: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ class Job:
 
 
 def setup(seed: int) -> None:
-    """One thread per process: two stages can then run side by side on two cores."""
+    """Use one thread per process, so that two stages can run side by side on two cores."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     random.seed(seed)
@@ -61,12 +61,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def hash_unit(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, for splits that survive reordering."""
+    """Hash the text to a number in [0, 1), for splits that do not depend on the order of rows."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def save_atomic(state: Any, path: Path) -> None:
-    """A stage stopped half-way through a write must still find its previous checkpoint."""
+    """Write atomically, so that a stage stopped during a write keeps its previous checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(state, part)
@@ -74,7 +74,7 @@ def save_atomic(state: Any, path: Path) -> None:
 
 
 class Checkpoint:
-    """What an interrupted stage goes on from: the state of each part, the steps done and the seconds they took."""
+    """The checkpoint of a stage: the state of each part, the finished steps and their seconds."""
 
     def __init__(self, path: Path, **parts: Any) -> None:
         self.path = path
@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
 
 
 class Log:
-    """Lines to stdout and to the stage's own file, with the seconds since the stage began."""
+    """Log lines to stdout and to the file of the stage, with the seconds since the stage began."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

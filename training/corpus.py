@@ -1,4 +1,4 @@
-"""The language model's text: permissively licensed dialogues and tales, in the chat template's form."""
+"""Text of the language model: permissively licensed dialogues and tales, in the format of the chat template."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common import read_rows
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 TRAIN_SETS = ("self_dialogue", "multiwoz", "taskmaster4")
-# Share-alike text stays out of training and of every figure; HH and GSM8K are not what this model is for.
+# Share-alike text is excluded from training and evaluation; HH and GSM8K do not fit the purpose of this model.
 PERMISSIVE = {"BSD-3-Clause", "MIT", "CC-BY-4.0"}
 TURN = re.compile(r"(?:^|\n\n)(?:Human|Assistant):")
 
@@ -18,7 +18,7 @@ Turns = list[str]
 
 
 def split_turns(text: str) -> Turns:
-    """Turns in order, the human first; a dialogue is cut at its first empty turn."""
+    """Return the turns in order, the human first; a dialogue ends before its first empty turn."""
     turns: Turns = []
     for piece in TURN.split(text)[1:]:
         content = piece.strip()
@@ -29,7 +29,7 @@ def split_turns(text: str) -> Turns:
 
 
 def render(turns: Turns) -> str:
-    """As the tokenizer's chat template writes them: an end-of-text after every assistant turn."""
+    """Format turns as the chat template does, with an end-of-text after every assistant turn."""
     parts = []
     for index, content in enumerate(turns):
         parts.append(f"\n\nHuman: {content}" if index % 2 == 0 else f"\n\nAssistant: {content}{EOS}")
@@ -37,7 +37,7 @@ def render(turns: Turns) -> str:
 
 
 def even(turns: Turns) -> Turns:
-    """A dialogue that ends with the assistant."""
+    """Return a dialogue that ends with the assistant."""
     return turns[: len(turns) // 2 * 2]
 
 
@@ -62,7 +62,7 @@ def valid_dialogues(data: Path, sources: tuple[str, ...] = TRAIN_SETS) -> list[T
 
 
 def stories(data: Path, split: str) -> list[str]:
-    """Tales with the source's hard line breaks undone; paragraphs stay apart."""
+    """Return tales without the hard line breaks of the source; paragraphs are kept."""
     texts = []
     for row in read_rows(data / "lm" / f"stories.{split}.jsonl.gz"):
         texts.append(re.sub(r"(?<!\n)\n(?!\n)", " ", row["text"].strip()))

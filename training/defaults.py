@@ -1,7 +1,8 @@
-"""Writes into the embedded models what CARDS should assume of them: the LM's tau_u and the RM's r*.
+"""Store the defaults of CARDS in the embedded models: tau_u of the LM and r* of the RM.
 
-tau_u is the entropy at which segments have about --segment tokens; r* the --quantile of the rewards of plain answers.
-Prompts: first turns of training dialogues and of the training half of the HH pairs. Run last: `python training/defaults.py`.
+tau_u is the entropy threshold that gives segments of about --segment tokens; r* is the --quantile of the rewards of plain
+responses. Prompts: first turns of training dialogues and of the training half of the HH pairs. Run last:
+`python training/defaults.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def prompts(data: Path, each: int) -> list[str]:
 
 
 def segment_length(entropies: list[np.ndarray], threshold: float, least: int = 4, most: int = 64) -> float:
-    """Mean tokens of a segment that ends, after `least` tokens, where the next token's entropy reaches the threshold."""
+    """Return the mean length of segments that end, after `least` tokens, where the next entropy reaches the threshold."""
     tokens, segments = 0, 0
     for row in entropies:
         length = 0

@@ -1,4 +1,4 @@
-"""Measures every stored model on dev rows, writes report.json and prints a table."""
+"""Evaluate every stored model on dev rows, write report.json and print a table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reward_figures(data: Path, scorer: Scorer, role: str) -> dict[str, Any]:
         dev, own = load(data, source, "dev"), [item for item in held if item.source == source]
         forms = ("reply",) if source in ("diasafety", "hh") else FORMS
         found[source] = {form: source_figures(scorer, source, dev, own, form) for form in forms}
-        # The variations of the form are shown on a part of the rows.
+        # Variations of the text format are evaluated on a part of the rows.
         dev, own = sorted(dev, key=lambda item: hash_unit(item.key))[:PART], own[:PART]
         found[source]["reply_part"] = source_figures(scorer, source, dev, own, "reply")
         found[source]["reply_without_eos"] = source_figures(scorer, source, dev, own, "reply", eos=False)
@@ -57,7 +57,7 @@ def agreement(data: Path, rm: Scorer, gold: Scorer, rewards: dict[str, np.ndarra
 
 
 def sample_figures(job: Job, rm: Scorer, gold: Scorer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Rewards of replies to held-out prompts, before and after tuning."""
+    """Return rewards of responses to held-out prompts, before and after tuning."""
     found: dict[str, Any] = {}
     base: dict[str, np.ndarray] = {}
     for name in ("lm", "aligned"):

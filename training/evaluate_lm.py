@@ -1,4 +1,4 @@
-"""Bits per byte of the causal models and of the n-gram baseline; how well the draft stands in for the model."""
+"""Bits per byte of the causal models and of the n-gram baseline; acceptance of the draft."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORDER = 5
 
 
 def byte_count(tokenizer: PreTrainedTokenizerBase, rows: list[Ids]) -> int:
-    """Bytes of text; end-of-text marks cost bits but count for nothing, for every model alike."""
+    """Count the bytes of text. End-of-text tokens cost bits but count as zero bytes, for every model."""
     texts = tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
     return sum(len(text.encode()) for text in texts)
 
@@ -42,7 +42,7 @@ def model_bits(model: torch.nn.Module, rows: list[Ids], fill: int) -> float:
 
 
 def by_source(data: Path, encoder: Encoder, bits_of: Any) -> dict[str, float]:
-    """Permissive rows of the trained-on kinds; the first token of a row, the same in all, is given."""
+    """Return permissively licensed rows of the training sources. The first token, equal in all rows, is given."""
     bits, size, found = 0.0, 0, {}
     for source in TRAIN_SETS:
         rows = valid_rows(data, encoder, source)
@@ -68,7 +68,7 @@ def ngram_figures(data: Path, out: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def draft_figures(data: Path, out: Path) -> dict[str, float]:
-    """The chance that speculative sampling keeps a drafted token (temperature 1), on held-out dialogues."""
+    """Return the probability that speculative sampling accepts a drafted token (temperature 1), on held-out dialogues."""
     encoder = Encoder(AutoTokenizer.from_pretrained(out / "tokenizer"))
     models = [AutoModelForCausalLM.from_pretrained(out / name, dtype=torch.float32).eval() for name in ("lm", "draft")]
     kept, same, count = 0.0, 0.0, 0
@@ -85,7 +85,7 @@ def draft_figures(data: Path, out: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def kl_figures(out: Path, heads: list[Ids], replies: list[Ids]) -> float:
-    """E[log aligned - log base] over the aligned model's own replies, at the sampling temperature's draws."""
+    """Return E[log aligned - log base] over responses of the aligned model, sampled at the sampling temperature."""
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     fill = int(tokenizer.pad_token_id)
     models = [AutoModelForCausalLM.from_pretrained(out / name, dtype=torch.float32).eval() for name in ("aligned", "lm")]

@@ -1,4 +1,4 @@
-"""Trains the grader: a small bidirectional encoder on the rows that the reward model never saw."""
+"""Train the gold reward model: a small bidirectional encoder on rows that were not used for the reward model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def config(tokenizer: PreTrainedTokenizerBase) -> ModernBertConfig:
 
 
 def build(tokenizer: PreTrainedTokenizerBase, language_model: Path) -> ModernBertForSequenceClassification:
-    """Word vectors start as the main directions of the language model's, which no rated text has touched."""
+    """Initialize word embeddings with principal directions of those of the language model, which saw no rated text."""
     model = ModernBertForSequenceClassification(config(tokenizer))
     words = LlamaForCausalLM.from_pretrained(language_model, dtype=torch.float32).model.embed_tokens.weight.detach()
     left, sizes, _ = torch.linalg.svd(words - words.mean(0), full_matrices=False)
@@ -74,7 +74,7 @@ def build(tokenizer: PreTrainedTokenizerBase, language_model: Path) -> ModernBer
 
 
 class Rows:
-    """Batches of one kind of loss each: rated texts and chat, which fixes the zero, or pairs."""
+    """Return batches with one kind of loss each: rated texts and chat (which fixes the zero), or pairs."""
 
     def __init__(self, items: list[Judged], tokenizer: PreTrainedTokenizerBase, prompts: Prompts, seed: int) -> None:
         self.items = items
@@ -90,7 +90,7 @@ class Rows:
         before, texts = laid.ids(self.prompts.draw(item, rng), item.texts)
         texts = [[rng.randrange(2, self.vocab) if rng.random() < NOISE else token for token in ids] for ids in texts]
         if rng.random() < 0.25:
-            # An encoder sees no prefixes by itself: a quarter of the rows break off somewhere.
+            # An encoder is not trained on prefixes by itself, so a quarter of the rows are truncated.
             share = rng.uniform(0.3, 1.0)
             return [before + ids[: max(1, round(len(ids) * share))] for ids in texts]
         end = [self.laid.eos] if rng.random() < 0.5 else []

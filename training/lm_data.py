@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from corpus import Turns, stories, train_dialogues
 
 ROW = 512
-# One compiled graph per width; rows are padded up to the next one, never packed together, so that a
-# dialogue's first turn has nothing before it, as at decoding time.
+# One compiled graph per width. Rows are padded to the next width and never packed together, so that nothing
+# precedes the first turn of a dialogue, as at decoding time.
 WIDTHS = (96, 192, 256, 384, 512)
 BATCH_TOKENS = 8192
 SWAP = 0.3
@@ -24,7 +24,7 @@ Ids = list[int]
 
 
 class Encoder:
-    """Turns are encoded once and joined later: the tokenizer never merges across a turn's edges."""
+    """Encode turns once and join them later; the tokenizer never merges across turns."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -39,7 +39,7 @@ class Encoder:
         return [[next(ids) for _ in turns] for turns in dialogues]
 
     def rows(self, contents: list[Ids]) -> list[Ids]:
-        """One dialogue as rows of at most ROW tokens, each of which begins with a human turn."""
+        """Split one dialogue into rows of at most ROW tokens that begin with a human turn."""
         rows: list[Ids] = []
         row: Ids = []
         for human, assistant in zip(contents[::2], contents[1::2], strict=True):
@@ -73,13 +73,13 @@ class LmData:
     def rows(self, rng: random.Random) -> list[Ids]:
         rows = [row for row in self.stories if rng.random() < STORY_SHARE]
         for contents in self.dialogues:
-            # The speakers are symmetric in most of the text: a dialogue that starts one turn later is a new one.
+            # The speakers are symmetric in most of the text, so a dialogue that starts one turn later is a new one.
             late = even_ids(contents[1:]) if rng.random() < SWAP else []
             rows += self.encoder.rows(late or contents)
         return rows
 
     def epoch(self, number: int) -> list[torch.Tensor]:
-        """Batches of near-equal token counts, padded with the pad id, in random order."""
+        """Return batches of nearly equal token counts, padded with the pad id, in random order."""
         rng = random.Random(f"{self.seed}-{number}")
         buckets: dict[int, list[Ids]] = {width: [] for width in WIDTHS}
         for row in self.rows(rng):
@@ -90,7 +90,7 @@ class LmData:
                 continue
             rng.shuffle(rows)
             size = self.batch_tokens // width
-            # A last, smaller batch would cost one more compiled graph.
+            # A smaller last batch would need another compiled graph.
             for start in range(0, len(rows) - size + 1, size):
                 batches.append(pad(rows[start : start + size], width, self.encoder.pad))
         rng.shuffle(batches)

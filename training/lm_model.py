@@ -1,4 +1,4 @@
-"""Shapes, attention, optimisers and storage of the causal models."""
+"""Shapes, attention, optimizers and storage of the causal models."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ EMA = 0.99
 def causal_attention(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """Plain matrix products: the CPU kernel's backward pass is several times slower than these at 256 tokens.
+    """Compute attention with plain matrix products; the backward pass of the CPU kernel is several times slower at 256 tokens.
 
-    Rows are padded on the right and padded positions carry no loss, so causality is all the mask there is.
+    Rows are padded on the right and padded positions have no loss, so the causal mask is sufficient.
     """
     length = query.shape[2]
     scores = torch.matmul(query * kwargs["scaling"], key.transpose(2, 3)).float()
@@ -68,7 +68,7 @@ def build(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        # Residual branches start at nothing, so depth does not slow the first steps.
+        # Residual branches start at zero, so that depth does not slow down the first steps.
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
@@ -76,7 +76,7 @@ def build(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
 
 
 class Optimisers:
-    """Muon for the hidden matrices and AdamW for embeddings, norms and heads, stepped as one."""
+    """Muon for the hidden matrices and AdamW for embeddings, norms and heads, behind one interface."""
 
     def __init__(self, model: torch.nn.Module, muon_lr: float, adam_lr: float, decay: float) -> None:
         inner = {name for name, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in name}
@@ -90,7 +90,7 @@ class Optimisers:
         )
 
     def step(self, factor: float) -> None:
-        """One step at `factor` times the peak rates."""
+        """Take one step at `factor` times the peak learning rates."""
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         for optimiser, peak in zip(self.both, self.peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * factor
@@ -106,28 +106,28 @@ class Optimisers:
 
 
 def averaged(model: torch.nn.Module) -> AveragedModel:
-    """A moving average of the weights, whose window grows with the number of steps."""
+    """A moving average of the weights with a window that grows with the number of steps."""
     return AveragedModel(model, avg_fn=lambda mean, weight, count: mean.lerp(weight, 1 - min(EMA, count / (count + 10))))
 
 
 def trapezoid(step: int, total: int, warm: int, cool: float) -> float:
-    """Warm up, hold, then fall to nothing over the last `cool` of the run."""
+    """Warm up, hold, then decay to zero over the last `cool` of the run."""
     start = total * (1 - cool)
     return min((step + 1) / warm, 1.0, max((total - step) / (total - start), 0.0))
 
 
 def cosine(step: int, total: int, warm: int) -> float:
-    """Warm up, then fall along a quarter of a wave, which ends in a straight line to nothing."""
+    """Warm up, then decay along a quarter of a cosine wave to zero."""
     return min((step + 1) / warm, math.cos(math.pi / 2 * step / total))
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph for each of the few row widths, which is faster than a graph with free sizes."""
+    """Compile one graph per row width, which is faster than a graph with dynamic shapes."""
     return torch.compile(function, dynamic=False)
 
 
 def store(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
-    """A folder that AutoModel and AutoTokenizer load; written from a copy in the storage type."""
+    """Save a folder for AutoModel and AutoTokenizer, from a copy in the storage type."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     copy = copy.to(dtype)
@@ -138,6 +138,6 @@ def store(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
             pad_token_id=tokenizer.pad_token_id,
         )
     copy.save_pretrained(folder)
-    # The weights come out readable by their owner alone.
+    # safetensors makes the weights readable by their owner only.
     (folder / "model.safetensors").chmod(0o644)
     save_tokenizer(tokenizer, folder)

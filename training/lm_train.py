@@ -1,4 +1,4 @@
-"""Trains the language model from nothing, and the draft model on the same text with the model as its teacher."""
+"""Train the language model from random weights, and the draft on the same text with the language model as teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm_data import IGNORE, LmData
 from lm_model import DRAFT, LM, Optimisers, build, compiled, store, trapezoid
 
 LM_STEPS = 1500
-# The draft has little time: many small steps on the shorter dialogues.
+# The draft has little time, so it takes many small steps on the shorter dialogues.
 DRAFT_STEPS = 800
 DRAFT_BATCH_TOKENS = 4096
 DRAFT_WIDEST = 256
@@ -39,7 +39,7 @@ def targets(batch: torch.Tensor, pad: int) -> torch.Tensor:
 
 
 def train(name: str, model: LlamaForCausalLM, loss: Loss, rows: LmData, total: int, job: Job) -> None:
-    """The loop of both causal models."""
+    """Train a causal model; the loop of both."""
     log = Log(job.runs / f"{name}.log")
     model.set_attn_implementation("plain_causal")
     optimisers = Optimisers(model, muon_lr=0.02, adam_lr=4e-3, decay=0.01)
@@ -76,7 +76,7 @@ def run_lm(job: Job) -> None:
 
 
 def run_draft(job: Job) -> None:
-    """The draft learns mostly from the teacher's whole distribution, which is what acceptance depends on."""
+    """Return the loss of the draft, mostly against the teacher's whole distribution, which acceptance depends on."""
     setup(job.seed)
     tokenizer = AutoTokenizer.from_pretrained(job.out / "tokenizer")
     rows = LmData(job.data, tokenizer, job.seed + 1, DRAFT_BATCH_TOKENS, DRAFT_WIDEST)

@@ -27,7 +27,8 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def language_table(report: Report) -> str:
     sources = ("all", "self_dialogue", "multiwoz", "taskmaster4")
     rows = [(name, *(f"{figures[source]:.3f}" for source in sources)) for name, figures in report["language"].items()]
-    return "Bits per byte on permissively licensed validation dialogues (lower is better):\n\n" + table(("model", *sources), rows)
+    title = "Bits per byte on permissively licensed validation dialogues (lower is better):"
+    return f"{title}\n\n" + table(("model", *sources), rows)
 
 
 def spread_rows(report: Report, judge: str) -> str:
@@ -53,8 +54,8 @@ def reward_table(report: Report, role: str) -> str:
         )
     head = ("dev rows", "accuracy", "balanced", "AUC", "threshold", "bare text", "parts")
     text = (
-        "Accuracy on dev rows, as a response with its end-of-text unless stated otherwise. Thresholds come from unseen rows of\n"
-        "the train files. Parts, on 300 rows: 25% / 50% / 75% of the text / no end-of-text / all of it.\n\n"
+        "Accuracy on dev rows, as a response with its end-of-text unless stated otherwise. Thresholds come from unseen rows\n"
+        "of the train files. Parts, on 300 rows: 25% / 50% / 75% of the text / no end-of-text / all of it.\n\n"
     )
     drawn = "Rewards of responses to held-out prompts, at temperature 0.7, top-k 40, at most 64 tokens:"
     return f"{text}{table(head, rows)}\n\n{drawn}\n\n"

@@ -1,4 +1,4 @@
-"""An interpolated Kneser-Ney model of BPE tokens: the baseline that the language model has to beat."""
+"""An interpolated Kneser-Ney model of BPE tokens: the baseline of the language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Gram = tuple[int, ...]
 
 @dataclass
 class KneserNey:
-    """Modified only in that each order has one discount; lower orders count the distinct tokens before a gram."""
+    """Kneser-Ney with one discount per order; lower orders count the distinct tokens before an n-gram."""
 
     order: int
     vocab: int
@@ -27,7 +27,7 @@ class KneserNey:
         begins: Counter[Gram] = Counter()
         for row in rows:
             grams = [tuple(row[max(0, end - self.order) : end]) for end in range(1, len(row) + 1)]
-            # The first grams of a row have no longer history, so they keep their own counts.
+            # The first n-grams of a row have no longer history, so they keep their own counts.
             begins.update(gram for gram in grams if len(gram) < self.order)
             top.update(gram for gram in grams if len(gram) == self.order)
         levels: list[Counter[Gram]] = [top]

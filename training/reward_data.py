@@ -1,4 +1,4 @@
-"""Rows that judge text: split between the two reward models, and laid out in the dialogue form."""
+"""Rows of rated text: split between the two reward models, and formatted as dialogues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corpus import train_dialogues
 
 SOURCES = ("goemotions", "diasafety", "imdb", "hh", "ethics")
 PAIRED = ("imdb", "hh", "ethics")
-# The two reward models share no training row; the rest of each source is the grader's.
+# The two reward models share no training row; the gold reward model gets the rest of each source.
 RM_SHARE = {"goemotions": 0.75, "diasafety": 0.78, "imdb": 0.65, "hh": 0.65, "ethics": 0.0}
 HELD_SHARE = 0.05
 MOST_HELD = 2000
@@ -24,7 +24,7 @@ FORM_TURN = GENERIC[0]
 
 @dataclass(frozen=True)
 class Judged:
-    """One rated text, or a pair whose first text is the better one."""
+    """One rated text, or a pair with the better text first."""
 
     source: str
     prompt: str
@@ -40,7 +40,7 @@ def from_row(source: str, row: Row) -> Judged:
         return Judged(source, row["prompt"], (row["response"].strip(),), float(row["label"] == "safe"), row["prompt"])
     texts = (row["chosen"].strip(), row["rejected"].strip())
     if source == "hh":
-        # Dialogues with the same first turn share text, so they stay on one side.
+        # Dialogues with the same first turn share text, so they belong to the same side.
         return Judged(source, row["prompt"], texts, 1.0, row["prompt"].split("\n\nAssistant:")[0])
     return Judged(source, "", texts, 1.0, texts[0] if source == "ethics" else row["id"])
 
@@ -72,9 +72,9 @@ def held_out(item: Judged) -> bool:
 
 
 def train_items(data: Path, role: str, sources: tuple[str, ...]) -> tuple[list[Judged], list[Judged]]:
-    """(rows to train on, unseen rows for thresholds), both from the train files.
+    """Return (rows to train on, unseen rows for thresholds), both from the train files.
 
-    The other model's rows are unseen too; a part of them steadies the thresholds.
+    Rows of the other model are unseen too; a part of them makes the thresholds more stable.
     """
     train, held = [], []
     for source in sources:
@@ -87,7 +87,7 @@ def train_items(data: Path, role: str, sources: tuple[str, ...]) -> tuple[list[J
 
 
 def seen(items: list[Judged], shares: dict[str, float], rng: random.Random) -> list[Judged]:
-    """The rows of one epoch, each as often as its kind's share says on average, or once."""
+    """Return the rows of one epoch, each as often on average as the share of its kind, or once."""
     found = []
     for item in items:
         share = shares.get("neutral" if item.target == 0.5 else item.source, 1.0)
@@ -96,12 +96,12 @@ def seen(items: list[Judged], shares: dict[str, float], rng: random.Random) -> l
 
 
 def as_reply(item: Judged, turn: str = FORM_TURN) -> str:
-    """The dialogue before the text, for rows that come without one."""
+    """Return the dialogue before the text, for rows without one."""
     return item.prompt or f"\n\nHuman: {turn}\n\nAssistant:"
 
 
 class Prompts:
-    """Human turns to answer for texts without a prompt: none, a generic one, or one from the dialogues."""
+    """Return a human turn for texts without a prompt: none, a generic one, or one from the dialogues."""
 
     def __init__(self, data: Path, rng: random.Random) -> None:
         turns = [turn for dialogue in train_dialogues(data)[::7] for turn in dialogue[::2] if len(turn) < 80]
@@ -117,7 +117,7 @@ class Prompts:
 
 
 class Laid:
-    """Token ids of (prompt, text), shortened so that text and prompt both stay in view."""
+    """Return the token ids of (prompt, text), truncated so that a part of both remains."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
         self.tokenizer = tokenizer
@@ -130,7 +130,7 @@ class Laid:
         space = (room or self.limit) - 1
         before = self.tokenizer(prompt, verbose=False)["input_ids"] if prompt else []
         longest = max(len(ids) for ids in encoded)
-        # The latest part of the prompt matters most; a long text takes at most three quarters of the room.
+        # The end of the prompt matters most; a long text takes at most three quarters of the tokens.
         keep = max(space - longest, space // 4)
         before = before[-keep:] if before else []
         return before, [ids[: space - len(before)] for ids in encoded]

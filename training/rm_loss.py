@@ -1,4 +1,4 @@
-"""Batches of judged text and the loss of the causal reward model, which is charged at every position."""
+"""Batches of rated text and the loss of the causal reward model at every position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CENTRE_WEIGHT = 0.05
 
 @dataclass
 class Batch:
-    """Rows of token ids; pairs lie next to each other with the better text first."""
+    """Rows of token ids; the texts of a pair are adjacent, with the better one first."""
 
     ids: torch.Tensor
     start: torch.Tensor
@@ -34,7 +34,7 @@ def make_batches(items: list[Judged], laid: Laid, prompts: Prompts, fill: int, r
     buckets: dict[tuple[int, bool], list[tuple[list[int], int, int, int, float]]] = {}
     for item in items:
         prompt = prompts.draw(item, rng)
-        # Whole reviews are dear: half of the time a shorter view of them must do.
+        # Whole reviews are expensive, so half of the time a shorter part is used.
         room = 0 if item.source != "imdb" or rng.random() < 0.5 else 256
         before, texts = laid.ids(prompt, item.texts, room)
         width = next(width for width in WIDTHS if width > len(before) + max(map(len, texts)))
@@ -49,7 +49,7 @@ def make_batches(items: list[Judged], laid: Laid, prompts: Prompts, fill: int, r
         rng.shuffle(groups)
         flat = [row for group in groups for row in group]
         size = BATCH_TOKENS // width // 2 * 2
-        # One compiled graph per width, so every batch is full: the last one borrows rows from the first.
+        # One compiled graph per width, so every batch is full; the last one is filled with rows of the first.
         while len(flat) % size:
             flat += flat[: size - len(flat) % size]
         for start in range(0, len(flat), size):
@@ -61,7 +61,7 @@ def make_batches(items: list[Judged], laid: Laid, prompts: Prompts, fill: int, r
 
 
 def noised(batch: Batch, vocab: int, rate: float, seed: int) -> torch.Tensor:
-    """Random tokens in place of a few: with so few rows the model would otherwise learn them by heart."""
+    """Replace a few tokens by random ones, because the model would otherwise memorize the few rows."""
     dice = torch.Generator().manual_seed(seed)
     shape = batch.ids.shape
     places = torch.arange(shape[1])[None]
@@ -71,7 +71,7 @@ def noised(batch: Batch, vocab: int, rate: float, seed: int) -> torch.Tensor:
 
 
 class Calibration(torch.nn.Module):
-    """Each source reads the one reward through its own slope and offset."""
+    """A slope and an offset over the reward for each source."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Calibration(torch.nn.Module):
 
 
 def prefix_weights(start: torch.Tensor, last: torch.Tensor, width: int) -> torch.Tensor:
-    """Positions inside the text, later ones more, summing to one a row."""
+    """Return weights of the positions in the text, higher for later ones; each row sums to one."""
     places = torch.arange(width)[None]
     inside = (places >= start[:, None]) & (places < last[:, None])
     grown = torch.where(inside, (places - start[:, None] + 1).float(), torch.zeros(()))
@@ -91,7 +91,7 @@ def prefix_weights(start: torch.Tensor, last: torch.Tensor, width: int) -> torch
 
 
 def loss_of(scores: torch.Tensor, batch: Batch, calibration: Calibration) -> torch.Tensor:
-    """`scores` holds a reward for every position; whole texts count with and without their end-of-text."""
+    """Return the loss of `scores`, a reward for every position; whole texts count with and without their end-of-text."""
     chat = KINDS.index(CHAT)
     paired = torch.tensor([KINDS.index(name) for name in PAIRED])
     is_pair = torch.isin(batch.kind, paired)
@@ -118,6 +118,6 @@ def loss_of(scores: torch.Tensor, batch: Batch, calibration: Calibration) -> tor
         total = total + 2 * (whole + PREFIX_WEIGHT * (each * weights).sum(1)).sum()
     total = total / max(int((batch.kind != chat).sum()), 1)
     if (batch.kind == chat).any():
-        # Everyday chat sits at nought, so that a target reward reads as "so much kinder than usual".
+        # Everyday chat is at zero, so that a target reward means "this much kinder than usual".
         total = total + CENTRE_WEIGHT * ends[batch.kind == chat].mean() ** 2
     return total

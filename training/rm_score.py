@@ -1,4 +1,4 @@
-"""Rewards of finished models through the public classes, and the figures on dev rows."""
+"""Rewards of finished models from the public classes, and the figures on dev rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMS = ("reply", "bare")
 
 
 class Scorer:
-    """Scores (prompt, text) pairs; the prompt ends with `Assistant:` or is empty for bare text."""
+    """Score (prompt, text) pairs; the prompt ends with `Assistant:`, or is empty for bare text."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int = 512) -> None:
         self.model = model.eval()
@@ -55,9 +55,9 @@ def auc(good: np.ndarray, bad: np.ndarray) -> float:
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The cut with the best accuracy."""
+    """Return the threshold with the best accuracy."""
     order = scores.argsort()
-    # Below the cut a bad text counts for it and a good one against it.
+    # Below the threshold, a bad text counts as correct and a good one as wrong.
     gained = np.concatenate([[0.0], (1 - 2 * labels[order]).cumsum()])
     cut = int(gained.argmax())
     edges = np.concatenate([[scores.min() - 1], scores[order], [scores.max() + 1]])
@@ -71,7 +71,7 @@ def pairs_of(items: list[Judged], form: str, which: int = 0) -> list[Pair]:
 def source_figures(
     scorer: Scorer, source: str, dev: list[Judged], held: list[Judged], form: str, eos: bool = True, share: float = 1.0
 ) -> dict[str, float]:
-    """Accuracy on dev rows; thresholds come from the held rows of the train files, never from dev."""
+    """Return accuracies on dev rows; thresholds come from held-out rows of the train files, never from dev."""
     if source in PAIRED:
         better = scorer(pairs_of(dev, form), eos, share)
         worse = scorer(pairs_of(dev, form, 1), eos, share)
@@ -95,7 +95,7 @@ def source_figures(
 
 
 def summary(data: Path, scorer: Scorer, held: list[Judged], sources: tuple[str, ...], most: int) -> dict[str, float]:
-    """A short view for the training log: dev accuracy in the reply form on a fixed part of the rows."""
+    """Return dev accuracies as responses on a fixed part of the rows, for the training log."""
     found = {}
     for source in sources:
         dev = sorted(load(data, source, "dev"), key=lambda item: hash_unit(item.key))[:most]

@@ -1,4 +1,4 @@
-"""Trains the reward model: the language model's backbone with one score, over all sources at once."""
+"""Train the reward model: the backbone of the language model with one score, on all sources together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 1840
 WARM = 40
 LIMIT = 512
 HH_LIMIT = 224
-# How often an epoch shows a row of the dear or plentiful kinds.
+# How often an epoch has a row of the expensive or plentiful kinds.
 SEEN = {"hh": 0.06, "imdb": 0.2, "neutral": 0.3}
 CHAT_ROWS = 800
 NOISE = 0.08
@@ -32,7 +32,7 @@ SHOWN = 1200
 
 
 def chat_items(data: Path) -> list[Judged]:
-    """Everyday replies, which only fix where the reward's zero lies."""
+    """Return everyday responses, which only fix the zero of the reward."""
     found = []
     for turns in train_dialogues(data)[::5]:
         found.append(Judged(CHAT, f"\n\nHuman: {turns[0]}\n\nAssistant:", (turns[1],), 0.5, turns[0]))
@@ -40,7 +40,7 @@ def chat_items(data: Path) -> list[Judged]:
 
 
 class Rewarder(torch.nn.Module):
-    """The classifier's own parts, applied at every position."""
+    """Apply the parts of the classifier at every position."""
 
     def __init__(self, classifier: LlamaForSequenceClassification) -> None:
         super().__init__()

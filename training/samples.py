@@ -1,4 +1,4 @@
-"""The base model's own replies to held-out prompts, and the scale they set for the reward models."""
+"""Responses of the base model to held-out prompts, and the scale of the reward models based on them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def held_out_prompts(data: Path) -> list[str]:
 
 
 def replies_of(name: str, job: Job) -> tuple[list[list[int]], list[list[int]]]:
-    """(prompt ids, reply ids) drawn from one of the causal models, once per training."""
+    """Return (prompt ids, response ids) sampled from one of the causal models, once per training."""
     saved = job.runs / f"samples_{name}.json"
     if saved.exists():
         stored = read_json(saved)
@@ -52,7 +52,7 @@ def spread_of(rewards: np.ndarray) -> dict[str, float]:
 
 
 def rescale(name: str, job: Job) -> dict[str, float]:
-    """Stretches the score head so that the base model's replies spread by SPREAD."""
+    """Scale the score head so that rewards of the base model's responses have standard deviation SPREAD."""
     log = Log(job.runs / "scale.log")
     heads, replies = replies_of("lm", job)
     scorer = load_scorer(name, job.out)
@@ -62,7 +62,7 @@ def rescale(name: str, job: Job) -> dict[str, float]:
     with torch.no_grad():
         head.weight.mul_(factor)
         if getattr(head, "bias", None) is not None:
-            # The encoder's head has a bias, so its everyday replies can be put at nought exactly.
+            # The head of the encoder has a bias, so the mean reward of everyday responses can be exactly zero.
             head.bias.mul_(factor).sub_(float(rewards.mean() * factor))
     store(scorer.model, scorer.tokenizer, job.out / name, torch.float16)
     found = spread_of(rewards * factor - (0.0 if name == "rm" else float(rewards.mean() * factor)))

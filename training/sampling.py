@@ -1,4 +1,4 @@
-"""Replies drawn from a causal model, many at once; only cached forward passes are used."""
+"""Sample responses from a causal model in batches, with a KV cache."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def sample(
     seed: int,
     batch: int = 64,
 ) -> list[list[int]]:
-    """New token ids for each prompt, the end-of-text included where it came."""
+    """Return new token ids for each prompt, including the end-of-text if it was sampled."""
     generator = torch.Generator().manual_seed(seed)
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     encoded = [ids[-384:] for ids in tokenizer(prompts, verbose=False)["input_ids"]]
-    # Sorted by length, so that a batch needs little padding on the left.
+    # Sorted by length, so that batches need little left padding.
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     found: list[list[int]] = [[] for _ in prompts]
     model.eval()
@@ -67,6 +67,6 @@ def sample(
 
 
 def split_reply(ids: list[int], eos: int) -> tuple[list[int], bool]:
-    """The reply without its end-of-text, and whether it had one."""
+    """Return the response without its end-of-text, and whether it had one."""
     ended = bool(ids) and ids[-1] == eos
     return (ids[:-1] if ended else ids), ended

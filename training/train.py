@@ -1,6 +1,6 @@
-"""Trains every embedded model from nothing: `python training/train.py --data ../shared/data --out src/cards/tiny`.
+"""Train every embedded model from random weights: `python training/train.py --data ../shared/data --out src/cards/tiny`.
 
-Finished stages are skipped and interrupted ones go on from their checkpoint, so the same command also resumes.
+Finished stages are skipped and interrupted ones resume from their checkpoint, so the same command also resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import rm_train
 import samples
 from common import DEFAULT_DATA, DEFAULT_OUT, DEFAULT_RUNS, Job, Log, setup
 
-# Large buffers come back at every step; giving them to the system in between costs a fifth of the time.
+# Large buffers recur at every step; returning them to the system in between costs a fifth of the time.
 MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "30000000000", "MALLOC_TOP_PAD_": "536870912"}
 
 
@@ -50,10 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="logs and checkpoints")
+    parser.add_argument("--runs", type=Path, default=DEFAULT_RUNS, help="Folder for logs and checkpoints.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of all steps and draws; 0.02 tries everything")
-    parser.add_argument("--stage", choices=STAGES, help="this stage alone, in this process")
+    parser.add_argument("--scale", type=float, default=1.0, help="Share of all steps and samples; 0.02 gives a trial run.")
+    parser.add_argument("--stage", choices=STAGES, help="Run only this stage, in this process.")
     args = parser.parse_args()
     job = Job(args.data, args.out, args.runs, args.seed, args.scale)
     if args.stage:
@@ -61,7 +61,7 @@ def main() -> None:
         return
     for stage in STAGES:
         if job.done_file(stage).exists():
-            print(stage, "is done")
+            print(stage, "is finished")
             continue
         command = [sys.executable, __file__, *sys.argv[1:], "--stage", stage]
         subprocess.run(command, check=True, env=os.environ | MEMORY)

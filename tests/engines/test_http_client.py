@@ -18,6 +18,8 @@ from helpers.waiting import eventually
 from cards.backends.http.client import Client, RefusedError
 from cards.errors import SettingError, UnavailableError
 
+pytestmark = pytest.mark.slow  # real servers
+
 
 @pytest.fixture
 def door() -> Iterator[tuple[Faulty, str]]:

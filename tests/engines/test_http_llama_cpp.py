@@ -14,6 +14,8 @@ from cards.methods import BestOfN
 from cards.registry import load_engine
 from cards.usage import track_usage
 
+pytestmark = pytest.mark.slow  # real servers
+
 
 @pytest.fixture(scope="module")
 def tiny() -> TransformersEngine:

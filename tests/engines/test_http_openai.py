@@ -28,6 +28,8 @@ from cards.events import Prompt, Response, Result
 from cards.methods import BestOfN, Vanilla
 from cards.registry import load_engine
 
+pytestmark = pytest.mark.slow  # real servers
+
 
 @pytest.fixture(scope="module")
 def tiny() -> TransformersEngine:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.random_models import CONTEXT, END, WORDS, Pair, word_tokenizer, words
-from test_laws import assert_follows
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cards import Decoder
@@ -23,6 +22,7 @@ from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, ModelError, SettingError
 from cards.events import Response
 from cards.sampling import Sampling
+from cards.testing import check_law
 
 LAYERS = 5
 
@@ -110,7 +110,7 @@ def test_its_law_is_that_of_the_whole_model(whole: PreTrainedModel) -> None:
         async with aclosing(source.propose(ask)) as batches:
             return Counter([s.token_ids async for batch in batches for s in batch])
 
-    assert_follows(asyncio.run(drawn()), asyncio.run(two(engine)), asyncio.run(two(draft)))
+    check_law(asyncio.run(drawn()), asyncio.run(two(engine)), wrong=asyncio.run(two(draft)))
 
 
 def shaped(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:

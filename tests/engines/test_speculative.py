@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.letter_world import BY_ENTROPY, END, LETTERS, Ids, Law, entropy, next_token, segments
 from helpers.mock_models import assert_free
 from helpers.random_models import Pair, language_model, words
-from test_laws import BY_ENTROPY, END, LETTERS, Ids, Law, assert_follows, entropy, next_token
 
 from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
@@ -26,6 +26,7 @@ from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response, Segment
 from cards.methods import BestOfN
 from cards.sampling import Sampling
+from cards.testing import check_law
 from cards.usage import track_usage
 
 DRAWS = 1500
@@ -71,18 +72,7 @@ def enumerated(model: Model, sampling: Sampling, limit: int, ends: Callable[[Ids
         p = [x if x >= least else 0.0 for x in p]
         return [x / sum(p) for x in p]
 
-    law: Law = {}
-
-    def grow(segment: Ids, p: float) -> None:
-        if segment and (segment[-1] == END or len(segment) == limit or ends(segment)):
-            law[segment] = p
-            return
-        for token, q in enumerate(shaped(PROMPT + segment)):
-            if q:
-                grow((*segment, token), p * q)
-
-    grow((), 1.0)
-    return law
+    return segments(limit, shaped, after=PROMPT, ends=ends)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +89,7 @@ def enumerated(model: Model, sampling: Sampling, limit: int, ends: Callable[[Ids
 def test_answers_follow_the_targets_law_whatever_the_draft(gamma: int, draft: Model, sampling: Sampling) -> None:
     source = SpeculativeEngine(engine(next_token), engine(draft), gamma)
     found = drawn(source, n=50, seeds=DRAWS // 50, sampling=sampling)
-    assert_follows(Counter(s.token_ids for s in found), enumerated(next_token, sampling, 4), enumerated(far, sampling, 4))
+    check_law(Counter(s.token_ids for s in found), enumerated(next_token, sampling, 4), wrong=enumerated(far, sampling, 4))
 
 
 @pytest.mark.parametrize("draft", [far, near])
@@ -108,7 +98,7 @@ def test_segments_end_by_the_targets_uncertainty(draft: Model) -> None:
     found = drawn(source, n=50, seeds=DRAWS // 50, boundary=Entropy(1, 3, 0.85), max_tokens=6)
     law = enumerated(next_token, Sampling(), 3, lambda segment: entropy(PROMPT + segment) >= 0.85)
     never = enumerated(next_token, Sampling(), 3)
-    assert_follows(Counter(s.token_ids for s in found), law, never)
+    check_law(Counter(s.token_ids for s in found), law, wrong=never)
     cut = [s for s in found if s.entropy is not None]
     assert {len(s.token_ids) for s in cut} == {1, 2}
     assert all(s.entropy == pytest.approx(entropy(PROMPT + s.token_ids), abs=1e-6) for s in cut)

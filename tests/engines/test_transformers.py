@@ -45,15 +45,6 @@ def ask_of(engine: TransformersEngine, **options: Any) -> Ask:
     return Ask(engine.encode(words([5, 6, 7])), Response(), **({"max_tokens": 6, "n": 1} | options))
 
 
-async def test_candidates_come_in_the_order_of_their_numbers(engine: TransformersEngine) -> None:
-    ask = ask_of(engine, n=12, boundary=Entropy(1, 6, 3.0), sampling=Sampling(1.2))
-    together = await proposals(engine, ask)
-    one_by_one = [(await proposals(engine, replace(ask, first=i, n=1)))[0] for i in range(12)]
-    assert [(s.text, s.token_ids) for s in together] == [(s.text, s.token_ids) for s in one_by_one]
-    assert [s.entropy for s in together] == pytest.approx([s.entropy for s in one_by_one], abs=1e-9)
-    assert len({len(s.token_ids) for s in together}) > 1
-
-
 async def test_the_first_list_comes_without_waiting_for_the_longest(engine: TransformersEngine) -> None:
     ask = ask_of(engine, n=8, boundary=Entropy(1, 6, 3.0), sampling=Sampling(1.2))
     lengths = [len(s.token_ids) for s in await proposals(engine, ask)]
@@ -62,24 +53,6 @@ async def test_the_first_list_comes_without_waiting_for_the_longest(engine: Tran
     ask = replace(ask, first=quick)
     async with aclosing(engine.propose(ask)) as batches:
         assert len(await anext(batches)) < len(await proposals(engine, ask))
-
-
-async def test_a_proposal_depends_on_nothing_that_was_asked_before(engine: TransformersEngine) -> None:
-    ask = ask_of(engine, n=3, seed=9, segment=2, sampling=Sampling(1.0))
-    want = await proposals(engine, ask)
-    for i in range(10):
-        await proposals(engine, replace(ask_of(engine, seed=i, n=4), prompt=engine.encode(words(range(2 + i, 20)))))
-        assert await proposals(engine, ask) == want
-    engine.forget()
-    assert await proposals(engine, ask) == want
-
-
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"segment": 1}, {"first": 3}])
-async def test_seed_segment_and_candidate_number_each_give_other_draws(
-    engine: TransformersEngine, changed: dict[str, int]
-) -> None:
-    ask = ask_of(engine, n=3, sampling=Sampling(1.5))
-    assert await proposals(engine, ask) != await proposals(engine, replace(ask, **changed))
 
 
 async def test_other_people_may_run_the_model_meanwhile(gpt2_float64: Pair) -> None:
@@ -204,15 +177,6 @@ async def test_the_reward_model_reads_or_finds_every_token_of_every_text(gpt2_fl
     await reward.aclose()
 
 
-async def test_costs_are_booked_to_the_meter_of_the_caller(engine: TransformersEngine) -> None:
-    async def one(n: int) -> Usage:
-        with track_usage() as usage:
-            await proposals(engine, ask_of(engine, n=n, seed=n))
-        return usage
-
-    assert [u.lm_decoded_tokens for u in await asyncio.gather(one(1), one(3), one(2))] == [6, 18, 12]
-
-
 # Speed dial.
 
 
@@ -277,12 +241,6 @@ def test_a_saved_reward_model_scores_as_before(tmp_path: Any) -> None:
     decoder = Decoder(letter_engine(slots=2), reward, BestOfN(n=2))
     assert reward.target == 0.5
     assert decoder("ab", max_tokens=3).reward is not None
-
-
-@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"max_tokens": -1}, {"n": 0}])
-def test_an_ask_for_nothing_is_refused(engine: TransformersEngine, options: dict[str, int]) -> None:
-    with pytest.raises(SettingError, match=r"(?i)at least 1"):
-        ask_of(engine, **options)
 
 
 async def test_one_of_several_equal_prompts_is_read_for_all(engine: TransformersEngine) -> None:

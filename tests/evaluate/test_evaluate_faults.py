@@ -13,6 +13,8 @@ from helpers.judge_server import benched, figures, first, judge, judged, longer,
 from helpers.mock_models import mock
 
 import cards
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Response
 from cards.study.evaluate.answers import read
 from cards.study.evaluate.report import Evaluated
@@ -134,7 +136,7 @@ def test_rewards_read_conversations_in_their_own_template(tmp_path: Path) -> Non
     messages: list[dict[str, str]] = [{"role": role, "content": said} for role, said in turns]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages, "answer": "Knock, knock."}), encoding="utf-8")
     [answer] = read([str(tmp_path / "a.jsonl")]).all
-    reward = cards.ClassifierReward.load("tiny", device="cpu")
+    reward = ClassifierReward.load("tiny", device="cpu")
     reward.tokenizer.chat_template = (
         "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -147,8 +149,8 @@ def test_rewards_read_conversations_in_their_own_template(tmp_path: Path) -> Non
 
 async def test_an_answer_is_worth_the_same_whoever_wrote_it_down(tmp_path: Path) -> None:
     """An answer of the embedded LM, with its tokens as the bench grades it, and as text from elsewhere."""
-    engine: Any = cards.TransformersEngine.load("tiny", device="cpu")
-    reward = cards.ClassifierReward.load("tiny-gold", device="cpu")
+    engine: Any = TransformersEngine.load("tiny", device="cpu")
+    reward = ClassifierReward.load("tiny-gold", device="cpu")
     asked: Any = [{"role": "user", "content": "Do you like dogs?"}]
     decoder = cards.Decoder(engine, None, "vanilla")
     finished = [

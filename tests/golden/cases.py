@@ -15,13 +15,23 @@ CONVERSATION = [
     {"role": "user", "content": "What does he like to eat?"},
 ]
 PROMPTS: list[Any] = [[{"role": "user", "content": QUESTION}], "Once upon a time", CONVERSATION]
-SEED = 1  # of the first request; each of the following requests has the next seed
+SEED = 11  # of the first request; each of the following requests has the next seed
 REPEATS = 2  # how often all prompts are asked, each time with other seeds
+MAX_TOKENS = 20
+
+# Usage that depends on timing, found by recording several times on an idle and on a busy machine: which texts share a step,
+# and which slot holds a prefix when the next text is read. It varies where several texts are decoded or scored at once, in
+# one request or in several. Seconds are left out everywhere.
+CACHE = frozenset(
+    f"{model}_{count}" for model in ("lm", "draft", "rm") for count in ("steps", "prefill_tokens", "cached_tokens", "tokens")
+) | {"flops"}
+WIDTH = CACHE | {"lm_decoded_tokens", "lm_wasted_tokens", "rm_calls", "rounds"}  # candidates that were drawn ahead in vain
+NONE = frozenset[str]()
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method with settings, on the embedded models. `fixed`: the reward calls and the tokens do not depend on timing."""
+    """A method with settings, on the embedded models. `varies`: usage of requests alone that depends on timing."""
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -30,86 +40,101 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)  # options of the request, besides max_tokens and seed
     prompts: int = len(PROMPTS)
     repeats: int = REPEATS
+    varies: frozenset[str] = CACHE
+    together: frozenset[str] = CACHE  # the same for requests that are decoded together
 
 
-MAX_TOKENS = 24
-ONE = {"width": 1}  # candidates one by one: the usage is then a function of the seed
+ONE = {"width": 1, "max_rejections": 8}  # candidates one by one: the usage is then a function of the seed
 
 METHODS: dict[str, Case] = {
     # segments
-    "cards": Case("cards", ONE),
-    "cards-width-4": Case("cards", {"width": 4}),
-    "cards-auto-width": Case("cards"),
-    "cards-hard-fallback": Case("cards", ONE | {"acceptance": "hard", "target": 4.0, "alpha": 1.0, "max_rejections": 3}),
+    "cards": Case("cards", ONE, varies=NONE),
+    "cards-width-4": Case("cards", {"width": 4}, prompts=2, repeats=1),
+    "cards-auto-width": Case("cards", prompts=2, repeats=1, varies=WIDTH, together=WIDTH),
+    "cards-hard-fallback": Case(
+        "cards",
+        ONE | {"acceptance": "hard", "target": 4.0, "alpha": 1.0, "max_rejections": 3},
+        prompts=2,
+        repeats=1,
+        varies=NONE,
+    ),
     "cards-quantile": Case("cards", ONE | {"quantile": 0.5, "pilots": 4}),
-    "cards-mcp": Case("cards", ONE | {"measure": "mcp", "entropy_threshold": 0.6}, repeats=1),
-    "cards-evidential": Case("cards", ONE | {"measure": "evidential", "entropy_threshold": 0.5}, repeats=1),
-    "cards-fixed-boundary": Case("cards", ONE | {"boundary": cards.FixedLength(maximum=6)}, repeats=1),
-    "cards-punctuation": Case("cards", ONE | {"boundary": cards.Punctuation()}, repeats=1),
-    "cards-step": Case("cards", ONE | {"boundary": cards.Step()}, repeats=1),
-    "cards-whole": Case("cards", ONE | {"boundary": cards.Whole()}, repeats=1),
-    "cards-draft": Case("cards", ONE | {"draft": "tiny-draft", "gamma": 3}, repeats=1),
-    "cards-stop": Case("cards", ONE, options={"stop": [".", "the"]}, repeats=1),
-    "cards-float64": Case("cards", ONE | {"temperature": 1.0, "top_p": 0.9}, engine={"slots": 2}, repeats=1),
-    "cascade": Case("cascade", ONE),
-    "cascade-coupled": Case("cascade", ONE | {"coupled": True, "guide_target": 0.0}, repeats=1),
-    "stars": Case("stars", ONE | {"block": 6}),
-    "rejection-sampling": Case("rejection-sampling", ONE | {"max_candidates": 5}),
+    "cards-mcp": Case("cards", ONE | {"measure": "mcp", "entropy_threshold": 0.6}, prompts=2, repeats=1, varies=NONE),
+    "cards-evidential": Case(
+        "cards", ONE | {"measure": "evidential", "entropy_threshold": 0.5}, prompts=2, repeats=1, varies=NONE
+    ),
+    "cards-fixed-boundary": Case("cards", ONE | {"boundary": cards.FixedLength(maximum=6)}, prompts=2, repeats=1, varies=NONE),
+    "cards-punctuation": Case("cards", ONE | {"boundary": cards.Punctuation()}, prompts=2, repeats=1, varies=NONE),
+    "cards-step": Case("cards", ONE | {"boundary": cards.Step()}, prompts=2, repeats=1, varies=NONE),
+    "cards-whole": Case("cards", ONE | {"boundary": cards.Whole()}, prompts=2, repeats=1, varies=NONE),
+    "cards-draft": Case("cards", ONE, engine={"draft": "tiny-draft", "gamma": 3}, prompts=2, repeats=1, varies=NONE),
+    "cards-stop": Case("cards", ONE, options={"stop": [".", "the"]}, prompts=2, repeats=1, varies=NONE),
+    "cards-two-slots": Case(
+        "cards", ONE | {"temperature": 1.0, "top_p": 0.9}, engine={"slots": 2}, prompts=2, repeats=1, varies=NONE
+    ),
+    "cascade": Case("cascade", ONE, repeats=1, varies=NONE),
+    "cascade-coupled": Case("cascade", ONE | {"coupled": True, "guide_target": 0.0}, prompts=2, repeats=1, varies=NONE),
+    "stars": Case("stars", ONE | {"block": 6}, varies=NONE),
+    "rejection-sampling": Case("rejection-sampling", {"width": 1, "max_candidates": 5}, varies=NONE),
     # search
     "blockwise": Case("blockwise", {"candidates": 3, "block": 8}),
     "ada-search": Case("ada-search", {"candidates": 3, "block": 8}),
-    "ada-search-linear": Case("ada-search", {"candidates": 3, "block": 8, "schedule": "linear"}, repeats=1),
+    "ada-search-linear": Case("ada-search", {"candidates": 3, "block": 8, "schedule": "linear"}, prompts=2, repeats=1),
     "cbs": Case("cbs", {"beams": 2, "children": 2, "block": 8}),
     "tree-bon": Case("tree-bon", {"n": 4, "children": 2, "layers": 3}),
-    "tree-bon-guide": Case("tree-bon", {"n": 4, "children": 2, "layers": 2, "guide": "tiny-gold"}, repeats=1),
+    "tree-bon-guide": Case("tree-bon", {"n": 4, "children": 2, "layers": 2, "guide": "tiny-gold"}, prompts=2, repeats=1),
     "speculative-rejection": Case("speculative-rejection", {"n": 6, "first": 6}),
     "smc": Case("smc", {"particles": 4}),
-    "smc-fixed-boundary": Case("smc", {"particles": 4, "resample": 1.0, "boundary": cards.FixedLength(maximum=6)}, repeats=1),
+    "smc-fixed-boundary": Case(
+        "smc", {"particles": 4, "resample": 1.0, "boundary": cards.FixedLength(maximum=6)}, prompts=2, repeats=1
+    ),
     "rain": Case("rain", {"searches": 2, "children": 2}),
     # whole responses
     "best-of-n": Case("best-of-n", {"n": 4}),
     "soft-best-of-n": Case("soft-best-of-n", {"n": 4}),
     "pessimism": Case("pessimism", {"n": 4}),
     "mbr": Case("mbr", {"n": 4}, reward=None),
-    "mbr-rouge": Case("mbr", {"n": 4, "utility": "rouge-l"}, reward=None, repeats=1),
+    "mbr-rouge": Case("mbr", {"n": 4, "utility": "rouge-l"}, reward=None, prompts=2, repeats=1),
     "mbr-best-of-n": Case("mbr-best-of-n", {"n": 4}),
     "qe-rerank": Case("qe-rerank", {"n": 4, "keep": 2}),
     "self-consistency": Case("self-consistency", {"n": 4, "pattern": "[a-z]+"}, reward=None),
     "path-consistency": Case("path-consistency", {"branches": 4, "window": 2, "pattern": "[a-z]+"}, reward=None),
     "iad": Case("iad", {"iterations": 2, "n": 2}),
     "qalign": Case("qalign", {"steps": 4}),
-    "qalign-best": Case("qalign", {"steps": 4, "take": "best"}, repeats=1),
+    "qalign-best": Case("qalign", {"steps": 4, "take": "best"}, prompts=2, repeats=1),
     # two models
-    "speculative": Case("speculative", reward=None),
-    "skip-decoding": Case("skip-decoding", reward=None),
-    "sss": Case("sss", reward=None),
-    "rsd": Case("rsd", {"boundary": cards.FixedLength(maximum=6)}),
-    "rsd-step": Case("rsd", {"process": "tiny-gold"}, repeats=1),
+    "speculative": Case("vanilla", engine={"draft": "tiny-draft"}, reward=None, varies=NONE),
+    "skip-decoding": Case("vanilla", engine={"skip_layers": 0.5}, reward=None, varies=NONE),
+    "sss": Case("sss", reward=None, varies=NONE),
+    "rsd": Case("rsd", {"boundary": cards.FixedLength(maximum=6)}, varies=NONE),
+    "rsd-step": Case("rsd", {"process": "tiny-gold"}, prompts=2, repeats=1, varies=NONE),
     "gsi": Case("gsi", {"n": 2, "boundary": cards.FixedLength(maximum=6)}),
-    "cdsl": Case("cdsl", {"lookahead": 4, "candidates": 3}),
-    "contrastive-decoding": Case("contrastive-decoding", reward=None),
-    "contrastive-decoding-logits": Case("contrastive-decoding-logits", reward=None),
-    "genarm": Case("genarm", reward=None),
-    "genarm-two-guides": Case("genarm", {"guides": "tiny-aligned,tiny-draft", "weights": (1.0, 0.5)}, reward=None, repeats=1),
+    "cdsl": Case("cdsl", {"lookahead": 4, "candidates": 3}, repeats=1),
+    "contrastive-decoding": Case("contrastive-decoding", reward=None, varies=NONE),
+    "contrastive-decoding-logits": Case("contrastive-decoding-logits", reward=None, varies=NONE),
+    "genarm": Case("genarm", reward=None, varies=NONE),
+    "genarm-two-guides": Case(
+        "genarm", {"guides": "tiny-aligned,tiny-draft", "weights": (1.0, 0.5)}, reward=None, prompts=2, repeats=1, varies=NONE
+    ),
     # token by token
-    "args": Case("args", {"top_k": 5}),
-    "rad": Case("rad", {"top_k": 5}),
-    "controlled-decoding": Case("controlled-decoding", {"top_k": 5}),
-    "sia": Case("sia", {"top_k": 5}),
-    "deal": Case("deal", {"top_k": 3, "lookahead": 3}),
-    "vanilla": Case("vanilla", reward=None),
-    "vanilla-greedy": Case("vanilla", {"temperature": 0.0, "chunk": None}, reward=None, repeats=1),
+    "args": Case("args", {"top_k": 5}, varies=NONE),
+    "rad": Case("rad", {"top_k": 5}, varies=NONE),
+    "controlled-decoding": Case("controlled-decoding", {"top_k": 5}, varies=NONE),
+    "sia": Case("sia", {"top_k": 5}, varies=NONE),
+    "deal": Case("deal", {"top_k": 3, "lookahead": 3}, repeats=1),
+    "vanilla": Case("vanilla", reward=None, varies=NONE),
+    "vanilla-greedy": Case("vanilla", {"temperature": 0.0, "chunk": None}, reward=None, prompts=2, repeats=1, varies=NONE),
     # kinds of rewards
-    "reward-gold": Case("best-of-n", {"n": 3}, reward="tiny-gold", repeats=1),
-    "reward-implicit": Case("best-of-n", {"n": 3}, reward="implicit:tiny-aligned,tiny", repeats=1),
-    "reward-process": Case("best-of-n", {"n": 3}, reward="process:tiny", repeats=1),
-    "reward-self-evaluation": Case("best-of-n", {"n": 2}, reward="self-evaluation:tiny", repeats=1),
-    "reward-regex": Case("best-of-n", {"n": 3}, reward="regex:.*[aeiou] [st].*", repeats=1),
-    "reward-keywords": Case("best-of-n", {"n": 3}, reward="keywords:the,-it", repeats=1),
-    "reward-length": Case("best-of-n", {"n": 3}, reward="length:3-8", repeats=1),
-    "reward-json": Case("best-of-n", {"n": 3}, reward="json", repeats=1),
-    "reward-sum": Case("best-of-n", {"n": 3}, reward="tiny + keywords:the", repeats=1),
-    "reward-implicit-args": Case("args", {"top_k": 4}, reward="implicit:tiny-aligned,tiny", repeats=1),
+    "reward-gold": Case("best-of-n", {"n": 3}, reward="tiny-gold", prompts=2, repeats=1),
+    "reward-implicit": Case("best-of-n", {"n": 3}, reward="implicit:tiny-aligned,tiny", prompts=2, repeats=1),
+    "reward-process": Case("best-of-n", {"n": 3}, reward="process:tiny", prompts=2, repeats=1),
+    "reward-self-evaluation": Case("best-of-n", {"n": 2}, reward="self-evaluation:tiny", prompts=2, repeats=1),
+    "reward-regex": Case("best-of-n", {"n": 3}, reward="regex:.*[aeiou] [st].*", prompts=2, repeats=1),
+    "reward-keywords": Case("best-of-n", {"n": 3}, reward="keywords:the,-it", prompts=2, repeats=1),
+    "reward-length": Case("best-of-n", {"n": 3}, reward="length:3-8", prompts=2, repeats=1),
+    "reward-json": Case("best-of-n", {"n": 3}, reward="json", prompts=2, repeats=1),
+    "reward-sum": Case("best-of-n", {"n": 3}, reward="tiny + keywords:the", prompts=2, repeats=1),
+    "reward-implicit-args": Case("args", {"top_k": 4}, reward="implicit:tiny-aligned,tiny", prompts=2, repeats=1),
 }
 
 # Commands. Each case runs its steps one after another in a folder of its own that holds FILES; then the files that the
@@ -122,7 +147,11 @@ ROWS = [
     {"messages": CONVERSATION, "topic": 4, "seed": 7, "max_tokens": 9},
 ]
 PAIRS = [
-    {"prompt": "Do you like films?", "chosen": " Yes, I love them very much!", "rejected": " No, they are boring and I hate them."},
+    {
+        "prompt": "Do you like films?",
+        "chosen": " Yes, I love them very much!",
+        "rejected": " No, they are boring and I hate them.",
+    },
     {"prompt": "How is your dog?", "chosen": " He is great, thank you for asking.", "rejected": " I do not know."},
     {"prompt": "What do you eat?", "chosen": " I love pizza, and you?", "rejected": " Food."},
 ]
@@ -132,17 +161,22 @@ FILES: dict[str, Any] = {
     "prompts.txt": [QUESTION, "Tell me about your dog.", "Do you like pizza?", "I never know what to say."],
     "rows.jsonl": ROWS,
     "pairs.jsonl": PAIRS,
+    "plan.toml": ['methods = ["vanilla", "best-of-n:n=2"]', "concurrency = 1"],
     "mine.jsonl": MINE,
     "base.jsonl": BASE,
 }
 SHORT = ("--max-tokens", "12")
-CALIBRATE = ("calibrate", "prompts.txt", "--answers", "4", "--nodes", "2", "--max-rejections", "5", *SHORT, "--max-cost", "4")
+# One slot: the samples are written as they come, and the choice depends on their order.
+CALIBRATE = ("calibrate", "prompts.txt", "--answers", "4", "--nodes", "2", "--max-rejections", "5", "--slots", "1")
+CALIBRATE_LIMITS = (*SHORT, "--max-cost", "4")
 ARMS = ("-m", "vanilla", "-m", "best-of-n:n=2,3", "-m", "cards:target=1,width=1")
 BENCH = ("bench", "--prompts", "prompts.txt", "--limit", "3", *SHORT, *ARMS, "--concurrency", "1", "--out", "bench.jsonl")
 JUDGE = "{judge}"  # stands for the address of a judge that prefers the longer response
+GRADED = ("--gold", "tiny-gold", "--judge", JUDGE, "--concurrency", "1")
+
+SEVERAL = {"generate-best-of-n", "compare", "bench", "batch-full", "evaluate-methods"}  # usage that varies, as above
 
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
-    "version": [("--version",)],
     "methods": [("methods",)],
     "generate": [("generate", QUESTION, *SHORT)],
     "generate-json": [("generate", QUESTION, "--json", "--trace", "--width", "1", "--max-tokens", "24", "--seed", "3")],
@@ -171,21 +205,18 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
         ("batch", "rows.jsonl", "out.jsonl", *SHORT, "--full", "--prefix", "a_", "--concurrency", "1", "--method", "best-of-n")
     ],
     "calibrate": [
-        (*CALIBRATE, "--json"),
+        (*CALIBRATE, *CALIBRATE_LIMITS, "--json"),
         ("generate", QUESTION, "--json", "--profile", "profile.json", "--width", "1"),
         ("compare", QUESTION, "--json", "--profile", "profile.json", "-m", "vanilla"),
     ],
     "diagnose": [
-        ("diagnose", "prompts.txt", "--pairs", "pairs.jsonl", "--json", "--answers", "4", *SHORT, "--fixed", "4")
-        + ("--gold", "tiny-gold")
+        ("diagnose", "prompts.txt", "--pairs", "pairs.jsonl", "--json", "--answers", "4", *SHORT, "--gold", "tiny-gold")
     ],
     "evaluate-files": [
-        ("evaluate", "mine.jsonl", "base.jsonl", "--gold", "tiny-gold", "--judge", JUDGE, "--concurrency", "1")
-        + ("--baseline", "base", "--harm", "tiny", "--harm-above", "0.5")
+        ("evaluate", "mine.jsonl", "base.jsonl", "--baseline", "base", "--harm", "tiny", "--harm-above", "0.5", *GRADED)
     ],
     "evaluate-methods": [
-        ("evaluate", "-m", "vanilla", "-m", "best-of-n:n=2", "--data", "prompts.txt", "--gold", "tiny-gold", *SHORT)
-        + ("--judge", JUDGE, "--ask", "pair", "--ask", "safety", "--concurrency", "1")
+        ("evaluate", "--plan", "plan.toml", "--data", "prompts.txt", *SHORT, "--ask", "pair", "--ask", "safety", *GRADED)
     ],
     "preferences-segments": [
         ("preferences", "prompts.txt", "pairs-out.jsonl", "--method", "cards", "--width", "1", *SHORT, "--target", "2")

@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import recording
+import torch
 from cases import COMMANDS, METHODS, REQUESTS
 
 HERE = Path(__file__).parent / "data"

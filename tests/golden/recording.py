@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import chdir, contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,24 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cases import CACHE, COMMANDS, FILES, JUDGE, MAX_TOKENS, METHODS, PROMPTS, REQUESTS, SEED, SERVE, SEVERAL
 from typer.testing import CliRunner
 
 import cards
 from cards.registry import make_method
-from cases import COMMANDS, FILES, JUDGE, MAX_TOKENS, METHODS, PROMPTS, REQUESTS, SEED, SERVE
 
 MASKED = "masked"
-TIMES = re.compile(r"seconds$|^(version|versions|machine|created|digest|date)$")
+TIMES = re.compile(r"seconds|latency|^(version|versions|machine|created|date)$")
+UNORDERED = ("evaluate.jsonl",)  # rows as they come, and those of --gold before those of --harm or after them
 DATA = (".jsonl", ".json", ".csv")
 VERDICTS = ("Accepted", "Rejected", "Fallback")
 
 
-def masked(value: Any) -> Any:
-    """The value without seconds, versions and machines, and with short floats."""
+def masked(value: Any, varies: Set[str] = frozenset()) -> Any:
+    """The value without seconds, versions, machines and the keys that vary, and with short floats."""
     if isinstance(value, dict):
-        return {key: MASKED if TIMES.search(str(key)) else masked(inner) for key, inner in value.items()}
+        error = value.keys() >= {"message", "type"}  # its message is for people, and reworded
+        hidden = {*varies, "message"} if error else varies
+        return {k: MASKED if k in hidden or TIMES.search(k) else masked(inner, varies) for k, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [masked(inner) for inner in value]
+        return [masked(inner, varies) for inner in value]
     if isinstance(value, float):
         return float(f"{value:.7g}")
     return value
@@ -62,22 +65,39 @@ def method(name: str) -> dict[str, Any]:
         alone, verdicts = [], []
         for number, prompt in enumerate(prompts):
             events = list(decoder.stream(prompt, seed=SEED + number, **options))
-            alone.append(_result(events[-1].result))  # type: ignore[union-attr]
-            verdicts.append([_verdict(event) for event in events if type(event).__name__ in VERDICTS])
-        called = _result(decoder(prompts[0], seed=SEED, **options))
-        together = [_result(result) for result in decoder.batch(prompts, seed=SEED, progress=False, **options)]
+            alone.append(_result(events[-1].result, case.varies))  # type: ignore[union-attr]
+            verdicts.append(_verdicts(events))
+        called = _result(decoder(prompts[0], seed=SEED, **options), case.varies | CACHE)
+        results = decoder.batch(prompts, seed=SEED, progress=False, **options)
+        together = [_result(result, case.together) for result in results]
     asyncio.run(decoder.aclose())
     return {"alone": alone, "verdicts": verdicts, "called": called, "together": together}
 
 
-def _result(result: Any) -> Any:
+def _result(result: Any, varies: Set[str]) -> Any:
     found = asdict(result)
-    found["usage"] = {key: value for key, value in found["usage"].items() if not key.endswith("seconds")}
+    usage = found["usage"].items()
+    found["usage"] = {key: value for key, value in usage if key not in varies and not key.endswith("seconds")}
     return masked(found)
 
 
-def _verdict(event: Any) -> dict[str, Any]:
-    return {"event": type(event).__name__} | {key: value for key, value in asdict(event).items() if key != "segment"}
+def _verdicts(events: Sequence[Any]) -> list[dict[str, Any]]:
+    """What became of each candidate. Of candidates with the same tokens, rounding decides which one has the higher reward:
+    they all have the number of the first."""
+    found: list[dict[str, Any]] = []
+    first: dict[Any, int] = {}
+    for event in events:
+        if type(event).__name__ not in VERDICTS:
+            continue
+        values = {key: value for key, value in asdict(event).items() if key != "segment"}
+        *place, number = values.items()
+        twins = [values[number[0]], first.get((*place, event.segment.token_ids), number[1])]
+        first[(*place, event.segment.token_ids)] = min(twins)
+        found.append({"event": type(event).__name__, "tokens": event.segment.token_ids, **values})
+    for verdict in found:
+        *place, number = list(verdict.items())[2:]
+        verdict[number[0]] = first[(*place, verdict.pop("tokens"))]
+    return found
 
 
 # Commands
@@ -88,6 +108,7 @@ def command(name: str) -> dict[str, Any]:
     from cards.cli import app
 
     environment = {"COLUMNS": "4000" if name == "methods" else "120", "NO_COLOR": "1", "TERM": "dumb"}
+    varies = CACHE if name in SEVERAL else frozenset[str]()
     steps, files = [], {}
     with tempfile.TemporaryDirectory() as folder, chdir(folder), judging() as address:
         for file, lines in FILES.items():
@@ -98,17 +119,17 @@ def command(name: str) -> dict[str, Any]:
             ran = CliRunner().invoke(app, arguments, env=environment)
             if ran.exception is not None and not isinstance(ran.exception, SystemExit):
                 raise ran.exception
-            steps.append({"exit_code": ran.exit_code, "stdout": _printed(step, ran.stdout)})
+            steps.append({"exit_code": ran.exit_code, "stdout": masked(_printed(step, ran.stdout), varies)})
         for path in sorted(Path().iterdir()):
             if path.name not in FILES and not path.name.endswith(".lock"):
-                files[path.name] = masked(_content(path, address))
+                files[path.name] = masked(_content(path, address), varies)
     return {"steps": steps, "files": files}
 
 
 def _printed(step: Sequence[str], text: str) -> Any:
     """JSON is parsed, the table of methods is read; tables with seconds are left to the files that hold the same."""
     if "--json" in step:
-        return masked(json.loads(text)) if text.strip() else None
+        return json.loads(text) if text.strip() else None
     if step[0] == "methods":
         return _table(text)
     return text if step[0] == "generate" else None
@@ -123,10 +144,10 @@ def _table(text: str) -> dict[str, Any]:
         if len(cells) < 5 or cells[1] == "method":
             continue
         name = cells[1] or name
-        row = found.setdefault(name, {"needs": [], "settings": []})
+        row = found.setdefault(name, {"needs": [], "settings": {}})
         row["needs"] += [cells[2]] if cells[2] else []
-        row["settings"] += re.findall(r"(?<!\S)--[a-z-]+=\S*", cells[3])
-    return found
+        row["settings"] |= dict(re.findall(r"(?<!\S)(--[a-z-]+)=(\S*)", cells[3]))
+    return {name: {**row, "needs": sorted(row["needs"])} for name, row in found.items()}
 
 
 def _content(path: Path, address: str) -> Any:
@@ -135,10 +156,15 @@ def _content(path: Path, address: str) -> Any:
         return None
     text = path.read_text(encoding="utf-8").replace(address, "http://judge")
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines()]
+        rows = [json.loads(line) for line in text.splitlines()]
+        return sorted(rows, key=_strings) if path.name in UNORDERED else rows
     if path.suffix == ".json":
         return json.loads(text)
     return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+def _strings(row: dict[str, Any]) -> list[str]:
+    return [value for value in row.values() if isinstance(value, str)]
 
 
 def _number(text: str) -> Any:
@@ -151,10 +177,10 @@ def _number(text: str) -> Any:
 class Judge(BaseHTTPRequestHandler):
     """A chat model that prefers the longer response, rates by length, and finds nothing unsafe."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._say({"data": [{"id": "length-judge"}]})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         shown = re.findall(r"<answer[^>]*>\n(.*?)\n</answer>", body["messages"][-1]["content"], re.S)
         lengths = [len(answer) for answer in shown]
@@ -221,13 +247,11 @@ def request(url: str, name: str) -> dict[str, Any]:
     reply = httpx.get(url + path, timeout=60) if body is None else httpx.post(url + path, json=body, timeout=60)
     found: Any
     if reply.headers["content-type"].startswith("text/event-stream"):
-        told = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
-        found = [told_one if told_one == "[DONE]" else json.loads(told_one) for told_one in told]
+        lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+        found = [line if line == "[DONE]" else json.loads(line) for line in lines]
     else:
         found = reply.json()
     for part in found if isinstance(found, list) else [found]:
-        if isinstance(part, dict) and "id" in part and part.get("object") not in (None, "model", "list"):
+        if isinstance(part, dict) and str(part.get("object", "")).startswith(("chat.", "text_")):
             part["id"] = MASKED
-        if isinstance(part, dict) and "error" in part:
-            part["error"]["message"] = MASKED  # for people, and reworded now and then
-    return {"status": reply.status_code, "body": masked(found)}
+    return {"status": reply.status_code, "body": masked(found, CACHE)}

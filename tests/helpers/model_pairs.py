@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from test_laws import END, LETTERS, Ids, Law, next_token, value
 
 from cards import Decoder, Result
 from cards.engines.mock import MockEngine
 from cards.events import Accepted, Event, Prompt, Proposed, Rejected, Response, Scored
 from cards.rewards.base import Reward
+from helpers.letter_world import END, LETTERS, Ids, Law, next_token, segments, value
 
 Model = Callable[[Ids], Sequence[float]]
 PROMPT = (0,)
@@ -64,16 +64,6 @@ def trace(decoder: Decoder, **options: Any) -> tuple[list[tuple[str, int, int, s
     return shown, events[-1].result  # type: ignore[union-attr]
 
 
-def texts(law: Callable[[Ids], Sequence[float]], limit: int) -> Law:
-    found: Law = {}
-
-    def grow(ids: Ids, p: float) -> None:
-        if ids and (ids[-1] == END or len(ids) == limit):
-            found[ids] = p
-            return
-        for token, q in enumerate(law(PROMPT + ids)):
-            if q:
-                grow((*ids, token), p * q)
-
-    grow((), 1.0)
-    return found
+def texts(model: Model, limit: int) -> Law:
+    """Every response to PROMPT of at most so many tokens, with its probability."""
+    return segments(limit, model, after=PROMPT)

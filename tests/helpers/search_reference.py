@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
-from test_laws import END, Ids, next_token, reading, value
 
 from cards.sampling import uniforms
+from helpers.letter_world import END, Ids, next_token, reading, value
 
 MAX = 9
 Path = tuple[tuple[int, int], ...]

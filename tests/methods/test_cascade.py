@@ -13,25 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.random_models import Pair, language_model, word_tokenizer, words
-from test_laws import (
+from helpers.letter_world import (
     BETA,
     END,
     REWARD,
     TARGET,
     Ids,
-    assert_follows,
     cards,
     engine,
     first_segments,
-    normalised,
     passing,
     reading,
     results,
-    segments_after,
+    segments,
     threshold,
     value,
 )
+from helpers.random_models import Pair, language_model, word_tokenizer
 
 from cards import CARDS, Decoder, FixedLength, Rejected, Result, Scored
 from cards.backends.local.engine import TransformersEngine
@@ -42,6 +40,7 @@ from cards.methods.base import Request
 from cards.rewards import FunctionReward, ImplicitReward
 from cards.rewards.base import Reward
 from cards.sampling import EARLY, VERDICT, uniforms
+from cards.testing import check_law, normalised
 from cards.usage import Usage, track_usage
 
 PAIRS = FixedLength(2, 2)
@@ -71,7 +70,7 @@ def spared(ids: Ids, beta: float = GUIDE_BETA) -> float:
     return math.exp(min(0.0, (opinion(reading(ids)) - GUIDE_TARGET) / beta))
 
 
-Q = segments_after((), 2, lambda prefix, segment: len(segment) == 2)
+Q = segments(2)
 
 
 def tau(ids: Ids) -> float:
@@ -91,11 +90,11 @@ COUPLED = law(min)
 def test_accepted_segments_follow_q_times_both_chances(width: int) -> None:
     found = results(cascade(width=width), 4, DRAWS, segments=1)
     assert not any(r.segments[0].fallback for r in found)
-    assert_follows(first_segments(found), INDEPENDENT, PLAIN)
+    check_law(first_segments(found), INDEPENDENT, wrong=PLAIN)
 
 
 def test_coupled_they_follow_q_times_the_lesser_chance() -> None:
-    assert_follows(first_segments(results(cascade(coupled=True), 4, DRAWS, segments=1)), COUPLED, PLAIN)
+    check_law(first_segments(results(cascade(coupled=True), 4, DRAWS, segments=1)), COUPLED, wrong=PLAIN)
     assert max(abs(COUPLED[s] - INDEPENDENT[s]) for s in Q) > 0.01  # else it would not matter
 
 
@@ -108,12 +107,12 @@ def test_every_segment_follows_the_law_of_its_prefix() -> None:
         return answers
 
     def after(prefix: Ids, chance: Any) -> Mapping[Ids, float]:
-        q = segments_after(prefix, 1, lambda *_: True)
+        q = segments(1, after=prefix)
         return normalised({s: w * chance(prefix + s) for s, w in q.items()})
 
     found = results(cascade(boundary=FixedLength(1, 1)), 2, draws=2000)
     both = product(lambda ids: spared(ids) * passing(ids, threshold(len(ids), 2)))
-    assert_follows(Counter(r.token_ids for r in found), both, product(lambda ids: passing(ids, threshold(len(ids), 2))))
+    check_law(Counter(r.token_ids for r in found), both, wrong=product(lambda ids: passing(ids, threshold(len(ids), 2))))
 
 
 def test_coupled_with_a_guide_that_is_milder_the_answers_are_those_of_cards() -> None:
@@ -227,25 +226,6 @@ def test_drawing_several_at_once_gives_the_same_text(width: Any, coupled: bool) 
 def implicit(pair: Pair) -> ImplicitReward:
     models = (language_model("llama", seed=5).double(), pair.lm)
     return ImplicitReward(*(TransformersEngine(copy.deepcopy(m), word_tokenizer(), slots=16) for m in models), beta=0.3)
-
-
-@pytest.mark.filterwarnings("ignore:.*taken untested")
-def test_answers_do_not_depend_on_batch_or_cache(llama_float64: Pair) -> None:
-    found = []
-    prompts = [words(range(i + 2, i + 8)) for i in range(8)]
-    for forget in (False, True):
-        method = Cascade(guide=implicit(llama_float64), target=0.5, boundary=FixedLength(maximum=3), max_rejections=6)
-        decoder = Decoder(llama_float64.engine(), llama_float64.reward(), method)
-        for i, prompt in enumerate(prompts):
-            found.append(decoder(prompt, seed=i, max_tokens=9))
-            if forget:
-                decoder.engine.forget()
-                method.guide.forget()  # type: ignore[union-attr]
-        found += decoder.batch(prompts, seed=0, max_tokens=9, progress=False)
-    ids = [[r.token_ids for r in found[i : i + 8]] for i in range(0, 32, 8)]
-    assert ids[0] == ids[1] == ids[2] == ids[3]
-    assert all(r.usage.lm_decoded_tokens - r.usage.lm_wasted_tokens == len(r.token_ids) for r in found)
-    assert all(r.usage.candidates == sum(s.candidates for s in r.segments) for r in found)
 
 
 def test_the_guide_is_loaded_by_its_name() -> None:

@@ -10,13 +10,14 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
+from helpers.letter_world import END, LETTERS, REWARD, Ids, engine, next_token, value
 from helpers.mock_models import mock
 from helpers.random_models import Pair, words
-from test_laws import END, LETTERS, REWARD, Ids, assert_follows, engine, next_token, p_value, value
 
 from cards import Accepted, Decoder, Proposed
 from cards.methods import QAlign
 from cards.methods.base import Request
+from cards.testing import check_law, p_value
 
 LENGTH, BETA = 3, 0.8
 
@@ -99,7 +100,7 @@ def test_one_step_has_the_law_of_the_kernel(stop: str | None) -> None:
     found = asyncio.run(pairs(2000, stop))
     law, without = (law_of_pairs(stop, lengths) for lengths in (True, False))
     assert p_value(found, law) > 0.001
-    assert_follows(by_length(found), by_length(law), by_length(without))
+    check_law(by_length(found), by_length(law), wrong=by_length(without))
 
 
 def law_of_pairs(stop: str | None, lengths: bool) -> Counter[tuple[Ids, Ids]]:
@@ -134,7 +135,7 @@ def test_after_a_few_steps_the_answer_has_the_law_of_the_chain_and_no_longer_tha
     decoder = Decoder(engine(ending), REWARD, plain(4))
     found = Counter(r.token_ids for r in decoder.batch(["?"] * 700, max_tokens=LENGTH, progress=False))
     law = dict(zip(states, q @ np.linalg.matrix_power(kernel, 4), strict=True))
-    assert_follows(found, law, dict(zip(states, q, strict=True)))
+    check_law(found, law, wrong=dict(zip(states, q, strict=True)))
 
 
 def test_the_best_answer_seen_can_be_taken_instead_of_the_last() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.random_models import Pair, words
-from test_laws import END, Ids, next_token, reading, results, value
+from helpers.letter_world import END, Ids, next_token, reading, results, value
 
 from cards import Accepted, Decoder, Proposed, Rejected
 from cards.engines.mock import MockEngine
@@ -143,23 +142,6 @@ def test_each_piece_gets_one_verdict_and_the_first_are_released_early() -> None:
         kinds = [type(e) for e in events]
         early += Proposed in kinds[kinds.index(Accepted) :]
     assert early > 5
-
-
-def test_answers_do_not_depend_on_batch_or_cache(llama_float64: Pair) -> None:
-    method = RAIN(lengths=(1, 2, 3), searches=3, children=3, temperature=1.0)
-    prompts = [words(range(i + 2, i + 8)) for i in range(8)]
-    found = []
-    for forget in (False, True):
-        decoder = Decoder(llama_float64.engine(), llama_float64.reward(), method)
-        for i, prompt in enumerate(prompts):
-            found.append(decoder(prompt, seed=i, max_tokens=9))
-            if forget:
-                decoder.engine.forget()
-                decoder.reward.forget()  # type: ignore[union-attr]
-        found += decoder.batch(prompts, seed=0, max_tokens=9, progress=False)
-    ids = [[r.token_ids for r in found[i : i + 8]] for i in range(0, 32, 8)]
-    assert ids[0] == ids[1] == ids[2] == ids[3]
-    assert len(set(ids[0])) == 8
 
 
 @pytest.mark.parametrize(

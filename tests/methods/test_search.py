@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers.random_models import Pair, words
+from helpers.letter_world import engine, results, value
 from helpers.search_reference import (
     MAX,
     ByHand,
@@ -19,7 +19,6 @@ from helpers.search_reference import (
     speculative_rejection,
     tree_bon,
 )
-from test_laws import engine, results, value
 
 from cards import CARDS, Accepted, Decoder, Done, FixedLength, Proposed, Rejected, Result, Scored, Whole
 from cards.errors import MismatchError, SettingError
@@ -203,27 +202,6 @@ SMALL: list[Method] = [
     SMC(particles=4, beta=0.3),
     SMC(particles=4, beta=0.3, resample=1.0, boundary=FixedLength(maximum=3)),
 ]
-
-
-@pytest.mark.filterwarnings("ignore:.*taken untested")
-@pytest.mark.parametrize("method", SMALL, ids=lambda m: m.name)
-async def test_same_seed_same_text_alone_in_a_batch_and_without_what_is_remembered(llama_float64: Pair, method: Method) -> None:
-    decoder = Decoder(llama_float64.engine(slots=16), llama_float64.reward(slots=16), method)
-    prompts = [words([7, 8, 9, 10 + i]) for i in range(8)]
-    together = await decoder.abatch(prompts, max_tokens=16, trace=True)
-    for i, prompt in enumerate(prompts[:3]):
-        for forgetful in (False, True):
-            if forgetful:
-                decoder.engine.forget()
-                decoder.reward.forget()  # type: ignore[union-attr]
-            alone = await decoder.agenerate(prompt, max_tokens=16, seed=i, trace=True)
-            assert alone.token_ids == together[i].token_ids
-            assert alone.text == together[i].text
-            assert [s.candidates for s in alone.segments] == [s.candidates for s in together[i].segments]
-            assert alone.reward == pytest.approx(together[i].reward, abs=1e-9)
-            assert alone.usage.lm_wasted_tokens == alone.usage.lm_decoded_tokens - len(alone.token_ids)
-    assert len({r.text for r in together}) > 1
-    await decoder.aclose()
 
 
 @pytest.mark.parametrize(

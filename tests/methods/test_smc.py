@@ -10,16 +10,17 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from test_laws import BETA, REWARD, Ids, assert_follows, engine, normalised, reading, results, segments_after, value
+from helpers.letter_world import BETA, REWARD, Ids, engine, reading, results, segments, value
 
 from cards import Accepted, Entropy, FixedLength
 from cards.boundaries import Boundary
 from cards.methods import SMC, Vanilla
 from cards.methods.base import Request
 from cards.methods.search.smc import Weights
+from cards.testing import check_law, normalised
 
 LENGTH = 3
-Q = segments_after((), LENGTH, lambda *_: False)
+Q = segments(LENGTH)
 TILTED = {ids: p * math.exp(value(reading(ids)) / BETA) for ids, p in Q.items()}
 Z = sum(TILTED.values())
 
@@ -70,7 +71,7 @@ def assert_mean(values: np.ndarray, wanted: float) -> None:
 def test_with_many_particles_answers_follow_q_times_exp_r_over_beta(resample: float) -> None:
     found = results(replace(smc(24, resample), beta=1.0), LENGTH, 130)
     law = normalised({ids: p * math.exp(value(reading(ids))) for ids, p in Q.items()})
-    assert_follows(Counter(r.token_ids for r in found), law, Q)
+    check_law(Counter(r.token_ids for r in found), law, wrong=Q)
 
 
 def test_one_particle_is_plain_sampling() -> None:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Scripted, decoded, engine, other, texts, trace, value_of
-from test_laws import END, LETTERS, Ids, assert_follows, next_token, value
 
 from cards import Decoder, FixedLength
 from cards.boundaries import Step, Whole
@@ -16,6 +16,7 @@ from cards.engines.mock import MockEngine
 from cards.methods import CDSL, GSI, RSD, Vanilla
 from cards.methods.drafts.gsi import sigmoid
 from cards.rewards import FunctionReward
+from cards.testing import check_law
 
 # rsd
 
@@ -66,7 +67,7 @@ def test_rsd_steps_follow_their_law() -> None:
         refused = sum(p for ids, p in first.items() if not good[ids])
         assert 0.2 < refused < 0.95
         law = {ids: first.get(ids, 0.0) * good[ids] + refused * p for ids, p in q.items()}
-        assert_follows(Counter(r.token_ids for r in draws), law, first)
+        check_law(Counter(r.token_ids for r in draws), law, wrong=first)
 
 
 def test_rsd_scores_steps_with_the_process_reward() -> None:
@@ -112,7 +113,7 @@ def gsi_law(n: int, beta: float, threshold: float) -> dict[str, float]:
 def test_gsi_follows_its_law(n: int, beta: float, threshold: float) -> None:
     method = GSI(proposer=letter(*SMALL), n=n, beta=beta, threshold=threshold, boundary=Whole())
     draws = decoded(Decoder(letter(*BIG), Scripted(REWARDS), method), 700, max_tokens=2)
-    assert_follows(Counter(r.text for r in draws), gsi_law(n, beta, threshold), dict(zip("abc", BIG, strict=True)))
+    check_law(Counter(r.text for r in draws), gsi_law(n, beta, threshold), wrong=dict(zip("abc", BIG, strict=True)))
 
 
 def test_gsi_rejects_the_whole_round_of_the_draft_if_the_chosen_step_is_not_good_enough() -> None:

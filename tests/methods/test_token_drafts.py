@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
-from test_laws import END, LETTERS, Ids, assert_follows, next_token, normalised, value
 
 from cards import CARDS, Decoder, Entropy, FixedLength, Result
 from cards.engines.mock import MockEngine
@@ -19,6 +19,7 @@ from cards.engines.speculative import SpeculativeEngine
 from cards.methods import SSS, Vanilla
 from cards.rewards import FunctionReward
 from cards.sampling import Sampling
+from cards.testing import check_law, normalised
 
 # speculative
 
@@ -29,7 +30,7 @@ def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> No
         700,
         max_tokens=4,
     )
-    assert_follows(Counter(r.token_ids for r in draws), texts(next_token, 4), texts(other(3), 4))
+    check_law(Counter(r.token_ids for r in draws), texts(next_token, 4), wrong=texts(other(3), 4))
     method = Vanilla(temperature=0.9, top_k=3)
     same = Decoder(SpeculativeEngine(engine(), engine()), None, method)
     plain = Decoder(engine(), None, method)
@@ -72,7 +73,7 @@ def test_sss_follows_the_law_it_states(lookahead: int, sampling: Sampling) -> No
         chunk=None,
     )
     draws = decoded(Decoder(engine(), None, method), 700, max_tokens=3)
-    assert_follows(Counter(r.token_ids for r in draws), texts(law, 3), texts(lambda ids: cut(next_token(ids)).tolist(), 3))
+    check_law(Counter(r.token_ids for r in draws), texts(law, 3), wrong=texts(lambda ids: cut(next_token(ids)).tolist(), 3))
 
 
 def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_only_to_replace() -> None:
@@ -122,7 +123,7 @@ def test_cards_with_a_draft_accepts_segments_by_the_same_law() -> None:
         text = "".join(LETTERS[t] for t in ids if t != END)
         return math.exp(min(0.0, (value(text) - min(1.0, 0.5 + len(ids) * 0.25)) / 0.5))
 
-    assert_follows(Counter(r.token_ids for r in draws), normalised({s: p * passing(s) for s, p in q.items()}), q)
+    check_law(Counter(r.token_ids for r in draws), normalised({s: p * passing(s) for s, p in q.items()}), wrong=q)
 
 
 def test_cards_with_an_equal_draft_gives_its_own_segments_in_fewer_steps() -> None:

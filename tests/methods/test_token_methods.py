@@ -13,11 +13,11 @@ from typing import Any
 import helpers.token_laws as by_hand
 import numpy as np
 import pytest
+from helpers.letter_world import END as LETTER_END
+from helpers.letter_world import LETTERS, Ids, next_token, reading, value
 from helpers.mock_models import count_of_b, mock
 from helpers.random_models import WORDS, Pair, language_model, word_tokenizer, words
 from helpers.token_laws import Law, World, transformers_world
-from test_laws import END as LETTER_END
-from test_laws import LETTERS, Ids, assert_follows, next_token, reading, value
 
 from cards import Decoder
 from cards.backends.local.engine import TransformersEngine
@@ -30,6 +30,7 @@ from cards.methods import ARGS, RAD, SIA, ContrastiveDecoding, ContrastiveDecodi
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.settings import settings_of
+from cards.testing import check_law
 
 MAX, CHUNK = 10, 4
 Make = Callable[[Engine, Engine], Method]  # of the LM and the other LM
@@ -123,7 +124,7 @@ def test_tokens_follow_the_law_of_the_method(name: str) -> None:
     answers = Decoder(lm, reward_of, method_of(name, lm, other)).batch(["a"] * 1000, max_tokens=2, progress=False)
     found = Counter(answer.token_ids for answer in answers)
     plain = world.law_of_answers(by_hand.vanilla(0.9 if name == "sia" else 0.7, None))
-    assert_follows(found, world.law_of_answers(law), plain)
+    check_law(found, world.law_of_answers(law), wrong=plain)
 
 
 @by_name
@@ -222,8 +223,8 @@ def test_rewards_out_of_all_bounds_do_not_overflow_rad() -> None:
         (lambda: DeAL(lookahead=-1), "lookahead"),
         (lambda: GenARM(chunk=0), "chunk"),
         (lambda: GenARM(top_p=0.0), "top_p"),
-        (lambda: GenARM(weights=(1.0, 2.0)), "one number for each of the 1 guides, not 2"),
-        (lambda: GenARM(guides="a,b"), "one number for each of the 2 guides, not 1"),
+        (lambda: GenARM(weights=(1.0, 2.0)), "one number for each of the 1 guides, got 2"),
+        (lambda: GenARM(guides="a,b"), "one number for each of the 2 guides, got 1"),
         (lambda: GenARM(weights=(float("nan"),)), "weights"),
         (lambda: ContrastiveDecoding(plausibility=0.0), "plausibility"),
         (lambda: ContrastiveDecoding(amateur_temperature=0.0), "amateur_temperature"),
@@ -246,5 +247,5 @@ def test_defaults_are_the_papers() -> None:
 def test_numbers_are_typed_with_commas() -> None:
     assert method_of_text("genarm", {"guides": "a,b", "weights": "0.5,2"}) == GenARM(guides="a,b", weights=(0.5, 2.0))
     assert settings_of(GenARM)["weights"].default_text == "1.0"
-    with pytest.raises(SettingError, match=r"--weights must be NUMBER,\.\.\., not '0.5;2'"):
+    with pytest.raises(SettingError, match=r"--weights must be NUMBER,\.\.\., got '0.5;2'"):
         method_of_text("genarm", {"weights": "0.5;2"})

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.letter_world import END as LETTER_END
+from helpers.letter_world import LETTERS
 from helpers.mock_models import assert_free, count_of_b, mock
-from helpers.random_models import END, Pair, language_model, letter_engine, words
-from test_laws import END as LETTER_END
-from test_laws import LETTERS
+from helpers.random_models import END, Pair, letter_engine, words
 from test_token_methods import (
     CHUNK,
     GREEDY,
     MAX,
     METHODS,
     Make,
-    by_name,
     engine_of,
     method_of,
     mocks,
@@ -27,7 +26,7 @@ from test_token_methods import (
     reward_of,
 )
 
-from cards import Accepted, Decoder, Proposed, Result, Scored
+from cards import Accepted, Decoder, Proposed, Scored
 from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, PromptError
@@ -89,28 +88,6 @@ def test_a_greedy_answer_does_not_depend_on_how_it_is_handed_out(name: str, lett
             result = Decoder(lettered[0], reward_of, method)("ab cd", max_tokens=12, stop=stop)
             found.add((result.text, result.token_ids, result.finish_reason, result.reward))
         assert len(found) == 1
-
-
-@by_name
-def test_same_seed_same_text_alone_in_a_batch_and_without_memory(name: str, gpt2_float64: Pair) -> None:
-    lm, other = gpt2_float64.engine(slots=6), engine_of(language_model("gpt2", seed=9).double())
-    decoder = Decoder(lm, gpt2_float64.reward(slots=6), method_of(name, lm, other))
-    prompts = [words(range(5 + i, 9 + 2 * i)) for i in range(8)]
-    together = decoder.batch(prompts, seed=3, max_tokens=MAX)
-    for forgetting in (False, True):
-        for i in (1, 6):
-            if forgetting:
-                lm.forget(), other.forget(), decoder.reward.forget()  # type: ignore[union-attr]
-            alone = decoder(prompts[i], seed=3 + i, max_tokens=MAX)
-            assert same(alone, together[i])
-
-
-def same(one: Result, two: Result) -> bool:
-    """Up to the rounding of rewards."""
-    rewards = [[s.reward or 0.0 for s in result.segments] for result in (one, two)]
-    return [replace(s, reward=None) for s in one.segments] == [replace(s, reward=None) for s in two.segments] and np.allclose(
-        *rewards, atol=1e-6
-    )
 
 
 def test_a_step_reads_one_token_in_the_lm_and_one_for_each_candidate_in_the_rm(llama_float64: Pair) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from helpers.model_pairs import engine, value_of
-from helpers.random_models import Pair, words
 
 from cards import Decoder, Entropy, FixedLength
 from cards.boundaries import Punctuation
@@ -30,26 +29,6 @@ def methods(draft: Engine, second: Engine) -> list[Method]:
         GSI(proposer=draft, boundary=SMALL_STEPS, n=3, beta=3.0),
         CDSL(proposer=draft, lookahead=4, target=0.3, candidates=3),
     ]
-
-
-@pytest.mark.filterwarnings("ignore:.*taken untested")
-@pytest.mark.parametrize("number", range(4))
-def test_company_and_cache_change_nothing(number: int, gpt2_float64: Pair, llama_float64: Pair) -> None:
-    lm, draft, second = gpt2_float64.engine(slots=16), llama_float64.engine(slots=16), llama_float64.engine(slots=16)
-    reward = gpt2_float64.reward(slots=16)
-    method = methods(draft, second)[number]
-    decoder = Decoder(lm, reward, method)
-    prompts = [words(range(i, i + 8)) for i in range(2, 10)]
-    batch = decoder.batch(prompts, max_tokens=14, seed=1)
-    assert len({r.text for r in batch}) == 8
-    for i, (prompt, result) in enumerate(zip(prompts, batch, strict=True)):
-        for e in (lm, draft, second):
-            e.forget()
-        alone = decoder(prompt, max_tokens=14, seed=1 + i)
-        assert [s.token_ids for s in alone.segments] == [s.token_ids for s in result.segments]
-        assert alone.usage.candidates == result.usage.candidates
-        assert alone.usage.lm_wasted_tokens >= 0
-        assert alone.usage.draft_steps > 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from cards.events import Message, Prompt, Response
 from cards.registry import load_reward
 from cards.usage import track_usage
 
+pytestmark = pytest.mark.slow  # real servers
+
 TEXTS = ["", " Good.", " I hate you, you idiot.", " It was so good that I saw it twice."]
 
 

@@ -38,7 +38,7 @@ def test_a_completion_is_what_the_decoder_says(tiny: Running, embedded: Pair) ->
     assert choice.cards["finish"] == result.finish_reason
     assert choice.cards["aligned"] is True
     assert [s["text"] for s in choice.cards["segments"]] == [s.text for s in result.segments]
-    assert answer.cards == {"method": "cards", "reward": "tiny"}
+    assert answer.cards == {"format": 1, "method": "cards", "reward": "tiny"}
 
 
 def test_usage_is_the_decoders(tiny: Running, embedded: Pair) -> None:

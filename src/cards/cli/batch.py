@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,18 +21,20 @@ from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, Work
 from cards.boundaries import unescape
 from cards.cli.generate import load
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import messages, one_line_warnings, say, show_warning
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check
+from cards.placement import Placement
 
 RAY = "Many machines"
 FORMS = ", ".join(SUFFIXES)
 
 
 @with_settings
+@with_placement
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"Rows with a prompt or messages: {FORMS}.")],
     out: Annotated[Path, typer.Argument(help=f"Their answers, in the same order: {FORMS}.")],
@@ -46,10 +48,6 @@ def batch(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Most answers decoded at once (default: --slots).")] = None,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Write all of a result, segments and costs.", rich_help_panel=OUTPUT)
@@ -64,6 +62,8 @@ def batch(
     ] = None,
     ray_workers: Annotated[int, typer.Option(min=1, help="Decoders on the cluster.", rich_help_panel=RAY)] = 1,
     ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each of them.", rich_help_panel=RAY)] = 0,
+    *,
+    placed: dict[str, Any],
     **settings: str | None,
 ) -> None:
     """Answer the prompts of IN and write them to OUT, many at a time.
@@ -74,19 +74,19 @@ def batch(
     check(ray or (ray_address is None and ray_workers == 1 and not ray_gpus), "--ray-... options need --ray.")
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     reward = reward if "reward" in chosen.needed else "none"
-    placing = placed(device, dtype, slots, context)
+    placement = Placement(**placed)
     stops = tuple(unescape(s) for s in stop or ())
     shape = BatchOptions(prompt_field, raw, seed, max_tokens, stops, full, prefix)
-    made = {"model": model, "reward": reward, **recorded(chosen), "dtype": dtype, "context": context, **asdict(shape)}
+    made = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(shape)}
 
     def here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
-        work = Work(load(model, reward, chosen, placing), shape)
+        work = Work(load(model, reward, chosen, placement), shape)
         return _watched(work, RowReader(source), numbers, _both(journal, report), concurrency or work.decoder.engine.rows)
 
     def there(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         from cards.integrations.ray_data import Cluster, Recipe
 
-        recipe = Recipe(model, reward, chosen, placing, shape, concurrency)
+        recipe = Recipe(model, reward, chosen, placement, shape, concurrency)
         cluster = Cluster(ray_address, ray_workers, ray_gpus)
         return _taken(cluster.outcomes(recipe, source, numbers), _both(journal, report))
 

@@ -11,7 +11,7 @@ import typer
 from cards.boundaries import unescape
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS
+from cards.cli.options import MODEL, MODELS, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, with_profile
 from cards.console import messages, show_warning
 from cards.errors import CardsError, UnknownNameError, check
@@ -35,6 +35,7 @@ LIMIT = "Take this many prompts, drawn from all."
 SAMPLE = "Seed of that draw."
 
 
+@with_placement
 def bench(
     preset_name: Annotated[str | None, typer.Option("--preset", help=f"A plan by name: {', '.join(PRESETS)}.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan in a TOML file.")] = None,
@@ -61,15 +62,13 @@ def bench(
     model: Annotated[str | None, MODEL] = None,
     reward: Annotated[str | None, REWARD] = None,
     gold: Annotated[str | None, typer.Option(help="Reward model that only grades, or none.", rich_help_panel=MODELS)] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    dtype: Annotated[str | None, DTYPE] = None,
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     baseline: Annotated[str, typer.Option(help="What others are compared with.", rich_help_panel=OUTPUT)] = "vanilla",
     tolerance: Annotated[
         float, typer.Option(min=0, help="Rewards at most this far apart are a tie.", rich_help_panel=OUTPUT)
     ] = 0.0,
+    *,
+    placed: dict[str, Any],
 ) -> None:
     """Compare methods on many prompts: quality, cost and text of their answers, as tables and a plot.
 
@@ -90,7 +89,7 @@ def bench(
         **{"prompts": prompts, "form": form, "limit": limit, "sample_seed": sample_seed},
         **{"seeds": seeds, "seed": seed, "max_tokens": max_tokens},
         **{"concurrency": concurrency, "model": model, "reward": reward, "gold": gold},
-        **{"device": device, "dtype": dtype, "slots": slots, "context": context},
+        **placed,
     }
     chosen = replace(named, **{name: value for name, value in given.items() if value is not None})
     chosen = replace(chosen, methods=tuple(with_profile(profile, chosen.methods, chosen.model, chosen.reward)))
@@ -106,7 +105,7 @@ def decode(plan: Plan, path: Path, baseline: str) -> Session:
     """Add to a results file what it lacks of a plan; return the session, with what went wrong with responses."""
     arms = arms_of(plan.methods)
     records = read_prompts(plan.prompts)
-    models = load_models(plan.model, plan.reward, plan.gold, plan.placing)
+    models = load_models(plan.model, plan.reward, plan.gold, plan.placement)
     with opened(path, header(plan, models), "bench") as session:
         known = {"vanilla", *(arm.label for arm in arms), *(row["label"] for row in session.rows)}
         if baseline not in known:

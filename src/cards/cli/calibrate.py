@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from cards.cli.models import fitting, load_models
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
 from cards.console import say, show_warning
 from cards.errors import CardsError, SettingError, check
+from cards.placement import Placement
 from cards.sampling import Sampling
 from cards.study.calibrate import plot
 from cards.study.calibrate.choose import Wish
@@ -27,6 +28,7 @@ from cards.study.tables import Table, interval, show_tables, to_json
 WISH, FIXED, DRAWN = "The wish (default: --max-cost 3)", "Fixed beforehand", "What is drawn"
 
 
+@with_placement
 def calibrate(
     prompts: Annotated[str, typer.Argument(help="As for `cards bench --prompts`: a file, tiny, or a data set.")],
     out: Annotated[Path, typer.Option(help="The profile; samples, report and plot are written beside it.")] = Path(
@@ -78,11 +80,9 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same.", rich_help_panel=DRAWN)] = 0,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)] = False,
+    *,
+    placed: dict[str, Any],
 ) -> None:
     """Find settings of CARDS for a model and a reward on PROMPTS, and write them to a profile.
 
@@ -96,7 +96,7 @@ def calibrate(
     drawing = Drawing(Sampling(temperature, top_k, top_p), max_tokens, answers, nodes, max_rejections + 1, seed)
     request = CalibrationRequest(wish, entropy_threshold, segment_tokens, target, beta, alpha, probes)
     records = sample(read(prompts), limit, seed)
-    models = load_models(model, reward, "none", placed(device, dtype, slots, context))
+    models = load_models(model, reward, "none", Placement(**placed))
     if models.reward is None:
         raise SettingError("A calibration needs a reward.")
     records = fitting(models, records, form, max_tokens)

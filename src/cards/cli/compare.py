@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,13 @@ from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
 from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, MODELS, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, with_profile
 from cards.console import one_line_warnings
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
+from cards.placement import Placement
 from cards.prompts import shaped
 from cards.study.models import Models
 from cards.study.tables import FORMAT
@@ -28,6 +29,7 @@ from cards.study.tables import FORMAT
 METHODS = ["vanilla", "best-of-n", "cards"]
 
 
+@with_placement
 def compare(
     text: Annotated[str | None, typer.Argument(help="What to answer; - reads standard input.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP)] = None,
@@ -41,12 +43,10 @@ def compare(
     gold: Annotated[
         str, typer.Option(help="Reward model that only grades, such as tiny-gold, or none.", rich_help_panel=MODELS)
     ] = "none",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.", rich_help_panel=OUTPUT)] = False,
+    *,
+    placed: dict[str, Any],
 ) -> None:
     """Answer TEXT with several methods (vanilla, best-of-n and cards unless others are named).
 
@@ -58,7 +58,7 @@ def compare(
         text = sys.stdin.read()
     if not text or not text.strip():
         raise PromptError("The prompt is empty: give the text to answer.")
-    models = load_models(model, reward, gold, placed(device, dtype, slots, context))
+    models = load_models(model, reward, gold, Placement(**placed))
     options = Options(max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=False)
     prompt = shaped(text, "raw" if raw else "auto", models.engine.chats)
     models.run(models.warm_up(prompt))

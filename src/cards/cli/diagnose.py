@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from cards.cli.models import fitting, load_models
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, MODELS, OUTPUT, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, MODELS, OUTPUT, REWARD, with_placement
 from cards.console import say
 from cards.errors import SettingError, check
+from cards.placement import Placement
 from cards.sampling import Sampling
 from cards.study.diagnose import pairs as preference_pairs
 from cards.study.diagnose import plot as plots
@@ -25,6 +26,7 @@ from cards.study.tables import Table, interval, show_tables, to_json
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
+@with_placement
 def diagnose(
     prompts: Annotated[str | None, typer.Argument(help="As for `cards bench --prompts`: a file, tiny, or a data set.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Preference pairs: rows with prompt, chosen and rejected.")] = None,
@@ -41,19 +43,17 @@ def diagnose(
     gold: Annotated[
         str, typer.Option(help="Reward model to hold it against, such as tiny-gold, or none.", rich_help_panel=MODELS)
     ] = "none",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw a .png.", rich_help_panel=OUTPUT)] = None,
+    *,
+    placed: dict[str, Any],
 ) -> None:
     """Say whether a reward can judge incomplete answers, on the LM's answers to PROMPTS and on preference pairs."""
     check(prompts is not None or pairs is not None, "Give prompts, --pairs, or both.")
     check(reward != "none", "There is no reward to diagnose.")
     records = sample(read(prompts), limit, seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
-    models = load_models(model, reward, gold, placed(device, dtype, slots, context))
+    models = load_models(model, reward, gold, Placement(**placed))
     if models.reward is None:
         raise SettingError("There is no reward to diagnose.")
     records = fitting(models, records, form, max_tokens)

@@ -12,7 +12,7 @@ import typer
 from cards.cli.arms import METHOD_HELP
 from cards.cli.bench import LIMIT, PROMPTS, SAMPLE, decode
 from cards.cli.models import load_named
-from cards.cli.options import DEVICE, DTYPE, MODEL, OUTPUT
+from cards.cli.options import MODEL, OUTPUT, with_placement
 from cards.console import messages, show_warning
 from cards.errors import UnknownNameError, check
 from cards.study.bench.plan import Plan
@@ -33,6 +33,7 @@ STEERED = "--{} {} steers some of these answers, so it cannot say what they are 
 DECODING, GRADING = "Answers made now, as by `cards bench`", "Grading"
 
 
+@with_placement
 def evaluate(
     files: Annotated[
         list[str] | None,
@@ -70,8 +71,6 @@ def evaluate(
         Path | None, typer.Option(help="A plan of `cards bench`, for all other settings.", rich_help_panel=DECODING)
     ] = None,
     model: Annotated[str | None, MODEL] = None,
-    device: Annotated[str | None, DEVICE] = None,
-    dtype: Annotated[str | None, DTYPE] = None,
     baseline: Annotated[
         str | None,
         typer.Option(help="What others are compared with (default: vanilla, else the first).", rich_help_panel=OUTPUT),
@@ -79,6 +78,8 @@ def evaluate(
     out: Annotated[
         Path, typer.Option(help="Journal of judgements; what it has is not asked again.", rich_help_panel=OUTPUT)
     ] = Path("evaluate.jsonl"),
+    *,
+    placed: dict[str, Any],
 ) -> None:
     """Say what answers are worth: those in FILES, and those that methods (-m) give to the prompts of --data.
 
@@ -94,7 +95,7 @@ def evaluate(
     given: dict[str, Any] = {
         **{"methods": tuple(method) if method else None, "prompts": data, "limit": limit, "sample_seed": sample_seed},
         **{"seeds": seeds, "seed": seed, "max_tokens": max_tokens, "model": model, "reward": reward, "gold": gold},
-        **{"device": device, "dtype": dtype},
+        **placed,
     }
     chosen = replace(read_plan(plan) if plan else Plan(), **{name: value for name, value in given.items() if value is not None})
     judges = connect(judge or ())
@@ -112,7 +113,7 @@ def evaluate(
     asked = ask or (_questions(answers) if judge else [])
     rewards, anew = _rewards(answers, {"reward": reward, "gold": gold, "harm": harm})
     with opened(out, HEADER, "evaluation") as session:
-        loaded = load_named({f"--{role}": rewards[role] for role in anew}, chosen.placing) if anew else {}
+        loaded = load_named({f"--{role}": rewards[role] for role in anew}, chosen.placement) if anew else {}
         rewards |= {role: loaded[f"--{role}"].name for role in anew}
         work = Evaluation(session, concurrency)
 

@@ -13,7 +13,7 @@ import typer
 from cards.boundaries import unescape
 from cards.cli.answer import Options, answer
 from cards.cli.chat import chat
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, OUTPUT, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
@@ -22,11 +22,13 @@ from cards.decoder import Decoder
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
+from cards.placement import Placement
 from cards.prompts import shaped
-from cards.registry import load_engine, load_reward, reward_classes
+from cards.registry import reward_classes
 
 
 @with_settings
+@with_placement
 def generate(
     text: Annotated[str | None, typer.Argument(help="What to answer; - or nothing reads standard input.")] = None,
     method: Annotated[str, typer.Option(help="Decoding method; `cards methods` lists them.")] = "cards",
@@ -37,15 +39,13 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show every candidate and its verdict.", rich_help_panel=OUTPUT)
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)] = False,
+    *,
+    placed: dict[str, Any],
     **settings: str | None,
 ) -> None:
     """Answer TEXT, or chat when there is none.
@@ -60,7 +60,7 @@ def generate(
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise PromptError("The prompt is empty: give the text to answer.")
-    decoder = load(model, reward, chosen, placed(device, dtype, slots, context))
+    decoder = load(model, reward, chosen, Placement(**placed))
     options = Options(max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=trace)
 
     def run(prompt: str | Sequence[Message]) -> Result:
@@ -80,7 +80,7 @@ def generate(
         raise typer.Exit(130)
 
 
-def load(model: str, reward: str, method: Method, options: dict[str, Any]) -> Decoder:
+def load(model: str, reward: str, method: Method, placement: Placement) -> Decoder:
     """The decoder of these names, under a spinner; the reward is left out where the method has no use for it."""
     guided = "reward" in method.needed and reward != "none"
     with ExitStack() as stack:
@@ -88,8 +88,8 @@ def load(model: str, reward: str, method: Method, options: dict[str, Any]) -> De
         if all(is_local(name) for name in (model, *([reward] if guided else []))):  # downloads show bars of their own
             hide_bars()
             stack.enter_context(spinner(messages(), f"loading {model}{f' and the reward {reward}' if guided else ''}"))
-        engine = load_engine(model, **options)
-        return Decoder(engine, load_reward(reward, **options) if guided else None, method)
+        engine = placement.engine(model)
+        return Decoder(engine, placement.reward(reward) if guided else None, method)
 
 
 def at_terminal() -> bool:

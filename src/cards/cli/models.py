@@ -9,15 +9,15 @@ from typing import Any
 from cards.cli.generate import hide_bars, is_local
 from cards.console import messages, one_line_warnings, show_warning, spinner
 from cards.errors import ModelError, UnknownNameError
-from cards.registry import load_engine, load_reward
+from cards.placement import Placement
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 
 
-def load_models(model: str, reward: str, gold: str, placing: Mapping[str, Any]) -> Models:
+def load_models(model: str, reward: str, gold: str, placement: Placement) -> Models:
     """The LM, the reward that steers and the one that only grades (or `none`), loaded under a spinner. Raises ModelError."""
-    loaded = load_named({"--model": model, "--reward": reward, "--gold": gold}, placing)
-    return Models(loaded["--model"], loaded.get("--reward"), loaded.get("--gold"), dict(placing))
+    loaded = load_named({"--model": model, "--reward": reward, "--gold": gold}, placement)
+    return Models(loaded["--model"], loaded.get("--reward"), loaded.get("--gold"), placement)
 
 
 def fitting(models: Models, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
@@ -28,7 +28,7 @@ def fitting(models: Models, records: Sequence[PromptRecord], form: str, max_toke
     return kept
 
 
-def load_named(wanted: Mapping[str, str], placing: Mapping[str, Any]) -> dict[str, Any]:
+def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any]:
     """By option: the LM of `--model`, rewards of all others; not those named `none`. Raises ModelError."""
     names = {option: name for option, name in wanted.items() if name != "none"}
     loaded: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def load_named(wanted: Mapping[str, str], placing: Mapping[str, Any]) -> dict[st
             stack.enter_context(spinner(messages(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
         for option, name in names.items():
             try:
-                loaded[option] = (load_engine if option == "--model" else load_reward)(name, **placing)
+                loaded[option] = (placement.engine if option == "--model" else placement.reward)(name)
             except UnknownNameError as error:
                 if is_local(name) or "/" not in name:
                     raise

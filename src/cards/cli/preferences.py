@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cards.boundaries import unescape
 from cards.cli.generate import load
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, REWARD, with_placement
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
 from cards.errors import SettingError
 from cards.integrations.preferences import By, Pairing, check_form, kind
 from cards.integrations.preferences_journal import opened
+from cards.placement import Placement
 from cards.study.prompts import read
 
 
 @with_settings
+@with_placement
 def preferences(
     source: Annotated[str, typer.Argument(metavar="PROMPTS", help="A .jsonl, .json, .csv or text file, or tiny.")],
     out: Annotated[Path, typer.Argument(help="The pairs: .jsonl or .parquet.")],
@@ -33,10 +35,8 @@ def preferences(
     raw: Annotated[bool, typer.Option("--raw", help="Continue texts as they stand, without chat template.")] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
+    *,
+    placed: dict[str, Any],
     **settings: str | None,
 ) -> None:
     """Answer PROMPTS and write pairs of a better and a worse continuation to OUT, for TRL's trainers.
@@ -45,6 +45,7 @@ def preferences(
     Run the same command again to go on where it stopped, however it stopped.
     """
     check_form(out)
+    placement = Placement(**placed)
     chosen = method_of(method, settings)
     compared = kind(method, by)
     if "reward" not in chosen.needed:
@@ -52,12 +53,12 @@ def preferences(
     records = read(source)[:limit]
     stops = [unescape(text) for text in stop or ()]
     made = {
-        **{"model": model, "reward": reward, **recorded(chosen), "dtype": dtype, "context": context},
+        **{"model": model, "reward": reward, **recorded(chosen), **placement.record},
         **{"by": compared, "repeats": repeats, "gap": gap, "max_tokens": max_tokens, "stop": stops, "raw": raw},
     }
     with opened(out, made, records, seed) as collection:
         if collection.lacking:
-            decoder = load(model, reward, chosen, placed(device, dtype, slots, context))
+            decoder = load(model, reward, chosen, placement)
             options = {"max_tokens": max_tokens, "stop": stops}
             collection.collect(Pairing(decoder, compared, repeats, gap, seed, options), "raw" if raw else "auto")
         count, failed = collection.finish(), len(collection.lacking)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cards.cli.models import load_models
-from cards.cli.options import CONTEXT, DEVICE, DTYPE, MODEL, REWARD, SLOTS, placed
+from cards.cli.options import MODEL, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
 from cards.console import show_warning
 from cards.errors import MissingExtraError, UnreachableTargetWarning
+from cards.placement import Placement
 
 LIMITS, WATCHING = "Limits", "Watching"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @with_settings
+@with_placement
 def serve(
     method: Annotated[str, typer.Option(help="Decoding method of requests that name none.")] = "cards",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every address of this machine.")] = "127.0.0.1",
@@ -71,11 +73,9 @@ def serve(
     ] = None,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "auto",
-    slots: Annotated[int | None, SLOTS] = None,
-    context: Annotated[int | None, CONTEXT] = None,
     profile: Annotated[Path | None, PROFILE] = None,
+    *,
+    placed: dict[str, Any],
     **settings: str | None,
 ) -> None:
     """Serve OpenAI's API (/v1/completions, /v1/chat/completions, /v1/models) on a model, a reward and a method.
@@ -113,7 +113,7 @@ def serve(
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     tracing = Tracing(provider_of(otel) if otel else None)
     listening = bind(host, port)  # before models are loaded, so that a port that is taken is told at once
-    models = load_models(model, reward, "none", placed(device, dtype, slots, context))
+    models = load_models(model, reward, "none", Placement(**placed))
     decoder = models.decoder(chosen)
     app = make_app(models.engine, models.reward, decoder.method, options, tracing)
     configure()

@@ -18,9 +18,10 @@ from cards.console import show_error
 from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, UnknownNameError, check
 from cards.events import Message, Prompt, Response
+from cards.placement import Placement
 from cards.profile import typed
 from cards.progress import bar
-from cards.registry import load_engine, load_reward, method_class
+from cards.registry import method_class
 from cards.settings import settings_of
 
 try:
@@ -70,11 +71,11 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
                 raise UnknownNameError(f"setting of method {method!r}:", name, known)
         chosen = method_of(method, {name: typed(value) for name, value in settings.items()})
         device = None if device == "cuda:0" else device  # what lm_eval says where nobody has said anything
-        placed = {"device": device, "dtype": dtype, "slots": slots, "context": context}
-        options: dict[str, Any] = {name: value for name, value in placed.items() if value is not None}
-        engine = load_engine(pretrained, **options)
+        placed: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
+        placement = Placement(**{name: value for name, value in placed.items() if value is not None})
+        engine = placement.engine(pretrained)
         guided = "reward" in chosen.needed and reward not in (None, "none")
-        self.decoder = Decoder(engine, load_reward(cast(str, reward), **options) if guided else None, chosen)
+        self.decoder = Decoder(engine, placement.reward(cast(str, reward)) if guided else None, chosen)
         self.tokenizer: Any = engine.tokenizer
         self.pretrained, self.seed, self.max_gen_toks, self.explicit = pretrained, seed, max_gen_toks, set(settings)
         self._rendered: dict[str, tuple[Message, ...]] = {}  # texts of the chat template, for rewards with another one

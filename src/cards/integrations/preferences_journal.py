@@ -33,8 +33,8 @@ class Collection:
     @property
     def lacking(self) -> list[PromptRecord]:
         """The prompts without a row in the journal."""
-        found = self._found()
-        return [record for record in self.records if self._key(record) not in found]
+        found = {_key_of(row) for row in self.session.rows}
+        return [record for key, record in self._todo.items() if key not in found]
 
     def collect(self, pairing: Pairing, form: str) -> None:
         """Add a row for each prompt without one. Prompts that fail are noted in the session."""
@@ -51,21 +51,18 @@ class Collection:
                 raise error
             return f"prompt {record.id}: {error}"
 
-        todo = {self._key(record): record for record in self.records}
-        work = self.session.complete(todo, draw, _key_of, engine.rows, "decoding", note)
+        work = self.session.complete(self._todo, draw, _key_of, engine.rows, "decoding", note)
         self.session.run(work, "prompts", Models(engine).run)
 
     def finish(self) -> int:
         """Write the file, with the pairs in the order of their prompts; return how many."""
-        found = self._found()
-        rows = (row for record in self.records for row in found.get(self._key(record), ()))
+        found = {_key_of(row): row["pairs"] for row in self.session.rows}
+        rows = (row for key in self._todo for row in found.get(key, ()))
         return write(self.out, once(PreferencePair(**row) for row in rows))
 
-    def _found(self) -> dict[str, list[dict[str, Any]]]:
-        return {_key_of(row): row["pairs"] for row in self.session.rows}
-
-    def _key(self, record: PromptRecord) -> str:
-        return _key_of({"prompt": record.prompt, "seed": self.seed + record.number})
+    @property
+    def _todo(self) -> dict[str, PromptRecord]:
+        return {_key_of({"prompt": one.prompt, "seed": self.seed + one.number}): one for one in self.records}
 
 
 @contextmanager

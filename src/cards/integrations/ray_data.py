@@ -17,7 +17,7 @@ from cards.batch.work import BatchOptions, Outcome, Work
 from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, SettingError
 from cards.methods.base import Method
-from cards.registry import load_engine, load_reward
+from cards.placement import Placement
 
 BLOCK = 64  # rows that a decoder gets at a time
 AHEAD = 2  # blocks that a decoder works on together, so that none waits for the last row of another
@@ -30,13 +30,13 @@ class Recipe:
     model: str
     reward: str  # or none
     method: Method
-    options: dict[str, Any] = field(default_factory=dict)  # of the loaders
+    placement: Placement = field(default_factory=Placement)
     shape: BatchOptions = field(default_factory=BatchOptions)
     concurrency: int | None = None  # rows that one decoder decodes at once (None: as many as the engine has)
 
     def work(self) -> Work:
-        engine = load_engine(self.model, **self.options)
-        reward = None if self.reward == "none" else load_reward(self.reward, **self.options)
+        engine = self.placement.engine(self.model)
+        reward = None if self.reward == "none" else self.placement.reward(self.reward)
         return Work(Decoder(engine, reward, self.method), self.shape)
 
 

@@ -15,8 +15,9 @@ from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
+from cards.placement import Placement
 from cards.prompts import shaped
-from cards.registry import load_engine, load_reward, with_models
+from cards.registry import with_models
 from cards.rewards.base import Reward
 from cards.study.prompts import PromptRecord
 
@@ -30,12 +31,14 @@ class Models:
     engine: Engine
     reward: Reward | None = None
     gold: Reward | None = None
-    placing: dict[str, Any] = field(default_factory=dict)
-    loaded: dict[tuple[Callable[..., Any], str], Any] = field(default_factory=dict)
+    placement: Placement = field(default_factory=Placement)
+    loaded: dict[tuple[str, str], Any] = field(default_factory=dict)  # models that settings name, by kind and name
 
     def decoder(self, method: Method) -> Decoder:
         """Raises MismatchError if the method needs what is not there."""
-        loaded = with_models(method, self.engine, partial(self._load, load_engine), partial(self._load, load_reward))
+        loaded = with_models(
+            method, self.engine, partial(self._load, self.placement.part), partial(self._load, self.placement.reward)
+        )
         return Decoder(self.engine, self.reward, loaded)
 
     def fitting(self, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
@@ -77,10 +80,11 @@ class Models:
 
         return asyncio.run(settled())
 
-    def _load(self, load: Callable[..., T], name: str) -> T:
-        if (load, name) not in self.loaded:
-            self.loaded[load, name] = load(name, **self.placing)
-        return cast(T, self.loaded[load, name])
+    def _load(self, load: Callable[[str], T], name: str) -> T:
+        key = load.__name__, name
+        if key not in self.loaded:
+            self.loaded[key] = load(name)
+        return cast(T, self.loaded[key])
 
     async def grades(self, prompt: PromptLike, other: PromptLike | None, response: Response) -> dict[str, float | None]:
         """Reward and gold reward of an answer, its log-probability under the LM, and the one after another prompt."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
+from cards.placement import Placement
 from cards.prompts import FORMS
 from cards.settings import settings_of
 
@@ -57,6 +58,9 @@ class Plan:
     dtype: str = "auto"
     slots: int | None = None
     context: int | None = None
+    draft: str | None = None
+    gamma: int = 4
+    skip_layers: float | None = None
 
     def __post_init__(self) -> None:
         check(len(self.methods) > 0, "A bench needs at least one method.")
@@ -68,10 +72,9 @@ class Plan:
             check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}.")
 
     @property
-    def placing(self) -> dict[str, Any]:
-        """Where models go, as loaders take it."""
-        placed = {name: getattr(self, name) for name in ("device", "dtype", "slots", "context")}
-        return {name: value for name, value in placed.items() if value is not None}
+    def placement(self) -> Placement:
+        """Where models run, and what writes ahead for the LM."""
+        return Placement(**{item.name: getattr(self, item.name) for item in fields(Placement)})
 
 
 def read(path: Path) -> Plan:

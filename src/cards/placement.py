@@ -1,0 +1,57 @@
+"""Where models run, how much room they get, and what writes ahead for the LM: the options that every loader takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cards.engines.base import Engine
+from cards.errors import check
+from cards.registry import load_engine, load_reward
+from cards.rewards.base import Reward
+
+DRAFTING = ("draft", "gamma", "skip_layers")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Options of `load_engine` and `load_reward`; None leaves the choice to the back end."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    slots: int | None = None
+    context: int | None = None
+    draft: str | None = None
+    gamma: int = 4
+    skip_layers: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.draft is None or self.skip_layers is None, "A model has one draft: give draft or skip_layers, not both.")
+        check(self.gamma >= 1, f"gamma must be at least 1 token, got {self.gamma}.")
+        check(
+            self.skip_layers is None or 0 < self.skip_layers < 1,
+            f"skip_layers must be above 0 and below 1, got {self.skip_layers}.",
+        )
+
+    def engine(self, name: str) -> Engine:
+        """Load the LM of this name, with its draft. Raises what `load_engine` does."""
+        return load_engine(name, draft=self.draft, gamma=self.gamma, skip_layers=self.skip_layers, **self.options)
+
+    def part(self, name: str) -> Engine:
+        """Load an LM that a setting of a method names, in the same place but without a draft."""
+        return load_engine(name, **self.options)
+
+    def reward(self, name: str) -> Reward:
+        """Load the reward of this name, in the same place."""
+        return load_reward(name, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that all loaders take, as far as they are given."""
+        return {name: value for name, value in asdict(self).items() if name not in DRAFTING and value is not None}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The options that can change a text, for headers of files."""
+        own = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
+        return {"dtype": self.dtype, "context": self.context, **own}

@@ -1,0 +1,236 @@
+"""The tests that every engine must pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cards.boundaries import Entropy, FixedLength, Punctuation
+from cards.engines.base import Ask, Engine
+from cards.errors import CardsError, PromptError, SettingError
+from cards.events import Message, Response, Segment
+from cards.sampling import Sampling
+from cards.usage import Usage, booked_as, track_usage
+
+
+async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
+    """Return all candidates of an ask."""
+    async with aclosing(engine.propose(ask)) as batches:
+        return [segment async for batch in batches for segment in batch]
+
+
+@pytest.mark.asyncio
+class EngineContract:
+    """Subclass it, and give the fixture `engine`. Set `prompts` if the engine cannot read these.
+
+        class TestMyEngine(EngineContract):
+            @pytest.fixture
+            async def engine(self) -> AsyncIterator[Engine]:
+                engine = MyEngine()
+                yield engine
+                await engine.aclose()
+
+    The model must be random enough that 6 candidates differ, and its responses to `prompts` must often be longer than
+    `max_tokens`. `tolerance` bounds rounding differences of entropies and logits. Set `cuts_are_prefixes = False` if draws
+    depend on the number of tokens that are left, as those of speculative sampling do.
+    """
+
+    prompts: Sequence[str | Sequence[Message]] = ("The film was", "Once upon a time")
+    max_tokens: int = 12
+    tolerance: float = 1e-4
+    cuts_are_prefixes: bool = True
+
+    @pytest.fixture
+    def engine(self) -> Any:
+        raise NotImplementedError("Give the contract a fixture `engine`.")
+
+    def ask(self, engine: Engine, number: int = 0, **options: Any) -> Ask:
+        """Return an ask for 6 candidates of a prompt."""
+        prompt = engine.encode(self.prompts[number])
+        return Ask(prompt, Response(), **({"max_tokens": self.max_tokens, "n": 6, "seed": 3} | options))
+
+    def assert_same(self, found: Sequence[Segment], wanted: Sequence[Segment]) -> None:
+        assert [replace(s, entropy=None) for s in found] == [replace(s, entropy=None) for s in wanted]
+        for one, other in zip(found, wanted, strict=True):
+            assert one.entropy == pytest.approx(other.entropy, abs=self.tolerance)
+
+    # Proposals.
+
+    async def test_the_same_ask_gives_the_same_segments_whatever_was_asked_before(self, engine: Engine) -> None:
+        ask = self.ask(engine, boundary=Entropy(1, 6, 1.0))
+        wanted = await proposals(engine, ask)
+        for seed in range(3):
+            await proposals(engine, self.ask(engine, 1, seed=seed))
+            self.assert_same(await proposals(engine, ask), wanted)
+        engine.forget()
+        self.assert_same(await proposals(engine, ask), wanted)
+
+    async def test_a_response_is_continued_without_memory_of_how_it_was_made(self, engine: Engine) -> None:
+        ask = self.ask(engine, boundary=FixedLength(3, 3))
+        prefix = next(s for s in await proposals(engine, ask) if s.finish_reason is None)
+        after = replace(ask, response=Response() + prefix, segment=1)
+        wanted = await proposals(engine, after)
+        engine.forget()
+        await proposals(engine, self.ask(engine, 1))
+        self.assert_same(await proposals(engine, after), wanted)
+
+    async def test_a_candidate_depends_on_its_number_alone_and_they_come_in_order(self, engine: Engine) -> None:
+        ask = self.ask(engine)
+        together = await proposals(engine, ask)
+        assert len({s.token_ids for s in together}) > 1
+        alone = [(await proposals(engine, replace(ask, first=i, n=1)))[0] for i in range(6)]
+        self.assert_same(together, alone)
+        asks = (replace(ask, first=first, n=2) for first in (0, 2, 4))
+        at_once = await asyncio.gather(*(proposals(engine, a) for a in asks))
+        self.assert_same([s for part in at_once for s in part], together)
+
+    @pytest.mark.parametrize("changed", [{"seed": 4}, {"segment": 1}, {"first": 6}], ids=lambda changed: next(iter(changed)))
+    async def test_seed_segment_and_number_each_change_the_draws(self, engine: Engine, changed: dict[str, int]) -> None:
+        ask = self.ask(engine)
+        assert await proposals(engine, replace(ask, **changed)) != await proposals(engine, ask)  # type: ignore[arg-type]
+
+    # Where a segment ends.
+
+    async def test_responses_end_at_max_tokens_or_an_end_token(self, engine: Engine) -> None:
+        for most in (1, self.max_tokens):
+            for segment in await proposals(engine, self.ask(engine, max_tokens=most)):
+                assert 1 <= len(segment.token_ids) <= most
+                assert segment.finish_reason == ("stop" if len(segment.token_ids) < most else segment.finish_reason)
+                assert segment.finish_reason in ("stop", "length")
+
+    async def test_a_boundary_cuts_what_is_drawn_without_it_where_its_rule_says(self, engine: Engine) -> None:
+        wholes = await proposals(engine, self.ask(engine))
+        mark = Counter("".join(s.text[:-1] for s in wholes).replace(" ", "")).most_common(1)[0][0]
+        for boundary in (FixedLength(4, 4), Punctuation(1, 8, mark), Entropy(2, 8, 1.0)):
+            early = 0
+            cuts = await proposals(engine, self.ask(engine, boundary=boundary))
+            for whole, cut in zip(wholes, cuts, strict=True):
+                count = len(cut.token_ids)
+                assert cut.token_ids == whole.token_ids[:count] or not self.cuts_are_prefixes
+                assert cut.finish_reason is not None or boundary.minimum <= count <= (boundary.maximum or count)
+                if cut.finish_reason is not None or count == boundary.maximum:
+                    continue
+                early += 1
+                if boundary.reads_logits:
+                    assert cut.entropy is not None
+                    assert boundary.ends_before(cut.entropy)
+                else:
+                    assert boundary.ends_after(cut.text)
+                if boundary.reads_logits and "logits" in engine.has:
+                    [row] = await engine.logits(self.ask(engine).prompt, Response() + cut)
+                    assert boundary.uncertainty(row) == pytest.approx(cut.entropy, abs=self.tolerance)
+            assert early or isinstance(boundary, FixedLength), f"{boundary} never ended a segment early."
+
+    async def test_a_response_ends_before_a_stop_string(self, engine: Engine) -> None:
+        wholes = await proposals(engine, self.ask(engine))
+        text = max((s.text for s in wholes), key=len)
+        stop = text[len(text) // 2 :][:2]
+        stopped = await proposals(engine, self.ask(engine, stop=(stop,)))
+        for whole, segment in zip(wholes, stopped, strict=True):
+            at = whole.text.find(stop)
+            assert segment.text == (whole.text if at < 0 else whole.text[:at])
+            assert segment.finish_reason == (whole.finish_reason if at < 0 else "stop")
+            assert segment.token_ids == whole.token_ids[: len(segment.token_ids)]
+
+    async def test_the_text_of_segments_is_the_text_of_their_tokens(self, engine: Engine) -> None:
+        ask = self.ask(engine, n=1, boundary=FixedLength(2, 3))
+        response = Response()
+        for number in range(4):
+            [segment] = await proposals(engine, replace(ask, response=response, segment=number))
+            response += segment
+            if response.finish_reason:
+                break
+        assert engine.extended(ask.prompt, Response(), response.token_ids).text.startswith(response.text)
+
+    # Resources and cost.
+
+    async def test_closing_frees_what_the_ask_held(self, engine: Engine) -> None:
+        ask = self.ask(engine, n=8, max_tokens=3 * self.max_tokens)
+        wanted = await proposals(engine, ask)
+        async with aclosing(engine.propose(ask)) as batches:
+            assert await anext(batches)
+        pending = asyncio.create_task(proposals(engine, ask))
+        await asyncio.sleep(0)
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        await engine.settle()
+        assert engine.rows_in_use == 0
+        self.assert_same(await proposals(engine, ask), wanted)
+
+    async def test_each_ask_is_booked_to_the_meter_of_its_caller(self, engine: Engine) -> None:
+        async def drawn(n: int) -> tuple[Usage, int]:
+            with track_usage() as usage:
+                segments = await proposals(engine, self.ask(engine, n=n))
+                await engine.settle()
+            return usage, sum(len(s.token_ids) for s in segments)
+
+        for usage, tokens in await asyncio.gather(drawn(1), drawn(5), drawn(3)):
+            assert usage.lm_decoded_tokens + usage.draft_kept_tokens == tokens
+            assert usage.lm_steps >= 1
+            assert usage.lm_prefill_tokens + usage.lm_cached_tokens > 0
+
+    async def test_costs_are_booked_in_the_role_of_the_call(self, engine: Engine) -> None:
+        with track_usage() as usage, booked_as("draft"):
+            await proposals(engine, self.ask(engine, n=2))
+            await engine.settle()
+        assert usage.draft_decoded_tokens > 0
+        assert (usage.lm_decoded_tokens, usage.lm_steps) == (0, 0)
+
+    # Logits and log-probabilities, where the engine offers them.
+
+    async def test_logits_are_those_that_tokens_are_drawn_from(self, engine: Engine) -> None:
+        if "logits" not in engine.has:
+            pytest.skip("This engine does not give logits.")
+        for sampling in (Sampling(temperature=0.0), Sampling(top_k=2)):
+            ask = self.ask(engine, n=2, sampling=sampling)
+            for segment in await proposals(engine, ask):
+                count = len(segment.token_ids)
+                rows = await engine.logits(ask.prompt, Response(token_ids=segment.token_ids[:-1]), count)
+                assert rows.shape[0] == count
+                for row, token in zip(rows, segment.token_ids, strict=True):
+                    assert row[token] >= np.sort(row)[-(sampling.top_k or 1)] - self.tolerance
+        with pytest.raises(CardsError):
+            await engine.logits(ask.prompt, Response(), len(ask.prompt.token_ids) + 1)
+
+    async def test_logprobs_are_normalised_logits_and_the_last_ones_are_a_tail(self, engine: Engine) -> None:
+        if "logprobs" not in engine.has:
+            pytest.skip("This engine does not give log-probabilities.")
+        ask = self.ask(engine, n=1)
+        [segment] = await proposals(engine, ask)
+        response, count = Response() + segment, len(segment.token_ids)
+        found = await engine.logprobs(ask.prompt, response)
+        assert found.shape == (count,)
+        assert (found <= self.tolerance).all()
+        assert await engine.logprobs(ask.prompt, response, 2) == pytest.approx(found[-2:], abs=self.tolerance)
+        if "logits" in engine.has:
+            rows = await engine.logits(ask.prompt, Response(token_ids=segment.token_ids[:-1]), count)
+            rows = rows.astype(np.float64)
+            wanted = [row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, segment.token_ids, strict=True)]
+            assert found == pytest.approx(wanted, abs=self.tolerance)
+
+    # Prompts and asks that are refused.
+
+    async def test_a_prompt_says_whose_tokens_it_has(self, engine: Engine) -> None:
+        prompt = engine.encode(self.prompts[0])
+        assert prompt.token_ids
+        assert prompt.vocabulary == engine.vocabulary
+
+    async def test_bad_prompts_and_asks_are_refused(self, engine: Engine) -> None:
+        prompts: list[str | list[Message]] = ["", " \n", []]
+        for prompt in prompts:
+            with pytest.raises(PromptError):
+                engine.encode(prompt)
+        first = self.prompts[0]
+        text = first if isinstance(first, str) else first[-1]["content"]
+        with pytest.raises(PromptError):
+            engine.encode(" ".join([text] * engine.context))
+        for options in ({"max_tokens": 0}, {"n": 0}):
+            with pytest.raises(SettingError):
+                self.ask(engine, **options)

@@ -1,0 +1,239 @@
+"""The tests that every method must pass."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+
+from cards.decoder import Decoder
+from cards.engines.base import Engine
+from cards.errors import CardsError, MismatchError, RewardError, SettingError, UnreachableTargetWarning
+from cards.events import Accepted, Done, Event, Fallback, Message, Prompt, Proposed, Rejected, Response, Result, Scored
+from cards.methods.base import Method
+from cards.rewards.base import Reward
+from cards.settings import settings_of
+from cards.testing.mocks import PROMPTS, MockReward, random_engine
+
+CAPABILITIES = {"segments": "propose", "logits": "logits", "logprobs": "logprobs"}
+
+
+class FailingReward(Reward):
+    """Scores as `inner` does, and fails from the call number `calls` on."""
+
+    name = "failing reward"
+
+    def __init__(self, inner: Reward, calls: int) -> None:
+        self.inner, self.left, self.target = inner, calls, inner.target
+
+    async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
+        self.left -= 1
+        if self.left < 0:
+            raise RewardError("The reward model is gone.")
+        return await self.inner.score(prompt, responses)
+
+
+class MethodContract:
+    """Subclass it, and give the fixture `method`. The models are mocks unless `engine`, `reward` and `prompts` are given too.
+
+    class TestMyMethod(MethodContract):
+        @pytest.fixture
+        def method(self) -> Method:
+            return MyMethod(n=3)
+    """
+
+    prompts: Sequence[str | Sequence[Message]] = PROMPTS
+    max_tokens: int = 12
+    tolerance: float = 1e-5
+
+    @pytest.fixture
+    def method(self) -> Method:
+        raise NotImplementedError("Give the contract a fixture `method`.")
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return random_engine()
+
+    @pytest.fixture
+    def reward(self) -> Reward:
+        return MockReward()
+
+    @pytest.fixture
+    def decoder(self, engine: Engine, reward: Reward, method: Method) -> Decoder:
+        return Decoder(engine, reward if "reward" in method.needed else None, method)
+
+    @pytest.fixture(autouse=True)
+    def _quiet(self) -> Iterator[None]:
+        """A mock reward's target may be out of reach, which warns."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreachableTargetWarning)
+            yield
+
+    def results(self, decoder: Decoder, **options: Any) -> list[Result]:
+        settings = {"max_tokens": self.max_tokens, "seed": 5} | options
+        return [decoder(prompt, **settings) for prompt in self.prompts]
+
+    # Events.
+
+    def test_events_are_well_formed(self, decoder: Decoder) -> None:
+        for prompt in self.prompts:
+            *events, done = decoder.stream(prompt, max_tokens=self.max_tokens)
+            assert isinstance(done, Done)
+            stages: dict[tuple[int, int], list[str]] = {}
+            for event in events:
+                assert not isinstance(event, Done)
+                stages.setdefault((event.position, event.candidate), []).append(type(event).__name__)
+            for stage in stages.values():
+                assert stage[0] == "Proposed"
+                assert stage.count("Proposed") == 1
+                verdicts = [name for name in stage if name in ("Accepted", "Rejected", "Fallback")]
+                assert verdicts in ([], ["Accepted"], ["Rejected"], ["Fallback"], ["Rejected", "Fallback"])
+                assert "Scored" not in stage or stage.index("Scored") < len(stage) - len(verdicts)
+            kept = [event for event in events if isinstance(event, Accepted | Fallback)]
+            assert [event.position for event in kept] == list(range(len(kept)))
+            assert [event.segment.finish_reason is None for event in kept] == [True] * (len(kept) - 1) + [False]
+            assert all(event.segment.fallback == isinstance(event, Fallback) for event in kept)
+            assert events[-1] is kept[-1]
+
+    def test_the_result_is_the_fold_of_the_events(self, decoder: Decoder) -> None:
+        for prompt in self.prompts:
+            *events, done = decoder.stream(prompt, max_tokens=self.max_tokens, seed=2)
+            assert isinstance(done, Done)
+            result = done.result
+            kept = tuple(event.segment for event in events if isinstance(event, Accepted | Fallback))
+            assert result.segments == kept
+            assert result.text == "".join(segment.text for segment in kept)
+            assert result.token_ids == tuple(token for segment in kept for token in segment.token_ids)
+            assert result.reward == kept[-1].reward
+            assert result.finish_reason == kept[-1].finish_reason
+            assert (result.seed, result.method) == (2, decoder.method.name)
+            self.check_usage(events, result)
+
+    def check_usage(self, events: Sequence[Event], result: Result) -> None:
+        def count(kind: type[Event]) -> int:
+            return sum(isinstance(event, kind) for event in events)
+
+        usage = result.usage
+        assert usage.candidates == count(Proposed)
+        verdicts: list[type[Event]] = [Accepted, Rejected, Fallback]
+        assert [usage.accepted, usage.rejected, usage.fallbacks] == [count(kind) for kind in verdicts]
+        assert usage.lm_wasted_tokens == usage.lm_decoded_tokens + usage.draft_kept_tokens - len(result.token_ids)
+        assert usage.lm_wasted_tokens >= 0
+        assert usage.lm_steps + usage.draft_steps > 0
+        assert (usage.rm_calls > 0) >= (count(Scored) > 0)
+
+    # Seeds and company.
+
+    def assert_same(self, found: Result, wanted: Result) -> None:
+        """Assert that two results are the same up to the rounding of rewards and entropies."""
+        unmeasured = {"reward": None, "threshold": None, "entropy": None, "rejected": ()}
+        assert [replace(s, **unmeasured) for s in found.segments] == [replace(s, **unmeasured) for s in wanted.segments]  # type: ignore[arg-type]
+        assert found.reward == pytest.approx(wanted.reward, abs=self.tolerance)
+
+    def test_the_same_seed_gives_the_same_response_alone_and_in_a_batch(self, decoder: Decoder, reward: Reward) -> None:
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "progress": False}
+        wanted = decoder.batch(self.prompts, seed=5, **options)
+        for forgets in (False, True):
+            for i, prompt in enumerate(self.prompts):
+                if forgets:
+                    decoder.engine.forget()
+                    reward.forget()
+                self.assert_same(decoder(prompt, max_tokens=self.max_tokens, seed=5 + i), wanted[i])
+        for found, other in zip(decoder.batch(self.prompts, seed=5, concurrency=1, **options), wanted, strict=True):
+            self.assert_same(found, other)
+
+    def test_tracing_changes_nothing_but_the_rejected_candidates(self, decoder: Decoder) -> None:
+        for plain, traced in zip(self.results(decoder), self.results(decoder, trace=True), strict=True):
+            self.assert_same(traced, plain)
+            assert sum(len(segment.rejected) for segment in traced.segments) <= traced.usage.candidates
+
+    # Limits.
+
+    @pytest.mark.parametrize("most", [1, 3, 12])
+    def test_max_tokens_bounds_the_response(self, decoder: Decoder, most: int) -> None:
+        for result in self.results(decoder, max_tokens=most):
+            assert 1 <= len(result.token_ids) <= most
+            assert result.finish_reason == "stop" or len(result.token_ids) == most
+
+    def test_no_stop_string_is_in_a_response(self, decoder: Decoder) -> None:
+        text = max((result.text for result in self.results(decoder)), key=len)
+        stop = text[len(text) // 2 :][:1]
+        assert stop, "The method gave only empty responses."
+        stopped = self.results(decoder, stop=stop)
+        assert all(stop not in result.text for result in stopped)
+        assert any(result.finish_reason == "stop" for result in stopped)
+
+    # Settings and needs.
+
+    def test_it_is_a_frozen_dataclass_that_says_what_it_does(self, method: Method) -> None:
+        assert is_dataclass(method)
+        assert all((type(method).__doc__, type(method).summary, type(method).family))
+        with pytest.raises(FrozenInstanceError):
+            setattr(method, fields(method)[0].name, None)
+
+    def test_settings_out_of_range_are_refused_by_name(self, method: Method) -> None:
+        for name, setting in settings_of(method).items():
+            spec = setting.spec
+            least = spec.above if spec.at_least is None else spec.at_least - 1
+            most = spec.below if spec.at_most is None else spec.at_most + 1
+            for value in (least, most, object()):
+                if value is not None and not spec.loads:
+                    with pytest.raises(SettingError, match=name):
+                        replace(method, **{name: value})  # type: ignore[type-var]
+
+    def test_it_asks_nothing_that_it_does_not_need(
+        self, decoder: Decoder, engine: Engine, method: Method, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert method.needed >= method.needs
+        assert method.needed <= {*CAPABILITIES, "reward"}
+        wanted = self.results(decoder)
+
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            raise AssertionError("The method uses a capability that is not in its `needs`.")
+
+        for capability in CAPABILITIES.keys() - method.needed:
+            monkeypatch.setattr(engine, CAPABILITIES[capability], refuse)
+        for found, other in zip(self.results(decoder), wanted, strict=True):
+            self.assert_same(found, other)
+
+    def test_a_missing_reward_is_refused(self, engine: Engine, method: Method) -> None:
+        if "reward" not in method.needed:
+            pytest.skip("This method needs no reward.")
+        with pytest.raises(MismatchError, match="reward"):
+            Decoder(engine, None, method)
+
+    # Leaving early.
+
+    def test_closing_the_stream_frees_the_engine(self, decoder: Decoder) -> None:
+        wanted = decoder(self.prompts[0], max_tokens=self.max_tokens, seed=1)
+        events = decoder.stream(self.prompts[0], max_tokens=self.max_tokens, seed=1)
+        next(events)
+        events.close()
+        assert decoder.engine.requests == 0
+        for _ in range(1000):  # an engine that runs in another thread frees its rows there
+            if decoder.engine.rows_in_use == 0:
+                break
+            time.sleep(0.005)
+        assert decoder.engine.rows_in_use == 0
+        self.assert_same(decoder(self.prompts[0], max_tokens=self.max_tokens, seed=1), wanted)
+
+    def test_a_reward_that_fails_ends_the_request_with_what_is_accepted_so_far(
+        self, engine: Engine, reward: Reward, method: Method
+    ) -> None:
+        if "reward" not in method.needed:
+            pytest.skip("This method needs no reward.")
+        whole = Decoder(engine, reward, method)(self.prompts[0], max_tokens=self.max_tokens, seed=1)
+        for calls in range(3):
+            try:
+                Decoder(engine, FailingReward(reward, calls), method)(self.prompts[0], max_tokens=self.max_tokens, seed=1)
+            except CardsError as error:
+                partial = error.partial
+                assert partial is not None
+                assert partial.token_ids == whole.token_ids[: len(partial.token_ids)]
+                assert engine.requests == 0
+            else:
+                assert calls, "The method never asked the reward."

@@ -1,0 +1,71 @@
+"""Every engine passes the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from helpers.model_server import LM
+from helpers.random_models import letter_engine
+from helpers.served_engines import TALK, connected
+
+from cards.backends.local.engine import TransformersEngine
+from cards.engines.base import Engine
+from cards.engines.speculative import SpeculativeEngine
+from cards.testing import PROMPTS, EngineContract, random_engine
+
+LETTERS = ("ab", "c d")
+
+
+class TestMockEngine(EngineContract):
+    prompts = PROMPTS
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return random_engine()
+
+
+class TestSpeculativeMock(EngineContract):
+    prompts = PROMPTS
+    cuts_are_prefixes = False
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return SpeculativeEngine(random_engine(), random_engine(3), gamma=3)
+
+
+class TestLocalEngine(EngineContract):
+    prompts = LETTERS
+
+    @pytest.fixture
+    async def engine(self) -> AsyncIterator[Engine]:
+        engine = letter_engine(ends=True, slots=4)
+        yield engine
+        await engine.aclose()
+
+
+class TestEmbeddedModel(EngineContract):
+    @pytest.fixture
+    def engine(self, tiny: TransformersEngine) -> Engine:
+        return tiny
+
+
+class TestSpeculativeLocal(EngineContract):
+    prompts = LETTERS
+    cuts_are_prefixes = False
+
+    @pytest.fixture
+    async def engine(self) -> AsyncIterator[Engine]:
+        engine = SpeculativeEngine(letter_engine(ends=True, slots=8), letter_engine(slots=8))
+        yield engine
+        await engine.aclose()
+
+
+@pytest.mark.slow
+class TestServedEngine(EngineContract):
+    prompts = (TALK, "Once upon a time")
+
+    @pytest.fixture(params=["vllm", "llama.cpp"])
+    async def engine(self, request: pytest.FixtureRequest, tiny: TransformersEngine) -> AsyncIterator[Engine]:
+        async with connected(LM(tiny, form=request.param)) as (engine, _):
+            yield engine

@@ -1,0 +1,84 @@
+"""Every registered method passes the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers.random_models import Pair, words
+
+from cards import Engine, Method, Reward
+from cards.registry import make_method, method_class, method_classes
+from cards.rewards import ImplicitReward
+from cards.settings import settings_of
+from cards.testing import MethodContract, MockReward, random_engine
+
+
+def some_b(text: str) -> float:
+    return text.count("b") - 1.0
+
+
+def with_models(name: str, engine: Engine, reward: Reward, **settings: Any) -> Method:
+    """The method, with these models in place of those that its defaults name."""
+    models: dict[str, Any] = {"engine": engine, "engines": (engine,), "reward": reward}
+    loads = {item.name: item.spec.loads for item in settings_of(method_class(name)).values() if item.default}
+    named = {setting: models[kind] for setting, kind in loads.items() if kind}
+    return make_method(name, **named | settings)
+
+
+class TestEveryMethod(MethodContract):
+    @pytest.fixture(params=list(method_classes()))
+    def method(self, request: pytest.FixtureRequest) -> Method:
+        return with_models(request.param, random_engine(3), MockReward(some_b))
+
+
+OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("cards", {"width": 3, "acceptance": "hard", "min_segment": 1, "entropy_threshold": 1.0}),
+    ("cards", {"quantile": 0.5, "pilots": 3}),
+    ("tree-bon", {"guide": MockReward(some_b)}),
+    ("self-consistency", {"pattern": "[abc]", "beta": 1.0}),
+    ("genarm", {"guides": (random_engine(3), random_engine(4)), "weights": (0.5, 0.5)}),
+    ("vanilla", {"chunk": 2}),
+]
+
+
+class TestMethodsWithOtherSettings(MethodContract):
+    @pytest.fixture(params=OTHER_SETTINGS, ids=lambda param: f"{param[0]}-{next(iter(param[1]))}")
+    def method(self, request: pytest.FixtureRequest) -> Method:
+        name, settings = request.param
+        return with_models(name, random_engine(3), MockReward(some_b), **settings)
+
+
+@pytest.fixture(scope="module")
+def lm(llama_float64: Pair) -> Engine:
+    return llama_float64.engine(slots=16)
+
+
+@pytest.fixture(scope="module")
+def other_lm(gpt2_float64: Pair) -> Engine:
+    return gpt2_float64.engine(slots=16)
+
+
+@pytest.fixture(scope="module")
+def reward_model(llama_float64: Pair) -> Reward:
+    return llama_float64.reward(slots=16, target=1.0)
+
+
+@pytest.mark.slow
+class TestEveryMethodOnALocalModel(MethodContract):
+    """With the cache, the scheduler and a reward model that reads tokens."""
+
+    prompts = tuple(words([7, 8, 9, 10 + i]) for i in range(4))
+    max_tokens = 8
+
+    @pytest.fixture
+    def engine(self, lm: Engine) -> Engine:
+        return lm
+
+    @pytest.fixture
+    def reward(self, reward_model: Reward) -> Reward:
+        return reward_model
+
+    @pytest.fixture(params=method_classes())
+    def method(self, request: pytest.FixtureRequest, lm: Engine, other_lm: Engine) -> Method:
+        return with_models(request.param, other_lm, ImplicitReward(other_lm, lm, beta=0.3))
