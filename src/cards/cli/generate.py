@@ -24,7 +24,7 @@ from cards.events import Message, Result
 from cards.methods.base import Method
 from cards.placement import Placement
 from cards.prompts import shaped
-from cards.registry import reward_classes
+from cards.rewards.loader import reward_classes
 
 
 @with_settings
