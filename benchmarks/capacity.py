@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cards
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Response
 from cards.usage import Usage, track_usage
 from common import machine, prompts
@@ -86,7 +88,7 @@ def table(loads: dict[str, Load], rates: Rates) -> str:
 
 def measure(repeats: int = 3) -> tuple[dict[str, Load], Rates]:
     """Measure the embedded pair on the 32 conversations of the other benchmarks; sum over repeats with different seeds."""
-    engine, reward = cards.TransformersEngine.load("tiny"), cards.ClassifierReward.load("tiny")
+    engine, reward = TransformersEngine.load("tiny"), ClassifierReward.load("tiny")
     plain, guided = cards.Decoder(engine, None, cards.methods.Vanilla()), cards.Decoder(engine, reward)
     asked = prompts()
 

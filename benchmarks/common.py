@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForS
 
 import cards
 from cards.backends.files import TINY
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 
 HERE = Path(__file__).parent
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
@@ -50,9 +52,7 @@ def machine(device: str, dtype: str) -> dict[str, object]:
     }
 
 
-def random_pair(
-    shape: str, device: str, dtype: torch.dtype, **options: int
-) -> tuple[cards.TransformersEngine, cards.ClassifierReward]:
+def random_pair(shape: str, device: str, dtype: torch.dtype, **options: int) -> tuple[TransformersEngine, ClassifierReward]:
     """Return a random, seeded Llama LM and RM with the embedded tokenizer; only their speed is meaningful."""
     hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
     tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")
@@ -76,9 +76,7 @@ def random_pair(
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():  # spread the logits, so that the entropy varies
         lm.model.norm.weight.mul_(6.0)
-    return cards.TransformersEngine(lm, tokenizer, **options, name=shape), cards.ClassifierReward(
-        rm, tokenizer, **options, name=shape
-    )
+    return TransformersEngine(lm, tokenizer, **options, name=shape), ClassifierReward(rm, tokenizer, **options, name=shape)
 
 
 def _processor() -> str:

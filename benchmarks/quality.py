@@ -20,13 +20,15 @@ from scipy import stats
 
 import cards
 from cards.backends.files import TINY
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Prompt, Response
 from common import HERE, machine
 
 SHARE_ALIKE = ("CC-BY-SA", "CDLA")
 
 
-def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine, offset: float = 0.0) -> list[str]:
+def read(path: Path, count: int, longest: int, engine: TransformersEngine, offset: float = 0.0) -> list[str]:
     """Return the prompts of a file, as raw text, that leave room for a response."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = [json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()]
@@ -39,7 +41,7 @@ def read(path: Path, count: int, longest: int, engine: cards.TransformersEngine,
     return [texts[int((i + offset) * step)] for i in range(count)]
 
 
-def grade(reward: cards.ClassifierReward, prompts: list[Prompt], results: list[cards.Result]) -> list[float]:
+def grade(reward: ClassifierReward, prompts: list[Prompt], results: list[cards.Result]) -> list[float]:
     """Return rewards of finished responses under any reward model."""
 
     async def score() -> list[float]:
@@ -59,8 +61,8 @@ def main() -> None:
     parser.add_argument("--offset", type=float, default=0.0, help="Start, in [0, 1), between two prompts that are used.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quality.json")
     args = parser.parse_args()
-    engine, reward = cards.TransformersEngine.load("tiny"), cards.ClassifierReward.load("tiny")
-    gold = cards.ClassifierReward.load(str(TINY / "gold"))
+    engine, reward = TransformersEngine.load("tiny"), ClassifierReward.load("tiny")
+    gold = ClassifierReward.load(str(TINY / "gold"))
     sampling = {"temperature": 0.7}
     methods = {
         "vanilla": cards.methods.Vanilla(**sampling),

@@ -25,7 +25,9 @@ import torch
 
 import cards
 from cards.backends.configuration import pick_dtype
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import pick_device
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.worker import DeviceWorker
 from cards.events import Result
 from common import HERE, machine, prompts, random_pair
@@ -34,7 +36,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from helpers.cards_reference import Oracle, Settings
 
 
-def calibrated(engine: cards.TransformersEngine, reward: cards.ClassifierReward, options: dict[str, int]) -> cards.CARDS:
+def calibrated(engine: TransformersEngine, reward: ClassifierReward, options: dict[str, int]) -> cards.CARDS:
     """Return settings of CARDS that give a random pair realistic segments (about 10 tokens) and acceptance (about 40%)."""
     plain = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(prompts()[:4], **options)
 
@@ -65,8 +67,8 @@ class Arms:
         dtype = pick_dtype(args.dtype, device)
         options = {"slots": args.slots, "context": args.context}
         if name == "tiny":
-            self.engine = cards.TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
-            self.reward = cards.ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
+            self.engine = TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
+            self.reward = ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
         else:
             self.engine, self.reward = DeviceWorker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
         self.engine.end_ids = frozenset()

@@ -27,7 +27,9 @@ import numpy as np
 
 import cards
 from cards.backends.configuration import pick_dtype
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import pick_device
+from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Ask, Engine
 from cards.engines.worker import DeviceWorker
 from cards.events import Segment
@@ -39,7 +41,7 @@ QUANTILES = (0.3, 0.5, 0.7, 0.9)
 class LockStep(Engine):
     """Hold candidates back until those of all running requests are drawn."""
 
-    def __init__(self, engine: cards.TransformersEngine) -> None:
+    def __init__(self, engine: TransformersEngine) -> None:
         self.engine, self.requests, self.ready = engine, 0, 0
         self.freed = asyncio.Condition()
         self.round = 0
@@ -75,7 +77,7 @@ def arms(tau: float, mean: int) -> dict[str, cards.CARDS]:
     return {"cards": base, **fixed}
 
 
-def run(engine: Engine, reward: cards.ClassifierReward, method: cards.CARDS, args: argparse.Namespace) -> dict[str, float]:
+def run(engine: Engine, reward: ClassifierReward, method: cards.CARDS, args: argparse.Namespace) -> dict[str, float]:
     engine.forget()
     reward.forget()
     asked = (prompts() * (args.requests // 32 + 1))[: args.requests]
@@ -114,8 +116,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     device = pick_device(args.device)
     options = {"slots": 2 * args.requests, "context": args.context}
     if name == "tiny":
-        engine = cards.TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
-        reward = cards.ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
+        engine = TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
+        reward = ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
         tau = engine.entropy_threshold
     else:
         dtype = pick_dtype(args.dtype, device)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 import cards
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Response
 from common import DEFAULT_DATA, DEFAULT_OUT, read_json, read_rows, write_json
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--segment", type=float, default=6.0)
     parser.add_argument("--quantile", type=float, default=0.95)
     args = parser.parse_args()
-    engine, reward = cards.TransformersEngine.load(str(args.out / "lm")), cards.ClassifierReward.load(str(args.out / "rm"))
+    engine, reward = TransformersEngine.load(str(args.out / "lm")), ClassifierReward.load(str(args.out / "rm"))
     texts = prompts(args.data, args.each)
     results = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(texts, max_tokens=64)
     encoded = [engine.encode(text) for text in texts]

@@ -27,8 +27,8 @@ class Slow(MockEngine):
 
 
 def main(**patches: Any) -> None:
-    cards.cli.generate.load_engine = lambda name, **options: Slow(chances, VOCABULARY, end="</s>", rows=4)
-    cards.cli.generate.load_reward = lambda name, **options: FunctionReward(likes, target=1.0)
+    cards.placement.load_engine = lambda name, **options: Slow(chances, VOCABULARY, end="</s>", rows=4)
+    cards.placement.load_reward = lambda name, **options: FunctionReward(likes, target=1.0)
     cards.cli.main()
 
 

@@ -18,6 +18,7 @@ from cards.engines.base import Engine
 from cards.errors import CardsError, SettingError, UnknownNameError
 from cards.events import Event
 from cards.methods.base import EngineLike, Method, Request
+from cards.placement import Placement
 from cards.registry import method_classes
 from cards.rewards.base import Reward
 from cards.settings import setting
@@ -191,8 +192,8 @@ def test_models_that_settings_name_are_loaded_once(monkeypatch: pytest.MonkeyPat
         loaded.append((name, options))
         return mock(name=name)
 
-    monkeypatch.setattr("cards.study.models.load_engine", load)
-    models = Models(mock(), placing={"device": "cpu"})
+    monkeypatch.setattr("cards.placement.load_engine", load)
+    models = Models(mock(), placement=Placement(device="cpu"))
     first: Any = models.decoder(Helped()).method
     second: Any = models.decoder(Helped()).method
     assert loaded == [("small", {"device": "cpu"}), ("other", {"device": "cpu"})]

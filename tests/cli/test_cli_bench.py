@@ -118,7 +118,7 @@ def test_a_model_out_of_reach_is_told_with_what_to_do(bench: Cards, monkeypatch:
     def unreachable(name: str, **_: object) -> None:
         raise cards.errors.UnknownNameError("model", name, ["tiny"])
 
-    monkeypatch.setattr("cards.cli.models.load_engine", unreachable)
+    monkeypatch.setattr("cards.placement.load_engine", unreachable)
     ran = bench("bench", "--preset", "llama-7b", "--prompts", "mine.txt")
     assert ran.exit_code == 2
     assert (

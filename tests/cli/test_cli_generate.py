@@ -171,12 +171,12 @@ def test_what_the_library_logs_is_one_line_of_warning(cli: Cards, monkeypatch: p
         logging.getLogger("cards").warning("Reward %r is read without reuse of prefixes.", name)
         return cli.reward
 
-    monkeypatch.setattr("cards.cli.generate.load_reward", load)
+    monkeypatch.setattr("cards.placement.load_reward", load)
     assert cli("generate", "Well?", *SHORT).stderr.startswith("warning: Reward 'tiny' is read without reuse of prefixes.\n")
 
 
 def test_other_failures_keep_their_traceback(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cards.cli.generate.load_engine", lambda name, **_: 1 / 0)
+    monkeypatch.setattr("cards.placement.load_engine", lambda name, **_: 1 / 0)
     assert isinstance(cli("generate", "Well?").exception, ZeroDivisionError)
 
 

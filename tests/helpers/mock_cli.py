@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import cards.cli
-import cards.cli.generate as command
 import cards.cli.models
 from cards.engines.mock import MockEngine
 from cards.events import Message, Prompt
@@ -51,8 +50,10 @@ class Cards:
     def __call__(self, *arguments: str, input: str | None = None) -> Result:  # noqa: A002
         return CliRunner().invoke(cards.cli.app, arguments, input=input)
 
-    def load_engine(self, name: str, **options: Any) -> Engine:
+    def load_engine(self, name: str, **options: Any) -> MockEngine:
         self.loaded.append((name, options))
+        if "draft" not in options:  # a model that a setting names
+            return MockEngine(chances, VOCABULARY, end="</s>")
         return self.engine
 
     def load_reward(self, name: str, **options: Any) -> FunctionReward:
@@ -65,10 +66,10 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cards:
     engine = Engine(chances, VOCABULARY, end="</s>")
     engine.prompts = []
     made = Cards(engine, FunctionReward(likes, target=1.0))
-    for module in (command, cards.cli.models):
-        monkeypatch.setattr(module, "load_engine", made.load_engine)
-        monkeypatch.setattr(module, "load_reward", made.load_reward)
-    monkeypatch.setattr("cards.registry.load_engine", lambda name, **options: MockEngine(chances, VOCABULARY, end="</s>"))
+    monkeypatch.setattr("cards.placement.load_engine", made.load_engine)
+    monkeypatch.setattr("cards.placement.load_reward", made.load_reward)
+    for module in ("cards.registry", "cards.rewards.engines"):
+        monkeypatch.setattr(f"{module}.load_engine", lambda name, **_: MockEngine(chances, VOCABULARY, end="</s>"))
     monkeypatch.setattr("cards.registry.load_reward", made.load_reward)
     return made
 

@@ -43,7 +43,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        alone = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))  # keeps no connection that nobody would close
+        alone: Any = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))  # keeps no idle connection
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, http_client=alone)
 
     def asynchronous(self) -> openai.AsyncOpenAI:

@@ -114,8 +114,8 @@ class Here:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     made = Here()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cards.cli.generate.load_engine", made.load)
-    monkeypatch.setattr("cards.cli.generate.load_reward", lambda name, **options: FunctionReward(made.likes, target=1.0))
+    monkeypatch.setattr("cards.placement.load_engine", made.load)
+    monkeypatch.setattr("cards.placement.load_reward", lambda name, **options: FunctionReward(made.likes, target=1.0))
     Path("in.txt").write_text("".join("ab " * (1 + i % 4) + "\n" for i in range(12)))
     return made
 

@@ -65,6 +65,6 @@ def context_of(model: PreTrainedModel, wanted: int | None) -> int:
 def flops_per_token(model: PreTrainedModel) -> float:
     """2 x parameters, word vectors that are only looked up left out (attention over the context is not counted)."""
     looked_up = cast(Tensor, model.get_input_embeddings().weight)
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     tied = head is not None and head.weight is looked_up
     return 2.0 * (sum(p.numel() for p in model.parameters()) - (0 if tied else looked_up.numel()))

@@ -24,7 +24,7 @@ from cards.events import Message, Result
 from cards.methods.base import Method
 from cards.placement import Placement
 from cards.prompts import shaped
-from cards.registry import reward_classes
+from cards.rewards.loader import reward_classes
 
 
 @with_settings
@@ -107,4 +107,4 @@ def is_local(name: str) -> bool:
 def hide_bars() -> None:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()

@@ -13,7 +13,7 @@ import typer
 import cards
 from cards.errors import SettingError, UnknownNameError
 from cards.methods.base import Method
-from cards.registry import make_method, method_class, method_classes
+from cards.registry import method_class, method_classes, read_method
 from cards.settings import Setting, metavar, settings_of
 
 PANEL = "Settings of the method"
@@ -73,19 +73,15 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def method_of(name: str, given: Mapping[str, str | None]) -> Method:
     """The method with the settings given as text. Raises UnknownNameError or SettingError, in terms of options."""
-    own = settings_of(method_class(name))
-    values = {}
-    for key, text in given.items():
-        if text is None:
-            continue
+    own, texts = settings_of(method_class(name)), {key: text for key, text in given.items() if text is not None}
+    for key in texts:
         if key not in own:
             shared = shared_options()[key]
             hint = f"Methods with {shared.flag}: {', '.join(shared.takers)}."
             raise UnknownNameError(f"option for method {name!r}:", shared.flag, (s.flag for s in own.values()), hint)
-        values[key] = own[key].parse(text)
-    if values.get("boundary") and (unused := [own[key].flag for key in ENTROPY_RULE if key in values]):
-        raise SettingError(f"{', '.join(unused)} set the entropy rule, which --boundary {given['boundary']} replaces.")
-    return make_method(name, **values)
+    if texts.get("boundary", "entropy") != "entropy" and (unused := [own[key].flag for key in ENTROPY_RULE if key in texts]):
+        raise SettingError(f"{', '.join(unused)} set the entropy rule, which --boundary {texts['boundary']} replaces.")
+    return read_method(name, texts)
 
 
 def recorded(method: Method) -> dict[str, Any]:

@@ -13,15 +13,14 @@ from typing import Any, cast
 import numpy as np
 
 from cards.background import background
-from cards.cli.settings import method_of
 from cards.console import show_error
 from cards.decoder import Decoder
-from cards.errors import CardsError, MissingExtraError, UnknownNameError, check
+from cards.errors import CardsError, MissingExtraError, check
 from cards.events import Message, Prompt, Response
 from cards.placement import Placement
 from cards.profile import typed
 from cards.progress import bar
-from cards.registry import method_class
+from cards.registry import read_method
 from cards.settings import settings_of
 
 try:
@@ -65,11 +64,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         super().__init__()
-        known = settings_of(method_class(method))
-        for name in settings:
-            if name not in known:
-                raise UnknownNameError(f"setting of method {method!r}:", name, known)
-        chosen = method_of(method, {name: typed(value) for name, value in settings.items()})
+        chosen = read_method(method, {name: typed(value) for name, value in settings.items()})
         device = None if device == "cuda:0" else device  # what lm_eval says where nobody has said anything
         placed: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
         placement = Placement(**{name: value for name, value in placed.items() if value is not None})

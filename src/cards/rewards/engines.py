@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from cards.engines.base import Engine
+from cards.engines.loader import load_engine
 from cards.events import Prompt, Response
 
 
 def as_engine(engine: str | Engine, **options: Any) -> Engine:
     """Load the engine if it is given by name."""
-    from cards.registry import load_engine
-
     return load_engine(engine, **options) if isinstance(engine, str) else engine
 
 

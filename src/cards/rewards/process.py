@@ -52,7 +52,7 @@ class ProcessReward(Reward):
     @classmethod
     def named(cls, details: str, **options: Any) -> ProcessReward:
         """`process:NAME`, with the name of another reward."""
-        from cards.registry import load_reward
+        from cards.rewards.loader import load_reward
 
         return cls(load_reward(details, **options))
 

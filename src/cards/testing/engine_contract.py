@@ -223,8 +223,8 @@ class EngineContract:
         assert prompt.vocabulary == engine.vocabulary
 
     async def test_bad_prompts_and_asks_are_refused(self, engine: Engine) -> None:
-        empty: tuple[str | Sequence[Message], ...] = ("", " \n", [])
-        for prompt in empty:
+        prompts: list[str | list[Message]] = ["", " \n", []]
+        for prompt in prompts:
             with pytest.raises(PromptError):
                 engine.encode(prompt)
         first = self.prompts[0]

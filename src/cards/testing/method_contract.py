@@ -114,12 +114,13 @@ class MethodContract:
             self.check_usage(events, result)
 
     def check_usage(self, events: Sequence[Event], result: Result) -> None:
-        def count(kind: type) -> int:
+        def count(kind: type[Event]) -> int:
             return sum(isinstance(event, kind) for event in events)
 
         usage = result.usage
         assert usage.candidates == count(Proposed)
-        assert (usage.accepted, usage.rejected, usage.fallbacks) == tuple(map(count, (Accepted, Rejected, Fallback)))
+        verdicts: list[type[Event]] = [Accepted, Rejected, Fallback]
+        assert [usage.accepted, usage.rejected, usage.fallbacks] == [count(kind) for kind in verdicts]
         assert usage.lm_wasted_tokens == usage.lm_decoded_tokens + usage.draft_kept_tokens - len(result.token_ids)
         assert usage.lm_wasted_tokens >= 0
         assert usage.lm_steps + usage.draft_steps > 0
