@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from cards.engines.base import Engine
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, check
 from cards.plugins import plugins
-
-if TYPE_CHECKING:
-    from cards.rewards.base import Reward
 
 LOCAL = "cards.backends.local.models"
 BACKENDS = {
@@ -27,7 +24,7 @@ class Backend(Protocol):
 
     def load_engine(self, name: str, **options: Any) -> Engine: ...
 
-    def load_reward(self, name: str, **options: Any) -> Reward: ...
+    def load_reward(self, name: str, **options: Any) -> Any: ...  # a Reward, which is a layer above
 
 
 @cache

@@ -41,4 +41,4 @@ def load_reward(name: str, **options: Any) -> Reward:
     found = backend(kind)
     if colon and found is backend("") and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "Without a colon, a reward is the name of a model.")
-    return found.load_reward(name, **options)
+    return cast(Reward, found.load_reward(name, **options))
