@@ -1,4 +1,4 @@
-"""Names of methods: those that come with the package, and those of plug-ins (entry points `cards.methods`)."""
+"""Lookup of methods by name: those of this package and of plug-ins (entry points `cards.methods`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cards.settings import settings_of
 
 @cache
 def method_classes() -> dict[str, type[Method]]:
-    """All methods by name, grouped by family."""
+    """Return all methods by name, grouped by family."""
     own = {cls.name: cls for cls in vars(cards.methods).values() if is_class(cls, Method)}
     found = own | plugins("cards.methods", _method_name, own)
     families = [*FAMILIES, *(cls.family for cls in found.values())]
@@ -28,14 +28,14 @@ def method_classes() -> dict[str, type[Method]]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method name. Raises UnknownNameError."""
+    """Return the class of a method. Raises UnknownNameError."""
     if name not in method_classes():
         raise UnknownNameError("method", name, method_classes())
     return method_classes()[name]
 
 
 def make_method(name: str, **settings: Any) -> Method:
-    """A method by name with settings by name. Raises UnknownNameError or SettingError."""
+    """Make a method from its name and settings. Raises UnknownNameError or SettingError."""
     cls = method_class(name)
     known = settings_of(cls)
     for key in settings:
@@ -45,7 +45,7 @@ def make_method(name: str, **settings: Any) -> Method:
 
 
 def read_method(name: str, texts: Mapping[str, str | None]) -> Method:
-    """A method by name with settings given as text; None leaves the default. Raises UnknownNameError or SettingError."""
+    """Make a method from its name and settings as text; None means the default. Raises UnknownNameError or SettingError."""
     own = settings_of(method_class(name))
     for key in texts:
         if key not in own:
@@ -59,10 +59,10 @@ def with_models(
     engine_of: Callable[[str], Engine] | None = None,
     reward_of: Callable[[str], Reward] | None = None,
 ) -> Method:
-    """The method with loaded models in place of the names in its settings.
+    """Return the method with the models that its settings name, loaded.
 
-    Names are loaded by `load_engine` and `load_reward` unless others are given. Raises MismatchError if an engine has another
-    vocabulary than `main`, the engine that responds.
+    `engine_of` and `reward_of` load a model by name; the defaults are `load_engine` and `load_reward`.
+    Raises MismatchError if an engine does not share the tokenizer of `main`, the engine that responds.
     """
     engine_of, reward_of = engine_of or load_engine, reward_of or load_reward
     loaded: dict[str, Any] = {}

@@ -72,5 +72,5 @@ def test_a_broken_file_is_one_line(cli: Cards, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{")
     ran = cli("generate", "I", "--profile", str(tmp_path / "p.json"))
     assert ran.exit_code == 2
-    assert "is no JSON" in ran.stderr
+    assert "is not valid JSON" in ran.stderr
     assert "Traceback" not in ran.stderr
