@@ -50,5 +50,5 @@ def test_a_missing_file_says_who_writes_one(tmp_path: Path) -> None:
 
 def test_a_profile_is_for_its_models_only() -> None:
     FOUND.check_models("tiny", "tiny")
-    with pytest.raises(CardsError, match="for the reward 'tiny', not 'other'"):
+    with pytest.raises(CardsError, match="only for the reward 'tiny', got 'other'"):
         FOUND.check_models("tiny", "other")

@@ -90,7 +90,7 @@ class Decoder(Composite):
         check(deadline is None or deadline > 0, f"deadline must be a positive number of seconds, got {deadline}.")
         check(isinstance(seed, int) and seed >= 0, f"seed must be a non-negative integer, got {seed!r}.")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        check(all(stop), f"Stop strings must not be empty, got {stop!r}.")
+        check(all(stop), f"stop must not contain an empty string, got {stop!r}.")
         encoded = prompt if isinstance(prompt, Prompt) else self.engine.encode(prompt)
         request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
         fold = Fold(usage or Usage(), seed, self.method.name)
@@ -124,7 +124,7 @@ class Decoder(Composite):
             fold.usage.seconds = time.perf_counter() - fold.start
         result = fold.result("deadline" if ended_early else None)
         if ended_early and request.stop:
-            result = with_held_text(result, self.engine.extended(request.prompt, Response(), result.token_ids).text)
+            result = with_full_text(result, self.engine.extended(request.prompt, Response(), result.token_ids).text)
         warn_if_unreachable(result)
         yield Done(result)
 
@@ -141,7 +141,7 @@ class Decoder(Composite):
 
         concurrency: maximum number of requests in flight; None means the engine's number of sequences.
         progress: whether to show a progress bar; None shows it on terminals.
-        Raises BatchError, after the other prompts are complete, if prompts fail.
+        Raises BatchError if prompts fail, after the other prompts are complete.
         """
         check(concurrency is None or concurrency >= 1, f"concurrency must be at least 1, got {concurrency}.")
         results: list[Result | None] = [None] * len(prompts)
@@ -195,12 +195,12 @@ def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:
     if missing := method.needed - has:
         fitting = sorted(name for name, cls in method_classes().items() if cls.needs <= has)
         raise MismatchError(
-            f"Method {method.name!r} needs {', '.join(sorted(missing))}, but engine {engine.name!r}"
-            f"{'' if reward is not None else ' without a reward'} does not provide it. Methods that work: {', '.join(fitting)}."
+            f"Method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r}"
+            f"{'' if reward is not None else ' without a reward'} does not provide. Methods that work: {', '.join(fitting)}."
         )
 
 
-def with_held_text(result: Result, text: str) -> Result:
+def with_full_text(result: Result, text: str) -> Result:
     """Return the result with its whole `text`, including a tail held back because it may start a stop string."""
     if len(text) <= len(result.text):
         return result

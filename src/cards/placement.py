@@ -56,5 +56,5 @@ class Placement:
     @property
     def record(self) -> dict[str, Any]:
         """The options that can change a response, for the headers of files."""
-        own = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
-        return {"dtype": self.dtype, "context": self.context, **own}
+        drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
+        return {"dtype": self.dtype, "context": self.context, **drafting}

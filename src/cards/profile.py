@@ -40,11 +40,11 @@ class Profile:
 
     def check_models(self, model: str, reward: str) -> None:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
-        for kind, own, given in (("model", self.model, model), ("reward", self.reward, reward)):
+        for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(
-                own == given,
-                f"The settings of this profile are valid only for the {kind} {own!r}, got {given!r}: omit --{kind}, or make "
-                f"a profile for {given!r} with `cards calibrate`.",
+                expected == given,
+                f"The profile is valid only for the {kind} {expected!r}, got {given!r}: omit --{kind}, or make a profile for "
+                f"{given!r} with `cards calibrate`.",
             )
 
     @classmethod

@@ -21,10 +21,10 @@ from cards.settings import settings_of
 @cache
 def method_classes() -> dict[str, type[Method]]:
     """Return all methods by name, grouped by family."""
-    own = {cls.name: cls for cls in vars(cards.methods).values() if is_class(cls, Method)}
-    found = own | plugins("cards.methods", _method_name, own)
-    families = [*FAMILIES, *(cls.family for cls in found.values())]
-    return dict(sorted(found.items(), key=lambda item: families.index(item[1].family)))
+    builtin = {cls.name: cls for cls in vars(cards.methods).values() if is_class(cls, Method)}
+    classes = builtin | plugins("cards.methods", _method_name, builtin)
+    families = [*FAMILIES, *(cls.family for cls in classes.values())]
+    return dict(sorted(classes.items(), key=lambda item: families.index(item[1].family)))
 
 
 def method_class(name: str) -> type[Method]:
@@ -46,11 +46,11 @@ def make_method(name: str, **settings: Any) -> Method:
 
 def read_method(name: str, texts: Mapping[str, str | None]) -> Method:
     """Make a method from its name and settings as text; None means the default. Raises UnknownNameError or SettingError."""
-    own = settings_of(method_class(name))
+    known = settings_of(method_class(name))
     for key in texts:
-        if key not in own:
-            raise UnknownNameError(f"setting of method {name!r}:", key, own)
-    return make_method(name, **{key: own[key].parse(text) for key, text in texts.items() if text is not None})
+        if key not in known:
+            raise UnknownNameError(f"setting of method {name!r}:", key, known)
+    return make_method(name, **{key: known[key].parse(text) for key, text in texts.items() if text is not None})
 
 
 def with_models(
@@ -66,31 +66,31 @@ def with_models(
     """
     engine_of, reward_of = engine_of or load_engine, reward_of or load_reward
     loaded: dict[str, Any] = {}
-    for name, own in settings_of(method).items():
+    for name, setting in settings_of(method).items():
         value = getattr(method, name)
-        if own.spec.loads is None or value is None:
+        if setting.spec.loads is None or value is None:
             continue
-        if own.spec.loads == "reward":
+        if setting.spec.loads == "reward":
             loaded[name] = reward_of(value) if isinstance(value, str) else value
             continue
         names: Sequence[str | Engine] = (value,)
-        if own.spec.loads == "engines":
+        if setting.spec.loads == "engines":
             names = value.split(",") if isinstance(value, str) else value
         engines = tuple(engine_of(one) if isinstance(one, str) else one for one in names)
         for engine in engines:
             if engine.vocabulary != main.vocabulary:
                 raise MismatchError(
                     f"Method {method.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
-                    f"{main.name!r} have different ones."
+                    f"{main.name!r} have different tokenizers."
                 )
-        loaded[name] = engines if own.spec.loads == "engines" else engines[0]
+        loaded[name] = engines if setting.spec.loads == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
 
 def _method_name(name: str, cls: Any) -> str:
     if not is_class(cls, Method):
         raise MismatchError("it is not a subclass of cards.Method")
-    settings_of(cls)  # raises TypeError if a setting is not declared with `setting`
+    settings_of(cls)  # raises TypeError for fields that `setting` does not declare
     missing = [attribute for attribute in ("name", "family", "summary") if not hasattr(cls, attribute)]
     if missing:
         raise MismatchError(f"its class lacks {', '.join(missing)}")

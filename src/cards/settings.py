@@ -221,8 +221,8 @@ def _spec(cls: type, item: Field[Any]) -> Spec:
 
 def check_settings(method: Any) -> None:
     """Raise SettingError if a setting of the method has the wrong type or is out of range."""
-    for name, own in settings_of(method).items():
-        own.check(getattr(method, name))
+    for name, declared in settings_of(method).items():
+        declared.check(getattr(method, name))
 
 
 def metavar(kinds: Iterable[Any]) -> str:

@@ -51,7 +51,7 @@ def test_other_models_are_refused(cli: Cards, profile: str) -> None:
     for command in (["generate", "I"], ["compare", "I"]):
         ran = cli(*command, "--profile", profile, "--reward", "other")
         assert ran.exit_code == 2
-        assert "for the reward 'models/rm', not 'other'" in ran.stderr
+        assert "only for the reward 'models/rm', got 'other'" in ran.stderr
 
 
 def test_compare_and_bench_run_its_method(cli: Cards, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

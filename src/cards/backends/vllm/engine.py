@@ -89,7 +89,7 @@ class VLLMEngine(Engine):
         requests = VLLMRequests(ask, self)
         work = self.host.begin(requests.run)
         try:
-            while requests.candidates.left:
+            while requests.candidates.remaining:
                 yield await requests.candidates.receive()
         finally:
             work.cancel()
