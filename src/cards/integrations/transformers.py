@@ -88,7 +88,7 @@ class CustomGenerate:
     streamer: Any
     slots: int
     context: int | None
-    _methods: dict[Fingerprint | str, Method] = field(default_factory=dict)  # with their models, by the tokenizer that these share
+    _methods: dict[Fingerprint | str, Method] = field(default_factory=dict)  # with loaded models, by tokenizer
 
     def __call__(
         self,
