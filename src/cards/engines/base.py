@@ -12,6 +12,7 @@ from cards.engines.text import TokenDecoder
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
+from cards.fingerprint import Fingerprint
 from cards.parts import Composite
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Engine(Composite, ABC):
     rows: int  # maximum number of sequences decoded together
     entropy_threshold: float = 3.0  # default of tau_u for this LM, in nats
     chats: bool = True  # whether it has a chat template
-    vocabulary: str = ""  # fingerprint of the tokenizer; engines with equal fingerprints share token ids
+    vocabulary: Fingerprint | str = ""  # engines with equal fingerprints share token ids
     tokenizer: TokenDecoder
     end_ids: frozenset[int]  # tokens that end a response
     requests: int = 0  # requests in progress

@@ -1,14 +1,13 @@
-"""Text and tokens: streaming detokenisation, stop strings, prompts, and fingerprints of tokenizers."""
+"""Text and tokens: streaming detokenisation, stop strings, and prompts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cards.errors import PromptError
 from cards.events import Message, Prompt
+from cards.fingerprint import fingerprint
 from cards.prompts import check_messages
 
 if TYPE_CHECKING:
@@ -98,16 +97,3 @@ def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
             "or load the model with a larger context."
         )
     return prompt
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of the tokenizer's state. It is equal for tokenizers that assign the same ids to the same text."""
-    known = getattr(tokenizer, "_cards_fingerprint", None)
-    if known is None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-        if isinstance(state, dict):
-            state |= {"padding": None, "truncation": None}
-        known = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-        tokenizer._cards_fingerprint = known
-    return cast(str, known)
