@@ -76,7 +76,7 @@ class Row:
         self.done = False
 
     def wanted(self, end: int, count: int) -> int:
-        """Return for how many of the `count` tokens that end at position `end`, the last ones, outputs are needed."""
+        """Return how many outputs are needed, at the last of the `count` tokens that end at position `end`."""
         return 1
 
 
@@ -131,7 +131,7 @@ Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
 
 
 class Scheduler:
-    """Runs rows through cache slots. `submit` is thread-safe; all else runs in the worker thread of the device.
+    """Runs rows through cache slots. `submit` is thread-safe; everything else runs in the worker thread of the device.
 
     `consume(rows, outputs [rows, ...])` gets the rows that are completely read. It extends their tokens or marks them done, and
     returns new rows, which are admitted first. `budget` is the maximum number of tokens of a step. It prevents long prompts
@@ -149,7 +149,10 @@ class Scheduler:
         self.worker.add(self)
 
     def submit(self, begin: Callable[[], Sequence[Row]], call: PendingCall | None = None) -> None:
-        """Call `begin` in the worker before its next step and admit the rows that it returns. An error of it fails the call."""
+        """Call `begin` in the worker before its next step and admit the rows that it returns.
+
+        If `begin` raises an error, the call fails with it. Raises ModelError if the model is closed.
+        """
         if self.closed:
             raise ModelError("The model is closed: load it again to use it.")
         self.inbox.append((begin, call))

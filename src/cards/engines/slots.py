@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cards.errors import check
 from cards.usage import open_tickets
 
-COPY_COST = 0.05  # of copying a token, relative to reading it
+COPY_COST = 0.05  # cost of copying a token, relative to reading it
 REUSE = {"other": 1.0, "own": 0.3, "ended": 0.05}  # chance that a slot's tokens are needed again, by the request that used it
 WORTH_WAITING = 16  # tokens: a sequence waits for another that reads at least this many more tokens of their common prefix
 

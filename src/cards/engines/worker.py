@@ -28,7 +28,7 @@ class Stepper(Protocol):
         ...
 
     def step(self) -> None:
-        """Do a step."""
+        """Do one step of the work."""
         ...
 
 
