@@ -15,7 +15,7 @@ import pytest
 from helpers.mock_batch import prompts, read, write
 from pyarrow import parquet
 
-from cards.files import alone
+from cards.files import locked
 
 PROGRAM = Path(__file__).with_name("slow_batch.py")
 ROWS = 150
@@ -93,8 +93,8 @@ def test_an_interrupt_finishes_rows_and_tells_how_to_go_on(folder: Path, sent: s
 
 
 def test_two_processes_cannot_write_to_one_output(folder: Path) -> None:
-    with alone(folder / "shared.jsonl", "batch"):
+    with locked(folder / "shared.jsonl", "batch"):
         code, told = ended(start(folder, "shared.jsonl"))
     assert code == 2
-    assert "Another batch writes to 'shared.jsonl'" in told
+    assert "Another batch is writing to 'shared.jsonl'" in told
     assert not size(folder, "shared.jsonl")

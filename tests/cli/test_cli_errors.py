@@ -25,7 +25,7 @@ from cards.settings import settings_of
         (["--acceptance", "softt"], "--acceptance must be 'soft' or 'hard', got 'softt'."),
         (["--boundary", "ponctuation"], "Unknown boundary 'ponctuation'. Did you mean 'punctuation'?"),
         (["--boundary", "fixed:many"], "for instance fixed:15"),
-        (["--boundary", "fixed:0"], "maximum length (0)"),
+        (["--boundary", "fixed:0"], "maximum length must be at least its minimum length of 1, got 0"),
         (["--boundary", "whole:3"], "takes no value"),
         (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),
         (["--target", "none", "--alpha", "2"], "alpha must be between 0 and 1, got 2.0."),

@@ -101,7 +101,7 @@ def test_a_trace_shows_the_fallback_and_what_was_drawn_without_a_verdict(cli: Ca
 def test_a_target_out_of_reach_is_one_line_of_warning(cli: Cards) -> None:
     with warnings.catch_warnings(record=True) as leaked:
         ran = cli("generate", "Well?", *SHORT, "--target", "50", "--max-rejections", "3")
-    told = [line for line in ran.stderr.splitlines() if line.startswith("warning: 100% of the segments were taken untested")]
+    told = [line for line in ran.stderr.splitlines() if line.startswith("warning: 100% of the segments are fallbacks")]
     assert len(told) == 1
     assert "Lower target or raise beta" in told[0]
     assert not leaked

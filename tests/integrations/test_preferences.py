@@ -39,7 +39,7 @@ def reward() -> ClassifierReward:
     return ClassifierReward.load("tiny")
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_segments_continue_what_was_accepted_before_them(engine: TransformersEngine, reward: ClassifierReward) -> None:
     method = CARDS(target=2.0, boundary=FixedLength(maximum=6))
     decoder = Decoder(engine, reward, method)
@@ -191,7 +191,7 @@ def test_trl_trains_on_the_file_as_it_is_and_the_reward_rises(
 
 
 @TRL
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_trl_trains_on_segments_too(tmp_path: Path, engine: TransformersEngine, reward: ClassifierReward) -> None:
     decoder = Decoder(engine, reward, CARDS(target=2.0, boundary=FixedLength(maximum=6)))
     pairs = list(preferences(decoder, CHATS, repeats=8, max_tokens=64))[:64]

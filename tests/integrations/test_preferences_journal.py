@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import cards.cli
 from cards.engines.mock import MockEngine
 from cards.errors import CardsError, RewardError, UnavailableError
-from cards.files import alone
+from cards.files import locked
 from cards.rewards import FunctionReward
 
 PROGRAM = Path(__file__).parents[1] / "batch" / "slow_batch.py"  # the command on a model without weights, which takes its time
@@ -174,6 +174,6 @@ def test_files_that_cannot_be_gone_on_with(here: Here) -> None:
     Path("out.jsonl.journal").write_text("something else\n")
     assert "'out.jsonl.journal' holds no results" in refused("out.jsonl", *SETTINGS)
     assert Path("out.jsonl").read_bytes() == before
-    with alone(Path("shared.jsonl.journal"), "test"):
-        assert "Another `cards preferences` writes to 'shared.jsonl.journal'" in refused("shared.jsonl", *SETTINGS)
+    with locked(Path("shared.jsonl.journal"), "test"):
+        assert "Another `cards preferences` is writing to 'shared.jsonl.journal'" in refused("shared.jsonl", *SETTINGS)
     assert here.loads == 1

@@ -21,7 +21,7 @@ pytest.importorskip("gradio", reason="the playground needs Gradio")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*taken untested"),
+    pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning"),
     pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),  # of Gradio's calls of pandas
 ]
 CHROMIUM = os.environ.get("CARDS_CHROMIUM") or shutil.which("chromium")

@@ -13,7 +13,7 @@ from cards.batch import pack
 from cards.batch.journal import BatchJournal, Files, Merge, done, failed, settle
 from cards.batch.rows import Survey, suffix, survey
 from cards.errors import SettingError
-from cards.files import alone, check_format, replacing
+from cards.files import atomic_write, check_format, locked
 
 FORMAT = 1  # of state file and rows; format 0 has the same, and no version
 
@@ -62,7 +62,7 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Itera
     files = Files(answers, out.with_name(out.name.removesuffix(suffix(out)) + ".errors.jsonl"), row)
     if out.resolve() == source.resolve() or files.failures.resolve() == source.resolve():
         raise SettingError(f"The input {str(source)!r} is where the batch would write to: choose another output.")
-    with alone(out, "batch"):
+    with locked(out, "batch"):
         found = survey(source)
         _same(out, files, {**settings, "input": asdict(found)})
         settle(files)
@@ -85,7 +85,7 @@ def _same(out: Path, files: Files, now: dict[str, Any]) -> None:
             if path.exists():
                 raise SettingError(f"{str(path)!r} is there and was not begun by `cards batch`: choose another output.")
         try:
-            with replacing(state) as file:
+            with atomic_write(state) as file:
                 file.write(json.dumps({"format": FORMAT, **now}, indent=2).encode())
         except OSError as error:
             raise SettingError(f"The batch cannot be written to {str(out)!r}: {error.strerror}.") from error

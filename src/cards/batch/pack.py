@@ -10,14 +10,14 @@ from typing import Any
 
 from cards.batch.rows import arrow, line, lines, parsed, rows, suffix
 from cards.errors import SettingError
-from cards.files import replacing
+from cards.files import atomic_write
 
 CHUNK = 4096  # rows in memory, and in a row group
 
 
 def pack(answers: Path, out: Path) -> None:
     """Write the answers as gzip or Parquet, a piece at a time. Raises SettingError for what Parquet cannot hold."""
-    with replacing(out) as file:
+    with atomic_write(out) as file:
         if suffix(out) == ".parquet":
             _parquet(answers, file)
         else:
@@ -28,7 +28,7 @@ def pack(answers: Path, out: Path) -> None:
 
 def unpack(out: Path, answers: Path) -> None:
     """The way back."""
-    with replacing(answers) as file:
+    with atomic_write(answers) as file:
         file.writelines(line(parsed(raw)) for raw in rows(out))
 
 

@@ -10,7 +10,7 @@ from cards.batch.rows import Fields, Raw, line, parsed
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.usage import Usage
 
 OWN = ("text", "reward", "finish_reason", "seed", "method")
@@ -79,7 +79,7 @@ class Work:
         name = self.shape.prompt_field or ("prompt" if fields.get("prompt") is not None else "messages")
         found = fields.get(name)
         if isinstance(found, str):
-            return shaped(found, "raw" if self.shape.raw else "auto", self.decoder.engine.chats)
+            return format_prompt(found, "raw" if self.shape.raw else "auto", self.decoder.engine.chats)
         if not isinstance(found, Sequence):
             wanted = self.shape.prompt_field or "prompt or messages"
             raise PromptError(

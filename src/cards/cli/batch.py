@@ -24,7 +24,7 @@ from cards.cli.generate import load
 from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
-from cards.console import messages, one_line_warnings, say, show_warning
+from cards.console import one_line_warnings, say, show_warning, stderr_console
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check
 from cards.placement import Placement
@@ -102,14 +102,14 @@ def _batch(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
     failed, whole = job.failed, True
     if retry_failed and failed:
         numbers, merge = job.merge()
-        report = BatchProgress(failed, 0, 0, messages())
+        report = BatchProgress(failed, 0, 0, stderr_console())
         with suppress(InterruptedError), merge, report:
             whole = decode(numbers, merge, report)
             if not whole:
                 raise InterruptedError  # leaves the files as they were
             failed = report.failed
     if whole and job.left:
-        with BatchProgress(job.total, job.total - len(job.left), failed, messages()) as report, job.journal() as journal:
+        with BatchProgress(job.total, job.total - len(job.left), failed, stderr_console()) as report, job.journal() as journal:
             whole = decode(job.left, journal, report)
         failed = report.failed
         rate = report.usage.fallback_rate

@@ -13,7 +13,7 @@ from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
 from cards.cli.options import MODEL, MODELS, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, with_profile
-from cards.console import messages, show_warning
+from cards.console import show_warning, stderr_console
 from cards.errors import CardsError, UnknownNameError, check
 from cards.study.bench.plan import PRESETS, Plan, preset, read
 from cards.study.bench.plot import save
@@ -126,4 +126,4 @@ def _report(path: Path, results: Journal, baseline: str, tolerance: float) -> No
         written += save(found, path.with_suffix(""))
     except CardsError as error:
         show_warning(str(error))
-    messages().print(f"report: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
+    stderr_console().print(f"report: {', '.join(map(str, written))}", style="dim", soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from cards.console import messages, show_error
+from cards.console import show_error, stderr_console
 from cards.errors import CardsError
 from cards.events import Message, Result
 
@@ -16,7 +16,7 @@ def chat(answer: Callable[[list[Message]], Result]) -> None:
     """Read a line, answer it in the light of the conversation so far, repeat."""
     with suppress(ImportError):
         import readline  # noqa: F401  (editing and history of input lines)
-    console = messages()
+    console = stderr_console()
     console.print(HELP, style="dim")
     conversation: list[Message] = []
     while True:

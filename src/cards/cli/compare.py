@@ -22,7 +22,7 @@ from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.placement import Placement
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study.models import Models
 from cards.study.tables import FORMAT
 
@@ -60,7 +60,7 @@ def compare(
         raise PromptError("The prompt is empty: give the text to answer.")
     models = load_models(model, reward, gold, Placement(**placed))
     options = Options(max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=False)
-    prompt = shaped(text, "raw" if raw else "auto", models.engine.chats)
+    prompt = format_prompt(text, "raw" if raw else "auto", models.engine.chats)
     models.run(models.warm_up(prompt))
     panes = [Pane(arm) for arm in arms]
     with one_line_warnings(), Board(panes, silent=json):

@@ -13,7 +13,7 @@ from cards.cli.arms import METHOD_HELP
 from cards.cli.bench import LIMIT, PROMPTS, SAMPLE, decode
 from cards.cli.models import load_named
 from cards.cli.options import MODEL, OUTPUT, with_placement
-from cards.console import messages, show_warning
+from cards.console import show_warning, stderr_console
 from cards.errors import UnknownNameError, check
 from cards.study.bench.plan import Plan
 from cards.study.bench.plan import read as read_plan
@@ -184,4 +184,6 @@ def _report(evaluated: Evaluated, out: Path, about: dict[str, Any]) -> None:
     written = {".md": to_markdown(about, figures), ".csv": to_csv(figures), ".json": to_json(about, figures)}
     for suffix, text in written.items():
         out.with_suffix(suffix).write_text(text, encoding="utf-8")
-    messages().print(f"report: {', '.join(str(out.with_suffix(suffix)) for suffix in written)}", style="dim", soft_wrap=True)
+    stderr_console().print(
+        f"report: {', '.join(str(out.with_suffix(suffix)) for suffix in written)}", style="dim", soft_wrap=True
+    )

@@ -17,13 +17,13 @@ from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
-from cards.console import messages, one_line_warnings, spinner
+from cards.console import one_line_warnings, spinner, stderr_console
 from cards.decoder import Decoder
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
 from cards.placement import Placement
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.loader import reward_classes
 
 
@@ -73,7 +73,7 @@ def generate(
             raise PromptError(f"Model {model!r} has no chat template, so it cannot chat: give a text to continue.")
         chat(run)
         return
-    result = run(shaped(text, "raw" if raw else "auto", decoder.engine.chats))
+    result = run(format_prompt(text, "raw" if raw else "auto", decoder.engine.chats))
     if json:
         typer.echo(result.to_json())
     if result.finish_reason == "interrupted":
@@ -87,7 +87,7 @@ def load(model: str, reward: str, method: Method, placement: Placement) -> Decod
         stack.enter_context(one_line_warnings())
         if all(is_local(name) for name in (model, *([reward] if guided else []))):  # downloads show bars of their own
             hide_bars()
-            stack.enter_context(spinner(messages(), f"loading {model}{f' and the reward {reward}' if guided else ''}"))
+            stack.enter_context(spinner(stderr_console(), f"loading {model}{f' and the reward {reward}' if guided else ''}"))
         engine = placement.engine(model)
         return Decoder(engine, placement.reward(reward) if guided else None, method)
 

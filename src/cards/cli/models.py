@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from cards.cli.generate import hide_bars, is_local
-from cards.console import messages, one_line_warnings, show_warning, spinner
+from cards.console import one_line_warnings, show_warning, spinner, stderr_console
 from cards.errors import ModelError, UnknownNameError
 from cards.placement import Placement
 from cards.study.models import Models
@@ -36,7 +36,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
         stack.enter_context(one_line_warnings())
         if all(is_local(name) for name in names.values()):  # downloads show bars of their own
             hide_bars()
-            stack.enter_context(spinner(messages(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
+            stack.enter_context(spinner(stderr_console(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
         for option, name in names.items():
             try:
                 loaded[option] = (placement.engine if option == "--model" else placement.reward)(name)

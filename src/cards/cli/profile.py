@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from cards.profile import Profile, typed
+from cards.profile import Profile, option_text
 
 
 def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -40,7 +40,7 @@ def profiled(
     if path is None or (profile := Profile.read(path)).method != method:
         return given
     profile.check_models(model, reward)
-    return {**given, **{key: typed(value) for key, value in profile.settings.items() if given.get(key) is None}}
+    return {**given, **{key: option_text(value) for key, value in profile.settings.items() if given.get(key) is None}}
 
 
 def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str) -> Sequence[str]:
@@ -52,6 +52,6 @@ def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: st
         return specs
     profile = Profile.read(path)
     profile.check_models(model, reward)
-    spec = f"{profile.method}:" + ",".join(f"{key}={typed(value)}" for key, value in profile.settings.items())
+    spec = f"{profile.method}:" + ",".join(f"{key}={option_text(value)}" for key, value in profile.settings.items())
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]

@@ -10,7 +10,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from cards.console import ENDINGS, messages, quoted, say, spinner
+from cards.console import ENDINGS, quoted, say, spinner, stderr_console
 from cards.events import Accepted, Done, Event, Fallback, Rejected, Result, Scored, Segment
 
 VERDICTS = {"accepted": "green", "rejected": "red", "fallback": "yellow", "untested": "dim"}
@@ -26,7 +26,7 @@ class View:
 
     def __init__(self, *, trace: bool = False, silent: bool = False, strip: bool = False) -> None:
         self.trace, self.silent, self.strip = trace, silent, strip
-        self.console = messages()
+        self.console = stderr_console()
         self.headed = False
         self.judged = 0
         self.written = 0  # characters of the answer

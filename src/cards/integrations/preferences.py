@@ -18,8 +18,8 @@ from cards.batch.work import ends
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, SettingError, check
 from cards.events import Message, Prompt, Result
-from cards.files import replacing
-from cards.progress import together
+from cards.files import atomic_write
+from cards.progress import run_concurrently
 from cards.registry import method_classes
 
 REPETITION = 1_000_000  # between the seeds of two answers to a prompt
@@ -72,7 +72,7 @@ class Pairing:
         def failed(k: int, error: CardsError) -> None:
             raise error
 
-        await together(range(self.repeats), one, failed, self.repeats, False)
+        await run_concurrently(range(self.repeats), one, failed, self.repeats, False)
         return self.pairs(prompt, [results[k] for k in range(self.repeats)])
 
     def pairs(self, prompt: PromptLike, results: Sequence[Result]) -> list[PreferencePair]:
@@ -116,7 +116,7 @@ def preferences(
         async def one(number: int) -> None:
             found[number] = await pairing.draw(number, prompts[number], gate)
 
-        await together(numbers, one, failed, len(numbers), None)
+        await run_concurrently(numbers, one, failed, len(numbers), None)
         return [pair for number in sorted(found) for pair in found[number]]
 
     parts = range(0, len(prompts), size := 4 * decoder.engine.rows)
@@ -183,7 +183,7 @@ def write(path: Path, pairs: Iterable[PreferencePair]) -> int:
     """Writes the pairs as JSON Lines or Parquet, whole or not at all; returns how many. Raises SettingError."""
     check_form(path)
     count = 0
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".parquet":
             rows = [pair.row() for pair in pairs]
             arrow("parquet").write_table(arrow("lib").Table.from_pylist(rows), file)

@@ -13,7 +13,7 @@ from typing import Any
 from cards.batch.work import ends
 from cards.errors import CardsError, SettingError
 from cards.integrations.preferences import Pairing, PreferencePair, once, write
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study import session
 from cards.study.journal import Row
 from cards.study.models import Models
@@ -42,7 +42,7 @@ class Collection:
         gate = Semaphore(engine.rows)
 
         async def draw(record: PromptRecord) -> Row:
-            pairs = await pairing.draw(record.number, shaped(record.prompt, form, engine.chats), gate)
+            pairs = await pairing.draw(record.number, format_prompt(record.prompt, form, engine.chats), gate)
             row = {"prompt": record.prompt, "seed": self.seed + record.number}
             return row | {"pairs": [asdict(pair) for pair in pairs]}
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from cards.console import one_line_warnings, say, show_error
 from cards.errors import CardsError, UnreachableTargetWarning
-from cards.files import alone
-from cards.progress import together
+from cards.files import locked
+from cards.progress import run_concurrently
 from cards.study.journal import Journal, Row
 
 K = TypeVar("K", bound=Hashable)
@@ -91,7 +91,7 @@ class Session:
         def failed(item: T, error: CardsError) -> None:
             self.errors.append(note(item, error))
 
-        await together(list(items), act, failed, concurrency, self.show, title)
+        await run_concurrently(list(items), act, failed, concurrency, self.show, title)
 
 
 @contextmanager
@@ -100,5 +100,5 @@ def opened(path: Path, header: dict[str, Any], who: str) -> Iterator[Session]:
 
     Raises SettingError if the journal was made with another header, or if another process writes to it.
     """
-    with alone(path, who):
+    with locked(path, who):
         yield Session(Journal.open(path, header))

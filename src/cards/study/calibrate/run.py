@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cards.boundaries import Entropy
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.calibrate.choose import Recommendation, Wish, bar_of, choose, measured, rates
 from cards.study.calibrate.lengths import Cut, cuts, suggested, thresholds_of
@@ -122,7 +122,7 @@ class Calibration:
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
         async def one(record: PromptRecord) -> Row:
-            prompt = shaped(record.prompt, self.form, self.models.engine.chats)
+            prompt = format_prompt(record.prompt, self.form, self.models.engine.chats)
             seed = self.drawing.seed + PROBE_SEED + record.number
             result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.drawing.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
@@ -151,7 +151,7 @@ class Calibration:
         return await self.session.complete(todo, one, _key, self.models.engine.rows, title)
 
     def _prompt(self, record: PromptRecord) -> Any:
-        return self.models.engine.encode(shaped(record.prompt, self.form, self.models.engine.chats))
+        return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
 
     def _grid(self, answers: Sequence[Row], trees: Sequence[Row], asked: CalibrationRequest) -> Grid:
         """Targets from the lower quartile of plain answers to the best candidates; betas in deviations within a prompt."""

@@ -10,7 +10,7 @@ from typing import Any
 from cards.engines.base import Engine
 from cards.errors import CardsError, PromptError
 from cards.events import Message, Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.prompts import content, rows
 from cards.study.statistics import Estimate, estimate
@@ -43,7 +43,7 @@ def read(path: Path) -> list[PairRecord]:
 
 async def preferred(engine: Engine, reward: Reward, pair: PairRecord, form: str) -> list[float]:
     """For each of PARTS: 1 where the chosen answer has the higher reward, 0.5 where they are equal, else 0."""
-    prompt = engine.encode(shaped(pair.prompt, form, engine.chats))
+    prompt = engine.encode(format_prompt(pair.prompt, form, engine.chats))
     answers = [engine.tokenize(text) for text in (pair.chosen, pair.rejected)]
     texts = []
     for part in PARTS:

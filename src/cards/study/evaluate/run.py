@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cards.errors import CardsError
 from cards.events import Prompt, Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.evaluate.answers import SystemResponse, SystemResponses, pairs
 from cards.study.evaluate.judge import Judge
@@ -106,7 +106,7 @@ def graded(reward: str, answer: SystemResponse) -> str:
 
 def prompt_of(answer: SystemResponse) -> Prompt:
     """What was asked, without any model's tokens: as messages, and as text for rewards without a chat template."""
-    text = shaped(answer.asked, "dialogue", chats=False)
+    text = format_prompt(answer.asked, "dialogue", chats=False)
     assert isinstance(text, str)
     return Prompt(text, messages=answer.asked)
 
