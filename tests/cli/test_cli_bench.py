@@ -35,7 +35,7 @@ def test_a_run_makes_results_tables_and_a_plot(bench: Cards) -> None:
     assert ran.exit_code == 0, ran.output
     assert "9 answers added to out.jsonl, 0 were there" in ran.stderr
     assert len(Path("out.jsonl").read_text(encoding="utf-8").splitlines()) == 10
-    for title in ("gold: mean", "gold against vanilla, paired", "cost of an answer", "text"):
+    for title in ("gold: mean", "gold against vanilla, paired", "cost per response", "text"):
         assert title in ran.stdout
     for suffix, least in ((".md", 500), (".csv", 500), (".json", 1000), (".png", 20_000), (".svg", 5000)):
         assert Path(f"out{suffix}").stat().st_size > least
