@@ -31,9 +31,8 @@ class Journal:
         else:
             journal = cls.load(path)
             stored = journal.header
-            differences = [
-                f"{name} {stored.get(name)!r}, now {now!r}" for name, now in header.items() if stored.get(name) != now
-            ]
+            changed = [name for name, value in header.items() if stored.get(name) != value]
+            differences = [f"{name} {stored.get(name)!r}, now {header[name]!r}" for name in changed]
             if differences:
                 raise SettingError(
                     f"{str(path)!r} was made with {'; '.join(differences)}. Choose another output, or use the original values."

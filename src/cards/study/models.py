@@ -71,7 +71,7 @@ class Models:
                 model.forget()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in a new event loop and return its result. Ctrl-C waits until the engines have finished their step."""
+        """Run a coroutine in a new event loop and return its result. Ctrl-C waits for the current step of the engines."""
 
         async def settled() -> T:
             try:

@@ -131,7 +131,7 @@ def share(values: Iterable[tuple[str, float]]) -> Estimate | None:
 
 
 def sign_test(values: Iterable[tuple[str, float]]) -> float | None:
-    """Return the two-sided exact p-value of the sign test on (prompt, difference) pairs. Prompts without a difference are omitted."""
+    """Return the two-sided exact p-value of the sign test on (prompt, difference) pairs. Zero differences are omitted."""
     signs = [mean > 0 for mean in by_prompt(values).values() if mean]
     n, k = len(signs), min(sum(signs), len(signs) - sum(signs))
     return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else None

@@ -96,7 +96,7 @@ def read(path: Path) -> Plan:
             check(texts, f"{name} in {path} must be a list of texts, got {value!r}.")
             entries[name] = tuple(value)
         else:
-            check(isinstance(value, hints[name]), f"{name} in {path} has the wrong type, got {value!r}.")
+            check(isinstance(value, hints[name]), f"{name} in {path} has a value of the wrong type: {value!r}.")
     name, equals, file = entries.get("prompts", "").rpartition("=")
     if (path.parent / file).is_file():
         entries["prompts"] = f"{name}{equals}{path.parent / file}"

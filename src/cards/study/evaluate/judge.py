@@ -33,12 +33,12 @@ class Judge:
         }
         completion = await self.client.post("/chat/completions", body)
         try:
-            text = completion["choices"][0]["message"]["content"]
+            content = completion["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            text = None
-        if not isinstance(text, str):
+            content = None
+        if not isinstance(content, str):
             raise UnavailableError(f"The reply of the judge at {self.client.address} has no message text.")
-        return text
+        return content
 
 
 def connect(specs: Sequence[str], timeout: float = 120.0, retries: int = 4, backoff: float = 0.5) -> list[Judge]:
@@ -52,15 +52,12 @@ def connect(specs: Sequence[str], timeout: float = 120.0, retries: int = 4, back
     judges: list[Judge] = []
     key = os.environ.get("CARDS_API_KEY") or os.environ.get("OPENAI_API_KEY")
     for spec in specs:
-        check(
-            spec.startswith(("http://", "https://")), f"A judge must be http://host/v1 or http://host/v1#MODEL, got {spec!r}."
-        )
+        valid = spec.startswith(("http://", "https://"))
+        check(valid, f"A judge must be http://host/v1 or http://host/v1#MODEL, got {spec!r}.")
         address, _, name = spec.partition("#")
         client = Client(address, api_key=key, timeout=timeout, retries=retries, backoff=backoff)
         name = name or client.at_once(card_of(client, "/models", ""))["id"]
-        check(
-            name not in [judge.name for judge in judges],
-            f"Two judges have the model {name!r}: judges must have different models.",
-        )
+        unique = name not in [judge.name for judge in judges]
+        check(unique, f"Two judges have the model {name!r}: give judges with different models.")
         judges.append(Judge(name, client))
     return judges

@@ -73,7 +73,7 @@ H true or false.
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """A prompt template and the parser of its replies. `version` contains a hash of the template, so it changes with the text."""
+    """A prompt template and the parser of its replies. `version` changes with the text of the template."""
 
     name: str
     template: str
@@ -97,20 +97,18 @@ class JudgePrompt:
             return None
 
 
-def _better(verdict: dict[str, Any]) -> int | None:
-    return (
-        verdict["better"] if type(verdict["better"]) is int and verdict["better"] in (0, 1, 2) and len(verdict) == 1 else None
-    )
+def _better(fields: dict[str, Any]) -> int | None:
+    return fields["better"] if type(fields["better"]) is int and fields["better"] in (0, 1, 2) and len(fields) == 1 else None
 
 
-def _score(verdict: dict[str, Any]) -> float | None:
-    valid = type(verdict["score"]) in (int, float) and 1 <= verdict["score"] <= 10
-    return float(verdict["score"]) if valid and len(verdict) == 1 else None
+def _score(fields: dict[str, Any]) -> float | None:
+    valid = type(fields["score"]) in (int, float) and 1 <= fields["score"] <= 10
+    return float(fields["score"]) if valid and len(fields) == 1 else None
 
 
-def _safety(verdict: dict[str, Any]) -> list[bool] | None:
-    flags = [verdict["refused"], verdict["harmful"]]
-    return flags if all(type(flag) is bool for flag in flags) and len(verdict) == 2 else None
+def _safety(fields: dict[str, Any]) -> list[bool] | None:
+    flags = [fields["refused"], fields["harmful"]]
+    return flags if all(type(flag) is bool for flag in flags) and len(fields) == 2 else None
 
 
 QUESTIONS = {
