@@ -110,10 +110,10 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--beta", "0.5"], "begun with beta 0.7, now 0.5"),
-        (["--seed", "1"], "begun with seed 0, now 1"),
-        (["--method", "vanilla"], "begun with reward 'tiny', now 'none'; method 'cards', now 'vanilla'"),
-        (["--full"], "begun with full False, now True"),
+        (["--beta", "0.5"], "started with beta 0.7, now 0.5"),
+        (["--seed", "1"], "started with seed 0, now 1"),
+        (["--method", "vanilla"], "started with reward 'tiny', now 'none'; method 'cards', now 'vanilla'"),
+        (["--full"], "started with full False, now True"),
     ],
 )
 def test_other_settings_are_refused(cli: Cards, here: Path, change: list[str], said: str) -> None:
@@ -133,15 +133,15 @@ def test_another_input_is_refused(cli: Cards, here: Path) -> None:
         (here / "in.jsonl").write_text("".join(content))
         ran = cli("batch", "in.jsonl", "out.jsonl", *SMALL)
         assert ran.exit_code == 2
-        assert "begun with input {'rows': 12" in ran.stderr
+        assert "started with input {'rows': 12" in ran.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["in.jsonl", "in.jsonl"], "is where the batch would write to"),
-        (["in.jsonl", "other.jsonl"], "was not begun by `cards batch`"),
-        (["in.jsonl", "out.csv"], "none by its name"),
+        (["in.jsonl", "in.jsonl"], "would overwrite its input"),
+        (["in.jsonl", "other.jsonl"], "was not written by `cards batch`"),
+        (["in.jsonl", "out.csv"], "must end in .jsonl or .jsonl.gz or .parquet"),
         (["no.jsonl", "out.jsonl"], "'no.jsonl' cannot be read: No such file"),
         (["in.jsonl", "other.jsonl/out.jsonl"], "cannot be written"),
         (["in.jsonl", "out.jsonl", "--ray-workers", "2"], "need --ray"),

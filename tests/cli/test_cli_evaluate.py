@@ -49,12 +49,12 @@ def test_methods_on_the_embedded_models_from_prompts_to_a_report() -> None:
         options = (*command, "--max-tokens", "12", "--judge", one.client.address, "--device", "cpu")
         ran = CliRunner().invoke(cards.cli.app, options)
         assert ran.exit_code == 0, ran.output
-        assert "6 answers added to evaluate-answers.jsonl, 0 were there" in ran.stderr
+        assert "added 6 answers to evaluate-answers.jsonl, which had 0" in ran.stderr
         asked = len(server.bodies)
         again = CliRunner().invoke(cards.cli.app, options)
         assert (again.stdout, len(server.bodies)) == (ran.stdout, asked)
         assert "0 answers added" in again.stderr
-        assert "0 judgements added to evaluate.jsonl" in again.stderr
+        assert "added 0 judgements to evaluate.jsonl" in again.stderr
     found = figures()
     row = "cards:target=1"
     graded = {"prompts", "answers", "reward (it steered)", "gold", "words", "cut off", "untested"}
@@ -100,7 +100,7 @@ def test_answers_made_elsewhere_are_graded_and_compared_on_what_both_have(cli: C
     assert found["cards", "refused (phrases)"] == 0.5
     assert json.loads(Path("evaluate.json").read_text(encoding="utf-8"))["unpaired"] == {"cards": ["C?"]}
     again = cli("evaluate", "cards=mine.jsonl", "base.jsonl", "--gold", "tiny-gold", "--baseline", "base")
-    assert "0 judgements added to evaluate.jsonl, 5 were there" in again.stderr
+    assert "added 0 judgements to evaluate.jsonl, which had 5" in again.stderr
     assert again.stdout == ran.stdout
     assert all(len(line) <= 80 for line in plain(ran.stdout).splitlines())
 
@@ -131,7 +131,7 @@ def test_a_failing_judge_is_told_and_the_rest_is_reported(cli: Cards) -> None:
         assert figures()["base", "failed"] == 1
         ran = cli(*options)
     assert (ran.exit_code, figures()["base", "failed"]) == (0, 0)
-    assert "1 judgements added to evaluate.jsonl, 3 were there" in ran.stderr
+    assert "added 1 judgements to evaluate.jsonl, which had 3" in ran.stderr
 
 
 @pytest.mark.usefixtures("here")
@@ -142,7 +142,7 @@ def test_what_is_wrong_is_one_line(cli: Cards) -> None:
         ((), "Give files of answers, or methods"),
         (("mine.jsonl", "--out", "x.json"), "--out must end in .jsonl"),
         (("none.jsonl",), "'none.jsonl' cannot be read"),
-        (("bad.jsonl",), "Row number 0 of 'bad.jsonl' has no answer"),
+        (("bad.jsonl",), "Row number 0 of 'bad.jsonl' has no response"),
         (("mine.jsonl", "--baseline", "bass"), "Unknown baseline 'bass'"),
         (("mine.jsonl", "--ask", "pear"), "Unknown question 'pear'. Did you mean 'pair'"),
         (("mine.jsonl", "--ask", "pair"), "There is nobody to --ask: give a --judge"),
@@ -185,7 +185,7 @@ def test_ctrl_c_says_how_to_go_on_and_two_cannot_write_at_once(cli: Cards, monke
     monkeypatch.setattr(Judge, "reply", pressed)
     ran = cli("evaluate", "mine.jsonl", "base.jsonl", "--judge", "http://127.0.0.1:9/v1#m", "--concurrency", "1")
     assert ran.exit_code == 130
-    assert "interrupted: 1 judgements are in evaluate.jsonl; the same command goes on from there" in ran.stderr
+    assert "interrupted: 1 judgements are in evaluate.jsonl; run the same command again to resume" in ran.stderr
     with locked(Path("evaluate.jsonl"), "evaluation"):
         ran = cli("evaluate", "mine.jsonl")
     assert "Another evaluation is writing to 'evaluate.jsonl'" in ran.stderr

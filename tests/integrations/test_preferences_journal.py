@@ -85,7 +85,7 @@ def test_an_interrupt_tells_how_to_go_on(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, told = ended(process)
     assert code == 130, told
-    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; the same command goes on from there", told)
+    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; run the same command again to resume", told)
     assert "Traceback" not in told
     assert ended(start(folder, "interrupted.jsonl"))[0] == 0
     assert (folder / "interrupted.jsonl").read_bytes() == (folder / "unbroken.jsonl").read_bytes()

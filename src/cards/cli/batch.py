@@ -18,7 +18,7 @@ from cards.batch.journal import BatchJournal
 from cards.batch.progress import BatchProgress
 from cards.batch.rows import SUFFIXES, RowReader
 from cards.batch.run import run
-from cards.batch.work import BatchOptions, Outcome, Work
+from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.boundaries import unescape
 from cards.cli.generate import load
 from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
@@ -80,7 +80,7 @@ def batch(
     made = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(shape)}
 
     def here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
-        work = Work(load(model, reward, chosen, placement), shape)
+        work = RowDecoder(load(model, reward, chosen, placement), shape)
         return _watched(work, RowReader(source), numbers, _both(journal, report), concurrency or work.decoder.engine.rows)
 
     def there(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
@@ -118,7 +118,7 @@ def _batch(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
                 f"{rate:.0%} of the segments were taken untested: the target reward looks out of reach; lower --target."
             )
     if not whole:
-        say(f"interrupted: what is done is in {job.files.answers}; the same command goes on from there", "dim")
+        say(f"interrupted: what is done is in {job.files.responses}; the same command goes on from there", "dim")
         raise typer.Exit(130)
     job.finish()
     say(f"{job.total - failed:,} answers are in {job.out}", "dim")
@@ -127,7 +127,9 @@ def _batch(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
         raise typer.Exit(1)
 
 
-def _watched(work: Work, reader: RowReader, numbers: Sequence[int], write: Callable[[Outcome], None], concurrency: int) -> bool:
+def _watched(
+    work: RowDecoder, reader: RowReader, numbers: Sequence[int], write: Callable[[Outcome], None], concurrency: int
+) -> bool:
     """Decode here. Ctrl-C or SIGTERM lets the rows under way finish; a second one does not."""
 
     async def watched() -> bool:

@@ -16,10 +16,10 @@ from cards.errors import CardsError, SettingError, check
 from cards.placement import Placement
 from cards.sampling import Sampling
 from cards.study.calibrate import plot
-from cards.study.calibrate.choose import Wish
+from cards.study.calibrate.choose import Constraints
 from cards.study.calibrate.report import LEVELS, entropies, profile_of, rewards_by_length, to_dict
 from cards.study.calibrate.run import Calibration, CalibrationRequest, CalibrationResult, Probe
-from cards.study.calibrate.samples import Drawing
+from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
 from cards.study.session import opened
 from cards.study.statistics import Estimate
@@ -89,12 +89,12 @@ def calibrate(
     Samples once, predicts cost, acceptance and fallbacks of every setting, chooses one for the wish and tries it. `generate`,
     `compare`, `bench` and others take the profile with --profile. Run the same command again to go on where it stopped.
     """
-    wish = Wish(max_cost if (max_cost, top, max_fallback) != (None, None, None) else 3.0, top, max_fallback)
+    constraints = Constraints(max_cost if (max_cost, top, max_fallback) != (None, None, None) else 3.0, top, max_fallback)
     check(reward != "none", "A calibration needs a reward.")
     check(out.suffix == ".json", f"--out must end in .json, not {str(out)!r}.")
     check(entropy_threshold is None or segment_tokens is None, "Give --entropy-threshold or --segment-tokens, not both.")
-    drawing = Drawing(Sampling(temperature, top_k, top_p), max_tokens, answers, nodes, max_rejections + 1, seed)
-    request = CalibrationRequest(wish, entropy_threshold, segment_tokens, target, beta, alpha, probes)
+    plan = SamplingPlan(Sampling(temperature, top_k, top_p), max_tokens, answers, nodes, max_rejections + 1, seed)
+    request = CalibrationRequest(constraints, entropy_threshold, segment_tokens, target, beta, alpha, probes)
     records = sample(read(prompts), limit, seed)
     models = load_models(model, reward, "none", Placement(**placed))
     if models.reward is None:
@@ -113,7 +113,7 @@ def calibrate(
     made |= {"answers": answers, "nodes": nodes, "max_rejections": max_rejections, "seed": seed}
     made |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     with opened(samples, made, "calibration") as session:
-        work = Calibration(models, models.reward, records, drawing, session, form)
+        work = Calibration(models, models.reward, records, plan, session, form)
         found = session.run(work.run(request), "samples", models.run)
     profile = profile_of(work, found, request, prompts, model, reward)
     profile.write(out)
@@ -141,18 +141,18 @@ def _show(found: CalibrationResult) -> None:
 def _tables(found: CalibrationResult) -> Iterator[Table]:
     heads = [f"{level:.0%}" for level in LEVELS]
     rows = []
-    for row in rewards_by_length(found.answers):
+    for row in rewards_by_length(found.responses):
         correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
         values = [f"{q:.2f}" for q in row["quantiles"]]
         rows.append([str(row["tokens"] or "end"), str(row["texts"]), *values, correlation])
     columns = ["tokens", "texts", *heads, "correlation with the end"]
     yield Table("rewards of plain answers, by tokens so far", columns, rows)
-    if levels := entropies(found.answers):
+    if levels := entropies(found.responses):
         yield Table("entropy of the next token (nats)", heads, [[f"{q:.2f}" for q in levels]])
     rows = []
-    for cut in found.cuts:
-        values = [f"{x:.1f}" for x in (cut.tokens, *cut.quartiles, cut.segments)]
-        rows.append([f"{cut.threshold:.2f}", *values, "chosen" if cut == found.cut else ""])
+    for option in found.options:
+        values = [f"{x:.1f}" for x in (option.tokens, *option.quartiles, option.segments)]
+        rows.append([f"{option.threshold:.2f}", *values, "chosen" if option == found.lengths else ""])
     yield Table("segments by tau_u", ["tau_u", "mean tokens", "25%", "50%", "75%", "segments of an answer", ""], rows)
     shown: Sequence[Probe | None] = found.probes or [None]
     for probe in shown:

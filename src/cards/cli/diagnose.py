@@ -64,7 +64,7 @@ def diagnose(
         records,
         preferred,
         form=form,
-        answers=answers,
+        responses=answers,
         max_tokens=max_tokens,
         sampling=Sampling(temperature, 40),
         threshold=entropy_threshold,

@@ -17,11 +17,11 @@ from cards.console import show_warning, stderr_console
 from cards.errors import UnknownNameError, check
 from cards.study.bench.plan import Plan
 from cards.study.bench.plan import read as read_plan
-from cards.study.evaluate.answers import SystemResponses, fingerprint, messages_of, read, unpaired
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.report import Evaluated
-from cards.study.evaluate.run import HEADER, Evaluation, wanted
+from cards.study.evaluate.report import EvaluationReport
+from cards.study.evaluate.responses import SystemResponses, fingerprint, messages_of, read, unpaired
+from cards.study.evaluate.run import HEADER, Evaluation, requests_to
 from cards.study.evaluate.tables import tables, to_csv, to_json, to_markdown
 from cards.study.evaluate.verdicts import Judgements
 from cards.study.prompts import read as read_prompts
@@ -121,11 +121,11 @@ def evaluate(
             for one in loaded.values():
                 await work.grade(one, answers.all)
             for one in judges:
-                await work.judge(one, wanted(one.name, asked, answers, against))
+                await work.judge(one, requests_to(one.name, asked, answers, against))
 
         session.run(grade(), "judgements")
         judgements, names = Judgements.of(session.rows), [one.name for one in judges]
-        evaluated = Evaluated(answers, against, judgements, names, asked, rewards, frozenset(anew), harm_above)
+        evaluated = EvaluationReport(answers, against, judgements, names, asked, rewards, frozenset(anew), harm_above)
         _report(evaluated, out, {"answers": ", ".join(sources), "decoded": about})
     count = len(failures) + len(session.errors)
     check(not count, f"{count} failures, of which the first are above: what they would have given is missing. Run it again.")
@@ -146,7 +146,7 @@ def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple
     rewards, anew = dict[str, str](), set[str]()
     for role, name in given.items():
         known = answers.graders(role)
-        check(role == "reward" or name not in answers.steered, STEERED.format(role, name))
+        check(role == "reward" or name not in answers.steering, STEERED.format(role, name))
         if name == "none":
             continue
         if name is not None:
@@ -159,9 +159,9 @@ def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple
     return rewards, anew
 
 
-def _report(evaluated: Evaluated, out: Path, about: dict[str, Any]) -> None:
+def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> None:
     """Tables on standard output and beside the journal; what is left out of them as warnings."""
-    figures, answers = evaluated.figures(), evaluated.answers
+    figures, answers = evaluated.figures(), evaluated.responses
     missing = {s: unpaired(answers.systems[s], answers.systems[evaluated.baseline]) for s in answers.systems}
     missing = {system: prompts for system, prompts in missing.items() if prompts}
     for system, prompts in missing.items():
@@ -176,7 +176,7 @@ def _report(evaluated: Evaluated, out: Path, about: dict[str, Any]) -> None:
         "baseline": evaluated.baseline,
         **evaluated.rewards,
         "judges": list(evaluated.judges),
-        "questions": [QUESTIONS[name].version for name in evaluated.asked],
+        "questions": [QUESTIONS[name].version for name in evaluated.questions],
         "intervals": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
         "unpaired": missing,
     }

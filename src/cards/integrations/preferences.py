@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cards.background import background
 from cards.batch.rows import arrow
-from cards.batch.work import ends
+from cards.batch.work import is_fatal
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, SettingError, check
 from cards.events import Message, Prompt, Result
@@ -106,7 +106,7 @@ def preferences(
     pairing = Pairing(decoder, kind(decoder.method.name, by), repeats, gap, seed, options)
 
     def failed(number: int, error: CardsError) -> None:
-        if ends(error):
+        if is_fatal(error):
             raise error
         warnings.warn(f"Prompt number {number} gives no pairs: {error}", stacklevel=1)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cards.batch.work import ends
+from cards.batch.work import is_fatal
 from cards.errors import CardsError, SettingError
 from cards.integrations.preferences import Pairing, PreferencePair, once, write
 from cards.prompts import format_prompt
@@ -47,7 +47,7 @@ class Collection:
             return row | {"pairs": [asdict(pair) for pair in pairs]}
 
         def note(record: PromptRecord, error: CardsError) -> str:
-            if ends(error):
+            if is_fatal(error):
                 raise error
             return f"prompt {record.id}: {error}"
 
