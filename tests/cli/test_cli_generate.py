@@ -163,7 +163,7 @@ def test_a_reward_that_fails_half_way_shows_what_there_was(cli: Cards) -> None:
     assert ran.stdout.strip()
     assert ran.stdout.endswith("\n")
     assert closing.startswith("failed · ")
-    assert error.startswith("error: Reward 'failing' gave nan")
+    assert error.startswith("error: Reward 'failing' must return finite numbers, got nan")
 
 
 def test_what_the_library_logs_is_one_line_of_warning(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_files_that_cannot_be_gone_on_with(here: Here) -> None:
         return " ".join(ran.stderr.split())
 
     Path("mine.jsonl").write_text("precious\n")
-    assert "'mine.jsonl' is there without 'mine.jsonl.journal'" in refused("mine.jsonl", *SETTINGS)
+    assert "'mine.jsonl' exists without 'mine.jsonl.journal'" in refused("mine.jsonl", *SETTINGS)
     assert Path("mine.jsonl").read_text() == "precious\n"
     assert here("in.txt", "out.jsonl", *SETTINGS).exit_code == 0
     before = Path("out.jsonl").read_bytes()

@@ -13,7 +13,7 @@ from cards.cli.options import MODEL, REWARD, with_placement
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
 from cards.errors import SettingError
-from cards.integrations.preferences import By, Pairing, check_form, kind
+from cards.integrations.preferences import By, Pairing, check_suffix, pair_kind
 from cards.integrations.preferences_journal import opened
 from cards.placement import Placement
 from cards.study.prompts import read
@@ -44,10 +44,10 @@ def preferences(
     Pairs are segments with what was refused in their place (cards, stars, ...), or the best and the worst of whole answers.
     Run the same command again to go on where it stopped, however it stopped.
     """
-    check_form(out)
+    check_suffix(out)
     placement = Placement(**placed)
     chosen = method_of(method, settings)
-    compared = kind(method, by)
+    compared = pair_kind(method, by)
     if "reward" not in chosen.needed:
         raise SettingError(f"Method {method!r} scores no answers, so none is better than another: choose one with a reward.")
     records = read(source)[:limit]
@@ -57,11 +57,11 @@ def preferences(
         **{"by": compared, "repeats": repeats, "gap": gap, "max_tokens": max_tokens, "stop": stops, "raw": raw},
     }
     with opened(out, made, records, seed) as collection:
-        if collection.lacking:
+        if collection.missing:
             decoder = load(model, reward, chosen, placement)
             options = {"max_tokens": max_tokens, "stop": stops}
             collection.collect(Pairing(decoder, compared, repeats, gap, seed, options), "raw" if raw else "auto")
-        count, failed = collection.finish(), len(collection.lacking)
+        count, failed = collection.finish(), len(collection.missing)
     say(f"{count:,} pairs of {len(records) - failed:,} prompts are in {out}", "dim")
     if failed:
         say(f"{failed:,} prompts failed, of which the first are above; the same command tries them again", "red")
