@@ -112,7 +112,8 @@ def calibrate(
     """Find settings of CARDS for a model, a reward and prompts, and write them to a profile.
 
     The command samples responses to PROMPTS, predicts the cost, acceptance and fallbacks of each setting, selects one that
-    meets the constraints, and measures it. Other commands read the profile with --profile. To resume, run the same command again.
+    meets the constraints, and measures it. Other commands read the profile with --profile. To resume, run the same command
+    again.
     """
     wish = Wish(max_cost if (max_cost, top, max_fallback) != (None, None, None) else DEFAULT_COST, top, max_fallback)
     check(reward != "none", NO_REWARD)

@@ -80,7 +80,7 @@ class View:
         self.pending.pop((event.position, event.candidate), None)
         self.verdicts += 1
         if self.status is not None:
-            self.status.update(f"decoding: {self.verdicts} candidate{'s' if self.verdicts > 1 else ''} tested")
+            self.status.update(f"decoding: {self.verdicts} candidate{'s' if self.verdicts > 1 else ''}")
         self._candidate(verdict, event.position, event.candidate, event.segment)
 
     def _candidate(self, verdict: str, position: int, candidate: int, segment: Segment) -> None:
