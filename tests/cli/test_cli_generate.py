@@ -1,4 +1,4 @@
-"""`cards generate`: what goes where, and what is said about it."""
+"""`cards generate`: output, messages and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_text_is_on_standard_output_and_its_cost_on_standard_error(cli: Card
     [line] = ran.stderr.splitlines()
     usage = result.usage
     for part in (
-        f"{len(result.token_ids)} tokens kept, {usage.lm_wasted_tokens} thrown away",
+        f"{len(result.token_ids)} tokens kept, {usage.lm_wasted_tokens} wasted",
         f"{usage.rm_calls} RM calls",
         f"{usage.acceptance_rate:.0%} accepted",
         f"{usage.fallback_rate:.0%} fallback",
@@ -182,7 +182,7 @@ def test_other_failures_keep_their_traceback(cli: Cards, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C right after the first segment is shown."""
+    """Press Ctrl-C right after the first segment is shown."""
     show = View.show
 
     def pressed(view: View, event: Event) -> None:

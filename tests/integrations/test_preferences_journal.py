@@ -140,7 +140,7 @@ def test_prompts_that_fail_are_tried_again(here: Here) -> None:
     ran = here("in.txt", "out.jsonl", *SETTINGS)
     assert ran.exit_code == 1
     assert "error: prompt 2: too many" in " ".join(ran.stderr.split())
-    assert "6 prompts failed, of which the first are above; the same command tries them again" in ran.stderr
+    assert "6 prompts failed; the first errors are above. Run the same command again to retry them." in ran.stderr
     assert "pairs of 6 prompts are in out.jsonl" in ran.stderr
     here.trouble = None
     assert here("in.txt", "out.jsonl", *SETTINGS).exit_code == 0
