@@ -16,7 +16,7 @@ import yaml
 from helpers.ray_cluster import ServeDeploySchema, ask, cluster, ray_serve, wait
 
 import cards
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 
 pytestmark = pytest.mark.timeout(900)
 SETTINGS = ray_serve.Settings(settings={"max_rejections": 3}, loading={"slots": 4})
@@ -138,7 +138,7 @@ def test_the_configuration_is_one_of_this_application() -> None:
     assert found.import_path == "cards.integrations.ray_serve:app"
     assert made._bound_deployment.name == "Front"
     assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.Decoder.name}
-    deadline = Options(**found.args["server"]).deadline
+    deadline = ServerOptions(**found.args["server"]).deadline
     for given, own in zip(found.deployments, (ray_serve.Front, ray_serve.Decoder), strict=True):  # removed ones can finish
         assert given.graceful_shutdown_timeout_s == own._deployment_config.graceful_shutdown_timeout_s > deadline
 

@@ -85,7 +85,7 @@ def serve(
     try:
         from cards.serve.app import make_app
         from cards.serve.logs import configure
-        from cards.serve.options import Options
+        from cards.serve.options import ServerOptions
         from cards.serve.server import bind, run
         from cards.serve.tracing import Tracing, provider_of
     except ModuleNotFoundError as error:
@@ -93,7 +93,7 @@ def serve(
     keys = tuple(api_key or ())
     if not keys and host not in LOCAL:
         show_warning(f"No --api-key is set: whoever reaches {host} is let in.")
-    options = Options(
+    options = ServerOptions(
         name=name,
         api_keys=keys,
         cors=tuple(cors or ()),

@@ -24,12 +24,12 @@ from cards.registry import load_engine, load_reward, make_method
 from cards.serve.app import make_app
 from cards.serve.errors import ApiError
 from cards.serve.guard import Guard
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 
 CHARACTERS = 1024  # of a text prompt that count as its beginning
 PASSED = {"type", "asgi", "http_version", "method", "scheme", "headers", "client", "server"}
 PASSED |= {"root_path", "path", "raw_path", "query_string"}
-ENDING = 150  # seconds to finish what runs when a replica is removed: more than the deadline of Options
+ENDING = 150  # seconds to finish what runs when a replica is removed: more than the deadline of ServerOptions
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
@@ -47,7 +47,7 @@ class Settings(BaseModel):
     method: str = "cards"
     settings: dict[str, Any] = {}  # of the method
     loading: dict[str, Any] = {}  # options of the loaders: device, dtype, slots, context
-    server: dict[str, Any] = {}  # cards.serve.options.Options
+    server: dict[str, Any] = {}  # cards.serve.options.ServerOptions
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -82,7 +82,7 @@ class Decoder:
         settings = self.settings
         engine = load_engine(model, **settings.loading)
         steers = load_reward(reward, **settings.loading) if reward else None
-        return make_app(engine, steers, make_method(settings.method, **settings.settings), Options(**settings.server))
+        return make_app(engine, steers, make_method(settings.method, **settings.settings), ServerOptions(**settings.server))
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """What the app sends in answer to a request; closing the iterator is leaving it."""
@@ -115,7 +115,7 @@ class Front:
     """Takes requests in and hands each to a decoder by how its conversation begins."""
 
     def __init__(self, settings: Settings, decoders: DeploymentHandle[Any]) -> None:
-        self.options = Options(**settings.server)
+        self.options = ServerOptions(**settings.server)
         self.decoders = decoders.options(stream=True)
 
     def __serve_build_asgi_app__(self) -> Starlette:
