@@ -101,15 +101,15 @@ def serve(
     try:
         from cards.serve.app import make_app
         from cards.serve.logs import configure
-        from cards.serve.options import Options
+        from cards.serve.options import ServerOptions
         from cards.serve.server import bind, run
         from cards.serve.tracing import Tracing, provider_of
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     keys = tuple(api_key or ())
     if not keys and host not in LOCAL:
-        show_warning(f"No --api-key is set: everyone who can reach {host} can use the server.")
-    options = Options(
+        show_warning(f"No --api-key is set: whoever reaches {host} is let in.")
+    options = ServerOptions(
         name=name,
         api_keys=keys,
         cors=tuple(cors or ()),
