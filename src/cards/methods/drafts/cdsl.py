@@ -26,24 +26,25 @@ Helper = tuple[Role, Engine]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CDSL(Method):
-    """Greedy decoding towards a reward, which looks ahead with a small model.
+    """Decode greedily towards a reward, with lookaheads by a small model, the `proposer`.
 
-    `proposer` writes `lookahead` (L) tokens. The LM reads them in one step; the first m of them are its own choices, a = m / L.
+        The proposer generates L tokens greedily, and the LM reads them in one step.
+        The first m of them are the LM's own choices; a = m / L.
+        a >= agreement and r(x, y + m tokens) >= target    accept the m tokens
+        a >= agreement and r < target                      one token, with lookaheads by the proposer
+        a <  agreement                                     one token, with lookaheads by the LM
 
-        a >= agreement and r(x, y + m tokens) >= target    take the m tokens
-        a >= agreement and r below it                      one token, looked ahead from by the proposer
-        a < agreement                                      one token, looked ahead from by the LM
+    The one token is argmax of log p(v) + weight * r(x, y + v + L more tokens) over the `candidates` most likely v of the LM.
+    `lookahead` is L, and `target` None takes the target that the reward suggests.
 
-    The one token is argmax log p(v) + weight * r(x, y + v + L tokens more) over the `candidates` likeliest v of the LM.
-
-    Our choices, where what we know of the paper is silent: everything is greedy; L counts only drafted tokens where
-    the draft ends early; `target` is a reward (None: what the reward suggests); the LM looks ahead itself only where the two
-    disagree, as its draft is no guide there. A token taken alone carries a reward only if the text behind it was not read.
+    Our choices where the paper, as far as we know it, is silent: everything is greedy. L counts only the proposed tokens if
+    the response ends early. The LM looks ahead only where the two models disagree, because the proposer is no guide there. A
+    single token carries a reward only if its lookahead is empty.
     """
 
     name: ClassVar[str] = "cdsl"
     family: ClassVar[str] = "drafts"
-    summary: ClassVar[str] = "Greedy decoding towards a reward, looking ahead with a small model."
+    summary: ClassVar[str] = "Decode greedily towards a reward, and look ahead with a small model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "reward"})
 
     proposer: EngineLike = setting("tiny-draft", help="Smaller LM of the same tokenizer that looks ahead.", loads="engine")

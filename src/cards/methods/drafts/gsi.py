@@ -37,7 +37,7 @@ class GSI(Method):
 
     name: ClassVar[str] = "gsi"
     family: ClassVar[str] = "drafts"
-    summary: ClassVar[str] = "Soft best-of-n of a small model's steps, weighted as if the model had drawn them."
+    summary: ClassVar[str] = "Choose among the steps of a small model by reward and by likelihood under the model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logprobs", "reward"})
     siblings: ClassVar[bool] = True
 

@@ -34,7 +34,7 @@ class RSD(Sampled):
 
     name: ClassVar[str] = "rsd"
     family: ClassVar[str] = "drafts"
-    summary: ClassVar[str] = "A small model writes each step; the model rewrites the steps that the reward does not like."
+    summary: ClassVar[str] = "Generate each step with a small model, and again with the model if its reward is too low."
     siblings: ClassVar[bool] = True
 
     proposer: EngineLike = setting("tiny-draft", help="Smaller LM of the same tokenizer that writes the steps.", loads="engine")

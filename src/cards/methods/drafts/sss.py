@@ -42,7 +42,7 @@ class SSS(Vanilla):
 
     name: ClassVar[str] = "sss"
     family: ClassVar[str] = "drafts"
-    summary: ClassVar[str] = "Speculative sampling with an aligned small model, whose alignment carries over."
+    summary: ClassVar[str] = "Carry the alignment of a small model over to the model by speculative sampling."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logits"})
 
     aligned: EngineLike = setting("tiny-aligned", help="Small LM, aligned by training, that writes ahead.", loads="engine")

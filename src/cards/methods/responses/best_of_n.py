@@ -16,7 +16,7 @@ class BestOfN(Answers):
     """argmax of r(x, y_i) over y_1 .. y_n drawn from the LM; the first of equals."""
 
     name: ClassVar[str] = "best-of-n"
-    summary: ClassVar[str] = "The response of highest reward out of n."
+    summary: ClassVar[str] = "Return the response with the highest reward out of n."
 
     async def choose(self, answers: Sequence[Segment], seed: int) -> int:
         return argmax(answers)

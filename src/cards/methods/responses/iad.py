@@ -31,7 +31,7 @@ class IAD(Sampled):
 
     name: ClassVar[str] = "iad"
     family: ClassVar[str] = "responses"
-    summary: ClassVar[str] = "Shows the model its best and worst response so far with their scores, and asks again."
+    summary: ClassVar[str] = "Show the model its best and worst response so far with their rewards, and ask again."
 
     iterations: int = setting(
         3, help="Rounds of responses; later ones see the best and worst so far.", at_least=1, typical=(1, 10), client_at_most=16

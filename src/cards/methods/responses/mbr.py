@@ -22,7 +22,7 @@ class MBR(Answers):
     """
 
     name: ClassVar[str] = "mbr"
-    summary: ClassVar[str] = "The response out of n that agrees most with the others (minimum Bayes risk)."
+    summary: ClassVar[str] = "Return the response out of n that is most similar to the others (minimum Bayes risk)."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
     utility: Similarity | Utility = setting("chrf", help="Measure of the agreement of two responses.", advanced=True)

@@ -22,7 +22,7 @@ class MBRBestOfN(Answers):
     """
 
     name: ClassVar[str] = "mbr-best-of-n"
-    summary: ClassVar[str] = "The response out of n with the highest sum of reward and agreement with the others."
+    summary: ClassVar[str] = "Return the response out of n with the highest sum of reward and similarity to the others."
 
     beta: float = setting(1.0, help="Weight of agreement beside the reward.", at_least=0, typical=(0, 3))
     utility: Similarity | Utility = setting("chrf", help="Measure of the agreement of two responses.", advanced=True)

@@ -37,7 +37,7 @@ class PathConsistency(Sampled):
 
     name: ClassVar[str] = "path-consistency"
     family: ClassVar[str] = "responses"
-    summary: ClassVar[str] = "Self-consistency whose later branches begin with steps that led to the leading answer."
+    summary: ClassVar[str] = "Run self-consistency whose later branches begin with steps that led to the leading answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
     branches: int = setting(20, help="Responses that vote.", at_least=1, typical=(1, 40), client_at_most=64)

@@ -26,7 +26,7 @@ class Pessimism(Answers):
     """
 
     name: ClassVar[str] = "pessimism"
-    summary: ClassVar[str] = "One of n responses; high rewards are trusted no further than the model covers them."
+    summary: ClassVar[str] = "Return one of n responses, trusting high rewards only as far as the model covers them."
 
     beta: float = setting(0.7, help="Weight of the penalty; lower trusts the reward more.", above=0, typical=(0.05, 3))
     highest: float | None = setting(

@@ -33,7 +33,7 @@ class QAlign(Sampled):
 
     name: ClassVar[str] = "qalign"
     family: ClassVar[str] = "responses"
-    summary: ClassVar[str] = "A Markov chain of responses whose law is tilted by the reward (Metropolis-Hastings)."
+    summary: ClassVar[str] = "Run a Markov chain of responses that converges to the reward-tilted distribution."
 
     steps: int = setting(16, help="Proposed changes of the response.", at_least=0, typical=(0, 64), client_at_most=256)
     beta: float = setting(0.7, help="Softness of the acceptance test; lower is stricter.", above=0, typical=(0.05, 3))

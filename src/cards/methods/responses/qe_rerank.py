@@ -23,7 +23,7 @@ class QERerank(Answers):
     """
 
     name: ClassVar[str] = "qe-rerank"
-    summary: ClassVar[str] = "The response that agrees most with the others among those of highest reward."
+    summary: ClassVar[str] = "Return the response that is most similar to the others among those with the highest rewards."
 
     keep: int = setting(4, help="Responses of highest reward among which agreement decides.", at_least=1, typical=(1, 32))
     utility: Similarity | Utility = setting("chrf", help="Measure of the agreement of two responses.", advanced=True)

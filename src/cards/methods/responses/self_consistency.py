@@ -30,7 +30,7 @@ class SelfConsistency(Answers):
     """
 
     name: ClassVar[str] = "self-consistency"
-    summary: ClassVar[str] = "A vote of n responses on the final answer."
+    summary: ClassVar[str] = "Sample n responses and return the first with the most frequent final answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
     pattern: str | None = setting(

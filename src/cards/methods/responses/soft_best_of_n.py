@@ -21,7 +21,7 @@ class SoftBestOfN(Answers):
     """
 
     name: ClassVar[str] = "soft-best-of-n"
-    summary: ClassVar[str] = "One of n responses, drawn with probability proportional to exp(reward / beta)."
+    summary: ClassVar[str] = "Return one of n responses, with probability proportional to exp(reward / beta)."
 
     beta: float = setting(0.7, help="Softness of the choice by reward; lower is stricter.", above=0, typical=(0.05, 3))
 

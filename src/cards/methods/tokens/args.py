@@ -22,4 +22,4 @@ class ARGS(Guided):
     """
 
     name: ClassVar[str] = "args"
-    summary: ClassVar[str] = "The most likely tokens compete by logit and reward."
+    summary: ClassVar[str] = "Choose each token by the sum of its logit and the reward."

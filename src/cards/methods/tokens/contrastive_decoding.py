@@ -54,7 +54,7 @@ class ContrastiveDecoding(Contrast):
     """
 
     name: ClassVar[str] = "contrastive-decoding"
-    summary: ClassVar[str] = "Tokens that the model finds much more likely than a smaller model does."
+    summary: ClassVar[str] = "Choose tokens that are much more likely under the model than under a smaller one."
 
     amateur_temperature: float = setting(1.0, help="Temperature of the amateur.", above=0, typical=(0.1, 2), advanced=True)
 

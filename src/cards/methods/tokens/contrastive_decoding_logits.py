@@ -25,7 +25,7 @@ class ContrastiveDecodingLogits(Contrast):
     """
 
     name: ClassVar[str] = "contrastive-decoding-logits"
-    summary: ClassVar[str] = "The model's logits, pushed away from those of a smaller model, then sampled."
+    summary: ClassVar[str] = "Sample from the model's logits, pushed away from those of a smaller model."
 
     temperature: float = 0.7
     weight: float = setting(0.5, help="Weight of the amateur's logits.", at_least=0, typical=(0, 20))

@@ -25,7 +25,7 @@ class ControlledDecoding(Guided):
     """
 
     name: ClassVar[str] = "controlled-decoding"
-    summary: ClassVar[str] = "Next-token probabilities are tilted by the value of the text with each token."
+    summary: ClassVar[str] = "Tilt next-token probabilities by the value of the response with each token."
 
     top_k: int = 20
     temperature: float = 0.7

@@ -31,7 +31,7 @@ class DeAL(Guided):
     """
 
     name: ClassVar[str] = "deal"
-    summary: ClassVar[str] = "The most likely tokens compete by probability and by the reward of a greedy lookahead."
+    summary: ClassVar[str] = "Choose each token by its log-probability and the reward of its greedy continuation."
     needs: ClassVar[frozenset[str]] = Guided.needs | {"segments"}
 
     weight: float = 1.0

@@ -29,7 +29,7 @@ class GenARM(Mixed):
     """
 
     name: ClassVar[str] = "genarm"
-    summary: ClassVar[str] = "The model's probabilities times those of models that were tuned towards a reward."
+    summary: ClassVar[str] = "Multiply next-token probabilities by those of models tuned towards a reward."
 
     guides: str | tuple[EngineLike, ...] = setting(
         "tiny-aligned", help="LMs of the same tokenizer, tuned towards a reward, separated by commas.", loads="engines"

@@ -28,7 +28,7 @@ class RAD(Guided):
     """
 
     name: ClassVar[str] = "rad"
-    summary: ClassVar[str] = "Logits are raised by a bounded reward."
+    summary: ClassVar[str] = "Add a bounded reward to the logits."
 
     weight: float = 10.0
     top_k: int = 20

@@ -26,7 +26,7 @@ class SIA(ControlledDecoding):
     """
 
     name: ClassVar[str] = "sia"
-    summary: ClassVar[str] = "Controlled decoding of the tokens of which the model is uncertain."
+    summary: ClassVar[str] = "Apply controlled decoding only to tokens that the model is uncertain about."
 
     min_entropy: float = setting(
         3.0, help="Entropy (nats) of the next token from which it is steered.", at_least=0, typical=(0, 10)
