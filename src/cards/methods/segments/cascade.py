@@ -49,7 +49,7 @@ class Cascade(CARDS):
         CARDS.validate(self)  # super() fails in a dataclass with slots
         check(
             self.quantile is None,
-            f"cascade needs a target, got quantile = {self.quantile}: the guide rejects pilots before they are scored. Set target.",
+            f"cascade has no quantile, got {self.quantile}: the guide rejects pilots before they are scored. Set target.",
         )
 
     @property
