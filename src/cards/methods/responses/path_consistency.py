@@ -55,7 +55,7 @@ class PathConsistency(Sampled):
     pattern: str | None = setting(
         None,
         help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression may run for ever
+        client=False,  # a regular expression can run forever
         advanced=True,
     )
     boundary: Boundary = setting(SENTENCES, help="Rule that ends a step; it must not read logits.", advanced=True)

@@ -36,7 +36,7 @@ class Pessimism(ResponseMethod):
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
         rewards = rewards_of(candidates)
         n = len(rewards)
-        sums = accumulate(sorted(rewards, reverse=True))  # lambda is the largest solution over the k highest rewards
+        sums = accumulate(sorted(rewards, reverse=True))  # lambda is the maximum over k of the solution for the k highest alone
         lambda_ = max((total - n * self.beta) / k for k, total in enumerate(sums, 1))
         bound = max(0.0, (max(rewards) if self.highest is None else self.highest) - lambda_)
         passed = (i for i, u in enumerate(uniforms(seed, 0, 0, n, VERDICT)) if u * bound < max(0.0, rewards[i] - lambda_))

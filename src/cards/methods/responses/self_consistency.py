@@ -37,7 +37,7 @@ class SelfConsistency(ResponseMethod):
     pattern: str | None = setting(
         None,
         help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression may run for ever
+        client=False,  # a regular expression can run forever
         advanced=True,
     )
     beta: float | None = setting(

@@ -85,7 +85,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence. A row of the dynamic programme is the bits of one integer."""
+    """Return the length of the longest common subsequence. A row of the dynamic program is the bits of one integer."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i
