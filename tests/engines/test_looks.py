@@ -73,7 +73,7 @@ async def test_more_than_there_is_cannot_be_had(engine: TransformersEngine) -> N
     prompt = engine.encode(words(IDS[:3]))
     with pytest.raises(SettingError, match="4 tokens"):
         await engine.logits(prompt, Response(), 4)
-    with pytest.raises(SettingError, match=r"last must lie in \[0, 1\]"):
+    with pytest.raises(SettingError, match=r"last must be between 0 and 1"):
         await engine.logprobs(prompt, Response(token_ids=(4,)), 2)
 
 

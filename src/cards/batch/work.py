@@ -58,7 +58,7 @@ class Work:
     async def answer(self, number: int, raw: Raw) -> Outcome:
         """Raises SettingError, MismatchError or UnavailableError where the fault is not the row's own.
 
-        What a server refuses because of its content (RefusedError, with a status) is the row's own.
+        What a server refuses because of its content (RejectedRequestError, with a status) is the row's own.
         """
         try:
             fields = parsed(raw)
