@@ -39,7 +39,7 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
             TransformersEngine.load("tiny", device="cpu")
     monkeypatch.setattr(TorchCache, "_layer", full)
     for make in (llama_float32.engine, llama_float32.reward):  # a reward does not go on without slots then
-        with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* lower slots or context"):
+        with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* Lower slots or context"):
             make()
 
 

@@ -155,7 +155,7 @@ async def test_what_the_server_refuses_is_not_asked_of_it(tiny: TransformersEngi
 async def test_log_probabilities_after_temperature_are_no_measure(tiny: TransformersEngine) -> None:
     async with connected(LM(tiny, cooled=True)) as (engine, _):
         assert engine.served.top == 0
-        with pytest.raises(MismatchError, match=r"before temperature.*fixed:15"):
+        with pytest.raises(MismatchError, match=r"with the temperature.*fixed:15"):
             await proposals(engine, ask_of(engine, boundary=Entropy()))
         assert len(await proposals(engine, ask_of(engine, boundary=FixedLength(maximum=3)))) == 1
         with pytest.raises(MismatchError, match="logits"):
@@ -265,7 +265,7 @@ def test_a_wrong_address_key_model_or_tokenizer(tiny: TransformersEngine) -> Non
             load_engine(address + "/v1", api_key="wrong")
         with pytest.raises(SettingError, match=r"does not have model 'huge'. It has: tiny"):
             load_engine(address + "/v1#huge")
-        with pytest.raises(SettingError, match="no tokenizer at '/nowhere'"):
+        with pytest.raises(SettingError, match="No tokenizer was found at '/nowhere'"):
             load_engine(address + "/v1#tiny", tokenizer="/nowhere", api_key="right")
         with pytest.raises(SettingError, match="server chooses device"):
             load_engine(address + "/v1", device="cuda")

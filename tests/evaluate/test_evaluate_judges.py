@@ -95,7 +95,7 @@ async def test_a_judge_that_says_nothing_has_failed(tmp_path: Path) -> None:
         judges = connect([f"{address}/v1#m"], timeout=0.5)
         evaluated, errors = await judged(tmp_path / "j.jsonl", write(tmp_path, mine=MINE, base=BASE), judges)
     assert figures(evaluated, "mine")["failed"] == 1
-    assert ["silent for 0.5 s" in error for error in errors] == [True]
+    assert ["sent nothing for 0.5 s" in error for error in errors] == [True]
 
 
 async def test_a_second_run_asks_nothing_and_one_cut_short_goes_on(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ async def test_outputs_can_be_chosen_and_weighted(kind: str, tokenizer: hf.PreTr
         ClassifierReward(model, tokenizer)
     with pytest.raises(UnknownNameError, match="Did you mean 'label1'"):
         ClassifierReward(model, tokenizer, output="labell1")
-    with pytest.raises(SettingError, match="out of range"):
+    with pytest.raises(SettingError, match="output must be between 0 and 2"):
         ClassifierReward(model, tokenizer, output=3)
     with pytest.raises(SettingError, match="output must have 3 weights"):
         ClassifierReward(model, tokenizer, output=[1.0, 2.0])

@@ -149,9 +149,9 @@ async def test_a_server_that_fails_accepts_nothing(serve: Any, tiny: Transformer
         ({"rewards": [1.0]}, "1 scores for 4"),
         ({"rewards": [1.0] * 5}, "5 scores for 4"),
         ({"rewards": [1.0, "NaN", 1.0, 1.0]}, "finite number"),
-        ({"rewards": [1.0, None, 1.0, 1.0]}, "another form"),
-        ({"scores": [1.0] * 4}, "another form"),
-        ([1.0] * 4, "another form"),
+        ({"rewards": [1.0, None, 1.0, 1.0]}, "unknown format"),
+        ({"scores": [1.0] * 4}, "unknown format"),
+        ([1.0] * 4, "unknown format"),
     ],
 )
 async def test_scores_that_are_none(serve: Any, tiny: TransformersEngine, answer: Any, says: str) -> None:

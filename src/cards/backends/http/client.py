@@ -180,7 +180,7 @@ class Client:
         """Wait before the next attempt. Raises UnavailableError if no attempt is left."""
         if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
             raise UnavailableError(
-                f"{self._server(path)} sent nothing for {self.timeout:g} s. It may be overloaded; otherwise raise timeout."
+                f"{self._server(path)} sent nothing for {self.timeout:g} s. It may be overloaded, or timeout may be too short."
             ) from error
         if attempt >= self.retries:
             raise UnavailableError(
