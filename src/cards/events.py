@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from cards.usage import Role, Usage
+
+if TYPE_CHECKING:
+    from cards.fingerprint import Fingerprint
 
 FORMAT = 1  # of results as JSON
 FinishReason = Literal["stop", "length", "deadline", "interrupted"]
@@ -27,7 +30,7 @@ class Prompt:
     text: str
     token_ids: tuple[int, ...] = ()
     messages: tuple[Message, ...] | None = None
-    vocabulary: str = ""  # fingerprint of the tokenizer that made token_ids
+    vocabulary: Fingerprint | str = ""  # fingerprint of the tokenizer that made token_ids
     template: str | None = None  # the chat template that rendered the messages
 
 

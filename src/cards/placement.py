@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cards.engines.base import Engine
@@ -35,7 +35,8 @@ class Placement:
 
     def engine(self, name: str) -> Engine:
         """Load the LM of this name, with its draft. Raises what `load_engine` does."""
-        return load_engine(name, draft=self.draft, gamma=self.gamma, skip_layers=self.skip_layers, **self.options)
+        drafting = {key: getattr(self, key) for key in DRAFTING} if self.draft or self.skip_layers else {}
+        return load_engine(name, **drafting, **self.options)
 
     def part(self, name: str) -> Engine:
         """Load an LM that a setting of a method names, in the same place but without a draft."""
@@ -47,8 +48,9 @@ class Placement:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that all loaders take, as far as they are given."""
-        return {name: value for name, value in asdict(self).items() if name not in DRAFTING and value is not None}
+        """The options that all loaders take, where they are not the default."""
+        given = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
+        return {name: value for name, value in given.items() if name not in DRAFTING}
 
     @property
     def record(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_a_plan_is_read_and_options_replace_its_entries(bench: Cards) -> None:
     assert ran.exit_code == 0, ran.output
     header, row = map(json.loads, Path("bench-plan.jsonl").read_text(encoding="utf-8").splitlines())
     assert (header["cards-bench"]["max_tokens"], header["cards-bench"]["slots"], row["id"]) == (9, 4, "2")
-    assert bench.loaded[0] == ("tiny", {"device": "cpu", "dtype": "auto", "slots": 4})
+    assert bench.loaded[0] == ("tiny", {"device": "cpu", "slots": 4})
 
 
 def test_what_is_wrong_is_one_line(bench: Cards) -> None:

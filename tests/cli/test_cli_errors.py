@@ -19,7 +19,7 @@ from cards.settings import settings_of
         (["--method", "vanilla", "--width", "4"], "Methods with --width: cards, cascade, rejection-sampling, stars."),
         (["--method", "rejection-sampling", "--max-rejections", "4"], "Did you mean '--max-candidates'?"),
         (["--beta", "hot"], "--beta must be a number, got 'hot'."),
-        (["--beta", "-1"], "beta must be positive and finite, got -1.0."),
+        (["--beta", "-1"], "beta must be positive, got -1.0."),
         (["--width", "wide"], "--width must be 'auto' or a whole number, got 'wide'."),
         (["--top-k", "2.5"], "--top-k must be a whole number or none, got '2.5'."),
         (["--acceptance", "softt"], "--acceptance must be 'soft' or 'hard', got 'softt'."),

@@ -116,7 +116,7 @@ def test_a_method_without_reward_loads_none(cli: Cards) -> None:
 
 def test_where_models_go_is_told_to_both(cli: Cards) -> None:
     cli("generate", "Well?", *SHORT, "--device", "cpu", "--slots", "4", "--context", "256", "--reward", "./here")
-    options = {"device": "cpu", "dtype": "auto", "slots": 4, "context": 256}
+    options = {"device": "cpu", "slots": 4, "context": 256}
     assert cli.loaded == [("tiny", options), ("./here", options)]
 
 

@@ -12,6 +12,7 @@ from cards.engines.text import Decodes
 from cards.engines.writer import Writer, written
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
+from cards.fingerprint import Fingerprint
 from cards.parts import Composite
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Engine(Composite, ABC):
     rows: int  # sequences that it can decode at once
     entropy_threshold: float = 3.0  # a sensible tau_u for this LM
     chats: bool = True  # whether it renders messages
-    vocabulary: str = ""  # fingerprint of its tokenizer: engines with the same one can share token ids
+    vocabulary: Fingerprint | str = ""  # fingerprint of its tokenizer: engines with the same one can share token ids
     tokenizer: Decodes
     end_ids: frozenset[int]  # tokens that end an answer
     requests: int = 0  # being served now

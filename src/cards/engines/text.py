@@ -1,14 +1,13 @@
-"""Tokens to text and back: streaming detokenisation, stop strings, prompts, fingerprints."""
+"""Tokens to text and back: streaming detokenisation, stop strings and prompts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cards.errors import PromptError
 from cards.events import Message, Prompt
+from cards.fingerprint import fingerprint
 from cards.prompts import check_messages
 
 if TYPE_CHECKING:
@@ -96,16 +95,3 @@ def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
             "or load the engine with a larger context."
         )
     return prompt
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for tokenizers that give the same ids to the same text: a hash of the vocabulary and its special tokens."""
-    known = getattr(tokenizer, "_cards_fingerprint", None)
-    if known is None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-        if isinstance(state, dict):
-            state |= {"padding": None, "truncation": None}
-        known = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-        tokenizer._cards_fingerprint = known
-    return cast(str, known)

@@ -22,10 +22,11 @@ from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, tell
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
-from cards.engines.text import check_fits, encode, fingerprint
+from cards.engines.text import check_fits, encode
 from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
+from cards.fingerprint import fingerprint
 from cards.sampling import Sampling, uniforms
 
 Reduce = Callable[[Tensor], NDArray[Any]]

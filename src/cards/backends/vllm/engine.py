@@ -17,9 +17,10 @@ from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import request_options
 from cards.engines.base import Ask, Engine, tell
 from cards.engines.ordered import OrderedQueue
-from cards.engines.text import check_fits, encode, fingerprint
+from cards.engines.text import check_fits, encode
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
+from cards.fingerprint import fingerprint
 from cards.usage import current_account
 
 
