@@ -56,7 +56,7 @@ def judgements(folder: Path) -> Any:
 
 def pairs(folder: Path) -> Any:
     with preferences(folder / "pairs.jsonl", {"model": "tiny"}, [PromptRecord(0, "0", "Well?")], 0) as collection:
-        if collection.lacking:
+        if collection.missing:
             collection.session.journal.append({"prompt": "Well?", "seed": 0, "pairs": []})
         return collection.session.rows
 

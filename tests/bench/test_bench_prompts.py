@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cards.errors import MissingExtraError, PromptError
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study.datasets import DATASETS
 from cards.study.prompts import PromptRecord, content, read, sample
 
@@ -165,18 +165,18 @@ def test_a_sample_is_of_the_whole_list_and_grows_without_changing() -> None:
 def test_dialogues_become_messages_and_back() -> None:
     for row in (DIALOGUE, {"prompt": DIALOGUE.removesuffix(" No.")}, {"messages": list(TURNS)}):
         assert content(row) == TURNS
-    assert shaped(TURNS, "dialogue", chats=True) == DIALOGUE.removesuffix(" No.")
-    assert shaped("Hi.", "dialogue", chats=True) == "\n\nHuman: Hi.\n\nAssistant:"
+    assert format_prompt(TURNS, "dialogue", chats=True) == DIALOGUE.removesuffix(" No.")
+    assert format_prompt("Hi.", "dialogue", chats=True) == "\n\nHuman: Hi.\n\nAssistant:"
 
 
 def test_forms() -> None:
     said = [{"role": "user", "content": "Hi."}]
-    assert shaped("Hi.", "auto", chats=True) == shaped("Hi.", "chat", chats=False) == said
-    assert shaped("Hi. ", "auto", chats=False) == shaped("Hi. ", "raw", chats=True) == "Hi. "
-    assert shaped(TURNS, "auto", chats=True) == list(TURNS)
-    assert shaped(TURNS, "auto", chats=False) == shaped(TURNS, "dialogue", chats=False)
+    assert format_prompt("Hi.", "auto", chats=True) == format_prompt("Hi.", "chat", chats=False) == said
+    assert format_prompt("Hi. ", "auto", chats=False) == format_prompt("Hi. ", "raw", chats=True) == "Hi. "
+    assert format_prompt(TURNS, "auto", chats=True) == list(TURNS)
+    assert format_prompt(TURNS, "auto", chats=False) == format_prompt(TURNS, "dialogue", chats=False)
     with pytest.raises(PromptError, match="raw"):
-        shaped(TURNS, "raw", chats=True)
+        format_prompt(TURNS, "raw", chats=True)
 
 
 @pytest.mark.parametrize(

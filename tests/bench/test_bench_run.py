@@ -268,8 +268,8 @@ def test_methods_are_written_with_their_settings(specs: list[str], labels: list[
         ("cards:bta=1", "Unknown setting of method 'cards': 'bta'. Did you mean 'beta'.*In the method 'cards:bta=1'"),
         ("cards:beta=hot", "--beta must be a number, got 'hot'"),
         ("cards:beta=-1", "beta must be positive"),
-        ("cards:0.5", "setting=value, not '0.5'"),
-        ("best-of-n:n=2,2", "'best-of-n:n=2' is there twice"),
+        ("cards:0.5", "form setting=value, got '0.5'"),
+        ("best-of-n:n=2,2", "'best-of-n:n=2' is given twice"),
     ],
 )
 def test_a_wrong_method_is_said_with_its_place(spec: str, said: str) -> None:

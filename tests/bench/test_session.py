@@ -91,7 +91,7 @@ def test_two_sessions_do_not_write_to_one_journal(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with (
         opened(path, HEADER, "bench"),
-        pytest.raises(SettingError, match="Another bench writes to"),
+        pytest.raises(SettingError, match="Another bench is writing to"),
         opened(path, HEADER, "bench"),
     ):
         pass

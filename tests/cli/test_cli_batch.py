@@ -1,4 +1,4 @@
-"""`cards batch`: every row once, whatever happens on the way."""
+"""`cards batch` decodes every row exactly once, despite failures and interruptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from helpers.mock_cli import Cards
 from pyarrow import parquet
 
-from cards.cli.batch import _both
+from cards.cli.batch import _recorder
 from cards.errors import RewardError
 from cards.profile import Profile
 
@@ -32,7 +32,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_answers_and_failures(cli: Cards, here: Path) -> None:
     ran = cli("batch", "in.jsonl", "out.jsonl", "--seed", "4", *SMALL)
     assert ran.exit_code == 1
-    assert "10 answers are in out.jsonl" in ran.stderr
+    assert "10 responses are in out.jsonl" in ran.stderr
     assert "2 rows failed: see out.errors.jsonl" in ran.stderr
     rows, failures = read(here / "out.jsonl"), read(here / "out.errors.jsonl")
     assert [row["row"] for row in rows] == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
@@ -49,7 +49,7 @@ def test_again_there_is_nothing_to_do_and_no_model_is_loaded(cli: Cards, here: P
     cli.loaded.clear()
     ran = cli("batch", "in.jsonl", "out.jsonl", *SMALL)
     assert (ran.exit_code, cli.loaded) == (1, [])
-    assert "10 answers are in out.jsonl" in ran.stderr
+    assert "10 responses are in out.jsonl" in ran.stderr
     assert (here / "out.jsonl").read_bytes() == before
 
 
@@ -87,7 +87,7 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
     cli("batch", "in.jsonl", "straight.jsonl", *SMALL)
 
     def breaks(journal: Any, report: Any) -> Any:
-        write = _both(journal, report)
+        write = _recorder(journal, report)
 
         def writing(outcome: Any) -> None:
             if report.here == 4:
@@ -98,7 +98,7 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
 
     for name in ("out.jsonl", "out.parquet"):
         with monkeypatch.context() as patch:
-            patch.setattr("cards.cli.batch._both", breaks)
+            patch.setattr("cards.cli.batch._recorder", breaks)
             for _ in range(2):
                 assert isinstance(cli("batch", "in.jsonl", name, *SMALL).exception, OSError)
         assert cli("batch", "in.jsonl", name, *SMALL).exit_code == 1

@@ -13,7 +13,7 @@ from cards.batch import pack
 from cards.batch.journal import BatchFiles, BatchJournal, MergeJournal, count_rows, failed_rows, settle
 from cards.batch.rows import FileSummary, suffix, summarize
 from cards.errors import SettingError
-from cards.files import alone, check_format, replacing
+from cards.files import atomic_write, check_format, locked
 
 FORMAT = 1  # of the state file and the rows; format 0 is the same without a version
 
@@ -62,7 +62,7 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Itera
     files = BatchFiles(responses, out.with_name(out.name.removesuffix(suffix(out)) + ".errors.jsonl"), row)
     if out.resolve() == source.resolve() or files.failures.resolve() == source.resolve():
         raise SettingError(f"The batch would overwrite its input {str(source)!r}: choose another output.")
-    with alone(out, "batch"):
+    with locked(out, "batch"):
         summary = summarize(source)
         _check_state(out, files, {**settings, "input": asdict(summary)})
         settle(files)
@@ -85,7 +85,7 @@ def _check_state(out: Path, files: BatchFiles, settings: dict[str, Any]) -> None
             if path.exists():
                 raise SettingError(f"{str(path)!r} exists and was not written by `cards batch`: choose another output.")
         try:
-            with replacing(state) as file:
+            with atomic_write(state) as file:
                 file.write(json.dumps({"format": FORMAT, **settings}, indent=2).encode())
         except OSError as error:
             raise SettingError(f"The batch cannot be written to {str(out)!r}: {error.strerror}.") from error

@@ -10,14 +10,14 @@ from typing import Any
 
 from cards.batch.rows import arrow, line, lines, parsed, rows, suffix
 from cards.errors import SettingError
-from cards.files import replacing
+from cards.files import atomic_write
 
 CHUNK = 4096  # rows in memory, and in a Parquet row group
 
 
 def pack(responses: Path, out: Path) -> None:
     """Write responses as gzip or Parquet, one chunk at a time. Raises SettingError if Parquet cannot represent them."""
-    with replacing(out) as file:
+    with atomic_write(out) as file:
         if suffix(out) == ".parquet":
             _parquet(responses, file)
         else:
@@ -28,7 +28,7 @@ def pack(responses: Path, out: Path) -> None:
 
 def unpack(out: Path, responses: Path) -> None:
     """Write a packed output as JSON Lines."""
-    with replacing(responses) as file:
+    with atomic_write(responses) as file:
         file.writelines(line(parsed(raw)) for raw in rows(out))
 
 

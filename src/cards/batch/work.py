@@ -10,7 +10,7 @@ from cards.batch.rows import Fields, RawRow, line, parsed
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.usage import Usage
 
 RESULT_FIELDS = ("text", "reward", "finish_reason", "seed", "method")
@@ -58,7 +58,7 @@ class RowDecoder:
     async def decode(self, number: int, raw: RawRow) -> Outcome:
         """Decode a row. An error that only this row causes becomes a failed outcome.
 
-        Raises SettingError, MismatchError or UnavailableError if every row would fail in the same way.
+        What a server refuses because of its content (RejectedRequestError, with a status) is the row's own.
         """
         try:
             fields = parsed(raw)
@@ -79,7 +79,7 @@ class RowDecoder:
         name = self.options.prompt_field or ("prompt" if fields.get("prompt") is not None else "messages")
         prompt = fields.get(name)
         if isinstance(prompt, str):
-            return shaped(prompt, "raw" if self.options.raw else "auto", self.decoder.engine.chats)
+            return format_prompt(prompt, "raw" if self.options.raw else "auto", self.decoder.engine.chats)
         if not isinstance(prompt, Sequence):
             wanted = self.options.prompt_field or "prompt or messages"
             raise PromptError(f"A row needs {wanted}: a text or a list of messages. Its fields: {', '.join(fields) or 'none'}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cards.errors import SettingError
-from cards.files import check_format, replacing
+from cards.files import atomic_write, check_format
 
 Row = dict[str, Any]
 MARK = "cards-bench"  # the key of the header in the first line
@@ -75,7 +75,7 @@ class Journal:
     def rewrite(self) -> None:
         """Write the header and all rows, replacing the file atomically."""
         if self.path is not None:
-            with replacing(self.path) as file:
+            with atomic_write(self.path) as file:
                 file.writelines(_line(row).encode() for row in ({MARK: self.header, "format": FORMAT}, *self.rows))
 
 

@@ -16,7 +16,7 @@ from cards.events import Response
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
 from cards.placement import Placement
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.registry import with_models
 from cards.rewards.base import Reward
 from cards.study.prompts import PromptRecord
@@ -51,7 +51,7 @@ class Models:
 
         def fits(record: PromptRecord) -> bool:
             try:
-                return len(self.engine.encode(shaped(record.prompt, form, self.engine.chats)).token_ids) <= room
+                return len(self.engine.encode(format_prompt(record.prompt, form, self.engine.chats)).token_ids) <= room
             except PromptError:
                 return False
 

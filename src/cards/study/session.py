@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from cards.console import one_line_warnings, say, show_error
 from cards.errors import CardsError, UnreachableTargetWarning
-from cards.files import alone
-from cards.progress import together
+from cards.files import locked
+from cards.progress import run_concurrently
 from cards.study.journal import Journal, Row
 
 K = TypeVar("K", bound=Hashable)
@@ -94,7 +94,7 @@ class Session:
         def failed(item: T, error: CardsError) -> None:
             self.errors.append(note(item, error))
 
-        await together(list(items), act, failed, concurrency, self.show, title)
+        await run_concurrently(list(items), act, failed, concurrency, self.show, title)
 
 
 @contextmanager
@@ -103,5 +103,5 @@ def opened(path: Path, header: dict[str, Any], who: str) -> Iterator[Session]:
 
     Raises SettingError if the header of the journal differs, or if another process holds the lock.
     """
-    with alone(path, who):
+    with locked(path, who):
         yield Session(Journal.open(path, header))

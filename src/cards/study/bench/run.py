@@ -15,7 +15,7 @@ import cards
 from cards.decoder import PromptLike
 from cards.errors import CardsError
 from cards.events import Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study.bench.plan import Arm, Plan
 from cards.study.journal import Row
 from cards.study.models import Models
@@ -103,7 +103,7 @@ class Bench:
             self.session.journal.rewrite()
 
     def _shaped(self, prompt: Any) -> PromptLike:
-        return shaped(prompt, self.plan.form, self.models.engine.chats)
+        return format_prompt(prompt, self.plan.form, self.models.engine.chats)
 
 
 def _note(row: Row, error: CardsError) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cards.boundaries import Entropy
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
@@ -133,7 +133,7 @@ class Calibration:
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
         async def decode(record: PromptRecord) -> Row:
-            prompt = shaped(record.prompt, self.form, self.models.engine.chats)
+            prompt = format_prompt(record.prompt, self.form, self.models.engine.chats)
             seed = self.plan.seed + PROBE_SEED + record.number
             result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.plan.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
@@ -162,7 +162,7 @@ class Calibration:
         return await self.session.complete(todo, sample, _key, self.models.engine.rows, title)
 
     def _prompt(self, record: PromptRecord) -> Any:
-        return self.models.engine.encode(shaped(record.prompt, self.form, self.models.engine.chats))
+        return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
 
     def _grid(self, plain: Sequence[Row], trees: Sequence[Row], request: CalibrationRequest) -> Grid:
         """Return the settings to compare.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from cards.errors import check
 from cards.events import Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.study.diagnose.correlation import Item, correlation
@@ -88,7 +88,7 @@ class Diagnosis:
 
     async def _score(self, record: PromptRecord) -> PromptScores:
         engine, reward = self.models.engine, self.reward
-        prompt = engine.encode(shaped(record.prompt, self.form, engine.chats))
+        prompt = engine.encode(format_prompt(record.prompt, self.form, engine.chats))
         segmented = await plain_responses(
             engine,
             prompt,
@@ -122,7 +122,7 @@ class Diagnosis:
         engine = self.models.engine
         if self.form not in ("auto", "chat") or not engine.chats:
             return []
-        return await self.reward.score(engine.encode(shaped(record.prompt, "dialogue", False)), responses)
+        return await self.reward.score(engine.encode(format_prompt(record.prompt, "dialogue", False)), responses)
 
     async def _each(self, items: Sequence[Any], act: Callable[[Any], Awaitable[T]], title: str) -> list[T]:
         """Call `act` on one item after another, because caches are cleared within an item."""

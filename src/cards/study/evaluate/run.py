@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cards.errors import CardsError
 from cards.events import Prompt, Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.evaluate.judge import Judge
 from cards.study.evaluate.questions import QUESTIONS, JudgePrompt
@@ -106,7 +106,7 @@ def grade_key(reward: str, response: SystemResponse) -> str:
 
 def prompt_of(response: SystemResponse) -> Prompt:
     """Return the prompt without tokens: as messages, and as text for rewards without a chat template."""
-    text = shaped(response.messages, "dialogue", chats=False)
+    text = format_prompt(response.messages, "dialogue", chats=False)
     assert isinstance(text, str)
     return Prompt(text, messages=response.messages)
 
