@@ -24,7 +24,7 @@ from cards.events import Segment
 from cards.methods import Vanilla
 from cards.serve.errors import api_error
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 BODY = {"prompt": "abc", "max_tokens": 12, "seed": 1}
 PLAIN = Vanilla(temperature=1.0, top_k=None)  # as CARDS_IN_THREES samples
 
@@ -57,7 +57,7 @@ def test_a_server_is_not_ready_until_its_reward_answers_again(closed: Running, r
     reward.broken = True
     assert closed.post(json=BODY).status_code == 503
     ready = closed.get("/ready")
-    assert (ready.status_code, ready.json()["status"]) == (503, "The reward 'switch' fails: RewardError.")
+    assert (ready.status_code, ready.json()["status"]) == (503, "The reward 'switch' failed: RewardError.")
     reward.broken = False
     assert closed.get("/ready").status_code == 200
     assert closed.post(json=BODY).status_code == 200
@@ -143,7 +143,7 @@ def test_a_model_that_goes_away_in_the_middle_of_a_stream_ends_it_with_an_error(
         assert not any(chunk.choices[0].finish_reason for chunk in chunks)
         answer = running.post(json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
-        assert running.get("/ready").json() == {"status": "The model 'mock' fails: UnavailableError."}
+        assert running.get("/ready").json() == {"status": "The model 'mock' failed: UnavailableError."}
         engine.left = 10**9
         assert running.get("/ready").status_code == 200
         assert running.post(json=BODY).status_code == 200

@@ -41,7 +41,7 @@ from cards.registry import load_engine, load_reward
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.serve.app import make_app
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny"
@@ -50,7 +50,7 @@ COMMON = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--
 TALK = [Message(role="user", content="What did you think of the new Star Wars film?")]
 LONG = 400  # tokens, more than are drawn before one looks
 PROMPTS: list[str | Sequence[Message]] = [TALK, [Message(role="user", content="I am so tired of my job.")], "Once upon a time"]
-pytestmark = [pytest.mark.filterwarnings("ignore:.*taken untested"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning"), pytest.mark.timeout(600)]
 
 
 @dataclass
@@ -249,7 +249,7 @@ async def test_a_server_that_dies_and_comes_back(lm: Server, rm: Server, twin: T
     """Last, as it ends the others' server."""
     engine, reward = load_engine(lm.address + "/v1", retries=1), load_reward(rm.address, retries=1)
     upstream = load_engine(lm.address + "/v1", retries=1)
-    app = make_app(upstream, None, Vanilla(temperature=5.0), Options())
+    app = make_app(upstream, None, Vanilla(temperature=5.0), ServerOptions())
     body = {"prompt": "Once upon a time", "max_tokens": LONG, "stream": True}
     with running(app) as address:
         async with (

@@ -19,7 +19,7 @@ from cards.backends.local.proof import lm_outputs, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine, tell
+from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.text import check_fits, encode
@@ -92,10 +92,10 @@ class TransformersEngine(Engine):
         proposal = PendingProposal(ask, self)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
-            while proposal.segments.left:
+            while proposal.segments.remaining:
                 yield await proposal.segments.receive()  # the remaining candidates pause until the caller asks for them
                 proposal.paused = False
-                self.scheduler.worker.wake(answers=True)
+                self.scheduler.worker.wake(expected=True)
         finally:
             proposal.cancelled = True
             self.scheduler.worker.wake()
@@ -122,12 +122,12 @@ class TransformersEngine(Engine):
         pending = PendingResult()
 
         def result(logits: Tensor) -> NDArray[Any]:
-            self.scheduler.worker.asked += 1  # callers that read logits usually call again
+            self.scheduler.worker.expected += 1  # callers that read logits usually call again
             return reduce(logits)
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                pending.answer(result(known))
+                pending.resolve(result(known))
                 return ()
             return [LogitsRow(pending, prompt, tokens, last, result)]
 
@@ -145,7 +145,7 @@ class TransformersEngine(Engine):
 
         def settled() -> None:
             self.scheduler.retire()
-            tell(loop, done.set)
+            call_in_loop(loop, done.set)
 
         self.scheduler.do(settled)
         await done.wait()
@@ -206,7 +206,7 @@ class TransformersEngine(Engine):
             for (candidate, _), token in zip(members, draw(_rows_of(logits, members), sampling, u).tolist(), strict=True):
                 candidate.push(token)
         for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
-            call.hand_out()
+            call.deliver()
         return admitted
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
@@ -242,11 +242,11 @@ class PendingProposal(PendingCall):
     def candidates(self, logits: Tensor) -> list[Row]:
         return [Candidate(self, i, logits) for i in range(self.ask.n)]
 
-    def hand_out(self) -> None:
+    def deliver(self) -> None:
         """Hand out all candidates up to the first unfinished one. The rest pause until the caller asks for them."""
         self.paused = True  # set before the hand-out, because the caller may ask for more at once
-        if self.segments.hand_out():
-            self.engine.scheduler.worker.asked += 1
+        if self.segments.deliver():
+            self.engine.scheduler.worker.expected += 1
         else:
             self.paused = False
 
@@ -296,7 +296,7 @@ class LogitsRow(Tail):
         self.reduce = reduce
 
     def finish(self, outputs: Tensor) -> None:
-        self.call.answer(self.reduce(outputs))
+        self.call.resolve(self.reduce(outputs))
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

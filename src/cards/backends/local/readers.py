@@ -83,7 +83,7 @@ class SlotScorer:
             row.done = True
             pending = cast(PendingScores, row.call)
             if isinstance(row, TextRow):
-                self.scheduler.worker.asked += pending.deliver(row.number, reward)
+                self.scheduler.worker.expected += pending.deliver(row.number, reward)
             else:
                 admitted += pending.then
         return admitted
@@ -103,7 +103,7 @@ class PendingScores(PendingResult):
         self.rewards[number] = reward
         if len(self.rewards) < len(self.rows):
             return False
-        self.answer([self.rewards[i] for i in range(len(self.rows))])
+        self.resolve([self.rewards[i] for i in range(len(self.rows))])
         return True
 
 

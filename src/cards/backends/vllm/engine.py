@@ -15,7 +15,7 @@ from cards.backends.configuration import context_length, end_ids, flops_per_toke
 from cards.backends.files import locate
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import request_options
-from cards.engines.base import Ask, Engine, tell
+from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, encode
 from cards.errors import ModelError, UnavailableError, check
@@ -93,7 +93,7 @@ class VLLMEngine(Engine):
         requests = VLLMRequests(ask, self)
         future = self.host.submit(requests.run)
         try:
-            while requests.candidates.left:
+            while requests.candidates.remaining:
                 yield await requests.candidates.receive()
         finally:
             future.cancel()
@@ -137,7 +137,7 @@ class VLLMRequests:
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
-            tell(self.loop, self._record_usage)
+            call_in_loop(self.loop, self._record_usage)
 
     async def _write(self, number: int) -> None:
         """Draw tokens of a candidate until its segment ends."""
@@ -164,7 +164,7 @@ class VLLMRequests:
         if writer.segment is None:
             raise UnavailableError(f"vLLM ended a request of model {self.engine.name!r} before its segment was complete.")
         self.candidates.finish(number, writer.segment)
-        self.candidates.hand_out()
+        self.candidates.deliver()
 
     def _record_usage(self) -> None:
         self.account.add(flops=self.engine.flops * self.read, **self.costs)
