@@ -12,7 +12,7 @@ from typing import Any
 
 from cards.batch.work import ends
 from cards.errors import CardsError, SettingError
-from cards.integrations.preferences import Pairing, PreferencePair, once, write
+from cards.integrations.preferences import Pairing, PreferencePair, distinct, write
 from cards.prompts import shaped
 from cards.study import session
 from cards.study.journal import Row
@@ -58,7 +58,7 @@ class Collection:
         """Write the file in the order of the prompts, and return the number of pairs."""
         found = {_key_of(row): row["pairs"] for row in self.session.rows}
         rows = (row for key in self._todo for row in found.get(key, ()))
-        return write(self.out, once(PreferencePair(**row) for row in rows))
+        return write(self.out, distinct(PreferencePair(**row) for row in rows))
 
     @property
     def _todo(self) -> dict[str, PromptRecord]:
