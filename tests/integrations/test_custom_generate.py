@@ -27,7 +27,7 @@ METHODS = [
     ARGS(temperature=1.0),
     Vanilla(chunk=5),
 ]
-REACH = pytest.mark.filterwarnings("ignore:.*taken untested")
+REACH = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def reward() -> ClassifierReward:
     return ClassifierReward.load("tiny")
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_segments_continue_what_was_accepted_before_them(engine: TransformersEngine, reward: ClassifierReward) -> None:
     method = CARDS(target=2.0, boundary=FixedLength(maximum=6))
     decoder = Decoder(engine, reward, method)
@@ -130,8 +130,8 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
     assert table
     assert all(row["prompt"].startswith("\n\nHuman:") and row["score_chosen"] > row["score_rejected"] for row in table)
     for arguments, message in (
-        (["tiny", "pairs.txt"], "must be a .jsonl or .parquet file"),
-        (["tiny", "pairs.jsonl", "--method", "vanilla"], "scores no answers"),
+        (["tiny", "pairs.txt"], "written to a .jsonl or .parquet file"),
+        (["tiny", "pairs.jsonl", "--method", "vanilla"], "does not score responses"),
         (["tiny", "pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
         (["tiny", "pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),
     ):
@@ -191,7 +191,7 @@ def test_trl_trains_on_the_file_as_it_is_and_the_reward_rises(
 
 
 @TRL
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_trl_trains_on_segments_too(tmp_path: Path, engine: TransformersEngine, reward: ClassifierReward) -> None:
     decoder = Decoder(engine, reward, CARDS(target=2.0, boundary=FixedLength(maximum=6)))
     pairs = list(preferences(decoder, CHATS, repeats=8, max_tokens=64))[:64]

@@ -16,7 +16,7 @@ import yaml
 from helpers.ray_cluster import ServeDeploySchema, ask, cluster, ray_serve, wait
 
 import cards
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 
 pytestmark = pytest.mark.timeout(900)
 SETTINGS = ray_serve.Settings(settings={"max_rejections": 3}, loading={"slots": 4})
@@ -137,11 +137,9 @@ def test_the_configuration_is_one_of_this_application() -> None:
     made = ray_serve.app(found.args)
     assert found.import_path == "cards.integrations.ray_serve:app"
     assert made._bound_deployment.name == "Front"
-    assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.DecoderReplica.name}
-    deadline = Options(**found.args["server"]).deadline
-    for given, own in zip(
-        found.deployments, (ray_serve.Front, ray_serve.DecoderReplica), strict=True
-    ):  # removed ones can finish
+    assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.Decoder.name}
+    deadline = ServerOptions(**found.args["server"]).deadline
+    for given, own in zip(found.deployments, (ray_serve.Front, ray_serve.Decoder), strict=True):  # removed ones can finish
         assert given.graceful_shutdown_timeout_s == own._deployment_config.graceful_shutdown_timeout_s > deadline
 
 

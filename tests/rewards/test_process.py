@@ -116,7 +116,7 @@ async def test_a_classifier_with_a_template_of_its_own_renders_each_step(llama_f
     assert found == pytest.approx([expected], abs=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_steps_guide_cards(llama_float64: Pair) -> None:
     method = CARDS(target=0.8, boundary=Step(maximum=6, delimiter="w1"), width=2, max_rejections=4)
     results = []

@@ -18,8 +18,8 @@ from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, check
 from cards.events import Message, Prompt, Response
 from cards.placement import Placement
-from cards.profile import typed
-from cards.progress import bar
+from cards.profile import option_text
+from cards.progress import progress_bar
 from cards.registry import read_method
 from cards.settings import settings_of
 
@@ -64,7 +64,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         super().__init__()
-        chosen = read_method(method, {name: typed(value) for name, value in settings.items()})
+        chosen = read_method(method, {name: option_text(value) for name, value in settings.items()})
         device = None if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
         options: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
         placement = Placement(**{name: value for name, value in options.items() if value is not None})
@@ -193,7 +193,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         async def score_all() -> list[tuple[float, bool]]:
             return await asyncio.gather(*map(score, requests))
 
-        with bar(len(requests), False if disable_tqdm else None, "log-likelihoods") as advance:
+        with progress_bar(len(requests), False if disable_tqdm else None, "log-likelihoods") as advance:
             return background().run(score_all())
 
 

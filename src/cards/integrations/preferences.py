@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from cards.background import background
 from cards.batch.rows import arrow
-from cards.batch.work import ends
+from cards.batch.work import is_fatal
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, SettingError, check
 from cards.events import Message, Prompt, Result
-from cards.files import replacing
-from cards.progress import together
+from cards.files import atomic_write
+from cards.progress import run_concurrently
 from cards.registry import method_classes
 
 REPEAT_STRIDE = 1_000_000  # difference of the seeds of two repeats of a prompt
@@ -73,7 +73,7 @@ class Pairing:
         def failed(k: int, error: CardsError) -> None:
             raise error
 
-        await together(range(self.repeats), decode, failed, self.repeats, False)
+        await run_concurrently(range(self.repeats), decode, failed, self.repeats, False)
         return self.pairs(prompt, [results[k] for k in range(self.repeats)])
 
     def pairs(self, prompt: PromptLike, results: Sequence[Result]) -> list[PreferencePair]:
@@ -109,7 +109,7 @@ def preferences(
     pairing = Pairing(decoder, pair_kind(decoder.method.name, by), repeats, gap, seed, options)
 
     def failed(number: int, error: CardsError) -> None:
-        if ends(error):
+        if is_fatal(error):
             raise error
         warnings.warn(f"No pairs for prompt number {number}: {error}", stacklevel=1)
 
@@ -119,7 +119,7 @@ def preferences(
         async def collect(number: int) -> None:
             found[number] = await pairing.draw(number, prompts[number], gate)
 
-        await together(numbers, collect, failed, len(numbers), None)
+        await run_concurrently(numbers, collect, failed, len(numbers), None)
         return [pair for number in sorted(found) for pair in found[number]]
 
     starts = range(0, len(prompts), size := 4 * decoder.engine.rows)
@@ -189,7 +189,7 @@ def write(path: Path, pairs: Iterable[PreferencePair]) -> int:
     """Write the pairs atomically, as JSON Lines or Parquet, and return their number. Raises SettingError."""
     check_suffix(path)
     count = 0
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".parquet":
             rows = [pair.row() for pair in pairs]
             arrow("parquet").write_table(arrow("lib").Table.from_pylist(rows), file)

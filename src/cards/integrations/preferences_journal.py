@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cards.batch.work import ends
+from cards.batch.work import is_fatal
 from cards.errors import CardsError, SettingError
 from cards.integrations.preferences import Pairing, PreferencePair, distinct, write
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study import session
 from cards.study.journal import Row
 from cards.study.models import Models
@@ -42,12 +42,12 @@ class Collection:
         gate = Semaphore(engine.rows)
 
         async def draw(record: PromptRecord) -> Row:
-            pairs = await pairing.draw(record.number, shaped(record.prompt, form, engine.chats), gate)
+            pairs = await pairing.draw(record.number, format_prompt(record.prompt, form, engine.chats), gate)
             row = {"prompt": record.prompt, "seed": self.seed + record.number}
             return row | {"pairs": [asdict(pair) for pair in pairs]}
 
         def note(record: PromptRecord, error: CardsError) -> str:
-            if ends(error):
+            if is_fatal(error):
                 raise error
             return f"prompt {record.id}: {error}"
 

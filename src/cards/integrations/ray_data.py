@@ -13,7 +13,7 @@ from typing import Any
 
 from cards.batch.rows import RowReader
 from cards.batch.run import run
-from cards.batch.work import BatchOptions, Outcome, Work
+from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, SettingError
 from cards.methods.base import Method
@@ -34,11 +34,11 @@ class Recipe:
     shape: BatchOptions = field(default_factory=BatchOptions)
     concurrency: int | None = None  # rows in flight per decoder (None: the number of cache slots)
 
-    def work(self) -> Work:
+    def work(self) -> RowDecoder:
         """Load the models and return the work of one decoder."""
         engine = self.placement.engine(self.model)
         reward = None if self.reward == "none" else self.placement.reward(self.reward)
-        return Work(Decoder(engine, reward, self.method), self.shape)
+        return RowDecoder(Decoder(engine, reward, self.method), self.shape)
 
 
 class Worker:
@@ -46,7 +46,7 @@ class Worker:
 
     def __init__(self, recipe: Recipe, source: Path) -> None:
         self.recipe, self.reader = recipe, RowReader(source)
-        self.work: Work | None = None
+        self.work: RowDecoder | None = None
 
     async def __call__(self, block: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Yield the pickled outcomes of the rows `numbers`, and the message of an error that ends the batch."""

@@ -24,12 +24,12 @@ from cards.registry import load_engine, load_reward, make_method
 from cards.serve.app import make_app
 from cards.serve.errors import ApiError
 from cards.serve.guard import Guard
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 
 KEY_CHARACTERS = 1024  # of a text prompt, for its routing key
 SCOPE_KEYS = {"type", "asgi", "http_version", "method", "scheme", "headers", "client", "server"}
 SCOPE_KEYS |= {"root_path", "path", "raw_path", "query_string"}
-SHUTDOWN_SECONDS = 150  # for running requests of a removed replica; more than the deadline of Options
+SHUTDOWN_SECONDS = 150  # for running requests of a removed replica; more than the deadline of ServerOptions
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
@@ -47,7 +47,7 @@ class Settings(BaseModel):
     method: str = "cards"
     settings: dict[str, Any] = {}  # settings of the method
     loading: dict[str, Any] = {}  # options of the loaders: device, dtype, slots, context
-    server: dict[str, Any] = {}  # fields of cards.serve.options.Options
+    server: dict[str, Any] = {}  # cards.serve.options.ServerOptions
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -86,8 +86,8 @@ class DecoderReplica:
         """Load the models and return the server's app."""
         settings = self.settings
         engine = load_engine(model, **settings.loading)
-        loaded_reward = load_reward(reward, **settings.loading) if reward else None
-        return make_app(engine, loaded_reward, make_method(settings.method, **settings.settings), Options(**settings.server))
+        steers = load_reward(reward, **settings.loading) if reward else None
+        return make_app(engine, steers, make_method(settings.method, **settings.settings), ServerOptions(**settings.server))
 
     async def respond(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """Yield the messages that the app sends for a request. Closing the iterator disconnects the client."""
@@ -120,7 +120,7 @@ class Front:
     """The entry point: forwards each request to a decoder chosen by the key of its conversation."""
 
     def __init__(self, settings: Settings, decoders: DeploymentHandle[Any]) -> None:
-        self.options = Options(**settings.server)
+        self.options = ServerOptions(**settings.server)
         self.decoders = decoders.options(stream=True)
 
     def __serve_build_asgi_app__(self) -> Starlette:

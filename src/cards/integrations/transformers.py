@@ -35,6 +35,7 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.decoder import Decoder
 from cards.errors import ModelError, PromptError, SettingError, check
 from cards.events import Accepted, Done, Fallback, Prompt, Result
+from cards.fingerprint import Fingerprint
 from cards.methods.base import Method
 from cards.registry import load_reward, make_method, with_models
 from cards.rewards.base import Reward
@@ -89,7 +90,7 @@ class CustomGenerate:
     streamer: Any
     slots: int
     context: int | None
-    _methods: dict[str, Method] = field(default_factory=dict)  # the method with its models loaded, by vocabulary
+    _methods: dict[Fingerprint | str, Method] = field(default_factory=dict)  # the method with its models loaded, by vocabulary
 
     def __call__(
         self,
