@@ -83,8 +83,8 @@ def test_an_interrupt_finishes_rows_and_tells_how_to_go_on(folder: Path, sent: s
     process.send_signal(sent)
     code, told = ended(process)
     assert code == 130, told
-    assert "finishing the rows under way" in told
-    assert f"what is done is in {out}; the same command goes on from there" in told
+    assert "finishing the running rows" in told
+    assert f"finished rows are in {out}; run the same command again to resume" in told
     rows, all_rows = read(folder / out), read(folder / "unbroken.jsonl")
     assert 0 < len(rows) < len(all_rows)
     assert rows == all_rows[: len(rows)]

@@ -132,12 +132,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize(
     ("name", "row", "said"),
     [
-        ("xstest", {"prompt": "a", "type": "homonyms"}, "Row number 1 of .*column label must be safe or unsafe, not None"),
-        ("xstest", {"prompt": "a", "label": "maybe"}, "label must be safe or unsafe, not 'maybe'"),
-        ("xstest", {"label": "safe"}, "needs the column prompt, and label, and this has label"),
-        ("advbench", {"target": "Sure"}, "needs the column goal or prompt, and this has target"),
+        ("xstest", {"prompt": "a", "type": "homonyms"}, "Row number 1 of .*column label must be safe or unsafe, got None"),
+        ("xstest", {"prompt": "a", "label": "maybe"}, "label must be safe or unsafe, got 'maybe'"),
+        ("xstest", {"label": "safe"}, "needs the column prompt, and label, got label"),
+        ("advbench", {"target": "Sure"}, "needs the column goal or prompt, got target"),
         ("hh-rlhf", {"rejected": "x"}, "needs the column chosen or prompt"),
-        ("beavertails", "text", "must have columns, the column prompt, but it is str"),
+        ("beavertails", "text", "must be an object with the column prompt, got str"),
     ],
 )
 def test_a_row_without_the_columns_of_its_data_set_is_told(name: str, row: Any, said: str, tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_forms() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"prompt": "a"}\n{"text": "b"}\n', "Prompt number 1 of .*fields prompt, instruction.* this has text"),
-        ('{"prompt": 3}\n', "not int"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', "Prompt number 1 of .*fields prompt, instruction.* got text"),
+        ('{"prompt": 3}\n', "got int"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "empty list"),
         ('"  "\n', "empty"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "same id"),
-        ("{prompt\n", "no JSONL"),
+        ("{prompt\n", "not JSONL"),
         ("", "no prompts"),
     ],
 )

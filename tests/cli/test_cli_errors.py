@@ -1,4 +1,4 @@
-"""What is wrong with a command line is said in one line, before anything is loaded."""
+"""Errors in a command line are reported in one line, before models are loaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_wrong_setting_is_one_line(cli: Cards, arguments: list[str], said: str
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_prompt_is_refused(cli: Cards, text: str) -> None:
     ran = cli("generate", input=text)
-    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give the text to answer.\n")
+    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give a text.\n")
     assert cli.loaded == []
 
 

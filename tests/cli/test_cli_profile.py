@@ -1,4 +1,4 @@
-"""`--profile` fills what is not given: names, length, method and its settings."""
+"""`--profile` gives defaults for models, length, method and settings."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_an_interrupt_tells_how_to_go_on(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, told = ended(process)
     assert code == 130, told
-    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; the same command goes on from there", told)
+    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; run the same command again to resume", told)
     assert "Traceback" not in told
     assert ended(start(folder, "interrupted.jsonl"))[0] == 0
     assert (folder / "interrupted.jsonl").read_bytes() == (folder / "unbroken.jsonl").read_bytes()
@@ -140,7 +140,7 @@ def test_prompts_that_fail_are_tried_again(here: Here) -> None:
     ran = here("in.txt", "out.jsonl", *SETTINGS)
     assert ran.exit_code == 1
     assert "error: prompt 2: too many" in " ".join(ran.stderr.split())
-    assert "6 prompts failed, of which the first are above; the same command tries them again" in ran.stderr
+    assert "6 prompts failed; the first errors are above. Run the same command again to retry them." in ran.stderr
     assert "pairs of 6 prompts are in out.jsonl" in ran.stderr
     here.trouble = None
     assert here("in.txt", "out.jsonl", *SETTINGS).exit_code == 0
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_gone_on_with(here: Here) -> None:
         return " ".join(ran.stderr.split())
 
     Path("mine.jsonl").write_text("precious\n")
-    assert "'mine.jsonl' is there without 'mine.jsonl.journal'" in refused("mine.jsonl", *SETTINGS)
+    assert "'mine.jsonl' exists without 'mine.jsonl.journal'" in refused("mine.jsonl", *SETTINGS)
     assert Path("mine.jsonl").read_text() == "precious\n"
     assert here("in.txt", "out.jsonl", *SETTINGS).exit_code == 0
     before = Path("out.jsonl").read_bytes()

@@ -133,7 +133,7 @@ def test_type_run_and_open_a_rejected_candidate(tiny_page: Running, visit: Open)
     assert float(figures["entropy"]) > 0
     expect(page.locator("[data-plot=reward] circle.accepted")).to_have_count(segments(page).count())
     assert page.locator("[data-plot=reward] line.threshold").count() > 0
-    expect(page.locator("[data-plot=nats] line.cut")).to_have_count(1)
+    expect(page.locator("[data-plot=nats] line.boundary")).to_have_count(1)
 
 
 def test_segments_appear_one_by_one_and_what_is_open_stays_open(stepped: Running, visit: Open) -> None:
@@ -221,11 +221,11 @@ def test_what_is_wrong_is_said_in_words(tiny_page: Running, visit: Open) -> None
     page = visit(tiny_page)
     run(page, "  ")
     expect_state(page, "failed")
-    expect(page.get_by_role("alert")).to_have_text("The prompt is empty: give the text to answer.")
+    expect(page.get_by_role("alert")).to_have_text("The prompt is empty. Enter a text.")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
     page.get_by_label("target").first.fill("high")
     run(page, "What makes a good film?")
-    expect(page.get_by_role("alert")).to_have_text("target must be NUMBER or none, not 'high'.", timeout=WAIT)
+    expect(page.get_by_role("alert")).to_have_text("target must be a number or none, got 'high'.", timeout=WAIT)
 
 
 def test_html_in_texts_is_text(stepped: Running, visit: Open) -> None:
