@@ -13,7 +13,7 @@ from cards.study.calibrate.choose import Constraints
 from cards.study.calibrate.report import profile_of, to_dict
 from cards.study.calibrate.run import CalibrationRequest, CalibrationResult
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 ASKED = CalibrationRequest(Constraints(max_cost=2.5), entropy_threshold=1.2)
 
 
