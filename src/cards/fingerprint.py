@@ -1,4 +1,4 @@
-"""The identity of a tokenizer: models with the same one can share token ids."""
+"""Fingerprints of tokenizers: models with equal fingerprints can share token ids."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Fingerprint:
-    """Equal for tokenizers that give the same ids to the same text.
+    """The identity of a tokenizer. Tokenizers with equal fingerprints assign the same ids to the same text.
 
-    Tokenizers that were read from files with the same hash are equal. Otherwise a hash of the vocabulary, its rules and its
-    special tokens decides; it takes seconds for a large vocabulary, so it is computed at the first such comparison and kept.
+    Tokenizers from files with equal hashes are equal. Otherwise a hash of the vocabulary, its rules and its special tokens is
+    compared. It takes seconds for a large vocabulary, so it is computed at the first such comparison and cached.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> None:
@@ -23,7 +23,7 @@ class Fingerprint:
 
     @cached_property
     def canonical(self) -> str:
-        """Hash of everything that decides the ids of a text."""
+        """A hash of the state that determines the ids of a text."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         state: Any = json.loads(backend.to_str()) if backend is not None else sorted(self.tokenizer.get_vocab().items())
         if isinstance(state, dict):
@@ -42,7 +42,7 @@ class Fingerprint:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
-    """The fingerprint of a tokenizer, made once."""
+    """Return the fingerprint of a tokenizer, computed once."""
     known = getattr(tokenizer, "_cards_fingerprint", None)
     if known is None:
         known = tokenizer._cards_fingerprint = Fingerprint(tokenizer, getattr(tokenizer, "_cards_file", None))

@@ -1,4 +1,4 @@
-"""What is wrong with a command line is said in one line, before anything is loaded."""
+"""Errors in a command line are reported in one line, before models are loaded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from cards.settings import settings_of
         (["--top-k", "2.5"], "--top-k must be a whole number or none, got '2.5'."),
         (["--acceptance", "softt"], "--acceptance must be 'soft' or 'hard', got 'softt'."),
         (["--boundary", "ponctuation"], "Unknown boundary 'ponctuation'. Did you mean 'punctuation'?"),
-        (["--boundary", "fixed:many"], "for instance fixed:15"),
-        (["--boundary", "fixed:0"], "maximum length (0)"),
+        (["--boundary", "fixed:many"], "such as fixed:15"),
+        (["--boundary", "fixed:0"], "maximum length must be at least its minimum length of 1, got 0"),
         (["--boundary", "whole:3"], "takes no value"),
         (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),
         (["--target", "none", "--alpha", "2"], "alpha must be between 0 and 1, got 2.0."),
@@ -44,7 +44,7 @@ def test_a_wrong_setting_is_one_line(cli: Cards, arguments: list[str], said: str
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_prompt_is_refused(cli: Cards, text: str) -> None:
     ran = cli("generate", input=text)
-    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give the text to answer.\n")
+    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give a text.\n")
     assert cli.loaded == []
 
 

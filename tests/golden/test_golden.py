@@ -18,15 +18,28 @@ from record import read
 # Old name -> new name. A name with a dot holds only below that key: "usage.lm_steps", or for a value of that key:
 # "event.Fallback". `parts` are replaced within keys and texts of any length, such as labels ("cards:max_rejections=").
 RENAMED: dict[str, dict[str, str]] = {
-    "keys": {"settings.--draft": "--proposer"},
+    "keys": {},
     "values": {"method.speculative": "vanilla", "method.skip-decoding": "vanilla"},
-    "parts": {},
+    "parts": {  # the words of a diagnosis, which are for people
+        "Rewards of incomplete answers (cut": "Rewards of incomplete responses (cut",
+        "those of whole ones at": "those of complete ones at",
+        "To say an answer twice changes": "Repeating a response changes",
+        "The same text differs by up to": "The reward of the same text changes by up to",
+        "Half of both answers is enough to tell the better one": "The first half of both responses identifies the better one",
+        "answer of highest reward is below their gold average": "gold reward of the highest-reward response is below average",
+        "choose whole answers (best-of-n), or another reward": "use complete responses (best-of-n) or another reward",
+    },
 }
 DROPPED: set[str] = {
-    *("stdout.speculative", "stdout.skip-decoding", "cards.settings.--draft"),
+    *("stdout.speculative", "stdout.skip-decoding", "settings.--draft", "settings.--gamma"),
     *("settings.draft", "settings.gamma", "out.jsonl.state.json.draft", "out.jsonl.state.json.gamma"),
 }  # recorded keys that are gone, written as those of RENAMED
-ADDED: set[str] = {"format"}  # new keys that were not recorded, written in the same way
+ADDED: set[str] = {
+    "format",
+    "settings.--proposer",
+    "settings.--lookahead",
+    "settings.--lengths",
+}  # new keys that were not recorded, written in the same way
 TOLERANCE = 1e-4  # of floats, relative and absolute
 
 

@@ -22,7 +22,7 @@ from cards.events import Prompt, Response
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.serve.app import make_app
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 from cards.serve.server import Server, bind
 from cards.serve.service import Service
 from cards.serve.tracing import Tracing
@@ -72,7 +72,7 @@ class Running:
 def serving(
     engine: Engine, reward: Reward | None, method: Method, tracing: Tracing | None = None, **options: Any
 ) -> Iterator[Running]:
-    app = make_app(engine, reward, method, Options(**options), tracing)
+    app = make_app(engine, reward, method, ServerOptions(**options), tracing)
     bound = bind("127.0.0.1", 0)
     port = bound.getsockname()[1]
     server = Server(app)

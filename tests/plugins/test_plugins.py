@@ -35,8 +35,8 @@ def test_methods_lists_it_and_names_the_plugins_that_are_skipped(environment: di
     assert ran.returncode == 0, ran.stderr
     assert "longest-of-n" in ran.stdout
     assert "--bonus=0.0" in ran.stdout
-    assert "'not-there' of cards.methods is skipped: No module named 'cards_example.nothing'" in ran.stderr
-    assert "'best-of-n' of cards.methods is skipped: the name 'best-of-n' is taken" in ran.stderr
+    assert "'not-there' of cards.methods was skipped: No module named 'cards_example.nothing'" in ran.stderr
+    assert "'best-of-n' of cards.methods was skipped: the name 'best-of-n' is already in use" in ran.stderr
 
 
 def test_the_command_line_runs_it(environment: dict[str, str]) -> None:
@@ -104,10 +104,11 @@ def test_the_playground_offers_it_with_its_settings(environment: dict[str, str])
     program = (
         "from cards import Decoder\n"
         "from cards.registry import load_engine, load_reward, make_method\n"
-        "from cards.serve.playground.controls import control, offered, shown\n"
+        "from cards.serve.playground.controls import control, runnable_methods, visible_settings\n"
         "engine, reward = load_engine('letters:abe'), load_reward('vowels:ae')\n"
-        "print('longest-of-n' in offered(lambda name, settings: Decoder(engine, reward, make_method(name, **settings))))\n"
-        "[bonus] = [s for s in shown(make_method('longest-of-n')) if s.name == 'bonus']\n"
+        "names = runnable_methods(lambda name, settings: Decoder(engine, reward, make_method(name, **settings)))\n"
+        "print('longest-of-n' in names)\n"
+        "[bonus] = [s for s in visible_settings(make_method('longest-of-n')) if s.name == 'bonus']\n"
         "print(type(control(bonus)).__name__, control(bonus).maximum)\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

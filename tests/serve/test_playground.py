@@ -18,17 +18,17 @@ from cards.errors import SettingError
 from cards.events import Accepted, Fallback, Proposed, Rejected, Scored, Segment
 from cards.methods import BestOfN, Vanilla
 from cards.registry import make_method, method_classes
-from cards.serve.options import Options
-from cards.serve.playground.controls import control, shown, values_of
+from cards.serve.options import ServerOptions
+from cards.serve.playground.controls import control, values_of, visible_settings
 from cards.serve.playground.meters import figures, table_html
 from cards.serve.playground.plots import plots_html, ticks
 from cards.serve.playground.runs import Run
-from cards.serve.playground.segments import answer_html
+from cards.serve.playground.segments import response_html
 from cards.serve.playground.view import run_html
 from cards.serve.service import Service
 from cards.serve.tracing import Tracing
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 def a_run(prompt: str = "hi", decoder: Decoder | None = None, max_tokens: int = 12) -> Run:
@@ -52,7 +52,7 @@ async def run() -> Run:
 @pytest.mark.parametrize("name", method_classes())
 def test_settings_have_controls_that_hold_their_defaults(name: str) -> None:
     method = make_method(name)
-    settings = shown(method)
+    settings = visible_settings(method)
     controls = [control(setting) for setting in settings]
     assert values_of(settings, [c.value for c in controls]) == {}
     for setting, made in zip(settings, controls, strict=True):
@@ -68,19 +68,19 @@ def _moved(one: gr.components.Component, other: gr.Slider) -> object:
 
 
 def test_models_and_what_a_server_keeps_to_itself_are_not_offered() -> None:
-    names = {setting.name for name in method_classes() for setting in shown(make_method(name))}
+    names = {setting.name for name in method_classes() for setting in visible_settings(make_method(name))}
     assert not names & {"proposer", "guide", "guides", "aligned", "reference", "amateur", "process", "pattern"}
 
 
 def test_controls_start_with_the_values_of_the_server() -> None:
-    settings = shown(CARDS(beta=0.25, max_rejections=99, top_k=None))
+    settings = visible_settings(CARDS(beta=0.25, max_rejections=99, top_k=None))
     made = {s.name: control(s) for s in settings}
     assert (made["beta"].value, made["max_rejections"].value, made["max_rejections"].maximum) == (0.25, 99, 99)
     assert made["top_k"].value == ""
 
 
 def test_values_are_those_that_were_changed() -> None:
-    settings = shown(CARDS())
+    settings = visible_settings(CARDS())
     given = {s.name: control(s).value for s in settings}
     given |= {
         "beta": 1,
@@ -98,7 +98,7 @@ def test_values_are_those_that_were_changed() -> None:
 
 
 def test_a_bad_value_is_named_without_flags() -> None:
-    settings = shown(CARDS())
+    settings = visible_settings(CARDS())
     given = ["high" if s.name == "target" else s.default_text for s in settings]
     with pytest.raises(SettingError, match=r"^target must be a number or none, got 'high'\.$"):
         values_of(settings, given)
@@ -113,7 +113,7 @@ async def test_a_run_ends_as_the_decoder_ends(run: Run) -> None:
     assert run.result.segments == result.segments
     assert run.reward == result.reward
     assert figures(run)["RM calls"] == str(result.usage.rm_calls)
-    assert figures(run)["thrown away"] == str(result.usage.lm_wasted_tokens) != "0"
+    assert figures(run)["wasted"] == str(result.usage.lm_wasted_tokens) != "0"
 
 
 async def test_the_answer_of_a_method_without_reward_is_graded_off_the_books() -> None:
@@ -191,12 +191,12 @@ LAST = Segment(" last", (4,), None, reward=0.0, threshold=0.25)
 
 def test_an_open_segment_shows_every_candidate_and_its_verdict() -> None:
     taken = Segment(BAD.text, (3,), 4.0, reward=-1.0, threshold=0.25, fallback=True, rejected=(GOOD, LAST))
-    html = answer_html(folded(Rejected(0, 0, GOOD), Rejected(0, 1, BAD), Fallback(0, 1, taken)))
+    html = response_html(folded(Rejected(0, 0, GOOD), Rejected(0, 1, BAD), Fallback(0, 1, taken)))
     assert re.findall(r'<tr class="(\w+)">', html) == ["fallback", "rejected", "untested"]
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
     assert " bad &amp; worse" in html
-    assert re.search(r'class="cp-seg below fallback".*<sup aria-label="taken untested">', html)
+    assert re.search(r'class="cp-seg below fallback".*<sup aria-label="fallback">', html)
     row = html[html.index('<tr class="rejected">') :]
     assert re.findall(r'data-name="(\w+)">([^<]+)<', row)[:4] == [
         ("reward", "1.00"),
@@ -207,18 +207,18 @@ def test_an_open_segment_shows_every_candidate_and_its_verdict() -> None:
 
 
 def test_colour_is_the_reward_against_the_threshold() -> None:
-    html = answer_html(folded(Accepted(0, 0, GOOD), Accepted(1, 0, BAD), Accepted(2, 0, Segment(" plain", (5,)))))
+    html = response_html(folded(Accepted(0, 0, GOOD), Accepted(1, 0, BAD), Accepted(2, 0, Segment(" plain", (5,)))))
     assert re.findall(r"cp-seg (\w+) accepted", html) == ["above", "below", "plain"]
     assert re.findall(r"--m:(\d+)", html) == ["40", "100", "0"]
 
 
-def test_the_candidate_under_way_is_shown() -> None:
+def test_the_candidate_under_way_is_visible_settings() -> None:
     run = folded(Scored(0, 0, BAD), Rejected(0, 0, BAD), Scored(0, 1, GOOD))
-    html = answer_html(run)
+    html = response_html(run)
     assert "good &lt;b&gt;" in html
     assert "1 rejected" in html
     run.add(Accepted(0, 1, GOOD))
-    assert "rejected</span>" not in answer_html(run)
+    assert "rejected</span>" not in response_html(run)
 
 
 def test_plots_hold_every_candidate_inside_their_frame() -> None:
@@ -277,10 +277,10 @@ async def test_frames_show_the_meters_while_it_runs() -> None:
 
 
 async def test_an_answer_waits_for_a_place_like_those_of_the_api(letters: TransformersEngine) -> None:
-    service = Service(letters, None, Vanilla(), Options(max_running=1, max_queue=0), Tracing())
+    service = Service(letters, None, Vanilla(), ServerOptions(max_running=1, max_queue=0), Tracing())
     refused, taken = a_run(max_tokens=4), a_run(max_tokens=4)
-    async with service.place():
-        [run async for run in refused.frames(lambda: service.decoder("vanilla", {}), service.place)]
+    async with service.admission():
+        [run async for run in refused.frames(lambda: service.decoder("vanilla", {}), service.admission)]
     assert "The queue is full" in refused.error
-    [run async for run in taken.frames(lambda: service.decoder("vanilla", {}), service.place)]
+    [run async for run in taken.frames(lambda: service.decoder("vanilla", {}), service.admission)]
     assert (taken.error, service.gate.idle) == ("", True)

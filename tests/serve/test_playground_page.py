@@ -15,13 +15,14 @@ from helpers.running_server import Running, assert_free, serving, until
 
 from cards import CARDS
 from cards.events import Prompt
+from cards.methods import BestOfN, Blockwise
 from cards.rewards.base import Reward
 
 pytest.importorskip("gradio", reason="the playground needs Gradio")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*taken untested"),
+    pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning"),
     pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),  # of Gradio's calls of pandas
 ]
 CHROMIUM = os.environ.get("CARDS_CHROMIUM") or shutil.which("chromium")
@@ -133,7 +134,7 @@ def test_type_run_and_open_a_rejected_candidate(tiny_page: Running, visit: Open)
     assert float(figures["entropy"]) > 0
     expect(page.locator("[data-plot=reward] circle.accepted")).to_have_count(segments(page).count())
     assert page.locator("[data-plot=reward] line.threshold").count() > 0
-    expect(page.locator("[data-plot=nats] line.cut")).to_have_count(1)
+    expect(page.locator("[data-plot=nats] line.boundary")).to_have_count(1)
 
 
 def test_segments_appear_one_by_one_and_what_is_open_stays_open(stepped: Running, visit: Open) -> None:
@@ -185,7 +186,7 @@ def test_two_methods_side_by_side(tiny_page: Running, visit: Open) -> None:
     expect(second.get_by_text("Settings")).to_be_visible(timeout=WAIT)
     second.get_by_role("combobox", name="Method").click()
     page.get_by_role("option", name="best-of-n", exact=True).click()
-    expect(second.get_by_text("argmax of r(x, y_i)")).to_be_visible(timeout=WAIT)
+    expect(second.get_by_text(BestOfN.summary)).to_be_visible(timeout=WAIT)
     run(page, "What makes a good film?")
     expect_state(page, "ended", 0)
     expect_state(page, "ended", 1)
@@ -207,7 +208,7 @@ def test_settings_are_those_of_the_method_and_count(tiny_page: Running, visit: O
     page.get_by_role("combobox", name="Method").click()
     page.get_by_role("option", name="blockwise", exact=True).click()
     first = page.locator("#cp-panel-0")
-    expect(first.get_by_text("Draw K blocks")).to_be_visible(timeout=WAIT)
+    expect(first.get_by_text(Blockwise.summary)).to_be_visible(timeout=WAIT)
     first.get_by_role("button", name="Settings").click()
     first.get_by_label("number input for block").fill("3")
     first.get_by_label("number input for block").press("Tab")
@@ -221,11 +222,11 @@ def test_what_is_wrong_is_said_in_words(tiny_page: Running, visit: Open) -> None
     page = visit(tiny_page)
     run(page, "  ")
     expect_state(page, "failed")
-    expect(page.get_by_role("alert")).to_have_text("The prompt is empty: give the text to answer.")
+    expect(page.get_by_role("alert")).to_have_text("The prompt is empty. Enter a text.")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
-    page.get_by_label("target").first.fill("high")
+    page.get_by_label("target", exact=True).first.fill("high")
     run(page, "What makes a good film?")
-    expect(page.get_by_role("alert")).to_have_text("target must be NUMBER or none, not 'high'.", timeout=WAIT)
+    expect(page.get_by_role("alert")).to_have_text("target must be a number or none, got 'high'.", timeout=WAIT)
 
 
 def test_html_in_texts_is_text(stepped: Running, visit: Open) -> None:
@@ -234,7 +235,7 @@ def test_html_in_texts_is_text(stepped: Running, visit: Open) -> None:
     run(page, "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">")
     expect_state(page, "ended")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
-    page.get_by_label("target").first.fill("<img src=x onerror=\"document.title = 'broken'\">")
+    page.get_by_label("target", exact=True).first.fill("<img src=x onerror=\"document.title = 'broken'\">")
     run(page, "hello")
     expect(page.get_by_role("alert")).to_contain_text("<img src=x", timeout=WAIT)
     assert page.title() == "CARDS playground"

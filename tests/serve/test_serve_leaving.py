@@ -14,9 +14,9 @@ from helpers.random_models import letter_engine
 from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards.backends.local.engine import TransformersEngine
-from cards.serve.server import DEAD
+from cards.serve.server import UNREAD_TIMEOUT
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 LONG = {"prompt": "abc", "max_tokens": 100, "stream": True}
 
 
@@ -132,5 +132,5 @@ def test_the_kernel_drops_clients_that_take_nothing(letters: Running, reward: Sw
         until(lambda: reward.asked)
         [connection] = letters.server.server_state.connections
         accepted = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == DEAD
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == UNREAD_TIMEOUT
     assert_free(letters)

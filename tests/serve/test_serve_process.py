@@ -57,7 +57,7 @@ def test_a_signal_lets_the_running_answer_finish_and_refuses_others() -> None:
             assert told[-1] == "data: [DONE]"
             assert json.loads(told[-2][6:])["choices"][0]["finish_reason"] in ("stop", "length")
         assert process.wait(60) == 0
-        assert line(process, "ended")
+        assert line(process, "stopped")
 
 
 def test_what_does_not_finish_in_time_is_cut_off() -> None:

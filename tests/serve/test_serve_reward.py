@@ -15,7 +15,7 @@ from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards import Decoder
-from cards.backends.http.client import RefusedError
+from cards.backends.http.client import RejectedRequestError
 from cards.backends.http.connect import connect_reward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
@@ -24,7 +24,7 @@ from cards.events import Segment
 from cards.methods import Vanilla
 from cards.serve.errors import api_error
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 BODY = {"prompt": "abc", "max_tokens": 12, "seed": 1}
 PLAIN = Vanilla(temperature=1.0, top_k=None)  # as CARDS_IN_THREES samples
 
@@ -57,7 +57,7 @@ def test_a_server_is_not_ready_until_its_reward_answers_again(closed: Running, r
     reward.broken = True
     assert closed.post(json=BODY).status_code == 503
     ready = closed.get("/ready")
-    assert (ready.status_code, ready.json()["status"]) == (503, "The reward 'switch' fails: RewardError.")
+    assert (ready.status_code, ready.json()["status"]) == (503, "The reward 'switch' failed: RewardError.")
     reward.broken = False
     assert closed.get("/ready").status_code == 200
     assert closed.post(json=BODY).status_code == 200
@@ -143,7 +143,7 @@ def test_a_model_that_goes_away_in_the_middle_of_a_stream_ends_it_with_an_error(
         assert not any(chunk.choices[0].finish_reason for chunk in chunks)
         answer = running.post(json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
-        assert running.get("/ready").json() == {"status": "The model 'mock' fails: UnavailableError."}
+        assert running.get("/ready").json() == {"status": "The model 'mock' failed: UnavailableError."}
         engine.left = 10**9
         assert running.get("/ready").status_code == 200
         assert running.post(json=BODY).status_code == 200
@@ -194,5 +194,5 @@ def test_a_reward_server_that_is_killed_and_restarted() -> None:
 
 
 def test_what_a_remote_server_refuses_is_not_the_clients_fault() -> None:
-    assert api_error(RefusedError("401 wrong key", 401)).status_code == 503
-    assert api_error(RefusedError("the prompt is too long", 400)).status_code == 400
+    assert api_error(RejectedRequestError("401 wrong key", 401)).status_code == 503
+    assert api_error(RejectedRequestError("the prompt is too long", 400)).status_code == 400

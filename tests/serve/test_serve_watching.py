@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cards.serve.logs import JSONFormatter
 from cards.serve.tracing import Tracing, provider_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 BODY = {"prompt": "abcabc", "max_tokens": 9, "seed": 1}
 SECRET = "abcabc"
 
@@ -100,7 +100,7 @@ def test_a_crash_is_a_500_without_details_and_in_the_log(
     def crash(*_: Any) -> None:
         raise ZeroDivisionError("a detail")
 
-    monkeypatch.setattr(mocked.service, "order", crash)
+    monkeypatch.setattr(mocked.service, "validate", crash)
     answer = mocked.post(json=BODY)
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"

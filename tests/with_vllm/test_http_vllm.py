@@ -23,7 +23,7 @@ from helpers.waiting import eventually
 import cards
 from cards import CARDS, Decoder, Entropy
 from cards.backends.http.client import Client
-from cards.backends.http.connect import probed
+from cards.backends.http.connect import probe
 from cards.backends.http.openai import OpenAIEngine
 from cards.backends.http.served import ModelFiles, ServedModel
 from cards.backends.http.vllm import VLLMHTTPEngine
@@ -41,7 +41,7 @@ from cards.registry import load_engine, load_reward
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.serve.app import make_app
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny"
@@ -50,7 +50,7 @@ COMMON = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--
 TALK = [Message(role="user", content="What did you think of the new Star Wars film?")]
 LONG = 400  # tokens, more than are drawn before one looks
 PROMPTS: list[str | Sequence[Message]] = [TALK, [Message(role="user", content="I am so tired of my job.")], "Once upon a time"]
-pytestmark = [pytest.mark.filterwarnings("ignore:.*taken untested"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning"), pytest.mark.timeout(600)]
 
 
 @dataclass
@@ -239,7 +239,7 @@ async def test_leaving_ends_the_drawing(lm: Server, remote: Engine) -> None:
 def test_servers_of_the_other_kind(rm: Server, lm: Server) -> None:
     with pytest.raises(CardsError):
         load_engine(rm.address + "/v1", retries=0)
-    with pytest.raises(SettingError, match="refuses"):
+    with pytest.raises(SettingError, match="rejected"):
         load_reward(lm.address + "/classify", retries=0)
     with pytest.raises(ModelError, match="tokenizer="):
         load_reward(rm.address, tokenizer="/nowhere")
@@ -249,7 +249,7 @@ async def test_a_server_that_dies_and_comes_back(lm: Server, rm: Server, twin: T
     """Last, as it ends the others' server."""
     engine, reward = load_engine(lm.address + "/v1", retries=1), load_reward(rm.address, retries=1)
     upstream = load_engine(lm.address + "/v1", retries=1)
-    app = make_app(upstream, None, Vanilla(temperature=5.0), Options())
+    app = make_app(upstream, None, Vanilla(temperature=5.0), ServerOptions())
     body = {"prompt": "Once upon a time", "max_tokens": LONG, "stream": True}
     with running(app) as address:
         async with (
@@ -268,7 +268,7 @@ async def test_a_server_that_dies_and_comes_back(lm: Server, rm: Server, twin: T
         assert httpx.get(address + "/ready").status_code == 200
         assert httpx.post(address + "/v1/completions", json=body | {"stream": False, "max_tokens": 8}).status_code == 200
         await upstream.aclose()
-    with pytest.raises(UnavailableError, match=r"broke off|not available"):
+    with pytest.raises(UnavailableError, match=r"interrupted|sent an error|not available"):
         await task
     rm.kill()
     decoder = Decoder(twin, reward, CARDS())
@@ -292,7 +292,7 @@ async def test_without_the_flag(twin: TransformersEngine) -> None:
         client = Client(server.address + "/v1")
         local = ModelFiles.find(str(TINY / "lm"), (), "lm")
         assert local is not None
-        engine = OpenAIEngine(client, await probed(client, ServedModel(str(TINY / "lm"), 512, 4096), local.tokenizer), local)
+        engine = OpenAIEngine(client, await probe(client, ServedModel(str(TINY / "lm"), 512, 4096), local.tokenizer), local)
         assert (engine.served.top, engine.served.ids) == (20, True)
         prompt = engine.encode(TALK)
         found = await proposals(engine, Ask(prompt, Response(), 40, Entropy(2, 20, 3.0), Sampling(1.0), n=8))

@@ -1,1 +1,1 @@
-"""The server: OpenAI's API for completions and chats, on one engine and one reward."""
+"""The server: OpenAI's API for completions and chats, with one engine and one reward."""

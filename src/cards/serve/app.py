@@ -1,4 +1,4 @@
-"""The app: OpenAI's API, health, metrics and, on demand, the playground, around one engine and one reward."""
+"""The FastAPI app: OpenAI's API, health, metrics and the optional playground for one engine and one reward."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.serve.errors import api_error
 from cards.serve.guard import Guard
-from cards.serve.options import Options
+from cards.serve.options import ServerOptions
 from cards.serve.record import Recorder
 from cards.serve.routes import routes
 from cards.serve.service import Service
-from cards.serve.streaming import GoneError
+from cards.serve.streaming import DisconnectedError
 from cards.serve.tracing import Tracing
 
 
 def make_app(
-    engine: Engine, reward: Reward | None, method: Method, options: Options | None = None, tracing: Tracing | None = None
+    engine: Engine, reward: Reward | None, method: Method, options: ServerOptions | None = None, tracing: Tracing | None = None
 ) -> FastAPI:
-    """The models stay the caller's to close; `app.state.service` holds what the app works with.
+    """Return the app for these models, which the caller closes. `app.state.service` is its Service.
 
-    Raises MismatchError if the method cannot run on them, SettingError if the playground is wanted and Gradio is missing.
+    Raises MismatchError if the method cannot run on the models, and MissingExtraError if the playground needs Gradio.
     """
-    service = Service(engine, reward, method, options or Options(), tracing or Tracing())
-    app = FastAPI(title="CARDS", version=cards.__version__, summary="Text that is aligned while it is decoded.")
+    service = Service(engine, reward, method, options or ServerOptions(), tracing or Tracing())
+    app = FastAPI(title="CARDS", version=cards.__version__, summary="Decoding-time alignment behind OpenAI's API.")
     app.state.service = service
     app.include_router(routes(service))
     _add_health(app, service)
     for kind in (RequestValidationError, HTTPException, CardsError):
-        app.add_exception_handler(kind, _refuse)
-    app.add_exception_handler(GoneError, _note_leaving)
+        app.add_exception_handler(kind, _error_response)
+    app.add_exception_handler(DisconnectedError, _record_disconnect)
     app.add_middleware(Guard, options=service.options)
     if service.options.cors:
         app.add_middleware(CORSMiddleware, allow_origins=service.options.cors, allow_methods=["*"], allow_headers=["*"])
@@ -46,35 +46,35 @@ def make_app(
     if service.options.playground:
         from cards.serve.playground import mount
 
-        mount(app, service.decoder, service.place)
+        mount(app, service.decoder, service.admission)
     return app
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Whether the process is alive")
+    @app.get("/health", summary="Report that the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Whether requests are welcome", responses={503: {"description": "They are not."}})
+    @app.get("/ready", summary="Report whether requests are accepted", responses={503: {"description": "They are not."}})
     async def ready() -> JSONResponse:
         if service.draining:
             return JSONResponse({"status": "ending"}, 503)
         if service.gate.full:
             return JSONResponse({"status": "queue full"}, 503)
-        if wrong := await service.readiness.check():
-            return JSONResponse({"status": wrong}, 503)
+        if failure := await service.readiness.check():
+            return JSONResponse({"status": failure}, 503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", summary="For Prometheus")
+    @app.get("/metrics", summary="Metrics for Prometheus")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    request.state.record.refusal = refusal = api_error(error)
-    return refusal.response
+async def _error_response(request: Request, error: Exception) -> Response:
+    request.state.record.error = converted = api_error(error)
+    return converted.response
 
 
-async def _note_leaving(request: Request, error: Exception) -> Response:
-    request.state.record.left = True
-    return Response(status_code=499)  # nobody reads it
+async def _record_disconnect(request: Request, error: Exception) -> Response:
+    request.state.record.disconnected = True
+    return Response(status_code=499)  # the client is gone, so only the log shows it

@@ -1,4 +1,4 @@
-"""What goes wrong, as OpenAI's clients expect to hear it."""
+"""Errors in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from cards.backends.http.client import RefusedError
+from cards.backends.http.client import RejectedRequestError
 from cards.errors import CardsError, ModelError, RewardError, UnavailableError
 
-TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]")  # pydantic's names for the kinds in a union
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+UNION_TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]")  # pydantic's names for the members of a union
+ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
-    """A refusal: HTTP status, message, the field of the request at fault, a code, and seconds after which to come again."""
+    """An HTTP error in OpenAI's format. `param` is the field at fault; `retry_after` is in seconds."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None
     ) -> None:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        if status == 408:  # who is that slow is not waited for
+        if status == 408:  # do not wait for the rest of the body
             headers["Connection"] = "close"
-        super().__init__(status, _sayable(message), headers)
-        self.param, self.code = param and _sayable(param), code
+        super().__init__(status, _encodable(message), headers)
+        self.param, self.code = param and _encodable(param), code
 
     @property
     def body(self) -> dict[str, Any]:
         status = self.status_code
-        kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        kind = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     @property
@@ -40,36 +40,38 @@ class ApiError(HTTPException):
 
 
 def api_error(error: Exception) -> ApiError:
-    """The refusal that an error amounts to: 400 is the client's fault, 503 a model's, 500 anything else, without details."""
+    """Convert an error: status 400 for the client's errors, 503 for failing models, 500 without details for all others."""
     match error:
         case ApiError():
             return error
         case RequestValidationError():
-            return _invalid(error)
+            return _validation_error(error)
         case HTTPException():
-            refusal = ApiError(error.status_code, str(error.detail))
-            refusal.headers = error.headers
-            return refusal
+            converted = ApiError(error.status_code, str(error.detail))
+            converted.headers = error.headers
+            return converted
         case RewardError():
             return ApiError(503, str(error), code="reward_failed", retry_after=5)
-        case RefusedError() if not error.too_long:  # by a server that a model runs on
+        case RejectedRequestError() if not error.too_long:  # by a server that a model runs on
             return ApiError(503, str(error), code="model_refused")
         case UnavailableError() | ModelError():
             return ApiError(503, str(error), code="model_unavailable", retry_after=5)
         case CardsError():
             return ApiError(400, str(error))
-    return ApiError(500, "The server failed on this request; its log says why.", code="internal_error")
+    return ApiError(500, "Internal server error. See the server log.", code="internal_error")
 
 
-def _sayable(text: str) -> str:
-    """Without halves of characters, which clients can send in JSON and nobody can encode."""
+def _encodable(text: str) -> str:
+    """Escape lone surrogates, which JSON can contain and UTF-8 cannot."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    first = min(error.errors(), key=lambda each: each["type"].endswith("_type"))  # of a union, the kind that nearly fits
-    where = [str(part) for part in first["loc"][1:] if not TAG.fullmatch(str(part))]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"The body is no JSON: {first['ctx']['error']} at character {where[0]}.", code="invalid_json")
-    message = f"{'.'.join(where) or 'The body'}: {first['msg']}."
-    return ApiError(400, message, param=where[0] if where else None, code=first["type"])
+def _validation_error(error: RequestValidationError) -> ApiError:
+    # In a union, the member of the right type has the most useful error.
+    chosen = min(error.errors(), key=lambda each: each["type"].endswith("_type"))
+    path = [str(part) for part in chosen["loc"][1:] if not UNION_TAG.fullmatch(str(part))]
+    if chosen["type"] == "json_invalid":
+        why = f"The body is not valid JSON: {chosen['ctx']['error']} at character {path[0]}."
+        return ApiError(400, why, code="invalid_json")
+    message = f"{'.'.join(path) or 'The body'}: {chosen['msg']}."
+    return ApiError(400, message, param=path[0] if path else None, code=chosen["type"])

@@ -1,4 +1,4 @@
-"""So many answers are decoded at once, so many requests wait for that, in order, and all others are sent away."""
+"""Admission control: a limit on concurrent responses and a bounded queue of requests in order of arrival."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections import deque
 
 from cards.serve.errors import ApiError
 
-LONGEST = 60  # seconds that a client is told to stay away, at most
+MAX_RETRY_AFTER = 60  # seconds
 
 
 class Gate:
-    """`places` for answers, a queue for requests; a request needs a place for each of its answers."""
+    """Admit requests so that at most `max_running` responses are decoded and at most `max_queue` requests wait."""
 
-    def __init__(self, places: int, queue: int) -> None:
-        self.places, self.queue = places, queue
-        self.running = 0
-        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self.ended: deque[float] = deque(maxlen=64)  # when the last answers left
+    def __init__(self, max_running: int, max_queue: int) -> None:
+        self.max_running, self.max_queue = max_running, max_queue
+        self.running = 0  # responses
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # number of responses of each request
+        self.finished: deque[float] = deque(maxlen=64)  # times of the latest releases
 
     @property
     def full(self) -> bool:
-        return len(self.waiting) >= self.queue and self.running >= self.places
+        return len(self.waiting) >= self.max_queue and self.running >= self.max_running
 
     @property
     def idle(self) -> bool:
@@ -31,39 +31,43 @@ class Gate:
 
     @property
     def retry_after(self) -> int:
-        """Seconds in which those who wait now will be served, at the pace of the last answers."""
-        if len(self.ended) < 2:
+        """Estimate in how many seconds the waiting requests are served, from the rate of the latest responses."""
+        if len(self.finished) < 2:
             return 1
-        pace = len(self.ended) / max(1e-3, time.monotonic() - self.ended[0])
-        return min(LONGEST, max(1, math.ceil(sum(count for count, _ in self.waiting) / pace)))
+        rate = len(self.finished) / max(1e-3, time.monotonic() - self.finished[0])
+        return min(MAX_RETRY_AFTER, max(1, math.ceil(sum(count for count, _ in self.waiting) / rate)))
 
     async def enter(self, count: int) -> None:
-        """Wait for places, first come first served; each must be given back by `leave`. Raises a 429 if the queue is full."""
-        if not self.waiting and self.running + count <= self.places:
+        """Wait for room for `count` responses, each of which is released with `leave`.
+
+        Raises ApiError (429) if the queue is full.
+        """
+        if not self.waiting and self.running + count <= self.max_running:
             self.running += count
             return
-        if len(self.waiting) >= self.queue:
-            raise ApiError(429, "The queue is full: try again later.", code="queue_full", retry_after=self.retry_after)
+        if len(self.waiting) >= self.max_queue:
+            seconds = self.retry_after
+            raise ApiError(429, f"The queue is full. Retry in {seconds} s.", code="queue_full", retry_after=seconds)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ticket = count, future
-        self.waiting.append(ticket)
+        entry = count, future
+        self.waiting.append(entry)
         try:
             await future
         except asyncio.CancelledError:
-            if not future.cancelled():  # let in, and called away in the same turn
+            if not future.cancelled():  # admitted and cancelled in the same iteration of the event loop
                 self.leave(count)
-            elif ticket in self.waiting:
-                self.waiting.remove(ticket)
+            elif entry in self.waiting:
+                self.waiting.remove(entry)
                 self._admit()
             raise
 
     def leave(self, count: int = 1) -> None:
         self.running -= count
-        self.ended.append(time.monotonic())
+        self.finished.append(time.monotonic())
         self._admit()
 
     def _admit(self) -> None:
-        while self.waiting and (self.waiting[0][1].done() or self.running + self.waiting[0][0] <= self.places):
+        while self.waiting and (self.waiting[0][1].done() or self.running + self.waiting[0][0] <= self.max_running):
             count, future = self.waiting.popleft()
             if not future.done():
                 self.running += count

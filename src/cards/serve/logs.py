@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line."""
+"""Logs as JSON, one object per line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 
 class JSONFormatter(logging.Formatter):
-    """Time, level, message and the record's `fields`; an exception as its traceback."""
+    """Format a record as its time, level, message, `fields` and, for an exception, traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -24,7 +24,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def configure() -> None:
-    """Send the logs of this package and of uvicorn to standard error, as JSON."""
+    """Send the logs of this package and of uvicorn to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter())
     for name in ("cards", "uvicorn"):

@@ -1,4 +1,4 @@
-"""The methods that a server offers on its models, and what its clients may set of them."""
+"""The methods that a server offers, and the settings that clients may change."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from cards.registry import make_method, method_class, method_classes
 from cards.rewards.base import Reward
 from cards.settings import settings_of
 
-LONGEST = 64  # characters of a setting that is text
+MAX_TEXT = 64  # characters of a text setting
 
 
-class Methods:
-    """By name, with the server's settings for its own method and the defaults for others.
+class OfferedMethods:
+    """The methods by name: the server's own method with the server's settings, all others with their defaults.
 
-    Models come from the server's method alone: a method that needs others is not offered, and no client can have one loaded.
+    Only the models of the server's own method are used. Methods that need other models are not offered, and clients
+    cannot load models.
     """
 
-    def __init__(self, engine: Engine, reward: Reward | None, default: Method, most: int) -> None:
-        self.default, self.most = default.name, most
-        held = {name: getattr(default, name) for name, own in settings_of(default).items() if own.spec.loads}
+    def __init__(self, engine: Engine, reward: Reward | None, default: Method, max_integer: int) -> None:
+        self.default, self.max_integer = default.name, max_integer
+        models = {name: getattr(default, name) for name, setting in settings_of(default).items() if setting.spec.loads}
         self.offered = {default.name: default}
         check_match(default, engine, reward)
         for name in method_classes().keys() - self.offered.keys():
             with suppress(CardsError):
-                if (method := _with(held, name)) is not None:
+                if (method := _with_models(models, name)) is not None:
                     check_match(method, engine, reward)
                     self.offered[name] = method
 
     def make(self, name: str | None, settings: Mapping[str, Any]) -> Method:
-        """The method with a client's settings. Raises UnknownNameError or SettingError."""
+        """Return the method with a client's settings. Raises UnknownNameError or SettingError."""
         if (name := name or self.default) not in self.offered:
-            hint = "The others need models that this server does not have." if name in method_classes() else ""
+            hint = "The other methods need models that this server has not loaded." if name in method_classes() else ""
             raise UnknownNameError("method", name, self.offered, hint)
         known = settings_of(method_class(name))
         values = {}
@@ -50,41 +51,41 @@ class Methods:
             if key not in known:
                 raise UnknownNameError(f"setting of method {name!r}:", key, known)
             spec = known[key].spec
-            check(spec.client and not spec.loads, f"{key} is set by the server, and clients cannot change it.")
-            values[key] = self._read(name, key, value)
+            check(spec.client and not spec.loads, f"{key} is set by the server. Leave it out of the settings.")
+            values[key] = self._parse(name, key, value)
         return replace(self.offered[name], **values)  # type: ignore[type-var]
 
-    def _read(self, name: str, key: str, value: Any) -> Any:
+    def _parse(self, name: str, key: str, value: Any) -> Any:
         try:
-            read = _adapter(name, key).validate_python(value)
+            parsed = _adapter(name, key).validate_python(value)
         except ValidationError as error:
-            raise SettingError(f"{key}: {error.errors()[0]['msg']}, not {value!r}.") from error
-        if isinstance(read, str):
-            check(len(read) <= LONGEST, f"{key} may have {LONGEST} characters.")
-            read = settings_of(method_class(name))[key].parse(read)
-        numbers = read if isinstance(read, tuple) else (getattr(read, "maximum", read),)
+            raise SettingError(f"{key}: {error.errors()[0]['msg']}, got {value!r}.") from error
+        if isinstance(parsed, str):
+            check(len(parsed) <= MAX_TEXT, f"{key} must have at most {MAX_TEXT} characters, got {len(parsed)}.")
+            parsed = settings_of(method_class(name))[key].parse(parsed)
+        numbers = parsed if isinstance(parsed, tuple) else (getattr(parsed, "maximum", parsed),)
         highest = max((number for number in numbers if isinstance(number, int)), default=0)
-        own = settings_of(method_class(name))[key].spec.client_at_most
-        most = self.most if own is None else min(self.most, own)
-        check(highest <= most, f"{key} must be at most {most:g} on this server, got {highest}.")
-        return read
+        limit = settings_of(method_class(name))[key].spec.client_at_most
+        limit = self.max_integer if limit is None else min(self.max_integer, limit)
+        check(highest <= limit, f"{key} must be at most {limit:g} on this server, got {highest}.")
+        return parsed
 
 
-def _with(held: Mapping[str, Any], name: str) -> Method | None:
-    """The method on the models that are there, or None if it needs others."""
+def _with_models(models: Mapping[str, Any], name: str) -> Method | None:
+    """Return the method on the loaded models, or None if it needs others."""
     given = {}
-    for key, own in settings_of(method_class(name)).items():
-        if own.spec.loads:
-            if held.get(key) is not None:
-                given[key] = held[key]
-            elif own.default is not None:
+    for key, setting in settings_of(method_class(name)).items():
+        if setting.spec.loads:
+            if models.get(key) is not None:
+                given[key] = models[key]
+            elif setting.default is not None:
                 return None
     return make_method(name, **given)
 
 
 @cache
 def _adapter(name: str, key: str) -> TypeAdapter[Any]:
-    """Reads what JSON can hold of a setting; boundaries are written as on the command line."""
+    """Return a validator for the JSON value of a setting. Boundaries are texts, as on the command line."""
     hint = get_type_hints(method_class(name))[key]
     if Boundary in (hint, *get_args(hint)):
         hint = str if hint is Boundary else str | None

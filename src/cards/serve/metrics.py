@@ -1,4 +1,4 @@
-"""What Prometheus may know: counts of requests and the books of their answers, in a registry of the app's own."""
+"""Metrics for Prometheus: requests by outcome, latencies, and the usage of all responses."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from cards.usage import Usage
 if TYPE_CHECKING:
     from cards.serve.record import Record
 
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)  # seconds
 
 
 class Metrics:
-    """Labels are the method and what became of the request, never anything that a client can invent."""
+    """The metrics of one app, in a separate registry. Labels are the method and the outcome, never text from clients."""
 
     def __init__(self, gate: Gate, engine: Engine) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "cards_requests", "Requests by what became of them", ["method", "outcome"], registry=self.registry
+            "cards_requests", "Requests by method and outcome", ["method", "outcome"], registry=self.registry
         )
-        self.seconds = self._histogram("request_seconds", "From arrival to the last byte")
-        self.first = self._histogram("first_text_seconds", "From arrival to the first text")
-        self.queued = self._histogram("queue_seconds", "In the queue")
-        self.kept = self._counter("answer_tokens", "Tokens of finished answers")
-        self.unaligned = self._counter("unaligned_answers", "Answers of plain sampling because the reward failed")
-        self.books = {f.name: self._counter(f.name, f"{f.name} of the books of all answers") for f in fields(Usage)}
-        self._gauge("rows", "Sequences that the engine can decode at once").set(engine.rows)
+        self.seconds = self._histogram("request_seconds", "Seconds from arrival to the last byte")
+        self.first_text = self._histogram("first_text_seconds", "Seconds from arrival to the first text")
+        self.queued = self._histogram("queue_seconds", "Seconds in the queue")
+        self.response_tokens = self._counter("answer_tokens", "Tokens of finished responses")
+        self.unaligned = self._counter("unaligned_answers", "Responses of plain sampling because the reward failed")
+        self.usage = {f.name: self._counter(f.name, f"Usage field {f.name}, all responses") for f in fields(Usage)}
+        self._gauge("rows", "Sequences that the engine can decode concurrently").set(engine.rows)
         self._gauge("rows_in_use", "Sequences being decoded").set_function(lambda: engine.rows_in_use)
-        self._gauge("running_answers", "Answers being decoded").set_function(lambda: gate.running)
-        self._gauge("queue_depth", "Requests that wait").set_function(lambda: len(gate.waiting))
+        self._gauge("running_answers", "Responses being decoded").set_function(lambda: gate.running)
+        self._gauge("queue_depth", "Requests waiting in the queue").set_function(lambda: len(gate.waiting))
 
     def observe(self, record: Record) -> None:
         method = record.method or "none"
         self.requests.labels(method, record.outcome).inc()
-        if record.answering is None:
+        if record.generation is None:
             return
         self.seconds.labels(method).observe(record.seconds)
-        self.queued.labels(method).observe(record.answering.waited)
-        if record.first is not None:
-            self.first.labels(method).observe(record.first)
-        for choice in record.answering.order.choices:
+        self.queued.labels(method).observe(record.generation.queue_seconds)
+        if record.first_text is not None:
+            self.first_text.labels(method).observe(record.first_text)
+        for choice in record.generation.request.choices:
             if choice.result is not None:
-                self.kept.labels(method).inc(len(choice.result.token_ids))
+                self.response_tokens.labels(method).inc(len(choice.result.token_ids))
                 self.unaligned.labels(method).inc(choice.unaligned is not None)
             for name, amount in choice.usage.to_dict().items():
-                self.books[name].labels(method).inc(amount)
+                self.usage[name].labels(method).inc(amount)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -62,4 +62,4 @@ class Metrics:
         return Gauge(f"cards_{name}", text, registry=self.registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"cards_{name}", text, ["method"], registry=self.registry, buckets=SECONDS)
+        return Histogram(f"cards_{name}", text, ["method"], registry=self.registry, buckets=BUCKETS)

@@ -1,4 +1,4 @@
-"""What a server allows its clients, and what it does when the reward fails."""
+"""Options of a server: limits on its clients and the policy for a failing reward."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ OnRewardFailure = Literal["closed", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Limits in answers, requests, tokens, bytes and seconds.
+class ServerOptions:
+    """Limits and policies of a server.
 
-    `closed` refuses what the reward cannot steer; `plain` answers it by plain sampling and says so.
+    If the reward fails, `closed` fails the request and `plain` returns a response from plain sampling, marked as unaligned.
     """
 
-    name: str | None = None  # of the model in the API; None: the engine's
-    api_keys: tuple[str, ...] = ()  # none: everybody is let in
-    max_running: int | None = None  # answers decoded at once; None: as many as the engine has rows
-    max_queue: int = 64  # requests that wait for a place
-    max_tokens: int = 1024  # that a request may ask for
-    default_tokens: int = 128  # of a request that does not say
-    max_prompt_tokens: int | None = None  # None: what the context leaves
-    max_setting: int = 1024  # for whole numbers among a client's settings (candidates, answers, tokens)
-    max_body: int = 2**20
-    deadline: float = 120.0  # from the arrival of a request; its own may be shorter
-    read_timeout: float = 30.0  # for the body of a request to arrive
-    drain: float = 30.0  # for what runs to finish when the server is told to end
+    name: str | None = None  # model name in the API; None: the engine's name
+    api_keys: tuple[str, ...] = ()  # empty: no key is required
+    max_running: int | None = None  # concurrent responses; None: the number of cache slots
+    max_queue: int = 64  # waiting requests
+    max_tokens: int = 1024  # new tokens that a request may ask for
+    default_tokens: int = 128  # new tokens if the request sets no limit
+    max_prompt_tokens: int | None = None  # None: limited by the context
+    max_setting: int = 1024  # integers in a client's settings (candidates, tokens)
+    max_body: int = 2**20  # bytes
+    deadline: float = 120.0  # seconds from the arrival of a request; clients may ask for less
+    read_timeout: float = 30.0  # seconds for the body of a request to arrive
+    drain: float = 30.0  # seconds for running requests to finish at shutdown
     on_reward_failure: OnRewardFailure = "closed"
     log_prompts: bool = False
-    cors: tuple[str, ...] = ()  # origins whose pages may call
+    cors: tuple[str, ...] = ()  # origins whose pages may send requests
     playground: bool = False
 
     def __post_init__(self) -> None:
@@ -39,10 +39,10 @@ class Options:
             value = getattr(self, field.name)
             numeric = isinstance(value, int | float) and not isinstance(value, bool)
             if numeric and field.name != "max_queue":
-                check(value > 0, f"{field.name} must be positive, not {value}.")
+                check(value > 0, f"{field.name} must be positive, got {value}.")
         check(self.max_queue >= 0, f"max_queue must not be negative, got {self.max_queue}.")
         check(all(self.api_keys), "An API key must not be empty.")
         check(
             not (self.playground and self.api_keys),
-            "The playground does not ask for API keys, so it would let everybody in: leave out one of the two.",
+            "The playground cannot be combined with API keys, because its page requires none. Remove one of the two.",
         )

@@ -1,4 +1,4 @@
-"""Whether the models answer: after a failure they are doubted until they have answered again."""
+"""Readiness of the models: after a failure they are checked until they respond again."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from cards.events import Response
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
 
-PATIENCE = 5.0  # seconds
+TIMEOUT = 5.0  # seconds
 
 
 class Readiness:
-    """`check` asks nothing while all goes well."""
+    """A check of the models that sends them nothing unless a failure was reported."""
 
     def __init__(self, engine: Engine, reward: Reward | None) -> None:
         self.engine, self.reward = engine, reward
-        self.doubted = False
+        self.failed = False
         self._lock = asyncio.Lock()
 
-    def doubt(self) -> None:
-        self.doubted = True
+    def report_failure(self) -> None:
+        self.failed = True
 
     async def check(self) -> str | None:
-        """What is wrong with the models, or None. Says which one, not what it was asked: that may be a client's secret."""
+        """Return which model fails, or None. The text has no error message, which might quote a client's prompt."""
         async with self._lock:
-            if not self.doubted:
+            if not self.failed:
                 return None
             try:
-                async with asyncio.timeout(PATIENCE):
-                    failing = f"model {self.engine.name!r}"
+                async with asyncio.timeout(TIMEOUT):
+                    checked = f"model {self.engine.name!r}"
                     await Decoder(self.engine, None, Vanilla()).agenerate("Hello", max_tokens=1)
                     if self.reward is not None:
-                        failing = f"reward {self.reward.name!r}"
+                        checked = f"reward {self.reward.name!r}"
                         await self.reward.score(self.engine.encode("Hello"), [Response()])
             except Exception as error:
-                return f"The {failing} fails: {type(error).__name__}."
-            self.doubted = False
+                return f"The {checked} failed: {type(error).__name__}."
+            self.failed = False
             return None

@@ -9,77 +9,77 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from cards.serve.answering import Answering, Item
 from cards.serve.errors import ApiError
+from cards.serve.formatters import FORMAT, ChatFormatter, CompletionFormatter, ResponseFormatter
+from cards.serve.generation import ChoiceEvent, Generation
 from cards.serve.record import Record
 from cards.serve.schemas import Body, ChatBody, CompletionBody
 from cards.serve.service import Service
-from cards.serve.shapes import FORMAT, Chat, Completion, Shape
-from cards.serve.streaming import EventStream, unless_gone
+from cards.serve.streaming import EventStream, unless_disconnected
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The request asks for something that does not exist, or not here."},
-    401: {"description": "No API key, or a wrong one."},
-    404: {"description": "Another model is served."},
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "A field or value is unknown, out of range or not supported."},
+    401: {"description": "The API key is missing or invalid."},
+    404: {"description": "The model is unknown."},
     408: {"description": "The body took too long to arrive."},
     413: {"description": "The body is too large."},
-    429: {"description": "The queue is full; Retry-After says when to come again."},
-    503: {"description": "The reward or the model fails, or the server ends."},
+    429: {"description": "The queue is full, or the deadline passed in it. Retry after the seconds in Retry-After."},
+    503: {"description": "The reward or the model failed, or the server is shutting down."},
 }
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses=REFUSALS)
+    router = APIRouter(prefix="/v1", responses=ERRORS)
 
-    @router.post("/completions", summary="Continue a text")
+    @router.post("/completions", summary="Create a completion of a text")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        return await answer(service, body, request, Completion, "cmpl")
+        return await respond(service, body, request, CompletionFormatter, "cmpl")
 
-    @router.post("/chat/completions", summary="Answer a conversation")
+    @router.post("/chat/completions", summary="Create a response in a conversation")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
-        return await answer(service, body, request, Chat, "chatcmpl")
+        return await respond(service, body, request, ChatFormatter, "chatcmpl")
 
-    @router.get("/models", summary="What is served")
+    @router.get("/models", summary="List the model of this server")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service)]}
 
-    @router.get("/models/{name:path}", summary="One model")
+    @router.get("/models/{name:path}", summary="Describe one model")
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
-            raise ApiError(404, f"Model {name!r} is not served here: this is {service.name!r}.", code="model_not_found")
+            raise ApiError(404, f"Unknown model {name!r}. This server has {service.name!r}.", code="model_not_found")
         return _model(service)
 
     started = int(time.time())
 
     def _model(service: Service) -> dict[str, Any]:
         reward, methods = service.reward, service.methods
-        ours: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": sorted(methods.offered)}
-        ours |= {"reward": reward.name if reward else None, "context": service.engine.context}
-        ours |= {"max_tokens": service.options.max_tokens}
-        return {"id": service.name, "object": "model", "created": started, "owned_by": "cards", "cards": ours}
+        extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": sorted(methods.offered)}
+        extra |= {"reward": reward.name if reward else None, "context": service.engine.context}
+        extra |= {"max_tokens": service.options.max_tokens}
+        return {"id": service.name, "object": "model", "created": started, "owned_by": "cards", "cards": extra}
 
     return router
 
 
-async def answer(service: Service, body: Body, request: Request, kind: type[Shape], prefix: str) -> Response:
-    """Raises ApiError, CardsError, or GoneError if the client leaves."""
+async def respond(service: Service, body: Body, request: Request, kind: type[ResponseFormatter], prefix: str) -> Response:
+    """Generate the responses to a request. Raises ApiError, CardsError, or DisconnectedError if the client disconnects."""
     record: Record = request.state.record
-    order = service.order(body, record.arrived)
-    answering = record.answering = service.answering(order)
-    shape = kind(f"{prefix}-{record.id}", service.name, order, service.reward.name if service.reward else None)
-    async with AsyncExitStack() as held:
-        held.push_async_callback(answering.aclose)
-        with service.tracing.under(dict(request.headers)):
-            await unless_gone(request.receive, answering.begin())
-        if order.stream:
-            wants_usage = body.stream_options is not None and body.stream_options.include_usage
-            response: Response = EventStream(answering, shape, record, held.pop_all(), wants_usage)
+    validated = service.validate(body, record.arrived)
+    generation = record.generation = service.generation(validated)
+    formatter = kind(f"{prefix}-{record.id}", service.name, validated, service.reward.name if service.reward else None)
+    async with AsyncExitStack() as resources:
+        resources.push_async_callback(generation.aclose)
+        with service.tracing.parent(dict(request.headers)):
+            await unless_disconnected(request.receive, generation.start())
+        if validated.stream:
+            with_usage = body.stream_options is not None and body.stream_options.include_usage
+            response: Response = EventStream(generation, formatter, record, resources.pop_all(), with_usage)
         else:
-            response = JSONResponse(shape.whole(await unless_gone(request.receive, _all(answering))))
-        if any(choice.unaligned is not None for choice in order.choices):
+            response = JSONResponse(formatter.complete(await unless_disconnected(request.receive, _all_events(generation))))
+        if any(choice.unaligned is not None for choice in validated.choices):
             response.headers["X-Cards-Aligned"] = "false"
         return response
 
 
-async def _all(answering: Answering) -> list[Item]:
-    return [item async for item in answering.items()]
+async def _all_events(generation: Generation) -> list[ChoiceEvent]:
+    return [event async for event in generation.events()]

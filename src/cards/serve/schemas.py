@@ -1,4 +1,4 @@
-"""What clients send: OpenAI's fields, and ours beside them."""
+"""Request bodies: OpenAI's fields and the additional object `cards`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cards.events import Message
 from cards.serve.errors import ApiError
 
 
-def _whole(text: str) -> str:
+def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("half of a character (a lone surrogate) is no text") from None
+        raise ValueError("the text contains a lone surrogate, which cannot be encoded") from None
     return text
 
 
-Text = Annotated[str, AfterValidator(_whole)]  # JSON can hold halves of characters, tokenizers cannot
+Text = Annotated[str, AfterValidator(_encodable)]  # JSON can contain lone surrogates, tokenizers cannot encode them
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
-IGNORED = frozenset(  # they change nothing in an answer
+IGNORED = frozenset(  # fields that do not change a response
     {
         "metadata",
         "parallel_tool_calls",
@@ -35,7 +35,7 @@ IGNORED = frozenset(  # they change nothing in an answer
         "user",
     }
 )
-NEUTRAL: dict[str, tuple[Any, ...]] = {  # not done here; None and these values ask for nothing
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # unsupported fields; None and these values have no effect
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
@@ -56,8 +56,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # not done here; None and these values 
 }
 
 
-class Open(BaseModel):
-    """Fields that are not declared are looked at by hand, for a message that helps."""
+class OpenModel(BaseModel):
+    """A model that keeps undeclared fields, so that the error can suggest the right name."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -66,8 +66,8 @@ class Open(BaseModel):
         return self.model_extra or {}
 
 
-class Ours(Open):
-    """How to decode: the method by name, its settings, every candidate's verdict on demand, and seconds it may take."""
+class CardsFields(OpenModel):
+    """How to decode: method, settings, whether to return all candidates (`trace`), and a deadline in seconds."""
 
     method: str | None = None
     settings: dict[str, Any] = {}
@@ -75,12 +75,12 @@ class Ours(Open):
     deadline: float | None = Field(default=None, gt=0)
 
 
-class StreamOptions(Open):
+class StreamOptions(OpenModel):
     include_usage: bool = False
 
 
-class Body(Open):
-    """What completions and chats have in common."""
+class Body(OpenModel):
+    """The fields that completions and chats share."""
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -91,7 +91,7 @@ class Body(Open):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    cards: Ours = Ours()
+    cards: CardsFields = CardsFields()
 
     @property
     def tokens(self) -> int | None:
@@ -110,19 +110,19 @@ class Body(Open):
         raise NotImplementedError
 
     def check_fields(self) -> None:
-        """Raises a 400 for fields that do not exist, or that ask for what is not done here."""
+        """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect."""
         for name, value in self.undeclared.items():
             if name in NEUTRAL:
                 if value is not None and value not in NEUTRAL[name]:
-                    raise ApiError(400, f"{name} is not done here: leave it out.", param=name, code="unsupported")
+                    raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")
             elif name not in IGNORED:
                 raise unknown(name, name, {*type(self).model_fields, *NEUTRAL, *IGNORED})
         for name in self.cards.undeclared:
-            raise unknown(f"cards.{name}", name, Ours.model_fields)
+            raise unknown(f"cards.{name}", name, CardsFields.model_fields)
 
 
 class CompletionBody(Body):
-    """`POST /v1/completions`: raw text, left as it is."""
+    """`POST /v1/completions`: raw text, continued unchanged."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1)]
     logprobs: Literal[0] | None = None

@@ -1,4 +1,4 @@
-"""uvicorn around the app: it listens, and ends in good order."""
+"""The uvicorn server around the app, with a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from cards.errors import SettingError
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
-DEAD = 60_000  # milliseconds after which a client that takes nothing of what it was sent is dropped
+UNREAD_TIMEOUT = 60_000  # milliseconds until a client that reads nothing is disconnected
 
 
 class Server(uvicorn.Server):
-    """The first signal to end refuses new requests and lets those that run finish, up to `drain` seconds; the second ends."""
+    """A server that finishes accepted requests before it shuts down.
+
+    After the first signal, new requests fail and accepted ones have up to `drain` seconds. The second signal stops at once.
+    """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
         super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, ws="none"))
         self.service: Service = app.state.service
-        self.close, self.until = close, float("inf")
+        self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining:
             self.should_exit = self.force_exit = True
         self.service.draining = True
-        self.until = time.monotonic() + self.service.options.drain
+        self.drain_deadline = time.monotonic() + self.service.options.drain
 
     async def on_tick(self, counter: int) -> bool:
-        if self.service.draining and (self.service.gate.idle or time.monotonic() > self.until):
+        if self.service.draining and (self.service.gate.idle or time.monotonic() > self.drain_deadline):
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -50,20 +53,20 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, at which nobody is answered yet; port 0 takes a free one. Raises SettingError."""
+    """Return a bound socket that does not listen yet; port 0 selects a free port. Raises SettingError."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise SettingError(f"Nothing can be served at {host}:{port}: {error.strerror or error}.") from error
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD)
+        raise SettingError(f"Cannot listen at {host}:{port}: {error.strerror or error}. Use another host or port.") from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; accepted connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT)
     return listening
 
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
-    """Serve until a signal says to end; `close` comes last."""
+    """Serve until a signal arrives, then call `close`."""
     Server(app, close).run([listening])
-    log.info("ended")
+    log.info("stopped")

@@ -1,4 +1,4 @@
-"""Server-sent events, and clients that leave."""
+"""Server-sent events, and the cancellation of work when a client disconnects."""
 
 from __future__ import annotations
 
@@ -12,53 +12,61 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cards.events import Done
-from cards.serve.answering import Answering
 from cards.serve.errors import api_error
+from cards.serve.formatters import ResponseFormatter
+from cards.serve.generation import Generation
 from cards.serve.record import Record
-from cards.serve.shapes import Shape
 
 T = TypeVar("T")
 
 
-class GoneError(Exception):
-    """The client left."""
+class DisconnectedError(Exception):
+    """The client disconnected."""
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, which is cancelled when the client leaves; then raises GoneError."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of the work. If the client disconnects first, cancel it and raise DisconnectedError."""
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise GoneError
+            raise DisconnectedError
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class EventStream(Response):
-    """The chunks of an answering that has begun. `held` is closed at the end, however that comes about."""
+    """The events of a started generation as a stream. `resources` are closed at the end, also after an error."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answering: Answering, shape: Shape, record: Record, held: AsyncExitStack, usage: bool) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # proxies must not wait for more
+    def __init__(
+        self,
+        generation: Generation,
+        formatter: ResponseFormatter,
+        record: Record,
+        resources: AsyncExitStack,
+        with_usage: bool,
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # proxies must not buffer
         del self.headers["content-length"]
-        self.answering, self.shape, self.record, self.held, self.usage = answering, shape, record, held, usage
+        self.generation, self.formatter, self.record = generation, formatter, record
+        self.resources, self.with_usage = resources, with_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self.held:
+        async with self.resources:
             try:
-                await unless_gone(receive, self._send(send))
-            except GoneError:
-                self.record.left = True
+                await unless_disconnected(receive, self._send(send))
+            except DisconnectedError:
+                self.record.disconnected = True
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -68,16 +76,16 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _data(self) -> AsyncIterator[dict[str, Any] | str]:
-        begun: set[int] = set()
-        left = len(self.answering.order.choices)
+        started: set[int] = set()
+        running = len(self.generation.request.choices)
         try:
-            async for choice, event in self.answering.items():
-                left -= isinstance(event, Done)
-                yield self.shape.chunk(choice, event, first=choice.index not in begun, last=not left)
-                begun.add(choice.index)
-            if self.usage:
-                yield self.shape.usage_chunk()
-        except Exception as error:  # the status is told already, so this is the place to say it
-            self.record.refusal = api_error(error)
-            yield self.record.refusal.body
+            async for choice, event in self.generation.events():
+                running -= isinstance(event, Done)
+                yield self.formatter.chunk(choice, event, first=choice.index not in started, last=not running)
+                started.add(choice.index)
+            if self.with_usage:
+                yield self.formatter.usage_chunk()
+        except Exception as error:  # the status has been sent, so the error becomes an event
+            self.record.error = api_error(error)
+            yield self.record.error.body
         yield "[DONE]"

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, one for each answer, where somebody asks for them."""
+"""Optional OpenTelemetry spans, one per response."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Exporter = Literal["console", "otlp"]
 
 
 class Tracing:
-    """Spans of a provider, or none. They are children of the client's, whose `traceparent` header is read by `under`."""
+    """A source of spans; without a provider it creates none."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self.tracer = provider.get_tracer("cards") if provider else None
 
     @contextmanager
-    def answer(self, method: str, usage: Usage) -> Iterator[None]:
-        """A span over one answer; the books become its attributes (`cards.rm_seconds`, ...). Prompts and texts do not."""
+    def span(self, method: str, usage: Usage) -> Iterator[None]:
+        """Record a span for one response, with its usage as attributes (`cards.rm_seconds`, ...) and without any text."""
         if self.tracer is None:
             yield
             return
@@ -33,7 +33,7 @@ class Tracing:
         with self.tracer.start_as_current_span(
             "cards.answer",
             attributes={"cards.method": method},
-            record_exception=False,  # its message may quote the prompt
+            record_exception=False,  # the message may quote the prompt
             set_status_on_exception=False,
         ) as span:
             try:
@@ -46,8 +46,8 @@ class Tracing:
                 span.set_attributes({f"cards.{name}": value for name, value in usage.to_dict().items()})
 
     @contextmanager
-    def under(self, headers: dict[str, str]) -> Iterator[None]:
-        """What is begun inside belongs to the trace that the client's headers name."""
+    def parent(self, headers: dict[str, str]) -> Iterator[None]:
+        """Make the client's span, from its `traceparent` header, the parent of all spans started inside."""
         if self.tracer is None:
             yield
             return
@@ -61,17 +61,20 @@ class Tracing:
 
 
 def provider_of(exporter: Exporter) -> TracerProvider:
-    """Spans on standard output, or to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names. Raises MissingExtraError."""
+    """Return a provider that prints spans, or sends them to the collector at OTEL_EXPORTER_OTLP_ENDPOINT.
+
+    Raises MissingExtraError.
+    """
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        made = TracerProvider(resource=Resource.create({SERVICE_NAME: "cards"}))
-        made.add_span_processor(BatchSpanProcessor(_exporter(exporter)))
+        provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "cards"}))
+        provider.add_span_processor(BatchSpanProcessor(_exporter(exporter)))
     except ModuleNotFoundError as error:
         raise MissingExtraError("Spans need OpenTelemetry", "tracing") from error
-    return made
+    return provider
 
 
 def _exporter(name: Exporter) -> SpanExporter:

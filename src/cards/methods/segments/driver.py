@@ -14,7 +14,7 @@ from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import Request, Truncated, propose, required, target_of
 from cards.rewards.base import Reward
-from cards.sampling import EARLY, VERDICT, Sampling, uniforms
+from cards.sampling import GUIDE_VERDICT, VERDICT, Sampling, uniforms
 from cards.settings import setting
 from cards.usage import current_account
 
@@ -59,7 +59,7 @@ class GuideFilter:
 
     guide: Reward
     passes: Callable[[float, float], bool]  # (guide's reward, u)
-    stream: int = EARLY  # random stream of u; VERDICT shares u with the test of the reward
+    stream: int = GUIDE_VERDICT  # random stream of u; VERDICT shares u with the test of the reward
 
     async def score(self, prompt: Prompt, responses: Sequence[Response], reward: Reward, u: Sequence[float]) -> list[Score]:
         """Score responses by the guide, and those that pass its test by the reward."""

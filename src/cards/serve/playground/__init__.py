@@ -1,4 +1,4 @@
-"""The playground: a page that shows how an answer comes about. Needs the extra `playground`."""
+"""The playground: a web page that shows how a response is decoded. Needs the extra `playground`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 def mount(
     app: FastAPI,
     decoder_of: Callable[[str, Mapping[str, Any]], Decoder],
-    place: Callable[[], AbstractAsyncContextManager[None]],
+    admission: Callable[[], AbstractAsyncContextManager[None]],
 ) -> None:
-    """Serve the page at `/` of the app, after the routes that it has.
+    """Serve the page at `/` of the app, after the existing routes.
 
-    `decoder_of` takes a method name and settings by name to a Decoder on the engine and reward of the server; each
-    answer is decoded in a `place`.
-    Raises MissingExtraError if Gradio is missing.
+    `decoder_of` maps a method name and settings to a Decoder on the models of the server. Each response is decoded inside
+    an `admission()` context. Raises MissingExtraError if Gradio is missing.
     """
     try:
         from cards.serve.playground.page import mount_page
@@ -31,4 +30,4 @@ def mount(
         if error.name != "gradio":
             raise
         raise MissingExtraError("The playground needs Gradio", "playground") from error
-    mount_page(app, decoder_of, place)
+    mount_page(app, decoder_of, admission)

@@ -1,4 +1,4 @@
-"""The settings of a method as controls, read off its dataclass as the command line reads them."""
+"""Controls of the page for the settings of a method."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from cards.methods.base import Method
 from cards.registry import method_classes
 from cards.settings import BOUNDARIES, Setting, settings_of
 
-DecoderOf = Callable[[str, Mapping[str, Any]], Decoder]  # of a method name and settings by name
+INPUT: dict[str, Any] = {"interactive": True, "min_width": 240}
+DecoderOf = Callable[[str, Mapping[str, Any]], Decoder]  # from a method name and settings
 
 
-def offered(decoder_of: DecoderOf) -> list[str]:
-    """Names of the methods that run."""
+def runnable_methods(decoder_of: DecoderOf) -> list[str]:
+    """Return the names of the methods that run on the models of the server."""
     names = []
     for name in method_classes():
         with suppress(CardsError):
@@ -30,35 +31,34 @@ def offered(decoder_of: DecoderOf) -> list[str]:
     return names
 
 
-def shown(method: Method) -> list[Setting]:
-    """The settings that a visitor may change, with the method's values as defaults."""
-    own = [setting for setting in settings_of(method).values() if setting.spec.client and not setting.spec.loads]
-    return [replace(setting, default=getattr(method, setting.name)) for setting in own if setting.typed]
+def visible_settings(method: Method) -> list[Setting]:
+    """Return the settings that visitors may change, with the method's values as defaults."""
+    allowed = [setting for setting in settings_of(method).values() if setting.spec.client and not setting.spec.loads]
+    return [replace(setting, default=getattr(method, setting.name)) for setting in allowed if setting.typed]
 
 
 def control(setting: Setting) -> Component:
-    """A slider for a number in a range, a text field for a setting that may be none, a list for words, a box for yes or no."""
+    """Return a checkbox for a boolean, a dropdown for named values, a slider for a number in a range, else a text field."""
     default = setting.default
-    about: dict[str, Any] = {"label": setting.name.replace("_", " "), "info": setting.help}
-    about |= {"interactive": True, "min_width": 240}
-    words = [kind for kind in setting.kinds if isinstance(kind, str)]
+    options = {"label": setting.name.replace("_", " "), "info": setting.help} | INPUT
+    names = [kind for kind in setting.kinds if isinstance(kind, str)]
     if bool in setting.kinds:
-        return gr.Checkbox(default, **about)
-    if Boundary in setting.kinds or words:
-        choices = BOUNDARIES if Boundary in setting.kinds else setting.spec.choices or words
-        return gr.Dropdown(list(dict.fromkeys([setting.default_text, *choices])), value=setting.default_text, **about)
+        return gr.Checkbox(default, **options)
+    if Boundary in setting.kinds or names:
+        choices = BOUNDARIES if Boundary in setting.kinds else setting.spec.choices or names
+        return gr.Dropdown(list(dict.fromkeys([setting.default_text, *choices])), value=setting.default_text, **options)
     if setting.slider is not None:
         low, high, step = setting.slider
-        return gr.Slider(min(low, default), max(high, default), default, step=step, **about)
+        return gr.Slider(min(low, default), max(high, default), default, step=step, **options)
     text = "" if default is None else setting.default_text
-    return gr.Textbox(text, placeholder="none", **about)  # gr.Number takes none for 0
+    return gr.Textbox(text, placeholder="none", **options)  # gr.Number reads an empty field as 0
 
 
 def values_of(settings: Sequence[Setting], given: Sequence[Any]) -> dict[str, Any]:
-    """Settings by name from what their controls hold, where that is not the default. Raises SettingError."""
+    """Return the settings whose controls differ from the default, by name. Raises SettingError."""
     values = {}
     for setting, value in zip(settings, given, strict=True):
-        text = _typed(value)
+        text = _as_text(value)
         if text == setting.default_text:
             continue
         try:
@@ -70,8 +70,8 @@ def values_of(settings: Sequence[Setting], given: Sequence[Any]) -> dict[str, An
     return values
 
 
-def _typed(value: Any) -> str:
-    """As one would type it on the command line; whole numbers may come as fractions from a page."""
+def _as_text(value: Any) -> str:
+    """Return the value as written on the command line. A page may send an integer as a float."""
     if value is None or value == "":
         return "none"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-// A new look at a run must not close the segment that the reader has opened.
+// Updates replace the HTML of a run, so reopen the segment that the reader has opened.
 let open;
 element.addEventListener("click", ({ target }) => {
   const segment = target.closest("summary")?.parentElement;

@@ -1,4 +1,4 @@
-"""What answers cost so far: meters of one, and a table of several."""
+"""The cost of responses: meters for one, a table for several."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from cards.serve.playground.runs import Run
 from cards.study.tables import big, number, percent
 
 HELP = {
-    "reward": "of the whole answer; the higher the better",
-    "kept": "tokens of the answer",
-    "thrown away": "tokens drawn that are not part of the answer",
-    "LM steps": "forward steps of the language model in which the request had a row",
-    "RM calls": "texts scored by the reward model",
-    "accepted": "accepted candidates over accepted and rejected ones",
-    "fallback": "segments taken untested over all segments",
-    "FLOPs": "2 x parameters x tokens read, over all models",
-    "seconds": "from the request to the last event",
+    "reward": "reward of the complete response; higher is better",
+    "kept": "tokens of the response",
+    "wasted": "decoded tokens that are not part of the response",
+    "LM steps": "forward steps of the language model for this request",
+    "RM calls": "responses scored by the reward model",
+    "accepted": "accepted candidates divided by accepted and rejected candidates",
+    "fallback": "fallback segments divided by all segments",
+    "FLOPs": "2 x parameters x tokens read, summed over all models",
+    "seconds": "seconds from the request to the last event",
 }
 
 
 def figures(run: Run) -> dict[str, str]:
-    """The meters by the names of HELP; rates only where candidates are rejected."""
+    """Return the values of the meters in HELP. Rates are shown only if there is a rejection or a fallback."""
     result = run.result
     usage = result.usage
     verdicts = bool(usage.rejected or usage.fallbacks)
     return {
         "reward": number(run.reward),
         "kept": str(len(result.token_ids)),
-        "thrown away": str(usage.lm_wasted_tokens),
+        "wasted": str(usage.lm_wasted_tokens),
         "LM steps": str(usage.lm_steps),
         "RM calls": str(usage.rm_calls),
         "accepted": percent(usage.acceptance_rate if verdicts else None),
@@ -45,7 +45,7 @@ def meters_html(run: Run) -> str:
 
 
 def table_html(runs: Sequence[Run]) -> str:
-    """A row a run."""
+    """Return a table with one row per run."""
     if not runs:
         return ""
     head = "".join(f'<th scope="col" title="{HELP[name]}">{name}</th>' for name in HELP)
@@ -56,6 +56,6 @@ def table_html(runs: Sequence[Run]) -> str:
         for run in runs
     )
     return (
-        '<div class="cp-compare"><table><caption>What the answers cost</caption>'
+        '<div class="cp-compare"><table><caption>Cost of the responses</caption>'
         f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )

@@ -1,4 +1,4 @@
-"""Reward and entropy along the answer as SVG: coordinates in percent, so that text keeps its size at every width."""
+"""SVG plots of reward and entropy along the response, in percent coordinates so that text keeps its size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A candidate as a point: x in response tokens, its own included."""
+    """A point for a candidate. `x` is the number of response tokens up to its end."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Mark:
 
 
 def plots_html(run: Run) -> str:
-    """The plots that there is something to show in."""
+    """Return the plots that have data."""
     return _reward_plot(run) + _entropy_plot(run)
 
 
@@ -38,42 +38,47 @@ def _reward_plot(run: Run) -> str:
     lines = [("threshold", tau)]
     if run.target is not None:
         lines.append(("target", [(0.0, run.target), (math.inf, run.target)]))
-    return _plot("Reward along the answer", "reward", marks, lines)
+    return _plot("Reward along the response", "reward", marks, lines)
 
 
 def _entropy_plot(run: Run) -> str:
-    seen = [(x, s, style) for x, s, style in _candidates(run) if s.entropy is not None]
-    marks = [Mark(x, s.entropy, style, f"entropy {number(s.entropy)} nats") for x, s, style in seen if s.entropy is not None]
+    known = [(x, s, style) for x, s, style in _candidates(run) if s.entropy is not None]
+    marks = [Mark(x, s.entropy, style, f"entropy {number(s.entropy)} nats") for x, s, style in known if s.entropy is not None]
     if not marks:
         return ""
     tau = run.entropy_threshold
-    lines = [] if tau is None else [("cut", [(0.0, tau), (math.inf, tau)])]
+    lines = [] if tau is None else [("boundary", [(0.0, tau), (math.inf, tau)])]
     return _plot("Entropy of the token after each segment", "nats", marks, lines)
 
 
 def _candidates(run: Run) -> Iterator[tuple[int, Segment, str]]:
-    """Where each candidate ends, and how it is drawn; those that were taken last, on top."""
-    start, taken = 0, list[tuple[int, Segment, str]]()
+    """Yield the end, segment and style of each candidate; kept segments come last, so that they are drawn on top."""
+    start, kept = 0, list[tuple[int, Segment, str]]()
     for segment in run.segments:
         for other in segment.rejected:
             yield start + len(other.token_ids), other, "other"
         start += len(segment.token_ids)
-        taken.append((start, segment, "fallback" if segment.fallback else "accepted"))
+        kept.append((start, segment, "fallback" if segment.fallback else "accepted"))
     end = start
-    for other in run.trying.values():
+    for other in run.pending.values():
         yield end + len(other.token_ids), other, "other"
-    yield from taken
+    yield from kept
 
 
-LABELS = {"threshold": "rising threshold", "target": "target r*", "cut": "tau_u, above which segments end", "path": "kept"}
+LABELS = {
+    "threshold": "rising threshold",
+    "target": "target reward r*",
+    "boundary": "entropy threshold tau_u",
+    "path": "kept",
+}
 
 
 def _plot(title: str, unit: str, marks: Sequence[Mark], lines: Sequence[tuple[str, Sequence[Point]]]) -> str:
     right = max(mark.x for mark in marks) * 1.04 + 1
     ys = [mark.y for mark in marks] + [y for _, line in lines for _, y in line]
     low, high = min(ys), max(ys)
-    room = 0.08 * (high - low) or 0.5
-    low, high = low - room, high + room
+    padding = 0.08 * (high - low) or 0.5
+    low, high = low - padding, high + padding
 
     def x_of(x: float) -> str:
         return f"{100 * min(x, right) / right:.2f}%"
@@ -101,19 +106,19 @@ def _plot(title: str, unit: str, marks: Sequence[Mark], lines: Sequence[tuple[st
             f'<circle class="{mark.style}" cx="{x_of(mark.x)}" cy="{y_of(mark.y)}" r="{radius}"><title>{mark.hint}, '
             f"{mark.x:g} tokens</title></circle>"
         )
-    named = [style for style, points in lines if points] + ["path"]
-    keys = "".join(f'<span class="cp-key"><i class="{style}"></i>{LABELS[style]}</span>' for style in named)
-    about = f"{title}: {', '.join(f'{y:.2f} at token {x:g}' for x, y in kept) or 'nothing kept yet'}."
+    shown = [style for style, points in lines if points] + ["path"]
+    keys = "".join(f'<span class="cp-key"><i class="{style}"></i>{LABELS[style]}</span>' for style in shown)
+    description = f"{title}: {', '.join(f'{y:.2f} at token {x:g}' for x, y in kept) or 'no segment yet'}."
     return (
         f'<figure class="cp-plot" data-plot="{unit}"><figcaption>{title}</figcaption>'
-        f'<svg role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'
+        f'<svg role="img" aria-label="{escape(description)}">{"".join(parts)}</svg>'
         f'<p class="cp-legend"><span class="cp-key">{unit} over tokens</span>{keys}'
         '<span class="cp-key"><i class="other"></i>other candidates</span></p></figure>'
     )
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round numbers (1, 2 or 5 times a power of ten apart) between two others."""
-    step = 10 ** math.floor(math.log10((high - low) / most))
-    step = next(step * k for k in (1, 2, 5, 10, 20) if (high - low) / (step * k) <= most - 1)
+def ticks(low: float, high: float, limit: int = 6) -> list[float]:
+    """Return at most `limit` round numbers between `low` and `high`, 1, 2 or 5 times a power of ten apart."""
+    step = 10 ** math.floor(math.log10((high - low) / limit))
+    step = next(step * k for k in (1, 2, 5, 10, 20) if (high - low) / (step * k) <= limit - 1)
     return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]

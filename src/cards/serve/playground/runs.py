@@ -1,4 +1,4 @@
-"""One answer as far as it is: a fold over its events, and frames of it for whoever watches."""
+"""The state of a run on the page: updated by the events of the decoder, shown at regular intervals."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from cards.console import ENDINGS
 from cards.decoder import Decoder
 from cards.errors import CardsError, PromptError
 from cards.events import Accepted, Done, Event, Fallback, Fold, Rejected, Response, Result, Scored, Segment
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.streams import AsyncStream
 from cards.usage import Usage
 
-FRAME = 0.1  # seconds between two looks
-Place = Callable[[], AbstractAsyncContextManager[None]]
+FRAME_SECONDS = 0.1
+Admission = Callable[[], AbstractAsyncContextManager[None]]
 _numbers = count()
 
 
 @dataclass(slots=True)
 class Run:
-    """What has happened to one prompt so far. `trying` are the candidates of the segment under way, `refused` all that were
-    rejected; `ending` is empty while it runs."""
+    """A method decoding one prompt.
+
+    `pending` has the candidates of the current segment by position and candidate number, `rejected` all rejected
+    candidates. `ending` is empty until the run ends.
+    """
 
     method: str
     prompt: str
@@ -36,52 +39,52 @@ class Run:
     decoder: Decoder | None = None
     stream: AsyncStream | None = None
     segments: list[Segment] = field(default_factory=list)
-    trying: dict[tuple[int, int], Segment] = field(default_factory=dict)
-    refused: set[Segment] = field(default_factory=set)
+    pending: dict[tuple[int, int], Segment] = field(default_factory=dict)
+    rejected: set[Segment] = field(default_factory=set)
     done: Result | None = None
-    grade: float | None = None  # reward of an answer whose method did not ask for it
+    grade: float | None = None  # reward of a response whose method uses no reward
     error: str = ""
     ending: str = ""
     task: asyncio.Task[None] | None = None
-    id: str = field(default_factory=lambda: f"run-{next(_numbers)}")  # of its parts in the page
+    id: str = field(default_factory=lambda: f"run-{next(_numbers)}")  # prefix of HTML ids
 
     def add(self, event: Event) -> None:
         match event:
             case Scored(position, candidate, segment):
-                self.trying[position, candidate] = segment
+                self.pending[position, candidate] = segment
             case Rejected(position, candidate, segment):
-                self.trying[position, candidate] = segment
-                self.refused.add(segment)
+                self.pending[position, candidate] = segment
+                self.rejected.add(segment)
             case Accepted(position, _, segment) | Fallback(position, _, segment):
                 self.segments.append(segment)
-                self.trying = {key: other for key, other in self.trying.items() if key[0] > position}
+                self.pending = {key: other for key, other in self.pending.items() if key[0] > position}
             case Done(result):
                 self.done = result
                 self.segments[:] = result.segments
 
     @property
     def result(self) -> Result:
-        """The answer and its cost so far."""
+        """Return the response and its cost so far."""
         if self.done is not None:
             return self.done
         return self.stream.result if self.stream else Fold(Usage(), self.seed, self.method).result("interrupted")
 
     @property
     def reward(self) -> float | None:
-        """Of the answer so far, as the method saw it or as it was graded."""
+        """Return the reward of the response so far, as seen by the method or graded after its end."""
         return self.result.reward if self.grade is None else self.grade
 
     @property
     def target(self) -> float | None:
-        """r*: the method's, else the one that the reward suggests."""
+        """Return the target reward r* of the method, else the default target of the reward."""
         if self.decoder is None:
             return None
-        own: float | None = getattr(self.decoder.method, "target", None)
-        return own if own is not None or self.decoder.reward is None else self.decoder.reward.target
+        target: float | None = getattr(self.decoder.method, "target", None)
+        return target if target is not None or self.decoder.reward is None else self.decoder.reward.target
 
     @property
     def entropy_threshold(self) -> float | None:
-        """tau_u, where the method ends segments by it."""
+        """Return tau_u if the method ends segments by entropy."""
         if self.decoder is None:
             return None
         method = self.decoder.method
@@ -89,36 +92,36 @@ class Run:
         boundary = segments(self.decoder.engine.entropy_threshold) if segments else getattr(method, "boundary", None)
         return boundary.threshold if isinstance(boundary, Entropy) else None
 
-    async def frames(self, decoder_of: Callable[[], Decoder], place: Place = nullcontext) -> AsyncGenerator[Run, None]:
-        """Decode in a place, and yield this run whenever it is time for a look; the last look is at the end.
+    async def frames(self, decoder_of: Callable[[], Decoder], admission: Admission = nullcontext) -> AsyncGenerator[Run, None]:
+        """Decode inside an `admission()` context, and yield this run at regular intervals and at the end.
 
-        Closing the generator frees the rows, and so does cancelling `task`, after which the generator ends by itself.
+        Closing the generator or cancelling `task` frees the cache slots.
         """
-        self.task = asyncio.create_task(self._follow(decoder_of, place))
+        self.task = asyncio.create_task(self._follow(decoder_of, admission))
         try:
             while not self.task.done():
                 yield self
-                await asyncio.wait({self.task}, timeout=FRAME)
+                await asyncio.wait({self.task}, timeout=FRAME_SECONDS)
             yield self
             if not self.task.cancelled():
-                self.task.result()  # raises what is not the visitor's to mend
+                self.task.result()  # raises unexpected errors
         finally:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
 
-    async def _follow(self, decoder_of: Callable[[], Decoder], place: Place) -> None:
+    async def _follow(self, decoder_of: Callable[[], Decoder], admission: Admission) -> None:
         try:
             if not self.prompt.strip():
-                raise PromptError("The prompt is empty: give the text to answer.")
+                raise PromptError("The prompt is empty. Enter a text.")
             decoder = self.decoder = decoder_of()
-            prompt = shaped(self.prompt, "auto", decoder.engine.chats)
+            prompt = format_prompt(self.prompt, "auto", decoder.engine.chats)
             self.stream = decoder.astream(prompt, max_tokens=self.max_tokens, seed=self.seed, trace=True)
-            async with place(), aclosing(self.stream) as events:
+            async with admission(), aclosing(self.stream) as events:
                 async for event in events:
                     self.add(event)
             if decoder.reward is not None and self.done is not None and self.done.reward is None:
-                answer = Response(self.done.text, self.done.token_ids, self.done.finish_reason)
-                [self.grade] = await decoder.reward.score(decoder.engine.encode(prompt), [answer])
+                response = Response(self.done.text, self.done.token_ids, self.done.finish_reason)
+                [self.grade] = await decoder.reward.score(decoder.engine.encode(prompt), [response])
             self.ending = ENDINGS[self.result.finish_reason]
         except (CardsError, HTTPException) as error:
             self.error, self.ending = getattr(error, "detail", str(error)), "failed"

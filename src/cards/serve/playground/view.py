@@ -1,4 +1,4 @@
-"""A run as HTML: how it stands, its answer, its meters and its plots."""
+"""A run as HTML: state, response, meters and plots."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from cards.serve.playground.meters import meters_html
 from cards.serve.playground.plots import plots_html
 from cards.serve.playground.runs import Run
-from cards.serve.playground.segments import answer_html
+from cards.serve.playground.segments import response_html
 
 
 def run_html(run: Run) -> str:
@@ -15,7 +15,7 @@ def run_html(run: Run) -> str:
     name, ending = escape(run.method), escape(run.ending or "decoding")
     error = f'<p class="cp-error" role="alert">{escape(run.error)}</p>' if run.error else ""
     return (
-        f'<section class="cp-run" data-state="{state}" aria-label="Answer of {name}">'
+        f'<section class="cp-run" data-state="{state}" aria-label="Response of {name}">'
         f'<div class="cp-main"><p class="cp-state" role="status"><b>{name}</b> {ending}</p>'
-        f'{error}{answer_html(run)}{meters_html(run)}</div><div class="cp-plots">{plots_html(run)}</div></section>'
+        f'{error}{response_html(run)}{meters_html(run)}</div><div class="cp-plots">{plots_html(run)}</div></section>'
     )

@@ -1,0 +1,156 @@
+"""Responses in OpenAI's JSON formats, complete and as chunks, with additional fields under `cards`."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from cards.engines.text import Detokenizer, TokenDecoder
+from cards.events import Accepted, Done, Event, Fallback, Result, Segment
+from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
+from cards.usage import Usage
+
+REASONS = {"deadline": "length", "interrupted": "length"}  # OpenAI has no names for these; `cards.finish` does
+MIN_LOGPROB = -9999.0  # JSON has no minus infinity
+Fields = dict[str, Any]
+FORMAT = 1  # version of the `cards` objects
+
+
+@dataclass
+class ResponseFormatter(ABC):
+    """The JSON of one response to the client, which can contain several choices."""
+
+    id: str
+    model: str
+    request: GenerationRequest
+    reward: str | None
+    created: int = field(default_factory=lambda: int(time.time()))
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    @abstractmethod
+    def text(self, text: str) -> Fields:
+        """Return the fields of a choice with its complete text."""
+
+    @abstractmethod
+    def delta(self, text: str, first: bool) -> Fields:
+        """Return the fields of a chunk with more text of a choice."""
+
+    @abstractmethod
+    def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
+        """Return the log-probabilities of a choice's tokens, given as texts."""
+
+    def complete(self, events: Sequence[ChoiceEvent]) -> Fields:
+        """Return the complete response, given all events."""
+        choices = []
+        for choice in self.request.choices:
+            extra: Fields = {"segments": [summary(segment) for segment in _result(choice).segments]}
+            if self.request.trace:
+                extra["trace"] = [trace(e) for owner, e in events if owner is choice and not isinstance(e, Done)]
+            choices.append(self.text(_result(choice).text) | self._finished(choice, extra))
+        return self._head(self.kind) | {"choices": choices, "usage": usage(self.request.choices), "cards": self._about()}
+
+    def chunk(self, choice: Choice, event: Event, first: bool, last: bool) -> Fields:
+        """Return the chunk for an event; the last one contains the usage."""
+        match event:
+            case Done(result):
+                chosen = self.delta(result.text[len(choice.emitted) :], first) | self._finished(choice, {})
+            case Accepted(segment=segment) | Fallback(segment=segment):
+                extra = {"segment": summary(segment)} | ({"trace": trace(event)} if self.request.trace else {})
+                chosen = self.delta(segment.text, first) | self._unfinished(choice, extra)
+            case _:
+                chosen = self.delta("", first) | self._unfinished(choice, {"trace": trace(event)})
+        about = {"cards": self._about() | {"usage": usage(self.request.choices)}} if last else {}
+        return self._head(self.chunk_kind) | {"choices": [chosen]} | about
+
+    def usage_chunk(self) -> Fields:
+        """Return OpenAI's last chunk, which clients request with `stream_options`."""
+        return self._head(self.chunk_kind) | {"choices": [], "usage": usage(self.request.choices)}
+
+    def _head(self, kind: str) -> Fields:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _about(self) -> Fields:
+        return {"format": FORMAT, "method": self.request.decoder.method.name, "reward": self.reward}
+
+    def _unfinished(self, choice: Choice, extra: Fields) -> Fields:
+        return {"index": choice.index, "finish_reason": None, "logprobs": None, "cards": {"format": FORMAT} | extra}
+
+    def _finished(self, choice: Choice, extra: Fields) -> Fields:
+        result, logprobs = _result(choice), None
+        if choice.logprobs is not None:
+            tokens = token_texts(self.request.decoder.engine.tokenizer, choice.prompt.token_ids, result.token_ids)
+            logprobs = self.logprobs(tokens, [max(MIN_LOGPROB, value) for value in choice.logprobs])
+        extra |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
+        extra |= {"aligned": choice.unaligned is None} | ({"reason": choice.unaligned} if choice.unaligned else {})
+        reason = REASONS.get(result.finish_reason, result.finish_reason)
+        return {"index": choice.index, "finish_reason": reason, "logprobs": logprobs, "cards": {"format": FORMAT} | extra}
+
+
+class ChatFormatter(ResponseFormatter):
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def text(self, text: str) -> Fields:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def delta(self, text: str, first: bool) -> Fields:
+        return {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}
+
+    def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
+        content = [
+            {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
+            for token, value in zip(tokens, values, strict=True)
+        ]
+        return {"content": content, "refusal": None}
+
+
+class CompletionFormatter(ResponseFormatter):
+    kind = chunk_kind = "text_completion"
+
+    def text(self, text: str) -> Fields:
+        return {"text": text}
+
+    def delta(self, text: str, first: bool) -> Fields:
+        return {"text": text}
+
+    def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
+        starts = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        return {"tokens": list(tokens), "token_logprobs": list(values), "top_logprobs": None, "text_offset": starts}
+
+
+def usage(choices: Sequence[Choice]) -> Fields:
+    """Return OpenAI's token counts, where each prompt counts once, and the fields of the usage record."""
+    prompt = sum(len(prompt.token_ids) for prompt in {id(c.prompt): c.prompt for c in choices}.values())
+    completion = sum(len(_result(choice).token_ids) for choice in choices)
+    record = sum((choice.usage for choice in choices), Usage()).to_dict()
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion} | record
+
+
+def summary(segment: Segment) -> Fields:
+    names = ("text", "reward", "threshold", "entropy", "candidates", "fallback")
+    return {name: getattr(segment, name) for name in names} | {"tokens": len(segment.token_ids)}
+
+
+def trace(event: Event) -> Fields:
+    """Return an event with its candidate, reward and threshold."""
+    assert not isinstance(event, Done)
+    segment = event.segment
+    fields = {"event": type(event).__name__.lower(), "position": event.position, "candidate": event.candidate}
+    return fields | {"text": segment.text, "reward": segment.reward, "threshold": segment.threshold}
+
+
+def token_texts(tokenizer: TokenDecoder, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds; a character of several tokens belongs to the last of them."""
+    text = Detokenizer(tokenizer, before)
+    lengths = [0] + [len(text.push([token])) for token in token_ids]
+    return [text.text[start:end] for start, end in pairwise(lengths)]
+
+
+def _result(choice: Choice) -> Result:
+    assert choice.result is not None
+    return choice.result

@@ -1,0 +1,145 @@
+"""Generation of the responses to one API request, from admission to the release of its resources."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from cards.decoder import Decoder
+from cards.errors import RewardError, UnavailableError
+from cards.events import Accepted, Done, Event, Fallback, Prompt, Response, Result
+from cards.serve.errors import ApiError
+from cards.serve.gate import Gate
+from cards.serve.readiness import Readiness
+from cards.serve.tracing import Tracing
+from cards.usage import Usage, track_usage
+
+
+@dataclass(slots=True)
+class Choice:
+    """One response of a request. `unaligned` is the error for which plain sampling replaced the method, or None."""
+
+    index: int
+    prompt: Prompt
+    seed: int
+    usage: Usage = field(default_factory=Usage)
+    emitted: str = ""  # text of the events so far
+    result: Result | None = None
+    logprobs: list[float] | None = None
+    unaligned: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A validated request. `deadline` is a value of `time.monotonic`; `plain` is the decoder to use if the reward fails."""
+
+    decoder: Decoder
+    plain: Decoder | None
+    choices: Sequence[Choice]
+    max_tokens: int
+    stop: tuple[str, ...]
+    deadline: float
+    trace: bool
+    logprobs: bool
+    stream: bool
+
+
+ChoiceEvent = tuple[Choice, Event]
+
+
+class Generation:
+    """The concurrent decoding of all choices of a request. Call `start`, iterate `events`, and always call `aclose`."""
+
+    def __init__(self, request: GenerationRequest, gate: Gate, readiness: Readiness, tracing: Tracing) -> None:
+        self.request, self.gate, self.readiness, self.tracing = request, gate, readiness, tracing
+        self.queue_seconds = 0.0
+        self.first_text_at: float | None = None  # a value of `time.monotonic`
+        self._queue: asyncio.Queue[ChoiceEvent | Exception] = asyncio.Queue()
+        self._first: ChoiceEvent | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Wait for admission and for the first event. Raises ApiError or CardsError if there is none."""
+        choices, start = self.request.choices, time.monotonic()
+        try:
+            async with asyncio.timeout(self.request.deadline - start):
+                await self.gate.enter(len(choices))
+        except TimeoutError:
+            why = "The deadline passed while the request was waiting in the queue. Retry later."
+            raise ApiError(429, why, code="deadline", retry_after=self.gate.retry_after) from None
+        self._tasks = [asyncio.create_task(self._generate(choice)) for choice in choices]
+        for task in self._tasks:  # a task that is cancelled before it starts never runs its own cleanup
+            task.add_done_callback(lambda _: self.gate.leave())
+        self.queue_seconds = time.monotonic() - start
+        self._first = await self._next()
+
+    async def events(self) -> AsyncIterator[ChoiceEvent]:
+        """Yield the accepted segments and `Done` of every choice, and all other events if the request has a trace."""
+        running = len(self.request.choices)
+        item = self._first or await self._next()
+        while True:
+            yield item
+            running -= isinstance(item[1], Done)
+            if not running:
+                return
+            item = await self._next()
+
+    async def aclose(self) -> None:
+        """Cancel unfinished choices and free their cache slots."""
+        unfinished = [task for task in self._tasks if task.cancel()]
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if unfinished:
+            await self.request.decoder.engine.settle()
+        for choice in self.request.choices:
+            if choice.result is None:  # the client keeps none of its tokens
+                choice.usage.lm_wasted_tokens = choice.usage.lm_decoded_tokens + choice.usage.draft_kept_tokens
+
+    async def _next(self) -> ChoiceEvent:
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def _generate(self, choice: Choice) -> None:
+        decoder, plain = self.request.decoder, self.request.plain
+        try:
+            with self.tracing.span(decoder.method.name, choice.usage):
+                try:
+                    await self._decode(choice, decoder)
+                except (RewardError, UnavailableError) as error:
+                    self.readiness.report_failure()
+                    if plain is None or (self.request.stream and choice.emitted):  # sent text cannot be withdrawn
+                        raise
+                    choice.unaligned = str(error)
+                    await self._decode(choice, plain)
+        except Exception as error:
+            self._queue.put_nowait(error)
+
+    async def _decode(self, choice: Choice, decoder: Decoder) -> None:
+        request, choice.emitted = self.request, ""
+        left = max(1e-3, request.deadline - time.monotonic())
+        stream = decoder.astream(
+            choice.prompt, max_tokens=request.max_tokens, seed=choice.seed, stop=request.stop, deadline=left, usage=choice.usage
+        )
+        async with aclosing(stream) as events:
+            async for event in events:
+                match event:
+                    case Done(result):
+                        if request.logprobs:
+                            choice.logprobs = await self._logprobs(choice, result)
+                        choice.result = result
+                    case Accepted(segment=segment) | Fallback(segment=segment):
+                        choice.emitted += segment.text
+                        self.first_text_at = self.first_text_at or time.monotonic()
+                    case _ if not request.trace:
+                        continue
+                self._queue.put_nowait((choice, event))
+
+    async def _logprobs(self, choice: Choice, result: Result) -> list[float]:
+        """Return the natural-log probabilities of the response tokens, from one more pass of the LM."""
+        with track_usage(choice.usage):
+            values = await self.request.decoder.engine.logprobs(choice.prompt, Response(result.text, result.token_ids))
+        return [float(value) for value in values]
