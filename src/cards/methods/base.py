@@ -127,7 +127,7 @@ def required(reward: Reward | None, method: Method) -> Reward:
     """Return the reward. Raises MismatchError if there is none."""
     if reward is None:
         raise MismatchError(
-            f"Method {method.name!r} needs a reward. Pass one, or choose a method without (see `cards methods`)."
+            f"Method {method.name!r} needs a reward. Pass one, or choose a method that needs none (see `cards methods`)."
         )
     return reward
 

@@ -42,11 +42,11 @@ class PathConsistency(Sampled):
 
     branches: int = setting(20, help="Number of responses that vote.", at_least=1, typical=(1, 40), client_at_most=64)
     window: int = setting(
-        5, help="Number of branches sampled before each count of the votes.", at_least=1, typical=(1, 20), advanced=True
+        5, help="Number of branches sampled between counts of the votes.", at_least=1, typical=(1, 20), advanced=True
     )
     confidence: float = setting(
         0.8,
-        help="Probability that the leading answer wins, above which the prefix grows.",
+        help="Minimum probability that the leading answer wins for the prefix to grow.",
         at_least=0,
         at_most=1,
         typical=(0.5, 1),

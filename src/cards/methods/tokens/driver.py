@@ -112,6 +112,7 @@ class RewardGuidedMethod(Method):
 
     @property
     def sampling(self) -> Sampling:
+        """Return the sampling parameters of the choice."""
         return Sampling(self.temperature, self.top_k)
 
     def score(self, logits: Floats, rewards: Floats, reward: Reward) -> Floats:
