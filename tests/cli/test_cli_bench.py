@@ -33,14 +33,14 @@ def bench(cli: Cards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cards:
 def test_a_run_makes_results_tables_and_a_plot(bench: Cards) -> None:
     ran = bench("bench", *SHORT)
     assert ran.exit_code == 0, ran.output
-    assert "9 responses added to out.jsonl, 0 were there" in ran.stderr
+    assert "added 9 responses to out.jsonl, which had 0" in ran.stderr
     assert len(Path("out.jsonl").read_text(encoding="utf-8").splitlines()) == 10
     for title in ("gold: mean", "gold against vanilla, paired", "cost per response", "text"):
         assert title in ran.stdout
     for suffix, least in ((".md", 500), (".csv", 500), (".json", 1000), (".png", 20_000), (".svg", 5000)):
         assert Path(f"out{suffix}").stat().st_size > least
     again = bench("bench", *SHORT, "--limit", "2", "--seeds", "2")
-    assert "6 responses added to out.jsonl, 9 were there" in again.stderr
+    assert "added 6 responses to out.jsonl, which had 9" in again.stderr
     reported = bench("bench", "--report", "out.jsonl", "--baseline", "best-of-n:n=3")
     assert reported.exit_code == 0
     assert "gold against best-of-n:n=3" in reported.stdout
@@ -111,7 +111,7 @@ def test_ctrl_c_says_how_to_go_on(bench: Cards, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Bench, "_decode", pressed)
     ran = bench("bench", *SHORT)
     assert ran.exit_code == 130
-    assert "interrupted: 3 responses are in out.jsonl; the same command goes on from there" in ran.stderr
+    assert "interrupted: 3 responses are in out.jsonl; run the same command again to resume" in ran.stderr
 
 
 def test_a_model_out_of_reach_is_told_with_what_to_do(bench: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,12 +49,12 @@ def test_methods_on_the_embedded_models_from_prompts_to_a_report() -> None:
         options = (*command, "--max-tokens", "12", "--judge", one.client.address, "--device", "cpu")
         ran = CliRunner().invoke(cards.cli.app, options)
         assert ran.exit_code == 0, ran.output
-        assert "6 responses added to evaluate-answers.jsonl, 0 were there" in ran.stderr
+        assert "added 6 responses to evaluate-answers.jsonl, which had 0" in ran.stderr
         asked = len(server.bodies)
         again = CliRunner().invoke(cards.cli.app, options)
         assert (again.stdout, len(server.bodies)) == (ran.stdout, asked)
         assert "0 responses added" in again.stderr
-        assert "0 judgements added to evaluate.jsonl" in again.stderr
+        assert "added 0 judgements to evaluate.jsonl" in again.stderr
     found = figures()
     row = "cards:target=1"
     graded = {"prompts", "answers", "reward (it steered)", "gold", "words", "cut off", "untested"}
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_one_line(cli: Cards) -> None:
         (("mine.jsonl", "--baseline", "bass"), "Unknown baseline 'bass'"),
         (("mine.jsonl", "--ask", "pear"), "Unknown question 'pear'. Did you mean 'pair'"),
         (("mine.jsonl", "--ask", "pair"), "--ask needs a judge: add --judge"),
-        (("mine.jsonl", "--judge", "gpt"), "A judge is http://host/v1"),
+        (("mine.jsonl", "--judge", "gpt"), "A judge must be http://host/v1"),
         (("mine.jsonl", "--judge", "http://#m"), "must have the form http://host:port/path"),
         (("-m", "crads"), "Unknown method 'crads'"),
         (("-m", "vanilla", "--data", "xstest=mine.jsonl"), "column label must be safe or unsafe"),
