@@ -26,7 +26,7 @@ _numbers = count()
 
 @dataclass(slots=True)
 class Run:
-    """A method decoding one prompt.
+    """One run of a method on a prompt.
 
     `pending` has the candidates of the current segment by position and candidate number, `rejected` all rejected
     candidates. `ending` is empty until the run ends.
