@@ -8,8 +8,8 @@
 # make clean       remove everything that these targets create
 # CI runs lint, test-vllm and test.
 #
-# Another Python (3.11 or newer):   make demo PYTHON=python3.12
-# Another build of torch:           make demo TORCH="torch --index-url ADDRESS" (a CPU build saves gigabytes on Linux)
+# To use another Python (3.11 or newer):   make demo PYTHON=python3.12
+# To use another build of torch:           make demo TORCH="torch --index-url ADDRESS" (CPU builds are smaller on Linux)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0

@@ -19,9 +19,9 @@ from pathlib import Path
 from cards.errors import UnreachableTargetWarning
 from cards.registry import load_engine, load_reward
 from cards.sampling import Sampling
-from cards.study.calibrate.choose import Wish, measured
+from cards.study.calibrate.choose import Constraints, measured
 from cards.study.calibrate.run import Calibration, CalibrationRequest
-from cards.study.calibrate.samples import Drawing
+from cards.study.calibrate.samples import SamplingPlan
 from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import read, sample
@@ -29,7 +29,7 @@ from cards.study.session import Session
 from common import machine
 
 HERE = Path(__file__).parent
-WISHES = [*(Wish(max_cost=cost) for cost in (2.0, 3.0, 5.0)), Wish(top=0.1), Wish(max_fallback=0.02)]
+CONSTRAINTS = [*(Constraints(max_cost=cost) for cost in (2.0, 3.0, 5.0)), Constraints(top=0.1), Constraints(max_fallback=0.02)]
 
 
 def main() -> None:
@@ -49,33 +49,33 @@ def main() -> None:
     random.Random(0).shuffle(questions)
     half = len(questions) // 2
     sampling = Sampling(0.7, 40)
-    drawing = Drawing(sampling, args.max_tokens, args.answers, args.nodes)
-    few = Drawing(sampling, args.max_tokens, answers=2)  # enough for the mean length, by which costs are divided
+    plan = SamplingPlan(sampling, args.max_tokens, args.answers, args.nodes)
+    few = SamplingPlan(sampling, args.max_tokens, responses=2)  # enough for the mean length, by which costs are divided
     args.samples.mkdir(exist_ok=True)
     made = {name: str(value) for name, value in vars(args).items() if name != "out"}
-    parts = {"seen": (questions[:half], drawing), "held-out": (questions[half:], few)}
+    parts = {"seen": (questions[:half], plan), "held-out": (questions[half:], few)}
 
     def session(name: str) -> Session:
         return Session(Journal.open(args.samples / f"{name}.jsonl", made | {"part": name}))
 
     seen, held_out = (
         Calibration(
-            models, models.reward, part, drawn, Session(Journal.open(args.samples / f"{name}.jsonl", made | {"part": name}))
+            models, models.reward, part, sizes, Session(Journal.open(args.samples / f"{name}.jsonl", made | {"part": name}))
         )
-        for name, (part, drawn) in parts.items()
+        for name, (part, sizes) in parts.items()
     )
     plain = models.run(held_out.plain())
     rows = []
-    for wish in WISHES:
-        found = models.run(seen.run(CalibrationRequest(wish)))
+    for constraints in CONSTRAINTS:
+        found = models.run(seen.run(CalibrationRequest(constraints)))
         figures = {
             "predicted": found.choice.rates,
             "tried": found.probes[-1].measured,
             "held out": measured(models.run(held_out.probe(found.settings)), plain),
         }
         rates = {name: {of: asdict(of_rates[name]) for of, of_rates in figures.items()} for name in found.choice.rates}
-        rows.append({"wish": asdict(wish), "settings": found.settings, "rates": rates})
-        print(wish, found.settings)
+        rows.append({"wish": asdict(constraints), "settings": found.settings, "rates": rates})
+        print(constraints, found.settings)
         for name, of_rate in rates.items():
             print(f"  {name:10}", *(f"{of} {x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]" for of, x in of_rate.items()))
     prompts = {"seen": half, "held out": len(questions) - half}

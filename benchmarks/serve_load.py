@@ -33,6 +33,7 @@ from typing import IO
 import httpx
 
 import cards
+from cards.errors import UnreachableTargetWarning
 from common import machine, prompts
 
 QUESTIONS = prompts(turns=0)
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--max-queue", type=int, default=256)
     parser.add_argument("--requests", type=int, default=60, help="Number of requests for the overhead.")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*taken untested")
+    warnings.simplefilter("ignore", UnreachableTargetWarning)
     before = os.getloadavg()
     with served("--max-queue", str(options.max_queue)) as (pid, url):
         asyncio.run(load(url, pid, 8, 5, options.max_tokens))  # warm up

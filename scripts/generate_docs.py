@@ -1,7 +1,7 @@
-"""Write what pages say about the code: the list of modules, the reference, and the tables of methods and settings.
+"""Generate documentation from the code: the list of modules, the reference, and the tables of methods and settings.
 
-Run `python scripts/generate_docs.py` after changing the first line of a docstring, a method or a setting. With `--check`
-it only says which pages are out of date.
+Run `python scripts/generate_docs.py` after changing a module docstring, a method or a setting. With `--check` the script
+reports outdated pages and writes nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ REFERENCE = {
 
 
 def structure() -> str:
-    """A line for each module: its path and the first sentence of its docstring, a heading for each folder."""
+    """Return the page that lists each module with the first paragraph of its docstring, by folder."""
     lines = ["# Structure", "", "One line for each module, written by `scripts/generate_docs.py` from the docstrings.", ""]
     folders = sorted({path.parent for path in SOURCE.rglob("*.py")}, key=lambda folder: (folder != SOURCE, str(folder)))
     for folder in folders:
@@ -63,19 +63,19 @@ def structure() -> str:
 
 
 def first_line(path: Path) -> str:
-    """The first paragraph of a module's docstring, on one line."""
-    found = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return found.partition("\n\n")[0].replace("\n", " ")
+    """Return the first paragraph of a module docstring on one line."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n\n")[0].replace("\n", " ")
 
 
 def reference() -> dict[Path, str]:
-    """The pages of the reference by path."""
+    """Return the text of each page of the reference, by path."""
     pages = {name: (title, [f"cards.{part}" for part in parts]) for name, (title, parts) in REFERENCE.items()}
     bases = ["cards.methods.base.Method", "cards.methods.base.Request", "cards.settings.setting"]
     pages["methods"] = ("Methods", bases + [_path(cls) for cls in method_classes().values()])
     rewards = [cls for name, cls in sorted(vars(cards.rewards).items()) if isinstance(cls, type)]
-    own = ["cards.rewards.base.Reward", "cards.registry.load_reward", "cards.backends.local.rewards.ClassifierReward"]
-    pages["rewards"] = ("Rewards", own + [_path(cls) for cls in rewards])
+    bases = ["cards.rewards.base.Reward", "cards.registry.load_reward", "cards.backends.local.rewards.ClassifierReward"]
+    pages["rewards"] = ("Rewards", bases + [_path(cls) for cls in rewards])
     return {
         DOCS / "reference" / f"{name}.md": f"# {title}\n\n" + "\n\n".join(f"::: {part}" for part in parts) + "\n"
         for name, (title, parts) in pages.items()
@@ -83,7 +83,7 @@ def reference() -> dict[Path, str]:
 
 
 def methods_table(link: str) -> str:
-    """All methods by family; `link` is a format of the name's link."""
+    """Return the table of methods by family. `link` is a format string for the link of a name."""
     lines = ["| Name | What it does | Needs a reward |", "|---|---|---|"]
     for family, title in FAMILIES.items():
         lines.append(f"| **{title}** | | |")
@@ -96,17 +96,17 @@ def methods_table(link: str) -> str:
 
 
 def settings_table(cls: type[Method]) -> str:
-    """The settings of a method: option, default, range, meaning."""
+    """Return the table of settings of a method."""
     lines = ["| Setting | Default | Range | Meaning |", "|---|---|---|---|"]
-    for name, own in settings_of(cls).items():
-        kinds = " or ".join(f"`{kind}`" for kind in own.kinds if isinstance(kind, str))
-        words = "yes or no" if bool in own.kinds else " or ".join(filter(None, (kinds, own.spec.range)))
-        lines.append(f"| `{name}` | `{own.default_text}` | {words} | {own.help} |")
+    for name, item in settings_of(cls).items():
+        kinds = " or ".join(f"`{kind}`" for kind in item.kinds if isinstance(kind, str))
+        values = "yes or no" if bool in item.kinds else " or ".join(filter(None, (kinds, item.spec.range)))
+        lines.append(f"| `{name}` | `{item.default_text}` | {values} | {item.help} |")
     return "\n".join(lines) + "\n"
 
 
-def filled(text: str, tables: dict[str, str]) -> str:
-    """A page with its tables between `<!-- NAME -->` and `<!-- /... -->` written anew."""
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """Return a page with each table replaced between `<!-- NAME -->` and `<!-- /... -->`."""
     for name, table in tables.items():
         kind = name.partition(":")[0]
         text = re.sub(
@@ -116,15 +116,15 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """All generated pages by path."""
-    found = {DOCS / "structure.md": structure()} | reference()
+    """Return the text of each generated page, by path."""
+    texts = {DOCS / "structure.md": structure()} | reference()
     readme, index = ROOT / "README.md", DOCS / "methods" / "index.md"
-    found[readme] = filled(readme.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`](docs/methods/{0}.md)")})
-    found[index] = filled(index.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`]({0}.md)")})
+    texts[readme] = with_tables(readme.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`](docs/methods/{0}.md)")})
+    texts[index] = with_tables(index.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`]({0}.md)")})
     for name, cls in method_classes().items():
         page = DOCS / "methods" / f"{name}.md"
-        found[page] = filled(page.read_text(encoding="utf-8"), {f"settings: {name}": settings_table(cls)})
-    return found
+        texts[page] = with_tables(page.read_text(encoding="utf-8"), {f"settings: {name}": settings_table(cls)})
+    return texts
 
 
 def _path(cls: type) -> str:
@@ -133,14 +133,14 @@ def _path(cls: type) -> str:
 
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=inspect.cleandoc(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--check", action="store_true", help="Write nothing; fail if a page is out of date.")
+    parser.add_argument("--check", action="store_true", help="Report outdated pages and exit with status 1, without writing.")
     check = parser.parse_args(None if arguments is None else list(arguments)).check
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    for path in stale:
-        print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
+    outdated = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in outdated:
+        print(f"{'outdated' if check else 'written'}: {path.relative_to(ROOT)}")
         if not check:
             path.write_text(pages()[path], encoding="utf-8")
-    return int(check and bool(stale))
+    return int(check and bool(outdated))
 
 
 if __name__ == "__main__":

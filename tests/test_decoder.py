@@ -183,9 +183,9 @@ def test_methods_may_be_given_by_name() -> None:
         Decoder(mock(), count_of_b, "best of n")
 
 
-def test_segments_taken_untested_are_warned_about_above_a_fifth() -> None:
+def test_more_than_a_fifth_of_fallbacks_gives_a_warning() -> None:
     impossible = CARDS(target=100.0, alpha=1.0, boundary=FixedLength(maximum=3), max_rejections=2)
-    with pytest.warns(UnreachableTargetWarning, match=r"100% of the segments were taken untested.*Lower target or raise beta"):
+    with pytest.warns(UnreachableTargetWarning, match=r"100% of the segments are fallbacks.*Lower target or raise beta"):
         result = Decoder(mock(), count_of_b, impossible)("a", max_tokens=9)
     assert [s.fallback for s in result.segments] == [True] * 3
     assert [s.candidates for s in result.segments] == [3] * 3

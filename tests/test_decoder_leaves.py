@@ -93,7 +93,7 @@ async def test_a_reward_that_cancels_itself_is_an_error_not_a_hang(letters: Tran
     async def cancels(prompt: str, response: str) -> float:
         raise asyncio.CancelledError
 
-    with pytest.raises(RewardError, match="cancelled from within"):
+    with pytest.raises(RewardError, match="cancelled its own call"):
         await Decoder(letters, cancels, CARDS(target=1.0)).agenerate("ab")
     await assert_free(letters)
 

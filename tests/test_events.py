@@ -48,7 +48,7 @@ def test_a_fold_of_nothing_is_an_empty_answer() -> None:
     assert result.finish_reason == "deadline"
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 @pytest.mark.parametrize("indent", [None, 2])
 def test_json_of_a_result_gives_back_its_dict_with_the_same_names(indent: int | None) -> None:
     result = result_of_a_run(trace=True)
@@ -69,7 +69,7 @@ def test_json_of_a_result_gives_back_its_dict_with_the_same_names(indent: int | 
     assert Usage(**back["usage"]) == result.usage
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_rejected_candidates_are_kept_only_when_tracing() -> None:
     traced, plain = result_of_a_run(trace=True), result_of_a_run()
     assert all(len(s.rejected) == s.candidates - 1 for s in traced.segments)

@@ -14,7 +14,7 @@ from cards.errors import CardsError, SettingError
 from cards.integrations.preferences_journal import opened as preferences
 from cards.profile import Profile
 from cards.study import tables
-from cards.study.evaluate.answers import read
+from cards.study.evaluate.responses import read
 from cards.study.evaluate.run import HEADER
 from cards.study.journal import Journal
 from cards.study.prompts import PromptRecord
@@ -56,7 +56,7 @@ def judgements(folder: Path) -> Any:
 
 def pairs(folder: Path) -> Any:
     with preferences(folder / "pairs.jsonl", {"model": "tiny"}, [PromptRecord(0, "0", "Well?")], 0) as collection:
-        if collection.lacking:
+        if collection.missing:
             collection.session.journal.append({"prompt": "Well?", "seed": 0, "pairs": []})
         return collection.session.rows
 

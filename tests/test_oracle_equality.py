@@ -142,7 +142,7 @@ def assert_same_candidate(segment: Segment, candidate: Candidate, tolerance: flo
         assert segment.entropy == pytest.approx(candidate.entropy, abs=tolerance)
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 async def test_batched_answers_equal_the_oracle(name: str, models: dict[str, Pair], expected: Any) -> None:
     case = CASES[name]

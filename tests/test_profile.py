@@ -23,11 +23,11 @@ def test_a_profile_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "no JSON"),
-        ("[1]", "must be an object with model, reward, settings"),
-        ('{"model": "tiny", "settings": {}}', "must be an object"),
+        ("{", "not valid JSON"),
+        ("[1]", "must be a JSON object with model, reward, settings"),
+        ('{"model": "tiny", "settings": {}}', "must be a JSON object"),
         ({"beat": 1}, "Unknown entry"),
-        ({"max_tokens": "many"}, "max_tokens .* cannot be 'many'"),
+        ({"max_tokens": "many"}, "max_tokens .* must be of type int, got 'many'"),
         ({"max_tokens": 0}, "at least 1"),
         ({"method": "crads"}, "Did you mean 'cards'"),
         ({"settings": {"targt": 1}}, "Did you mean 'target'"),
@@ -50,5 +50,5 @@ def test_a_missing_file_says_who_writes_one(tmp_path: Path) -> None:
 
 def test_a_profile_is_for_its_models_only() -> None:
     FOUND.check_models("tiny", "tiny")
-    with pytest.raises(CardsError, match="for the reward 'tiny', not 'other'"):
+    with pytest.raises(CardsError, match="only for the reward 'tiny', got 'other'"):
         FOUND.check_models("tiny", "other")

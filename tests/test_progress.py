@@ -7,20 +7,20 @@ import pytest
 from cards import Decoder
 from cards.engines.mock import MockEngine
 from cards.methods import Vanilla
-from cards.progress import bar
+from cards.progress import progress_bar
 
 
 @pytest.mark.parametrize(("total", "show"), [(3, False), (0, True), (3, None)])
 def test_nothing_is_shown_unless_wanted_or_on_a_terminal(
     total: int, show: bool | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with bar(total, show) as advance:
+    with progress_bar(total, show) as advance:
         advance()
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_counts_to_its_total_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with bar(3, True, "thinking") as advance:
+    with progress_bar(3, True, "thinking") as advance:
         for _ in range(3):
             advance()
     out, err = capsys.readouterr()

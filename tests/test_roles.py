@@ -66,7 +66,7 @@ def uses(shared: Engine) -> list[tuple[Decoder, set[str]]]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_one_engine_in_all_roles_at_once_books_what_each_use_alone_books() -> None:
     async def at_once() -> list[Result]:
         return await asyncio.gather(*(decoder.agenerate("ab", max_tokens=9, seed=2) for decoder, _ in uses(engine())))

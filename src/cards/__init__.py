@@ -1,4 +1,4 @@
-"""CARDS: aligned text at decoding time. Importing cards loads no model code."""
+"""Decoding-time alignment of language models. Importing this package loads no model code."""
 
 from cards.boundaries import Boundary as Boundary
 from cards.boundaries import Entropy as Entropy

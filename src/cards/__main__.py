@@ -1,4 +1,4 @@
-"""`python -m cards`: the command."""
+"""Entry point of `python -m cards`, the same as the `cards` command."""
 
 from cards.cli import main
 

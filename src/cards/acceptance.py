@@ -14,9 +14,9 @@ Acceptance = Literal["soft", "hard"]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """tau(t) = min(r*, r0 + t (r* - r0) / n), with r0 = (1 - alpha) r(x) + alpha r*.
+    """The reward threshold tau(t) = min(r*, r0 + t (r* - r0) / n), with r0 = (1 - alpha) r(x) + alpha r*.
 
-    `target` is r*, `floor` r0, `length` n (tokens); t counts response tokens including the candidate's.
+    `target` is r*, `floor` is r0, and `length` is n in tokens. t counts response tokens, including the candidate's.
     """
 
     target: float
@@ -25,30 +25,35 @@ class Schedule:
 
     @classmethod
     def from_prompt(cls, target: float, alpha: float, prompt_reward: float, length: int) -> Schedule:
+        """Return the schedule for a prompt x with r(x) = `prompt_reward`."""
         return cls(target, (1 - alpha) * prompt_reward + alpha * target, length)
 
     def threshold(self, tokens: int) -> float:
+        """Return tau after this number of response tokens."""
         return min(self.target, self.floor + tokens * (self.target - self.floor) / self.length)
 
 
 def quantile_of(rewards: Sequence[float], quantile: float) -> float:
-    """The ceil(quantile m)-th smallest of m rewards, from the smallest (0) to the largest (1)."""
+    """Return the ceil(quantile m)-th smallest of m rewards: the smallest for 0, the largest for 1."""
     return sorted(rewards)[max(0, math.ceil(quantile * len(rewards)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Accept a candidate of reward r at threshold tau: soft, if u < min(1, exp((r - tau) / beta)); hard, if r >= tau."""
+    """The test of a candidate with reward r at threshold tau.
+
+    `soft` accepts it if u < min(1, exp((r - tau) / beta)), `hard` if r >= tau. Raises SettingError.
+    """
 
     beta: float = 0.7
     kind: Acceptance = "soft"
 
     def __post_init__(self) -> None:
-        check(0 < self.beta < math.inf, f"beta must be positive and finite, not {self.beta}.")
-        check(self.kind in ("soft", "hard"), f"acceptance must be 'soft' or 'hard', not {self.kind!r}.")
+        check(0 < self.beta < math.inf, f"beta must be positive and finite, got {self.beta}.")
+        check(self.kind in ("soft", "hard"), f"acceptance must be 'soft' or 'hard', got {self.kind!r}.")
 
     def passes(self, reward: float, threshold: float, u: float) -> bool:
-        """u is uniform in [0, 1). Decided on the log scale, so that nothing overflows."""
+        """Return whether the candidate is accepted; u is uniform in [0, 1). The log scale avoids overflow."""
         if self.kind == "hard" or reward >= threshold:
             return reward >= threshold
         gap = (reward - threshold) / self.beta  # NaN compares false

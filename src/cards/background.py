@@ -1,4 +1,4 @@
-"""The event loop thread behind the sync calls."""
+"""The event loop thread that runs synchronous calls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class Background:
-    """An event loop in a thread, so that sync calls work anywhere, also inside a running loop (a notebook)."""
+    """An event loop in a thread. Synchronous calls then work anywhere, even inside a running loop (a notebook)."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="cards-loop", daemon=True).start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of the work. Ctrl-C in the caller's thread cancels the work and waits for its end."""
+        """Run a coroutine and return its result. Ctrl-C in the caller's thread cancels it and waits until it ends."""
         tasks: list[asyncio.Task[T]] = []
         ended = threading.Event()
 
@@ -41,7 +41,7 @@ _the_background: Background | None = None
 
 
 def background() -> Background:
-    """The one event loop that sync calls share."""
+    """Return the event loop that all synchronous calls share."""
     global _the_background
     with _lock:
         if _the_background is None:

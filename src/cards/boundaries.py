@@ -1,4 +1,4 @@
-"""When a segment ends. A boundary looks at the logits before a token is drawn, or at the text after it, or both."""
+"""Boundaries: rules that end a segment, based on the logits before a token, on the text after it, or on both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Measure = Literal["entropy", "mcp", "evidential"]
 
 @dataclass(frozen=True)
 class Boundary:
-    """Base: a segment ends at `maximum` tokens (None: only with the answer), and not by choice before `minimum`."""
+    """Base class of boundaries. A segment has at most `maximum` tokens (None: no limit).
+
+    The boundary cannot end a segment before `minimum` tokens; the end of the response can. Raises SettingError.
+    """
 
     minimum: int = 1
     maximum: int | None = None
@@ -24,30 +27,30 @@ class Boundary:
     reads_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check(self.minimum >= 1, f"A segment's minimum length must be at least 1 token, not {self.minimum}.")
+        check(self.minimum >= 1, f"A segment's minimum length must be at least 1 token, got {self.minimum}.")
         check(
             self.maximum is None or self.maximum >= self.minimum,
-            f"A segment's maximum length ({self.maximum}) must not be below its minimum ({self.minimum}).",
+            f"A segment's maximum length must be at least its minimum length of {self.minimum}, got {self.maximum}.",
         )
 
     def uncertainty(self, logits: NDArray[np.floating[Any]]) -> float:
-        """Uncertainty of the next token from its logits [vocabulary]; called only if `reads_logits`."""
+        """Return the uncertainty of the next token from its logits [vocabulary]. Called only if `reads_logits`."""
         raise TypeError(f"{type(self).__name__} does not read logits.")
 
     def ends_before(self, uncertainty: float) -> bool:
-        """Whether a segment long enough ends before a token of this uncertainty."""
+        """Return whether a segment of at least `minimum` tokens ends before a token of this uncertainty."""
         return False
 
     def ends_after(self, text: str) -> bool:
-        """Whether a segment long enough, with this text, ends here; called only where `reads_text`."""
+        """Return whether a segment of at least `minimum` tokens ends after this text. Called only if `reads_text`."""
         return False
 
 
 @dataclass(frozen=True)
 class Entropy(Boundary):
-    """CARDS: a segment ends where the LM is unsure of the next token (arXiv 2406.16306, section 4.1).
+    """End a segment before a token that the LM is uncertain of (CARDS, arXiv 2406.16306, section 4.1).
 
-    `measure` of the raw logits (temperature 1, whole vocabulary), compared with `threshold` (tau_u):
+    A segment ends if `measure` of the raw logits (temperature 1, whole vocabulary) reaches `threshold` (tau_u).
     entropy: -sum p log p in nats; mcp: 1 - max p; evidential: V / sum(relu(logit) + 1).
     """
 
@@ -61,7 +64,7 @@ class Entropy(Boundary):
         super().__post_init__()
         known = ("entropy", "mcp", "evidential")
         check(self.measure in known, f"Unknown uncertainty measure {self.measure!r}; known: {', '.join(known)}.")
-        check(self.threshold >= 0, f"The uncertainty threshold tau_u must not be negative, got {self.threshold}.")
+        check(self.threshold >= 0, f"The uncertainty threshold tau_u must be at least 0, got {self.threshold}.")
 
     def uncertainty(self, logits: NDArray[np.floating[Any]]) -> float:
         import numpy as np
@@ -82,14 +85,14 @@ class Entropy(Boundary):
 
 @dataclass(frozen=True)
 class FixedLength(Boundary):
-    """Segments of `maximum` tokens (STARS, arXiv 2511.03827; blockwise decoding)."""
+    """End a segment after `maximum` tokens (STARS, arXiv 2511.03827; blockwise decoding)."""
 
     maximum: int | None = 15
 
 
 @dataclass(frozen=True)
 class Punctuation(Boundary):
-    """A segment ends after one of `marks`, trailing space aside."""
+    """End a segment after one of `marks`, ignoring trailing spaces."""
 
     maximum: int | None = 64
     marks: str = ".!?;\n"
@@ -101,7 +104,7 @@ class Punctuation(Boundary):
 
 @dataclass(frozen=True)
 class Step(Boundary):
-    """A segment ends after `delimiter` (reasoning steps; RSD, arXiv 2501.19324, uses a blank line)."""
+    """End a segment after `delimiter`, for reasoning steps (RSD, arXiv 2501.19324, uses a blank line)."""
 
     maximum: int | None = 256
     delimiter: str = "\n\n"
@@ -113,13 +116,13 @@ class Step(Boundary):
 
 @dataclass(frozen=True)
 class Whole(Boundary):
-    """One segment: the whole answer."""
+    """Use the whole response as one segment."""
 
 
 def read_boundary(text: str) -> Boundary | None:
-    """The boundary that a text names: `fixed:15`, `punctuation[:MARKS]`, `step[:DELIMITER]`, `whole`, or None for `entropy`.
+    """Parse `entropy`, `fixed[:N]`, `punctuation[:MARKS]`, `step[:DELIMITER]` or `whole`.
 
-    Raises SettingError or UnknownNameError.
+    Return None for `entropy`: the caller knows the threshold. Raises SettingError or UnknownNameError.
     """
     kind, _, detail = text.partition(":")
     detail = unescape(detail)
@@ -127,7 +130,7 @@ def read_boundary(text: str) -> Boundary | None:
         raise UnknownNameError("boundary", kind, ["entropy", "fixed:15", "punctuation", "step", "whole"])
     if kind == "fixed":
         if not (detail.isdecimal() or not detail):
-            raise SettingError(f"The boundary fixed:N takes a number of tokens, for instance fixed:15, got {detail!r}.")
+            raise SettingError(f"The boundary fixed:N needs a number of tokens, such as fixed:15, got {detail!r}.")
         return FixedLength(maximum=int(detail)) if detail else FixedLength()
     if kind == "punctuation":
         return Punctuation(marks=detail) if detail else Punctuation()
@@ -139,5 +142,5 @@ def read_boundary(text: str) -> Boundary | None:
 
 
 def unescape(text: str) -> str:
-    r"""Replace \n and \t, which are easy to type in a shell, by the characters that they stand for."""
+    r"""Replace the escapes \n and \t, which are easy to type in a shell, with a newline and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")

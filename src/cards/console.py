@@ -1,4 +1,4 @@
-"""Output for people: messages on standard error, one-line errors and warnings, a spinner, and words for results."""
+"""Terminal output: messages on standard error, one-line errors and warnings, and a spinner."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.text import Text
 ENDINGS = {"stop": "end of text", "length": "token limit reached", "deadline": "deadline reached", "interrupted": "interrupted"}
 
 
-def messages() -> Console:
-    """The console of everything but the answer: standard error, as it is now."""
+def stderr_console() -> Console:
+    """Return a console on the current standard error, for everything except responses."""
     return Console(stderr=True, highlight=False, markup=False)
 
 
 def say(message: str, style: str) -> None:
-    """A line in a colour, wrapped between words on a terminal and left whole in a file."""
-    console = messages()
+    """Print a coloured line on standard error. Only terminals wrap it."""
+    console = stderr_console()
     console.print(Text(message, style=style), soft_wrap=not console.is_terminal)
 
 
@@ -34,21 +34,21 @@ def show_warning(message: str) -> None:
     say(f"warning: {message}", "yellow")
 
 
-class _Kept(logging.Handler):
-    """Keeps what is logged."""
+class _LogCollector(logging.Handler):
+    """Collects logged messages."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Shows what is warned of inside, at the end, each as one yellow line."""
-    log, logged = logging.getLogger("cards"), _Kept()
+    """Collect warnings and print each distinct one as a yellow line when the block ends."""
+    log, logged = logging.getLogger("cards"), _LogCollector()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         log.addHandler(logged)
@@ -56,15 +56,15 @@ def one_line_warnings() -> Iterator[None]:
             yield
         finally:
             log.removeHandler(logged)
-            for message in dict.fromkeys([*logged.told, *(str(warning.message) for warning in caught)]):
+            for message in dict.fromkeys([*logged.messages, *(str(warning.message) for warning in caught)]):
                 show_warning(message)
 
 
 def spinner(console: Console, text: str) -> AbstractContextManager[Status | None]:
-    """A line that shows something is going on, where somebody looks."""
+    """Show that work is in progress, on terminals only."""
     return console.status(text) if console.is_terminal else nullcontext()
 
 
 def quoted(text: str) -> str:
-    """Return the text on one line, with its white space visible."""
+    """Return the text on one line, with its whitespace visible."""
     return json.dumps(text, ensure_ascii=False)

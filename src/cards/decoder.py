@@ -1,4 +1,4 @@
-"""Decoder: a model, a reward and a method behind one call, as answer, stream or batch, sync or async."""
+"""The Decoder: a model, a reward and a method behind one call, as a response, stream or batch, sync or async."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cards.errors import BatchError, CardsError, MismatchError, PromptError, Rew
 from cards.events import Done, Event, Fold, Message, Prompt, Response, Result
 from cards.methods.base import Method, Request
 from cards.parts import Composite
-from cards.progress import together
+from cards.progress import run_concurrently
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
 from cards.streams import AsyncStream, Stream
@@ -29,10 +29,10 @@ HIGH_FALLBACK = 0.2
 class Decoder(Composite):
     """Decodes prompts from `model` with `method`, guided by `reward`.
 
-    model: an Engine or a name (`tiny`, a folder, a Hugging Face name); reward: a Reward, a name, a function of
-    (prompt, response), or None; method: a Method or its name. Prompts are raw text, left alone, lists of messages,
-    rendered with the model's chat template, or a Prompt of the model's own tokens, taken as it is. Raises MismatchError if
-    the method needs what the others do not have.
+    model: an Engine or a name (`tiny`, a folder, a Hugging Face name). reward: a Reward, a name, a function of
+    (prompt, response), or None. method: a Method or its name. A prompt is raw text, which is used unchanged; a list of
+    messages, which the model's chat template renders; or a Prompt with tokens of this model.
+    Raises MismatchError if the engine or the reward lacks a capability that the method needs.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Decoder(Composite):
         check_match(self.method, self.engine, self.reward)
 
     def __call__(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
-        """The answer to a prompt; options as for `astream`."""
+        """Return the response to a prompt. Options: see `astream`."""
         return background().run(self.agenerate(prompt, **options))
 
     def stream(self, prompt: PromptLike | Prompt, **options: Any) -> Stream:
-        """Events as they happen, `Done` last; options as for `astream`. Closing the stream frees the rows."""
+        """Return a stream of events that ends with `Done`. Closing it frees the cache slots. Options: see `astream`."""
         return Stream(self.astream(prompt, **options))
 
     def batch(
         self, prompts: Sequence[PromptLike | Prompt], *, seed: int = 0, progress: bool | None = None, **options: Any
     ) -> list[Result]:
-        """Answers to many prompts, decoded concurrently; options as for `abatch`."""
+        """Return the responses to many prompts, decoded concurrently. Options: see `abatch`."""
         return background().run(self.abatch(prompts, seed=seed, progress=progress, **options))
 
     async def agenerate(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
-        """Async twin of calling the decoder."""
+        """Async version of calling the decoder."""
         async with aclosing(self.astream(prompt, **options)) as events:
             async for _ in events:
                 pass
@@ -79,18 +79,18 @@ class Decoder(Composite):
         trace: bool = False,
         usage: Usage | None = None,
     ) -> AsyncStream:
-        """Async twin of `stream`.
+        """Async version of `stream`.
 
-        max_tokens bounds the answer; the same seed gives the same text; an answer ends before the first of `stop`, which
-        is not part of it; after `deadline` seconds the answer so far is returned; `trace` keeps rejected candidates; the cost
-        is added to `usage` if it is given, so that several responses can share one record.
-        Raises PromptError or SettingError at once, RewardError when a score fails.
+        max_tokens: maximum length of the response. seed: the same seed gives the same text. stop: the response ends before the
+        first of these strings. deadline: seconds after which the response so far is returned. trace: keep rejected candidates.
+        usage: add the cost to this record, which several responses can share.
+        Raises PromptError or SettingError immediately, and RewardError when a score fails.
         """
-        check(max_tokens >= 1, f"max_tokens must be at least 1, not {max_tokens}.")
-        check(deadline is None or deadline > 0, f"deadline must be a positive number of seconds, not {deadline}.")
-        check(isinstance(seed, int) and seed >= 0, f"seed must be a non-negative integer, not {seed!r}.")
+        check(max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}.")
+        check(deadline is None or deadline > 0, f"deadline must be a positive number of seconds, got {deadline}.")
+        check(isinstance(seed, int) and seed >= 0, f"seed must be a non-negative integer, got {seed!r}.")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        check(all(stop), "A stop string must not be empty.")
+        check(all(stop), f"stop must not contain an empty string, got {stop!r}.")
         encoded = prompt if isinstance(prompt, Prompt) else self.engine.encode(prompt)
         request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
         fold = Fold(usage or Usage(), seed, self.method.name)
@@ -99,7 +99,7 @@ class Decoder(Composite):
     async def _events(self, request: Request, fold: Fold, deadline: float | None) -> AsyncGenerator[Event, None]:
         fold.start = time.perf_counter()
         events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-        task = asyncio.create_task(self._run(request, fold.usage, events))  # a task of its own: usage belongs to its context
+        task = asyncio.create_task(self._run(request, fold.usage, events))  # the usage ticket lives in the context of this task
         ended_early = False
         try:
             while True:
@@ -124,7 +124,7 @@ class Decoder(Composite):
             fold.usage.seconds = time.perf_counter() - fold.start
         result = fold.result("deadline" if ended_early else None)
         if ended_early and request.stop:
-            result = with_held_text(result, self.engine.extended(request.prompt, Response(), result.token_ids).text)
+            result = with_full_text(result, self.engine.extended(request.prompt, Response(), result.token_ids).text)
         warn_if_unreachable(result)
         yield Done(result)
 
@@ -137,35 +137,36 @@ class Decoder(Composite):
         concurrency: int | None = None,
         **options: Any,
     ) -> list[Result]:
-        """Async twin of `batch`. Prompt number i gets seed + i, so it can be repeated alone.
+        """Async version of `batch`. Prompt number i has seed + i, so that it can be repeated alone.
 
-        `concurrency` bounds the requests in flight (default: the rows of the engine); progress None shows a bar on a terminal.
-        If prompts fail the others are finished, then BatchError is raised with their results.
+        concurrency: maximum number of requests in flight; None means the engine's number of sequences.
+        progress: whether to show a progress bar; None shows it on terminals.
+        Raises BatchError if prompts fail, after the other prompts are complete.
         """
-        check(concurrency is None or concurrency >= 1, f"concurrency must be at least 1, not {concurrency}.")
+        check(concurrency is None or concurrency >= 1, f"concurrency must be at least 1, got {concurrency}.")
         results: list[Result | None] = [None] * len(prompts)
         errors: dict[int, Exception] = {}
 
         async def one(i: int) -> None:
             results[i] = await self.agenerate(prompts[i], seed=seed + i, **options)
 
-        await together(range(len(prompts)), one, errors.__setitem__, concurrency or self.engine.rows, progress)
+        await run_concurrently(range(len(prompts)), one, errors.__setitem__, concurrency or self.engine.rows, progress)
         if errors:
             raise BatchError(results, errors)
         return [result for result in results if result is not None]
 
     def _room(self, prompt: Prompt) -> int | None:
-        """Tokens that an answer may have by the contexts of the rewards; the engine sees to its own."""
-        asked = (self.reward if "reward" in self.method.needed else None, *self.method.models)
+        """Return how many response tokens the contexts of the rewards allow. The engine checks its own context."""
+        models = (self.reward if "reward" in self.method.needed else None, *self.method.models)
         rooms = []
-        for reward in asked:
+        for reward in models:
             if not isinstance(reward, Reward) or reward.context is None:
                 continue
             rooms.append(reward.context - len(prompt.token_ids))
             if rooms[-1] < 1:
                 raise PromptError(
-                    f"The prompt has {len(prompt.token_ids)} tokens, and reward {reward.name!r} reads at most "
-                    f"{reward.context} with the answer: shorten the prompt or load the reward with a larger context."
+                    f"The prompt has {len(prompt.token_ids)} tokens, but reward {reward.name!r} reads at most "
+                    f"{reward.context} with the response: shorten the prompt or load the reward with a larger context."
                 )
         return min(rooms, default=None)
 
@@ -177,9 +178,9 @@ class Decoder(Composite):
                     async for event in stream:
                         events.put_nowait(event)
                 events.put_nowait(None)
-            except asyncio.CancelledError:  # of this task, when nobody listens any more, or out of a reward
+            except asyncio.CancelledError:  # the stream was closed, or an engine or a reward cancelled itself
                 events.put_nowait(
-                    RewardError(f"Method {self.method.name!r} was cancelled from within, by its engine or reward.")
+                    RewardError(f"The engine or the reward of method {self.method.name!r} cancelled its own call.")
                 )
                 raise
             except Exception as error:
@@ -189,18 +190,18 @@ class Decoder(Composite):
 
 
 def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:
-    """Raise MismatchError, naming methods that would work, if the method needs what the others do not have."""
+    """Raise MismatchError, with a list of methods that work, if a capability that the method needs is missing."""
     has = engine.has | ({"reward"} if reward is not None else set())
     if missing := method.needed - has:
         fitting = sorted(name for name, cls in method_classes().items() if cls.needs <= has)
         raise MismatchError(
             f"Method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r}"
-            f"{'' if reward is not None else ' without a reward'} does not have. Methods that work: {', '.join(fitting)}."
+            f"{'' if reward is not None else ' without a reward'} does not provide. Methods that work: {', '.join(fitting)}."
         )
 
 
-def with_held_text(result: Result, text: str) -> Result:
-    """The result with the end of its text that was held back because it might begin a stop string."""
+def with_full_text(result: Result, text: str) -> Result:
+    """Return the result with its whole `text`, including a tail held back because it may start a stop string."""
     if len(text) <= len(result.text):
         return result
     last = result.segments[-1]
@@ -209,12 +210,12 @@ def with_held_text(result: Result, text: str) -> Result:
 
 
 def warn_if_unreachable(result: Result) -> None:
-    """Warn when so many segments were taken untested that the target reward looks out of reach."""
+    """Warn if so many segments are fallbacks that the model probably cannot reach the target reward."""
     rate = result.usage.fallback_rate
     if rate is not None and rate > HIGH_FALLBACK:
         warnings.warn(
-            f"{rate:.0%} of the segments were taken untested because no candidate passed: the target reward r* looks out of "
-            "reach for this model, and the method turns into best-of-n for each segment. Lower target or raise beta.",
+            f"{rate:.0%} of the segments are fallbacks because no candidate passed: this model probably cannot reach the "
+            "target reward, and the method acts as best-of-n for each segment. Lower target or raise beta.",
             UnreachableTargetWarning,
             stacklevel=2,
         )

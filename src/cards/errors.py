@@ -1,4 +1,4 @@
-"""What can go wrong, in the user's words: every message names the input at fault and the fix."""
+"""Errors and warnings. Each message names the invalid input and the remedy."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ if TYPE_CHECKING:
 
 
 class CardsError(Exception):
-    """Base of every error raised on purpose by this package. `partial` is the answer so far, where there is one."""
+    """Base class of all errors that this package raises. `partial` is the response so far, if there is one."""
 
     partial: Result | None = None
 
 
 class SettingError(CardsError, ValueError):
-    """A setting is out of range or does not exist."""
+    """A setting is out of range or unknown."""
 
 
 class MissingExtraError(SettingError):
-    """An optional dependency is not installed. `needed` says what needs which package, `extra` is the extra that has it."""
+    """An optional dependency is missing. `needed` names the feature and the package; `extra` is the extra to install."""
 
     def __init__(self, needed: str, extra: str, hint: str = "") -> None:
         super().__init__(f"{needed}: pip install 'cards-decoding[{extra}]'.{' ' + hint if hint else ''}")
 
 
 class UnreachableTargetWarning(UserWarning):
-    """So many segments are fallbacks that the target reward looks out of reach for the model."""
+    """Many segments are fallbacks, so the model probably cannot reach the target reward."""
 
 
 class UnknownNameError(CardsError, ValueError):
-    """A model, method, reward or option name is not known."""
+    """The name of a model, method, reward or option is unknown."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
@@ -46,34 +46,34 @@ class PromptError(CardsError, ValueError):
 
 
 class ModelError(CardsError, ValueError):
-    """A model cannot be loaded, or cannot be used exactly, for the stated reason."""
+    """A model cannot be loaded or cannot run exactly; the message gives the reason."""
 
 
 class RewardError(CardsError, RuntimeError):
-    """A reward could not be computed, or is not a finite number; nothing is accepted on such a score."""
+    """A reward could not be computed or is not finite. No candidate is accepted on such a score."""
 
 
 class UnavailableError(CardsError, RuntimeError):
-    """A server that a model runs on cannot be reached, or fails, after the retries that make sense."""
+    """A model server cannot be reached, or still fails after retries."""
 
 
 class MismatchError(CardsError, ValueError):
-    """The method needs something that the engine or the reward does not have."""
+    """The engine or the reward lacks a capability that the method needs."""
 
 
 class BatchError(CardsError):
-    """Some prompts of a batch failed. `results` has the answers of the others (None where one failed), `errors` the causes."""
+    """Some prompts of a batch failed. `results` has None for each of them; `errors` maps their numbers to the causes."""
 
     def __init__(self, results: Sequence[Result | None], errors: dict[int, Exception]) -> None:
         self.results, self.errors = list(results), errors
         first = min(errors)
         super().__init__(
             f"{len(errors)} of {len(results)} prompts failed; the first, number {first}: {errors[first]} "
-            "The other answers are in this error's `results`."
+            "The results of the other prompts are in this error's `results`."
         )
 
 
 def check(condition: bool, message: str) -> None:
-    """Raise SettingError(message) unless condition holds."""
+    """Raise SettingError with this message unless the condition holds."""
     if not condition:
         raise SettingError(message)

@@ -1,20 +1,23 @@
-"""What flows out of a method: Events; what they fold into: Segments and a Result."""
+"""Events of a method, and the Segments and the Result that are built from them."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from cards.usage import Role, Usage
 
-FORMAT = 1  # of results as JSON
+if TYPE_CHECKING:
+    from cards.fingerprint import Fingerprint
+
+FORMAT = 1  # version of the JSON format of results
 FinishReason = Literal["stop", "length", "deadline", "interrupted"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation; role is `user`, `assistant` or `system`."""
+    """One turn of a conversation. The role is `user`, `assistant` or `system`."""
 
     role: str
     content: str
@@ -22,22 +25,23 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the LM is given: its text, its tokens, and the messages it was made of (None for raw text)."""
+    """The input of the LM: its text, its tokens, and the messages it was rendered from (None for raw text)."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     messages: tuple[Message, ...] | None = None
-    vocabulary: str = ""  # fingerprint of the tokenizer that made token_ids
+    vocabulary: Fingerprint | str = ""  # fingerprint of the tokenizer that made token_ids
     template: str | None = None  # the chat template that rendered the messages
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of an answer. `entropy` is the uncertainty (nats) of the token after it, when a boundary measured it.
+    """A part of the response that is accepted or rejected as a unit.
 
-    `reward` is that of the whole answer up to and including this piece; `candidates` is how many candidates got a
-    verdict before one was taken; `fallback` is true if the piece was taken untested; `rejected` holds the refused
-    candidates when tracing. `finish_reason` is set on a piece that ends the answer.
+    `entropy` is the uncertainty of the next token (nats for the entropy measure), if the boundary measured it.
+    `finish_reason` is set if the segment ends the response. `reward` scores the whole response up to the end of this segment.
+    `candidates` counts the candidates tested, including this one. `fallback` is true if the segment was used without passing
+    the test. `rejected` holds the rejected candidates when tracing.
     """
 
     text: str
@@ -53,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer so far; grows by `+ segment`."""
+    """The response so far. `response + segment` appends a segment."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -65,7 +69,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """Candidate number `candidate` (from 0) for segment number `position` (from 0), drawn by the LM or by a draft."""
+    """Candidate number `candidate` for segment number `position` (both from 0), drawn by the LM or a draft."""
 
     position: int
     candidate: int
@@ -75,7 +79,7 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The candidate now carries its reward and the threshold it is held against (None if there is none)."""
+    """The candidate has a reward, and the threshold that it is compared with (None if there is none)."""
 
     position: int
     candidate: int
@@ -84,6 +88,8 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
+    """The candidate was rejected."""
+
     position: int
     candidate: int
     segment: Segment
@@ -91,7 +97,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The segment is now part of the answer."""
+    """The candidate was accepted: its segment is now part of the response."""
 
     position: int
     candidate: int
@@ -100,7 +106,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """Too many rejections: the best candidate is now part of the answer, untested."""
+    """Too many candidates were rejected: the best one is now part of the response without passing the test."""
 
     position: int
     candidate: int
@@ -109,7 +115,7 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer with its segments and its exact cost."""
+    """A response with its segments and its exact cost."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -121,16 +127,18 @@ class Result:
     method: str
 
     def to_dict(self) -> dict[str, object]:
-        """A JSON-ready dict with the same names."""
+        """Return the fields as a JSON-ready dict."""
         return asdict(self)
 
     def to_json(self, indent: int | None = None) -> str:
-        """The same as a JSON text, with the version of its format."""
+        """Return the fields as JSON, with the version of the format."""
         return json.dumps({"format": FORMAT, **self.to_dict()}, ensure_ascii=False, indent=indent)
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
+    """The request is complete."""
+
     result: Result
 
 
@@ -139,14 +147,14 @@ Event = Proposed | Scored | Rejected | Accepted | Fallback | Done
 
 @dataclass(slots=True)
 class Fold:
-    """Folds the events of one request into its books and, at the end, its Result."""
+    """Accumulates the events of one request into its usage and its Result."""
 
     usage: Usage
     seed: int
     method: str
     segments: list[Segment] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
-    drafted: set[tuple[int, int]] = field(default_factory=set)  # (position, candidate) of what a draft proposed
+    drafted: set[tuple[int, int]] = field(default_factory=set)  # (position, candidate) of candidates from a draft
 
     def add(self, event: Event) -> None:
         match event:
@@ -158,12 +166,12 @@ class Fold:
                 self.usage.rejected += 1
             case Accepted():
                 self.usage.accepted += 1
-                self._take(event)
+                self._append(event)
             case Fallback():
                 self.usage.fallbacks += 1
-                self._take(event)
+                self._append(event)
 
-    def _take(self, event: Accepted | Fallback) -> None:
+    def _append(self, event: Accepted | Fallback) -> None:
         self.segments.append(event.segment)
         if (event.position, event.candidate) in self.drafted:
             self.usage.draft_kept_tokens += len(event.segment.token_ids)

@@ -1,4 +1,4 @@
-"""Files that one process writes at a time, that are always whole, and whose format is checked."""
+"""Files: locks, atomic replacement, and checks of the format version."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cards.errors import SettingError
 
 
 def check_format(path: Path, found: object, supported: int, remedy: str) -> None:
-    """Raise SettingError unless the format version `found` of a file is at most the `supported` one.
+    """Raise SettingError unless the format version `found` is between 0 and `supported`.
 
-    Files that were written before formats had versions are of format 0. `remedy` says what to do instead of upgrading.
+    Format 0 means a file without a version. `remedy` completes the message with an alternative to upgrading.
     """
     if type(found) is not int or not 0 <= found <= supported:
         raise SettingError(
@@ -26,13 +26,13 @@ def check_format(path: Path, found: object, supported: int, remedy: str) -> None
 
 
 @contextmanager
-def alone(path: Path, who: str) -> Iterator[None]:
-    """Keeps other processes from a file that `who` writes to. Raises SettingError if one is at it."""
+def locked(path: Path, writer: str) -> Iterator[None]:
+    """Lock a file against other processes. `writer` names this process in the message of a SettingError."""
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise SettingError(f"Another {who} writes to {str(path)!r}: wait for it, or choose another file.") from None
+        raise SettingError(f"Another {writer} is writing to {str(path)!r}: wait, or choose another file.") from None
     except OSError as error:
         raise SettingError(f"Results cannot be written to {str(path)!r}: {error.strerror}.") from error
     try:
@@ -43,8 +43,8 @@ def alone(path: Path, who: str) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well: at any time it is the old one or the new one."""
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that replaces `path` atomically if the block succeeds."""
     new = path.with_name(path.name + ".new")
     try:
         with new.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What engines, rewards and decoders have in common: they may be made of other models."""
+"""The common base of engines, rewards and decoders, which can be composed of other models."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Sequence
 
 
 class Composite:
-    """A model, or something made of models: what is done to it is done to its `parts`. Models without parts override."""
+    """A model, or a composition of models that forwards each call to its `parts`.
+
+    Models without parts override these methods.
+    """
 
     parts: Sequence[Composite] = ()
 
     def forget(self) -> None:
-        """Drop what is kept of earlier texts; results do not change."""
+        """Clear the caches. Results do not change."""
         for part in self.parts:
             part.forget()
 
     async def settle(self) -> None:
-        """Wait until the costs of cancelled work are counted."""
+        """Wait until the cost of cancelled calls is counted."""
         await asyncio.gather(*(part.settle() for part in self.parts))
 
     async def aclose(self) -> None:
-        """Free threads, memory and connections."""
+        """Release threads, memory and connections."""
         for part in self.parts:
             await part.aclose()

@@ -1,8 +1,8 @@
-"""Where models run, how much room they get, and what writes ahead for the LM: the options that every loader takes."""
+"""Options of model loaders: device, dtype, cache slots, context and draft."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cards.engines.base import Engine
@@ -15,7 +15,7 @@ DRAFTING = ("draft", "gamma", "skip_layers")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Options of `load_engine` and `load_reward`; None leaves the choice to the back end."""
+    """Options for `load_engine` and `load_reward`. None means the default of the back end. Raises SettingError."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -26,7 +26,10 @@ class Placement:
     skip_layers: float | None = None
 
     def __post_init__(self) -> None:
-        check(self.draft is None or self.skip_layers is None, "A model has one draft: give draft or skip_layers, not both.")
+        check(
+            self.draft is None or self.skip_layers is None,
+            f"Give either draft or skip_layers, got {self.draft!r} and {self.skip_layers}.",
+        )
         check(self.gamma >= 1, f"gamma must be at least 1 token, got {self.gamma}.")
         check(
             self.skip_layers is None or 0 < self.skip_layers < 1,
@@ -34,24 +37,26 @@ class Placement:
         )
 
     def engine(self, name: str) -> Engine:
-        """Load the LM of this name, with its draft. Raises what `load_engine` does."""
-        return load_engine(name, draft=self.draft, gamma=self.gamma, skip_layers=self.skip_layers, **self.options)
+        """Load the LM of this name, with its draft. Raises the errors of `load_engine`."""
+        drafting = {key: getattr(self, key) for key in DRAFTING} if self.draft or self.skip_layers else {}
+        return load_engine(name, **drafting, **self.options)
 
     def part(self, name: str) -> Engine:
-        """Load an LM that a setting of a method names, in the same place but without a draft."""
+        """Load the LM that a setting of a method names, with the same options but without a draft."""
         return load_engine(name, **self.options)
 
     def reward(self, name: str) -> Reward:
-        """Load the reward of this name, in the same place."""
+        """Load the reward of this name, with the same options."""
         return load_reward(name, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that all loaders take, as far as they are given."""
-        return {name: value for name, value in asdict(self).items() if name not in DRAFTING and value is not None}
+        """The options that all loaders accept, without those at their defaults."""
+        given = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
+        return {name: value for name, value in given.items() if name not in DRAFTING}
 
     @property
     def record(self) -> dict[str, Any]:
-        """The options that can change a text, for headers of files."""
-        own = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
-        return {"dtype": self.dtype, "context": self.context, **own}
+        """The options that can change a response, for the headers of files."""
+        drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
+        return {"dtype": self.dtype, "context": self.context, **drafting}

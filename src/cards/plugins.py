@@ -1,4 +1,4 @@
-"""Objects that other packages add through entry points."""
+"""Plug-ins: objects that other packages add through entry points."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ log = logging.getLogger("cards")
 
 
 def plugins(group: str, name_of: Callable[[str, Any], str], known: Container[str]) -> dict[str, Any]:
-    """The objects of a group of entry points by name; `name_of(entry point's name, object)` checks and names one.
+    """Load the objects of a group of entry points and return them by name.
 
-    A plug-in that cannot be imported, that `name_of` refuses, or whose name is known already is reported and skipped.
+    `name_of(name of the entry point, object)` returns the name of an object, or raises an error if the object is invalid.
+    A plug-in is skipped with a warning if it cannot be imported, is invalid, or has a name that is already in use.
     """
     found: dict[str, Any] = {}
     for entry in entry_points(group=group):
@@ -23,14 +24,14 @@ def plugins(group: str, name_of: Callable[[str, Any], str], known: Container[str
             loaded = entry.load()
             name = name_of(entry.name, loaded)
             if name in known or name in found:
-                raise MismatchError(f"the name {name!r} is taken")
-        except Exception as error:  # of any kind: it is foreign code
-            log.warning("The plug-in %r of %s is skipped: %s", entry.name, group, str(error) or type(error).__name__)
+                raise MismatchError(f"the name {name!r} is already in use")
+        except Exception as error:  # third-party code can raise anything
+            log.warning("Plug-in %r of %s was skipped: %s", entry.name, group, str(error) or type(error).__name__)
         else:
             found[name] = loaded
     return found
 
 
 def is_class(found: Any, base: type) -> bool:
-    """Whether an object is a class derived from `base`."""
+    """Return whether an object is a subclass of `base`."""
     return isinstance(found, type) and issubclass(found, base)

@@ -1,4 +1,4 @@
-"""Profiles: settings that `cards calibrate` found for a pair of models, in a file that the other commands read."""
+"""Profiles: files with the settings that `cards calibrate` found for a model and a reward."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cards.files import check_format
 from cards.methods.base import Method
 from cards.registry import make_method
 
-FORMAT = 1  # format 0 has the same entries, and no version
+FORMAT = 1  # format 0 has the same entries without a version
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A method with settings for a model and a reward, by their names, and where the settings come from.
+    """A method and its settings for one model and one reward, with the origin of the settings.
 
-    `settings` are numbers, texts, booleans or None, as `make_method` takes them. `max_tokens` belongs to them: the threshold of
-    CARDS rises over that many tokens. `calibrated_on`, `wish`, `predicted` and `measured` are for the reader.
+    `settings` are keyword arguments for `make_method`: numbers, texts, booleans or None. They depend on `max_tokens`, because
+    the threshold of CARDS rises over that many tokens. `calibrated_on`, `wish`, `predicted` and `measured` are information.
     """
 
     model: str
@@ -35,21 +35,21 @@ class Profile:
     measured: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Method:
-        """The method with these settings. Raises UnknownNameError or SettingError."""
+        """Return the method with these settings. Raises UnknownNameError or SettingError."""
         return make_method(self.method, **self.settings)
 
     def check_models(self, model: str, reward: str) -> None:
-        """Raise SettingError if the profile is for other models than these: rewards have no common scale."""
-        for kind, own, asked in (("model", self.model, model), ("reward", self.reward, reward)):
+        """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
+        for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(
-                own == asked,
-                f"The profile is for the {kind} {own!r}, not {asked!r}, where its settings mean nothing: leave --{kind} out, "
-                f"or calibrate for {asked!r} with `cards calibrate`.",
+                expected == given,
+                f"The profile is valid only for the {kind} {expected!r}, got {given!r}: omit --{kind}, or make a profile for "
+                f"{given!r} with `cards calibrate`.",
             )
 
     @classmethod
     def read(cls, path: Path) -> Profile:
-        """The profile in a JSON file. Raises SettingError, naming the file and what is wrong with it."""
+        """Read a profile from a JSON file. Raises SettingError or UnknownNameError."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -57,28 +57,28 @@ class Profile:
                 f"The profile {str(path)!r} cannot be read: {error.strerror}. `cards calibrate` writes one."
             ) from error
         except ValueError as error:
-            raise SettingError(f"The profile {str(path)!r} is no JSON: {error}.") from error
+            raise SettingError(f"The profile {str(path)!r} is not valid JSON: {error}.") from error
         known, needed = get_type_hints(cls), ("model", "reward", "settings")
         check(
             isinstance(found, dict) and all(name in found for name in needed),
-            f"The profile {str(path)!r} must be an object with {', '.join(needed)}; `cards calibrate` writes one.",
+            f"The profile {str(path)!r} must be a JSON object with {', '.join(needed)}. `cards calibrate` writes one.",
         )
         check_format(path, found.pop("format", 0), FORMAT, "make a new profile with `cards calibrate`")
         for name, value in found.items():
             if name not in known:
                 raise UnknownNameError(f"entry of the profile {str(path)!r}:", name, (item.name for item in fields(cls)))
             kind = dict if name in ("settings", "calibrated_on", "wish", "predicted", "measured") else known[name]
-            check(type(value) is kind, f"{name} in the profile {str(path)!r} cannot be {value!r}.")
+            check(type(value) is kind, f"{name} in the profile {str(path)!r} must be of type {kind.__name__}, got {value!r}.")
         profile = cls(**found)
-        check(profile.max_tokens >= 1, f"max_tokens in the profile {str(path)!r} must be at least 1, not {profile.max_tokens}.")
+        check(profile.max_tokens >= 1, f"max_tokens in the profile {str(path)!r} must be at least 1, got {profile.max_tokens}.")
         try:
             profile.make()
         except (CardsError, TypeError) as error:
-            raise SettingError(f"The settings in the profile {str(path)!r} are wrong: {error}") from error
+            raise SettingError(f"The settings in the profile {str(path)!r} are invalid: {error}") from error
         return profile
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict with the same names, and the version of its format."""
+        """Return the fields as a JSON-ready dict, with the version of the format."""
         return {"format": FORMAT, **asdict(self)}
 
     def write(self, path: Path) -> None:
@@ -89,8 +89,8 @@ class Profile:
             raise SettingError(f"The profile cannot be written to {str(path)!r}: {error.strerror}.") from error
 
 
-def typed(value: Any) -> str:
-    """Return the value of a setting as text, the way one types it as an option."""
+def option_text(value: Any) -> str:
+    """Return the value of a setting as the text of a command-line option."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

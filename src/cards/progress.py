@@ -1,4 +1,4 @@
-"""A progress bar on anything that takes long, where somebody looks; many things at a time under one."""
+"""Progress bars, shown on terminals, and bounded concurrency."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 @contextmanager
-def bar(total: int, show: bool | None, description: str = "decoding") -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` items; show None means: if stderr is a terminal."""
+def progress_bar(total: int, show: bool | None, description: str = "decoding") -> Iterator[Callable[[], None]]:
+    """Show a progress bar; yield a function to call after each item. show None means: if stderr is a terminal."""
     if not (sys.stderr.isatty() if show is None else show) or not total:
         yield lambda: None
         return
@@ -28,7 +28,7 @@ def bar(total: int, show: bool | None, description: str = "decoding") -> Iterato
         yield lambda: progress.advance(task)
 
 
-async def together(
+async def run_concurrently(
     items: Sequence[T],
     act: Callable[[T], Awaitable[None]],
     failed: Callable[[T, CardsError], None],
@@ -36,15 +36,16 @@ async def together(
     show: bool | None,
     description: str = "decoding",
 ) -> None:
-    """Act on all items, `concurrency` at a time, under a bar; what goes wrong with one is for `failed`, the others go on.
+    """Call `act` on all items, at most `concurrency` at a time, with a progress bar.
 
-    What `failed` raises, or is no CardsError, ends the others too and is raised.
+    A CardsError is passed to `failed`, and the remaining items continue. Any other error, or an error of `failed`, cancels
+    them and is raised.
     """
-    gate = asyncio.Semaphore(concurrency)
-    with bar(len(items), show, description) as advance:
+    semaphore = asyncio.Semaphore(concurrency)
+    with progress_bar(len(items), show, description) as advance:
 
         async def one(item: T) -> None:
-            async with gate:
+            async with semaphore:
                 try:
                     await act(item)
                 except CardsError as error:

@@ -1,4 +1,4 @@
-"""Forms of a prompt: raw text, a dialogue in plain text, or messages for the chat template of a model."""
+"""Forms of a prompt: raw text, a dialogue in plain text, or messages for the chat template of the model."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
         raise PromptError("The prompt is an empty list: give at least one message.")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise PromptError(f"Message {i} must be a dict with 'role' and 'content', not {message!r}.")
+            raise PromptError(f"Message {i} must be a dict with 'role' and 'content', got {message!r}.")
         if not isinstance(message["content"], str):
-            raise PromptError(f"Message {i}: content must be text, not {type(message['content']).__name__}.")
+            raise PromptError(f"Message {i}: content must be text, got {type(message['content']).__name__}.")
     if not messages[-1]["content"].strip():
-        raise PromptError("The last message is empty: there is nothing to answer.")
+        raise PromptError("The last message is empty: give a message to respond to.")
     return tuple(messages)
 
 
-def shaped(prompt: str | Sequence[Message], form: str, chats: bool) -> str | list[Message]:
-    """Convert a prompt to one of FORMS, ready for a Decoder. Raises PromptError if messages are to be raw.
+def format_prompt(prompt: str | Sequence[Message], form: str, chats: bool) -> str | list[Message]:
+    """Convert a prompt to one of FORMS, ready for a Decoder.
 
-    chat: messages, for the chat template of the model. dialogue: text with `Human:` and `Assistant:` turns. raw: the text as it
-    is. auto: chat if the model has a chat template (`chats`), else raw for text and dialogue for messages.
+    chat: messages for the chat template of the model. dialogue: text with `Human:` and `Assistant:` turns. raw: the text
+    unchanged. auto: chat if the model has a chat template (`chats`), otherwise raw for text and dialogue for messages.
+    Raises PromptError for messages with the form raw.
     """
     if form == "auto":
         form = "chat" if chats else "raw" if isinstance(prompt, str) else "dialogue"
     if form == "raw":
         if not isinstance(prompt, str):
-            raise PromptError("Messages cannot be given to the model raw: use the form dialogue or chat.")
+            raise PromptError("A list of messages cannot have the form raw: use the form dialogue or chat.")
         return prompt
     messages = [Message(role="user", content=prompt.strip())] if isinstance(prompt, str) else list(prompt)
     if form == "chat":

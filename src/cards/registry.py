@@ -1,4 +1,4 @@
-"""Names of methods: those that come with the package, and those of plug-ins (entry points `cards.methods`)."""
+"""Lookup of methods by name: those of this package and of plug-ins (entry points `cards.methods`)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from cards.settings import settings_of
 
 @cache
 def method_classes() -> dict[str, type[Method]]:
-    """All methods by name, grouped by family."""
-    own = {cls.name: cls for cls in vars(cards.methods).values() if is_class(cls, Method)}
-    found = own | plugins("cards.methods", _method_name, own)
-    families = [*FAMILIES, *(cls.family for cls in found.values())]
-    return dict(sorted(found.items(), key=lambda item: families.index(item[1].family)))
+    """Return all methods by name, grouped by family."""
+    builtin = {cls.name: cls for cls in vars(cards.methods).values() if is_class(cls, Method)}
+    classes = builtin | plugins("cards.methods", _method_name, builtin)
+    families = [*FAMILIES, *(cls.family for cls in classes.values())]
+    return dict(sorted(classes.items(), key=lambda item: families.index(item[1].family)))
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method name. Raises UnknownNameError."""
+    """Return the class of a method. Raises UnknownNameError."""
     if name not in method_classes():
         raise UnknownNameError("method", name, method_classes())
     return method_classes()[name]
 
 
 def make_method(name: str, **settings: Any) -> Method:
-    """A method by name with settings by name. Raises UnknownNameError or SettingError."""
+    """Make a method from its name and settings. Raises UnknownNameError or SettingError."""
     cls = method_class(name)
     known = settings_of(cls)
     for key in settings:
@@ -45,12 +45,12 @@ def make_method(name: str, **settings: Any) -> Method:
 
 
 def read_method(name: str, texts: Mapping[str, str | None]) -> Method:
-    """A method by name with settings given as text; None leaves the default. Raises UnknownNameError or SettingError."""
-    own = settings_of(method_class(name))
+    """Make a method from its name and settings as text; None means the default. Raises UnknownNameError or SettingError."""
+    known = settings_of(method_class(name))
     for key in texts:
-        if key not in own:
-            raise UnknownNameError(f"setting of method {name!r}:", key, own)
-    return make_method(name, **{key: own[key].parse(text) for key, text in texts.items() if text is not None})
+        if key not in known:
+            raise UnknownNameError(f"setting of method {name!r}:", key, known)
+    return make_method(name, **{key: known[key].parse(text) for key, text in texts.items() if text is not None})
 
 
 def with_models(
@@ -59,38 +59,38 @@ def with_models(
     engine_of: Callable[[str], Engine] | None = None,
     reward_of: Callable[[str], Reward] | None = None,
 ) -> Method:
-    """The method with loaded models in place of the names in its settings.
+    """Return the method with the models that its settings name, loaded.
 
-    Names are loaded by `load_engine` and `load_reward` unless others are given. Raises MismatchError if an engine has another
-    vocabulary than `main`, the engine that responds.
+    `engine_of` and `reward_of` load a model by name; the defaults are `load_engine` and `load_reward`.
+    Raises MismatchError if an engine does not share the tokenizer of `main`, the engine that responds.
     """
     engine_of, reward_of = engine_of or load_engine, reward_of or load_reward
     loaded: dict[str, Any] = {}
-    for name, own in settings_of(method).items():
+    for name, setting in settings_of(method).items():
         value = getattr(method, name)
-        if own.spec.loads is None or value is None:
+        if setting.spec.loads is None or value is None:
             continue
-        if own.spec.loads == "reward":
+        if setting.spec.loads == "reward":
             loaded[name] = reward_of(value) if isinstance(value, str) else value
             continue
         names: Sequence[str | Engine] = (value,)
-        if own.spec.loads == "engines":
+        if setting.spec.loads == "engines":
             names = value.split(",") if isinstance(value, str) else value
         engines = tuple(engine_of(one) if isinstance(one, str) else one for one in names)
         for engine in engines:
             if engine.vocabulary != main.vocabulary:
                 raise MismatchError(
                     f"Method {method.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
-                    f"{main.name!r} have different ones."
+                    f"{main.name!r} have different tokenizers."
                 )
-        loaded[name] = engines if own.spec.loads == "engines" else engines[0]
+        loaded[name] = engines if setting.spec.loads == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
 
 def _method_name(name: str, cls: Any) -> str:
     if not is_class(cls, Method):
         raise MismatchError("it is not a subclass of cards.Method")
-    settings_of(cls)  # raises TypeError if a setting is not declared with `setting`
+    settings_of(cls)  # raises TypeError for fields that `setting` does not declare
     missing = [attribute for attribute in ("name", "family", "summary") if not hasattr(cls, attribute)]
     if missing:
         raise MismatchError(f"its class lacks {', '.join(missing)}")

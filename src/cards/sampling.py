@@ -1,7 +1,7 @@
-"""How the next token is drawn: temperature, top-k, top-p, and counter-based randomness.
+"""Sampling: temperature, top-k, top-p, and counter-based random numbers.
 
-Randomness is a function of (seed, segment, candidate, token number), so a text does not depend on how many candidates
-are drawn together or on what else is in the batch.
+Random numbers are a function of (seed, segment, candidate, token number). So a text does not depend on the number of
+candidates drawn together or on other requests in the batch.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-TOKENS, VERDICT = 0, 1  # separate random streams for drawing tokens and for accepting segments
-EARLY = 2  # for the test before the reward
-RESAMPLING = 11  # for choosing among particles
-DRAFT_TEST, REDRAW, CHOICE = 21, 22, 23  # for keeping drafted tokens, for those in their place, for choosing among steps
+# Separate random streams:
+TOKENS, VERDICT = 0, 1  # to draw tokens; to accept or reject candidates
+GUIDE_VERDICT = 2  # to accept or reject candidates by their guide score
+RESAMPLING = 11  # to choose among particles
+DRAFT_TEST, RESIDUAL, CHOICE = 21, 22, 23  # to accept drafted tokens; to replace rejected ones; to choose among steps
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The proposal distribution: softmax(logits / temperature) on the top_k likeliest tokens, then the nucleus of
-    mass top_p, renormalised. temperature 0 is greedy; top_k None is the whole vocabulary."""
+    """The proposal distribution: softmax(logits / temperature) on the top_k most likely tokens, then the nucleus of
+    mass top_p, renormalised. temperature 0 is greedy; top_k None is the whole vocabulary. Raises SettingError."""
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        check(0 <= self.temperature < float("inf"), f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
-        check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1 or None (off), not {self.top_k}.")
-        check(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}.")
+        check(0 <= self.temperature < float("inf"), f"temperature must be 0 (greedy) or positive, got {self.temperature}.")
+        check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1 or None (off), got {self.top_k}.")
+        check(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
 
 
 def uniforms(seed: int, segment: int, candidate: int, count: int, stream: int = TOKENS) -> NDArray[np.float64]:
-    """The first `count` numbers in [0, 1) of the Philox counter stream (seed, stream, segment, candidate)."""
+    """Return the first `count` numbers in [0, 1) of the Philox counter stream (seed, stream, segment, candidate)."""
     import numpy as np
 
-    key = np.array([seed % 2**64, stream], np.uint64)  # a list with a large seed would go through floats
+    key = np.array([seed % 2**64, stream], np.uint64)  # numpy converts a list with a large seed to floats
     bits = np.random.Philox(key=key, counter=[0, candidate, segment, 0])
     return np.random.Generator(bits).random(count)
 
 
 def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling) -> NDArray[np.float64]:
-    """The proposal's probabilities over the whole vocabulary, [..., vocabulary] -> the same shape."""
+    """Return the proposal's probabilities over the whole vocabulary, [..., vocabulary] -> the same shape."""
     import numpy as np
 
     logits = np.asarray(logits, np.float64)
@@ -69,6 +70,6 @@ def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling) -> NDArr
 
 
 def pick(p: NDArray[np.float64], u: float) -> int:
-    """An index by inverse CDF: p [n], not necessarily normalised, u in [0, 1)."""
+    """Draw an index by inverse CDF from weights p [n], not necessarily normalised, with u in [0, 1)."""
     cdf = p.cumsum()
     return min(int((cdf <= u * cdf[-1]).sum()), int(p.nonzero()[0][-1]))

@@ -1,4 +1,4 @@
-"""Settings of methods: each is declared once, as a dataclass field, and every front end derives the rest from it."""
+"""Settings of methods: each is declared once as a dataclass field, and every front end is derived from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOUNDARIES = ("entropy", "fixed:8", "fixed:15", "fixed:30", "punctuation", "step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What is known of a setting beside its name, type and default; see `setting`."""
+    """The declaration of a setting, without its name, type and default; see `setting`."""
 
     help: str
     at_least: float | None = None
@@ -47,7 +47,7 @@ class Spec:
 
     @property
     def range(self) -> str:
-        """The allowed range in words, empty if every number is allowed."""
+        """The allowed range in words; empty if there is no limit."""
         if self.at_least is not None and self.at_most is not None:
             return f"between {self.at_least:g} and {self.at_most:g}"
         if self.above == 0 and self.at_most is None and self.below is None:
@@ -56,7 +56,7 @@ class Spec:
         return " and ".join(f"{words} {bound:g}" for words, bound in parts.items() if bound is not None)
 
     def allows(self, number: float) -> bool:
-        """Whether the number is finite and within the range."""
+        """Return whether the number is finite and in the range."""
         return (
             math.isfinite(number)
             and (self.at_least is None or number >= self.at_least)
@@ -69,18 +69,21 @@ class Spec:
 def setting(default: Any, **spec: Any) -> Any:
     """Declare a setting of a method, as a dataclass field.
 
-    help: a short phrase for `--help`, pages and the playground. at_least, above, at_most, below: the allowed range.
-    typical: lowest and highest value that the playground offers, where the range has no end. choices: values to suggest
-    where the type does not list them. client: whether a server lets clients set it; client_at_most: the highest value that
-    it lets them set. loads: `engine`, `engines` (several) or `reward` if the setting is a model or its name. advanced: whether
-    front ends fold it away. A subclass that repeats the field with a plain default keeps what is declared here.
+    help: a short phrase for `--help`, pages and the playground.
+    at_least, above, at_most, below: the allowed range.
+    typical: the lowest and highest value of the playground's slider, if the range is not bounded.
+    choices: suggested values, if the type does not list them.
+    client: whether clients of a server can set it. client_at_most: the highest value that they can set.
+    loads: `engine`, `engines` (several) or `reward`, if the setting is a model or its name.
+    advanced: whether front ends hide it by default.
+    A subclass that repeats the field with a plain default keeps this declaration.
     """
     return field(default=default, metadata={"setting": Spec(**spec)})
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of one method. `kinds` are its types, and strings that are taken literally."""
+    """A setting of one method. `kinds` are its types and its literal values."""
 
     name: str
     kinds: tuple[Any, ...]
@@ -98,7 +101,7 @@ class Setting:
 
     @property
     def typed(self) -> bool:
-        """Whether its values can be written as text; a setting that holds a model takes the model's name."""
+        """Whether its values can be given as text. For a model, this is the name of the model."""
         return bool(self.kinds)
 
     @property
@@ -110,7 +113,7 @@ class Setting:
         return self.text(self.default)
 
     def text(self, value: Any) -> str:
-        """A value as one would type it."""
+        """Return a value as the text of a command-line option."""
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, tuple):
@@ -120,7 +123,7 @@ class Setting:
         return str(value) if value is not None else "entropy" if Boundary in self.kinds else "none"
 
     def parse(self, text: str) -> Any:
-        """The value that a text stands for. Raises SettingError or UnknownNameError."""
+        """Parse a value from text. Raises SettingError or UnknownNameError."""
         if text in self.kinds:
             return text
         if NoneType in self.kinds and text == "none":
@@ -138,7 +141,7 @@ class Setting:
         raise SettingError(f"{self.flag} must be {self._described()}, got {text!r}.")
 
     def check(self, value: Any) -> None:
-        """Raise SettingError if the value has another type or lies out of range."""
+        """Raise SettingError if the value has the wrong type or is out of range."""
         if self.spec.loads or not self.typed or (value is None and NoneType in self.kinds):
             return
         numbers = value if isinstance(value, tuple) else (value,)
@@ -163,14 +166,14 @@ class Setting:
             return bool({NUMBERS, WHOLE_NUMBERS}.intersection(self.kinds)) and all(isinstance(n, kind) for n in value)
         if isinstance(value, Boundary):
             return Boundary in self.kinds
-        return callable(value) and bool(self._words)  # a function in place of a named one
+        return callable(value) and bool(self._words)  # a function instead of the name of one
 
     @property
     def _words(self) -> list[str]:
         return [f"{kind!r}" for kind in self.kinds if isinstance(kind, str)]
 
     def _described(self, range_: str = "") -> str:
-        """The allowed values in words."""
+        """Return the allowed values in words."""
         words = {bool: "yes or no", int: "a whole number", float: "a number", str: "text", Boundary: "a boundary"}
         words |= {NUMBERS: "numbers", WHOLE_NUMBERS: "whole numbers"}
         kinds = [range_] if range_ else [words[kind] for kind in self.kinds if kind in words]
@@ -178,7 +181,7 @@ class Setting:
 
     @property
     def slider(self) -> tuple[float, float, float] | None:
-        """Lowest value, highest value and step of a slider, or None if the setting is no bounded number."""
+        """The lowest value, highest value and step of a slider; None if the setting is not a bounded number."""
         if not {int, float}.intersection(self.kinds) or NoneType in self.kinds or any(isinstance(k, str) for k in self.kinds):
             return None
         step = 1 if int in self.kinds else 0.05
@@ -190,7 +193,7 @@ class Setting:
 
 
 def settings_of(method: Any) -> dict[str, Setting]:
-    """The settings of a method or method class by name: its own first, then those of its base classes."""
+    """Return the settings of a method or method class by name: its own first, then those of its base classes."""
     return _settings(method if isinstance(method, type) else type(method))
 
 
@@ -204,7 +207,7 @@ def _settings(cls: type) -> dict[str, Setting]:
 
 
 def _depth(cls: type, name: str) -> int:
-    """How far up the class that declares the setting is."""
+    """Return the position in the MRO of the class that declares the setting."""
     return min(i for i, base in enumerate(cls.__mro__) if name in inspect.get_annotations(base))
 
 
@@ -217,33 +220,33 @@ def _spec(cls: type, item: Field[Any]) -> Spec:
 
 
 def check_settings(method: Any) -> None:
-    """Raise SettingError if a setting of the method has another type or lies out of range."""
-    for name, own in settings_of(method).items():
-        own.check(getattr(method, name))
+    """Raise SettingError if a setting of the method has the wrong type or is out of range."""
+    for name, declared in settings_of(method).items():
+        declared.check(getattr(method, name))
 
 
 def metavar(kinds: Iterable[Any]) -> str:
-    """The kinds of a setting as `--help` shows them."""
+    """Return the kinds of a setting in the notation of `--help`."""
     kinds = tuple(kinds)
     shown = [kind for kind in kinds if not (kind is NoneType and Boundary in kinds)]
     return "|".join("entropy|fixed:N|punctuation|step|whole" if kind is Boundary else NAMES.get(kind, kind) for kind in shown)
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas. Raises ValueError."""
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers separated by commas. Raises ValueError."""
     return tuple(float(number) for number in text.split(","))
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas. Raises ValueError."""
+def parse_whole_numbers(text: str) -> tuple[int, ...]:
+    """Parse whole numbers separated by commas. Raises ValueError."""
     return tuple(int(number) for number in text.split(","))
 
 
 READERS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: float,
-    WHOLE_NUMBERS: whole_numbers,
-    NUMBERS: numbers,
+    WHOLE_NUMBERS: parse_whole_numbers,
+    NUMBERS: parse_numbers,
     str: str,
 }
 
@@ -253,4 +256,4 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in _kinds(part)))
     if get_origin(hint) is Literal:
         return get_args(hint)
-    return (hint,) if hint in NAMES or hint is Boundary else ()  # a model cannot be typed, its name can
+    return (hint,) if hint in NAMES or hint is Boundary else ()  # a model cannot be given as text, but its name can

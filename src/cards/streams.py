@@ -1,4 +1,4 @@
-"""The events of a request while it is decoded, with the response so far."""
+"""Streams of the events of a request, with the response so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cards.events import Done, Event, Fold, Result
 
 
 class AsyncStream(AsyncIterator[Event]):
-    """The events of a request as they happen, `Done` last. Close it (`contextlib.aclosing`) to leave the request early."""
+    """The events of a request, ending with `Done`. Close the stream (`contextlib.aclosing`) to end the request early."""
 
     def __init__(self, events: AsyncGenerator[Event, None], fold: Fold) -> None:
         self._events, self._fold = events, fold
@@ -24,12 +24,12 @@ class AsyncStream(AsyncIterator[Event]):
         return event
 
     async def aclose(self) -> None:
-        """End the request: free its rows and complete its usage."""
+        """End the request: free its cache slots and complete its usage."""
         await self._events.aclose()
 
     @property
     def result(self) -> Result:
-        """The response so far and its cost; after `Done`, the whole response."""
+        """The response so far and its cost; after `Done`, the complete response."""
         if self._done is not None:
             return self._done
         result = self._fold.result("interrupted")
@@ -38,7 +38,7 @@ class AsyncStream(AsyncIterator[Event]):
 
 
 class Stream(Iterator[Event]):
-    """Sync twin of AsyncStream, for `contextlib.closing`. Ctrl-C while it waits for an event ends the request, too."""
+    """Sync version of AsyncStream, for `contextlib.closing`. Ctrl-C while it waits for an event also ends the request."""
 
     def __init__(self, stream: AsyncStream) -> None:
         self._stream = stream
@@ -50,10 +50,10 @@ class Stream(Iterator[Event]):
             raise StopIteration from None
 
     def close(self) -> None:
-        """End the request: free its rows and complete its usage."""
+        """End the request: free its cache slots and complete its usage."""
         background().run(self._stream.aclose())
 
     @property
     def result(self) -> Result:
-        """The response so far and its cost; after `Done`, the whole response."""
+        """The response so far and its cost; after `Done`, the complete response."""
         return self._stream.result

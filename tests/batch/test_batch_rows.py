@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from cards.batch.rows import RowReader, line, parsed, rows, survey
+from cards.batch.rows import RowReader, line, parsed, rows, summarize
 from cards.errors import PromptError, SettingError
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"Frage {i}?", "n": i, "who": ["ä", None]} for i in range(1000)]
@@ -32,7 +32,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_every_row_once_and_in_order(path: Path) -> None:
     assert [parsed(raw) for raw in rows(path)] == ROWS
-    assert survey(path).rows == 1000
+    assert summarize(path).rows == 1000
 
 
 def test_rows_by_number(path: Path) -> None:
@@ -42,14 +42,14 @@ def test_rows_by_number(path: Path) -> None:
 
 
 def test_a_change_of_content_is_seen(path: Path) -> None:
-    before = survey(path)
-    assert survey(path) == before
+    before = summarize(path)
+    assert summarize(path) == before
     if path.suffix == ".parquet":
         parquet.write_table(pa.Table.from_pylist([*ROWS[:-1], ROWS[0]]), path)
     else:
         text = "\n".join(json.dumps(row) for row in [*ROWS[:-1], ROWS[0]]).encode()
         path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
-    after = survey(path)
+    after = summarize(path)
     assert (after.rows, after.digest != before.digest) == (1000, True)
 
 
@@ -58,12 +58,12 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
     if name.startswith("broken"):
         (tmp_path / name).write_bytes(b"\x1f\x8b no")
     with pytest.raises(SettingError, match=name):
-        survey(tmp_path / name)
+        summarize(tmp_path / name)
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[1]", b'"text"', b"\xff\xfe"])
 def test_a_line_that_is_no_object_is_told(raw: bytes) -> None:
-    with pytest.raises(PromptError, match=r"no JSON|JSON object"):
+    with pytest.raises(PromptError, match=r"not JSON|JSON object"):
         parsed(raw)
 
 

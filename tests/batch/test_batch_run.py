@@ -12,15 +12,15 @@ import pytest
 from helpers.mock_batch import prompts, work, write
 
 from cards.backends.http.client import RefusedError
-from cards.batch.rows import Raw, RowReader
+from cards.batch.rows import RawRow, RowReader
 from cards.batch.run import WINDOW, run
-from cards.batch.work import Outcome, Work
+from cards.batch.work import Outcome, RowDecoder
 from cards.errors import CardsError, SettingError, UnavailableError
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 
 
-def answered(made: Work, reader: Any, numbers: Sequence[int], concurrency: int = 4) -> list[Outcome]:
+def answered(made: RowDecoder, reader: Any, numbers: Sequence[int], concurrency: int = 4) -> list[Outcome]:
     found: list[Outcome] = []
     asyncio.run(run(made, reader, numbers, found.append, concurrency, asyncio.Event()))
     return found
@@ -65,14 +65,14 @@ def test_a_hundred_thousand_rows_take_no_more_memory_than_a_window() -> None:
     read = written = most = under_way = widest = 0
 
     class Endless:
-        def __getitem__(self, number: int) -> Raw:
+        def __getitem__(self, number: int) -> RawRow:
             nonlocal read, most
             read += 1
             most = max(most, read - written)
             return b"{}"
 
-    class Uneven(Work):
-        async def answer(self, number: int, raw: Raw) -> Outcome:
+    class Uneven(RowDecoder):
+        async def decode(self, number: int, raw: RawRow) -> Outcome:
             nonlocal under_way, widest
             under_way += 1
             widest = max(widest, under_way)
@@ -87,7 +87,7 @@ def test_a_hundred_thousand_rows_take_no_more_memory_than_a_window() -> None:
         written += 1
 
     made = work()
-    uneven = Uneven(made.decoder, made.shape)
+    uneven = Uneven(made.decoder, made.options)
     asyncio.run(run(uneven, Endless(), range(100_000), write_one, 8, asyncio.Event()))  # type: ignore[arg-type]
     assert (written, most, widest) == (100_000, WINDOW * 8, 8)
 
@@ -99,18 +99,18 @@ def test_a_stop_finishes_what_is_under_way_and_begins_nothing(tmp_path: Path) ->
     made = work()
     stop = asyncio.Event()
 
-    class Counting(Work):
-        async def answer(self, number: int, raw: Raw) -> Outcome:
+    class Counting(RowDecoder):
+        async def decode(self, number: int, raw: RawRow) -> Outcome:
             assert not stop.is_set()
             begun.add(number)
-            return await Work.answer(self, number, raw)
+            return await RowDecoder.answer(self, number, raw)
 
     def write_one(outcome: Outcome) -> None:
         found.append(outcome)
         if len(found) == 50:
             stop.set()
 
-    asyncio.run(run(Counting(made.decoder, made.shape), reader, range(200), write_one, 4, stop))
+    asyncio.run(run(Counting(made.decoder, made.options), reader, range(200), write_one, 4, stop))
     assert {outcome.number for outcome in found} == begun == set(range(len(found)))
     assert 50 <= len(found) <= 50 + WINDOW * 4  # some had finished behind a slow one
 
@@ -151,10 +151,10 @@ def test_what_a_server_refuses_is_the_row_s_own_if_it_is_its_content(tmp_path: P
     [
         ({"prompt": " "}, "prompt is empty"),
         ({"prompt": None}, "needs prompt or messages"),
-        ({"question": "a"}, "this one has question"),
+        ({"question": "a"}, "Its fields: question"),
         ({"prompt": 3}, "needs prompt or messages"),
-        ({"prompt": "a", "seed": -1}, "seed must be a whole number of at least 0, not -1"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens must be a whole number of at least 1, not 0"),
+        ({"prompt": "a", "seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens must be a whole number of at least 1, got 0"),
         ({"prompt": "a", "max_tokens": True}, "max_tokens must be"),
         ({"messages": [{"role": "user"}]}, "content"),
         ({"prompt": "a" * 600}, "600 tokens"),
@@ -181,7 +181,7 @@ def test_prompts_in_other_fields_and_forms(tmp_path: Path) -> None:
 
 def test_fields_of_the_input_are_never_lost(tmp_path: Path) -> None:
     reader = RowReader(write(tmp_path / "in.jsonl", [{"text": "ab", "reward": 3}]))
-    with pytest.raises(SettingError, match=r"text, reward, which the output has too: .* --prefix"):
+    with pytest.raises(SettingError, match=r"output fields text, reward\..* --prefix"):
         answered(work(prompt_field="text"), reader, [0])
     [outcome] = answered(work(prompt_field="text", prefix="our_"), reader, [0])
     row = json.loads(outcome.line)

@@ -15,7 +15,7 @@ import pytest
 from helpers.mock_batch import prompts, read, write
 from pyarrow import parquet
 
-from cards.files import alone
+from cards.files import locked
 
 PROGRAM = Path(__file__).with_name("slow_batch.py")
 ROWS = 150
@@ -83,8 +83,8 @@ def test_an_interrupt_finishes_rows_and_tells_how_to_go_on(folder: Path, sent: s
     process.send_signal(sent)
     code, told = ended(process)
     assert code == 130, told
-    assert "finishing the rows under way" in told
-    assert f"what is done is in {out}; the same command goes on from there" in told
+    assert "finishing the running rows" in told
+    assert f"finished rows are in {out}; run the same command again to resume" in told
     rows, all_rows = read(folder / out), read(folder / "unbroken.jsonl")
     assert 0 < len(rows) < len(all_rows)
     assert rows == all_rows[: len(rows)]
@@ -93,8 +93,8 @@ def test_an_interrupt_finishes_rows_and_tells_how_to_go_on(folder: Path, sent: s
 
 
 def test_two_processes_cannot_write_to_one_output(folder: Path) -> None:
-    with alone(folder / "shared.jsonl", "batch"):
+    with locked(folder / "shared.jsonl", "batch"):
         code, told = ended(start(folder, "shared.jsonl"))
     assert code == 2
-    assert "Another batch writes to 'shared.jsonl'" in told
+    assert "Another batch is writing to 'shared.jsonl'" in told
     assert not size(folder, "shared.jsonl")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cards.errors import MissingExtraError, PromptError
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study.datasets import DATASETS
 from cards.study.prompts import PromptRecord, content, read, sample
 
@@ -132,12 +132,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize(
     ("name", "row", "said"),
     [
-        ("xstest", {"prompt": "a", "type": "homonyms"}, "Row number 1 of .*column label must be safe or unsafe, not None"),
-        ("xstest", {"prompt": "a", "label": "maybe"}, "label must be safe or unsafe, not 'maybe'"),
-        ("xstest", {"label": "safe"}, "needs the column prompt, and label, and this has label"),
-        ("advbench", {"target": "Sure"}, "needs the column goal or prompt, and this has target"),
+        ("xstest", {"prompt": "a", "type": "homonyms"}, "Row number 1 of .*column label must be safe or unsafe, got None"),
+        ("xstest", {"prompt": "a", "label": "maybe"}, "label must be safe or unsafe, got 'maybe'"),
+        ("xstest", {"label": "safe"}, "needs the column prompt, and label, got label"),
+        ("advbench", {"target": "Sure"}, "needs the column goal or prompt, got target"),
         ("hh-rlhf", {"rejected": "x"}, "needs the column chosen or prompt"),
-        ("beavertails", "text", "must have columns, the column prompt, but it is str"),
+        ("beavertails", "text", "must be an object with the column prompt, got str"),
     ],
 )
 def test_a_row_without_the_columns_of_its_data_set_is_told(name: str, row: Any, said: str, tmp_path: Path) -> None:
@@ -165,29 +165,29 @@ def test_a_sample_is_of_the_whole_list_and_grows_without_changing() -> None:
 def test_dialogues_become_messages_and_back() -> None:
     for row in (DIALOGUE, {"prompt": DIALOGUE.removesuffix(" No.")}, {"messages": list(TURNS)}):
         assert content(row) == TURNS
-    assert shaped(TURNS, "dialogue", chats=True) == DIALOGUE.removesuffix(" No.")
-    assert shaped("Hi.", "dialogue", chats=True) == "\n\nHuman: Hi.\n\nAssistant:"
+    assert format_prompt(TURNS, "dialogue", chats=True) == DIALOGUE.removesuffix(" No.")
+    assert format_prompt("Hi.", "dialogue", chats=True) == "\n\nHuman: Hi.\n\nAssistant:"
 
 
 def test_forms() -> None:
     said = [{"role": "user", "content": "Hi."}]
-    assert shaped("Hi.", "auto", chats=True) == shaped("Hi.", "chat", chats=False) == said
-    assert shaped("Hi. ", "auto", chats=False) == shaped("Hi. ", "raw", chats=True) == "Hi. "
-    assert shaped(TURNS, "auto", chats=True) == list(TURNS)
-    assert shaped(TURNS, "auto", chats=False) == shaped(TURNS, "dialogue", chats=False)
+    assert format_prompt("Hi.", "auto", chats=True) == format_prompt("Hi.", "chat", chats=False) == said
+    assert format_prompt("Hi. ", "auto", chats=False) == format_prompt("Hi. ", "raw", chats=True) == "Hi. "
+    assert format_prompt(TURNS, "auto", chats=True) == list(TURNS)
+    assert format_prompt(TURNS, "auto", chats=False) == format_prompt(TURNS, "dialogue", chats=False)
     with pytest.raises(PromptError, match="raw"):
-        shaped(TURNS, "raw", chats=True)
+        format_prompt(TURNS, "raw", chats=True)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"prompt": "a"}\n{"text": "b"}\n', "Prompt number 1 of .*fields prompt, instruction.* this has text"),
-        ('{"prompt": 3}\n', "not int"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', "Prompt number 1 of .*fields prompt, instruction.* got text"),
+        ('{"prompt": 3}\n', "got int"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "empty list"),
         ('"  "\n', "empty"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "same id"),
-        ("{prompt\n", "no JSONL"),
+        ("{prompt\n", "not JSONL"),
         ("", "no prompts"),
     ],
 )

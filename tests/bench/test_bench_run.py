@@ -222,12 +222,12 @@ def test_a_plan_finds_its_prompts_beside_it_and_says_what_is_wrong_with_it(tmp_p
     assert read(path).prompts == f"xstest={tmp_path / 'mine.txt'}"
     for text, said in (
         ("limt = 3", "Unknown entry of the plan .*Did you mean 'limit'"),
-        ('limit = "3"', "limit in .* cannot be '3'"),
-        ("limit = 0", "limit must be at least 1, not 0"),
+        ('limit = "3"', "limit in .* has a value of the wrong type: '3'"),
+        ("limit = 0", "limit must be at least 1, got 0"),
         ('methods = "vanilla"', "must be a list"),
         ("methods = []", "at least one method"),
         ('form = "chatty"', "form must be one of"),
-        ("limit = ", "is no TOML"),
+        ("limit = ", "is not TOML"),
     ):
         path.write_text(text)
         with pytest.raises(CardsError, match=said):
@@ -268,8 +268,8 @@ def test_methods_are_written_with_their_settings(specs: list[str], labels: list[
         ("cards:bta=1", "Unknown setting of method 'cards': 'bta'. Did you mean 'beta'.*In the method 'cards:bta=1'"),
         ("cards:beta=hot", "--beta must be a number, got 'hot'"),
         ("cards:beta=-1", "beta must be positive"),
-        ("cards:0.5", "setting=value, not '0.5'"),
-        ("best-of-n:n=2,2", "'best-of-n:n=2' is there twice"),
+        ("cards:0.5", "form setting=value, got '0.5'"),
+        ("best-of-n:n=2,2", "'best-of-n:n=2' is given twice"),
     ],
 )
 def test_a_wrong_method_is_said_with_its_place(spec: str, said: str) -> None:

@@ -42,13 +42,13 @@ def test_only_what_is_missing_is_done_and_all_rows_come_back_in_order(
     assert [row["n"] for row in rows] == [0, 2, 3]
     assert session.errors == ["item 1: no square"]
     told = " ".join(capsys.readouterr().err.split())
-    assert f"3 squares added to {path}, 0 were there" in told.replace("\n", "")
+    assert f"added 3 squares to {path}, which had 0" in told.replace("\n", "")
     assert "error: item 1: no square" in told
     with opened(path, HEADER, "test") as session:
         rows = session.run(squares(session, 5), "squares")
     assert [row["square"] for row in rows] == [0, 1, 4, 9, 16]
     assert [row["n"] for row in session.rows] == [0, 2, 3, 1, 4]
-    assert "2 squares added to" in " ".join(capsys.readouterr().err.split())
+    assert "added 2 squares to" in " ".join(capsys.readouterr().err.split())
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()[1:]] == [0, 2, 3, 1, 4]
 
 
@@ -73,7 +73,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(KeyboardInterrupt), opened(path, HEADER, "test") as session:
         session.run(squares(session, 3), "squares", interrupted)
     told = " ".join(capsys.readouterr().err.split())
-    assert f"interrupted: 3 squares are in {path}; the same command goes on from there" in told
+    assert f"interrupted: 3 squares are in {path}; run the same command again to resume" in told
     with opened(path, HEADER, "test") as session:
         assert len(session.rows) == 3
 
@@ -91,7 +91,7 @@ def test_two_sessions_do_not_write_to_one_journal(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with (
         opened(path, HEADER, "bench"),
-        pytest.raises(SettingError, match="Another bench writes to"),
+        pytest.raises(SettingError, match="Another bench is writing to"),
         opened(path, HEADER, "bench"),
     ):
         pass

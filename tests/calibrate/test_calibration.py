@@ -9,16 +9,16 @@ import pytest
 from helpers.mock_calibration import calibration
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Wish
+from cards.study.calibrate.choose import Constraints
 from cards.study.calibrate.report import profile_of, to_dict
 from cards.study.calibrate.run import CalibrationRequest, CalibrationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
-ASKED = CalibrationRequest(Wish(max_cost=2.5), entropy_threshold=1.2)
+ASKED = CalibrationRequest(Constraints(max_cost=2.5), entropy_threshold=1.2)
 
 
 async def run(folder: Path, asked: CalibrationRequest = ASKED) -> tuple[CalibrationResult, dict[str, object]]:
-    work = calibration(folder, 6, answers=8, nodes=3)
+    work = calibration(folder, 6, responses=8, nodes=3)
     found = await work.run(asked)
     profile = profile_of(work, found, asked, "here", "lm", "rm")
     return found, json.loads(json.dumps(to_dict(found, profile)))
@@ -49,7 +49,7 @@ def kinds(text: str) -> list[tuple[str, int, int]]:
     return sorted((row["stage"], row["number"], len(row.get("levels", []))) for row in rows)
 
 
-async def test_the_wish_holds_for_what_is_predicted_and_was_tried(tmp_path: Path) -> None:
+async def test_the_constraints_hold_for_predicted_and_measured_rates(tmp_path: Path) -> None:
     found, report = await run(tmp_path)
     assert found.choice.rates["cost"].mean <= 2.5
     assert found.probes[-1].settings == found.settings
@@ -60,13 +60,15 @@ async def test_the_wish_holds_for_what_is_predicted_and_was_tried(tmp_path: Path
 
 async def test_more_reward_costs_more(tmp_path: Path) -> None:
     cheap, _ = await run(tmp_path)
-    dear, _ = await run(tmp_path, CalibrationRequest(Wish(max_cost=6), entropy_threshold=1.2))
+    dear, _ = await run(tmp_path, CalibrationRequest(Constraints(max_cost=6), entropy_threshold=1.2))
     assert dear.choice.rates["reward"].mean > cheap.choice.rates["reward"].mean
     assert dear.probes[-1].measured["reward"].mean > cheap.probes[-1].measured["reward"].mean
 
 
 async def test_fixed_settings_stay(tmp_path: Path) -> None:
-    found, _ = await run(tmp_path, CalibrationRequest(Wish(max_cost=9), entropy_threshold=1.2, beta=0.4, alpha=0.5, probes=0))
+    found, _ = await run(
+        tmp_path, CalibrationRequest(Constraints(max_cost=9), entropy_threshold=1.2, beta=0.4, alpha=0.5, probes=0)
+    )
     assert set(found.grid.alpha) == {0.5}
     assert found.settings.get("beta") in (None, 0.4)
     assert found.probes == []

@@ -1,4 +1,4 @@
-"""A wish picks the setting that it says, and says so where there is none."""
+"""Constraints choose the best setting, and an error names the closest one if none meets them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Wish, bar_of, choose, measured, recommended
+from cards.study.calibrate.choose import Constraints, best_index, choose, measured, reward_bounds
 
 FOUND = {
     "cost": np.array([1.5, 2.5, 3.5, 6.0]),
@@ -16,41 +16,41 @@ FOUND = {
 
 
 @pytest.mark.parametrize(
-    ("wish", "bar", "place"),
+    ("constraints", "bar", "place"),
     [
-        (Wish(max_cost=3), None, 1),
-        (Wish(max_fallback=0.02), None, 2),
-        (Wish(max_cost=3, max_fallback=0.005), None, 0),
-        (Wish(top=0.1), 0.9, 1),
-        (Wish(top=0.1), 1.5, 3),
+        (Constraints(max_cost=3), None, 1),
+        (Constraints(max_fallback=0.02), None, 2),
+        (Constraints(max_cost=3, max_fallback=0.005), None, 0),
+        (Constraints(top=0.1), 0.9, 1),
+        (Constraints(top=0.1), 1.5, 3),
     ],
 )
-def test_a_wish_picks_a_setting(wish: Wish, bar: float | None, place: int) -> None:
-    assert recommended(FOUND, wish, bar) == place
+def test_constraints_choose_the_best_setting(constraints: Constraints, bar: float | None, place: int) -> None:
+    assert best_index(FOUND, constraints, bar) == place
 
 
 @pytest.mark.parametrize(
-    ("wish", "bar", "says"),
+    ("constraints", "bar", "says"),
     [
-        (Wish(max_cost=1.2), None, "lowest cost is 1.50"),
-        (Wish(top=0.01), 2.5, "the highest is 1.90"),
-        (Wish(top=0.1, max_cost=3), 1.2, "the highest is 1.00"),
+        (Constraints(max_cost=1.2), None, "lowest cost is 1.50"),
+        (Constraints(top=0.01), 2.5, "the highest is 1.90"),
+        (Constraints(top=0.1, max_cost=3), 1.2, "the highest is 1.00"),
     ],
 )
-def test_a_wish_that_cannot_be_fulfilled_says_what_can(wish: Wish, bar: float | None, says: str) -> None:
+def test_constraints_that_no_setting_meets_name_the_closest(constraints: Constraints, bar: float | None, says: str) -> None:
     with pytest.raises(SettingError, match=says):
-        recommended(FOUND, wish, bar)
+        best_index(FOUND, constraints, bar)
 
 
-@pytest.mark.parametrize("wish", [{"max_cost": 1.0}, {"top": 0.0}, {"top": 10.0}, {"max_fallback": 2.0}])
-def test_senseless_wishes_are_refused(wish: dict[str, float]) -> None:
+@pytest.mark.parametrize("values", [{"max_cost": 1.0}, {"top": 0.0}, {"top": 10.0}, {"max_fallback": 2.0}])
+def test_invalid_constraints_are_rejected(values: dict[str, float]) -> None:
     with pytest.raises(SettingError):
-        Wish(**wish)
+        Constraints(**values)
 
 
 def test_the_bar_is_the_quantile_of_each_prompts_own_answers() -> None:
     rows = [{"rewards": list(range(11))}, {"rewards": [0.0] * 11}]
-    bars = bar_of(rows, 0.1)
+    bars = reward_bounds(rows, 0.1)
     assert bars is not None
     assert bars.tolist() == [9.0, 0.0]
 
@@ -61,9 +61,9 @@ def test_intervals_hold_what_varies_between_prompts() -> None:
     figures[:, :, 2] = 0.0  # no fallbacks
     figures[:, :, 6] = np.array([[2.0], [3.0]]) + rng.normal(0, 0.5, (2, 40))  # flops
     figures[:, :, 5] = np.array([[1.0], [2.0]])  # reward
-    found = choose(figures, np.array([0.5, 1.5]), Wish(max_cost=3.0), None)
+    found = choose(figures, np.array([0.5, 1.5]), Constraints(max_cost=3.0), None)
     cost = found.rates["cost"]
-    assert found.place == int(figures[1, :, 6].mean() <= 3)
+    assert found.index == int(figures[1, :, 6].mean() <= 3)
     assert cost.low < cost.mean < cost.high
     assert cost.high - cost.low == pytest.approx(4 * 0.5 / 40**0.5, rel=0.3)
     assert (found.target.low, found.target.high) == (
@@ -77,8 +77,8 @@ def test_factors_correct_what_was_predicted() -> None:
     figures[:, :, 2] = 0.0
     figures[1, :, 6], figures[1, :, 5] = 2.5, 2.0
     targets = np.array([0.5, 1.5])
-    assert choose(figures, targets, Wish(max_cost=3.0), None).place == 1
-    assert choose(figures, targets, Wish(max_cost=3.0), None, {"cost": 1.3}).place == 0
+    assert choose(figures, targets, Constraints(max_cost=3.0), None).index == 1
+    assert choose(figures, targets, Constraints(max_cost=3.0), None, {"cost": 1.3}).index == 0
 
 
 def test_measured_rates_are_those_of_the_books() -> None:

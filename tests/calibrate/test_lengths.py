@@ -12,7 +12,7 @@ from cards.boundaries import Entropy
 from cards.engines.mock import MockEngine
 from cards.events import Response
 from cards.rewards.function import FunctionReward
-from cards.study.calibrate.lengths import Cut, cut, cuts, suggested, thresholds_of
+from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, segment_lengths, suggest, threshold_grid
 
 
 def chances(ids: tuple[int, ...]) -> list[float]:
@@ -29,20 +29,20 @@ def test_lengths_are_those_that_the_engine_cuts() -> None:
         prompt, before = engine.encode("ab"), Response(token_ids=result.token_ids[:-1])
         logits = asyncio.run(engine.logits(prompt, before, len(before.token_ids))) if before.token_ids else []
         entropies = [boundary.uncertainty(line) for line in logits]
-        assert cut(len(result.token_ids), entropies, 1.0, 1, 5) == [len(s.token_ids) for s in result.segments]
+        assert segment_lengths(len(result.token_ids), entropies, 1.0, 1, 5) == [len(s.token_ids) for s in result.segments]
         seen |= {len(s.token_ids) for s in result.segments}
     assert len(seen) > 3
 
 
 def test_a_higher_threshold_gives_longer_segments_and_the_nearest_is_suggested() -> None:
     rows = [{"tokens": [9, 6], "entropies": [[0.1, 2.0, 0.3, 2.5, 0.2, 1.0, 3.0, 0.1], [2.2, 0.4, 1.5, 0.3, 0.9]]}]
-    found = cuts(rows, thresholds_of(rows), 1, 64)
+    found = lengths_by_threshold(rows, threshold_grid(rows), 1, 64)
     tokens = [one.tokens for one in found]
     assert tokens == sorted(tokens)
-    assert (found[-1].segments, suggested(rows, found, 1.0)) == (1.5, found[0])
-    assert suggested(rows, found).tokens == max(tokens)  # at least eight tokens
+    assert (found[-1].segments, suggest(rows, found, 1.0)) == (1.5, found[0])
+    assert suggest(rows, found).tokens == max(tokens)  # at least eight tokens
 
 
 def test_quartiles_are_of_all_segments() -> None:
     rows = [{"tokens": [4], "entropies": [[2.0, 0.0, 2.0]]}]
-    assert cuts(rows, [1.0], 1, 64) == [Cut(1.0, 4 / 3, 3.0, (1.0, 1.0, 1.5))]
+    assert lengths_by_threshold(rows, [1.0], 1, 64) == [SegmentLengths(1.0, 4 / 3, 3.0, (1.0, 1.0, 1.5))]

@@ -1,3 +1,3 @@
-"""Fixtures of the command's tests."""
+"""Fixtures for the tests of the commands."""
 
 from helpers.mock_cli import cli as cli

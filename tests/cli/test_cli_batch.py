@@ -1,4 +1,4 @@
-"""`cards batch`: every row once, whatever happens on the way."""
+"""`cards batch` decodes every row exactly once, despite failures and interruptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from helpers.mock_cli import Cards
 from pyarrow import parquet
 
-from cards.cli.batch import _both
+from cards.cli.batch import _recorder
 from cards.errors import RewardError
 from cards.profile import Profile
 
@@ -32,7 +32,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_answers_and_failures(cli: Cards, here: Path) -> None:
     ran = cli("batch", "in.jsonl", "out.jsonl", "--seed", "4", *SMALL)
     assert ran.exit_code == 1
-    assert "10 answers are in out.jsonl" in ran.stderr
+    assert "10 responses are in out.jsonl" in ran.stderr
     assert "2 rows failed: see out.errors.jsonl" in ran.stderr
     rows, failures = read(here / "out.jsonl"), read(here / "out.errors.jsonl")
     assert [row["row"] for row in rows] == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
@@ -49,7 +49,7 @@ def test_again_there_is_nothing_to_do_and_no_model_is_loaded(cli: Cards, here: P
     cli.loaded.clear()
     ran = cli("batch", "in.jsonl", "out.jsonl", *SMALL)
     assert (ran.exit_code, cli.loaded) == (1, [])
-    assert "10 answers are in out.jsonl" in ran.stderr
+    assert "10 responses are in out.jsonl" in ran.stderr
     assert (here / "out.jsonl").read_bytes() == before
 
 
@@ -87,7 +87,7 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
     cli("batch", "in.jsonl", "straight.jsonl", *SMALL)
 
     def breaks(journal: Any, report: Any) -> Any:
-        write = _both(journal, report)
+        write = _recorder(journal, report)
 
         def writing(outcome: Any) -> None:
             if report.here == 4:
@@ -98,7 +98,7 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
 
     for name in ("out.jsonl", "out.parquet"):
         with monkeypatch.context() as patch:
-            patch.setattr("cards.cli.batch._both", breaks)
+            patch.setattr("cards.cli.batch._recorder", breaks)
             for _ in range(2):
                 assert isinstance(cli("batch", "in.jsonl", name, *SMALL).exception, OSError)
         assert cli("batch", "in.jsonl", name, *SMALL).exit_code == 1
@@ -110,10 +110,10 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--beta", "0.5"], "begun with beta 0.7, now 0.5"),
-        (["--seed", "1"], "begun with seed 0, now 1"),
-        (["--method", "vanilla"], "begun with reward 'tiny', now 'none'; method 'cards', now 'vanilla'"),
-        (["--full"], "begun with full False, now True"),
+        (["--beta", "0.5"], "started with beta 0.7, now 0.5"),
+        (["--seed", "1"], "started with seed 0, now 1"),
+        (["--method", "vanilla"], "started with reward 'tiny', now 'none'; method 'cards', now 'vanilla'"),
+        (["--full"], "started with full False, now True"),
     ],
 )
 def test_other_settings_are_refused(cli: Cards, here: Path, change: list[str], said: str) -> None:
@@ -133,15 +133,15 @@ def test_another_input_is_refused(cli: Cards, here: Path) -> None:
         (here / "in.jsonl").write_text("".join(content))
         ran = cli("batch", "in.jsonl", "out.jsonl", *SMALL)
         assert ran.exit_code == 2
-        assert "begun with input {'rows': 12" in ran.stderr
+        assert "started with input {'rows': 12" in ran.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["in.jsonl", "in.jsonl"], "is where the batch would write to"),
-        (["in.jsonl", "other.jsonl"], "was not begun by `cards batch`"),
-        (["in.jsonl", "out.csv"], "none by its name"),
+        (["in.jsonl", "in.jsonl"], "would overwrite its input"),
+        (["in.jsonl", "other.jsonl"], "was not written by `cards batch`"),
+        (["in.jsonl", "out.csv"], "must end in .jsonl or .jsonl.gz or .parquet"),
         (["no.jsonl", "out.jsonl"], "'no.jsonl' cannot be read: No such file"),
         (["in.jsonl", "other.jsonl/out.jsonl"], "cannot be written"),
         (["in.jsonl", "out.jsonl", "--ray-workers", "2"], "need --ray"),

@@ -1,4 +1,4 @@
-"""`cards bench`: from a command line to a report, and on from where it stopped."""
+"""`cards bench`: from a command line to a report, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def bench(cli: Cards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cards:
 def test_a_run_makes_results_tables_and_a_plot(bench: Cards) -> None:
     ran = bench("bench", *SHORT)
     assert ran.exit_code == 0, ran.output
-    assert "9 answers added to out.jsonl, 0 were there" in ran.stderr
+    assert "9 responses added to out.jsonl, 0 were there" in ran.stderr
     assert len(Path("out.jsonl").read_text(encoding="utf-8").splitlines()) == 10
-    for title in ("gold: mean", "gold against vanilla, paired", "cost of an answer", "text"):
+    for title in ("gold: mean", "gold against vanilla, paired", "cost per response", "text"):
         assert title in ran.stdout
     for suffix, least in ((".md", 500), (".csv", 500), (".json", 1000), (".png", 20_000), (".svg", 5000)):
         assert Path(f"out{suffix}").stat().st_size > least
     again = bench("bench", *SHORT, "--limit", "2", "--seeds", "2")
-    assert "6 answers added to out.jsonl, 9 were there" in again.stderr
+    assert "6 responses added to out.jsonl, 9 were there" in again.stderr
     reported = bench("bench", "--report", "out.jsonl", "--baseline", "best-of-n:n=3")
     assert reported.exit_code == 0
     assert "gold against best-of-n:n=3" in reported.stdout
@@ -53,7 +53,7 @@ def test_a_plan_is_read_and_options_replace_its_entries(bench: Cards) -> None:
     assert ran.exit_code == 0, ran.output
     header, row = map(json.loads, Path("bench-plan.jsonl").read_text(encoding="utf-8").splitlines())
     assert (header["cards-bench"]["max_tokens"], header["cards-bench"]["slots"], row["id"]) == (9, 4, "2")
-    assert bench.loaded[0] == ("tiny", {"device": "cpu", "dtype": "auto", "slots": 4})
+    assert bench.loaded[0] == ("tiny", {"device": "cpu", "slots": 4})
 
 
 def test_what_is_wrong_is_one_line(bench: Cards) -> None:
@@ -88,7 +88,7 @@ def test_failures_are_told_and_the_rest_is_reported(bench: Cards) -> None:
     ran = bench("bench", *SHORT, "-m", "cards")
     assert ran.exit_code == 2
     assert "error: cards, prompt 0, seed 0: No target reward" in ran.stderr
-    assert "3 failures" in ran.stderr.splitlines()[-1]
+    assert "3 responses failed" in ran.stderr.splitlines()[-1]
     assert "best-of-n:n=3" in ran.stdout
 
 
@@ -111,7 +111,7 @@ def test_ctrl_c_says_how_to_go_on(bench: Cards, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Bench, "_decode", pressed)
     ran = bench("bench", *SHORT)
     assert ran.exit_code == 130
-    assert "interrupted: 3 answers are in out.jsonl; the same command goes on from there" in ran.stderr
+    assert "interrupted: 3 responses are in out.jsonl; the same command goes on from there" in ran.stderr
 
 
 def test_a_model_out_of_reach_is_told_with_what_to_do(bench: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_model_out_of_reach_is_told_with_what_to_do(bench: Cards, monkeypatch:
     ran = bench("bench", "--preset", "llama-7b", "--prompts", "mine.txt")
     assert ran.exit_code == 2
     assert (
-        "'argsearch/llama-7b-sft-float32' is neither here nor could it be had from the Hugging Face Hub: not found."
+        "'argsearch/llama-7b-sft-float32' is not a local folder and cannot be downloaded from the Hugging Face Hub: not found."
         in ran.stderr
     )
     assert "--model FOLDER" in ran.stderr
@@ -168,7 +168,7 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(monkeypatch: pytest.Monk
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert "the same command goes on from there" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     path.write_bytes(path.read_bytes()[:-3])  # as if it had been killed while it wrote
     kept = [json.loads(line) for line in path.read_bytes().splitlines()[1:-1]]

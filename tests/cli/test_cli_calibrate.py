@@ -1,4 +1,4 @@
-"""`cards calibrate` writes a profile that other commands read; `cards diagnose` says whether a reward is fit."""
+"""`cards calibrate` writes a profile that other commands read; `cards diagnose` rates a reward."""
 
 from __future__ import annotations
 

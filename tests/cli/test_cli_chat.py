@@ -1,4 +1,4 @@
-"""The chat loop: what it remembers, and what ends it."""
+"""The chat loop keeps the conversation until it is reset or ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Talk = Callable[..., list[list[str]]]
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
-    """Types the lines; returns the contents of each conversation that was to be answered."""
+    """Return a function that types lines and returns the conversations that were decoded."""
 
     def typed(*lines: Line, answers: Callable[[str], str] = str.upper) -> list[list[str]]:
         left = iter([*lines, EOFError])
@@ -56,7 +56,7 @@ def test_empty_lines_unknown_commands_and_ctrl_c_at_the_prompt_change_nothing(
     talk: Talk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert talk("hi", "", "/help", KeyboardInterrupt, "you?") == [["hi"], ["hi", "HI", "you?"]]
-    assert capsys.readouterr().err.count("/reset begins anew") == 2
+    assert capsys.readouterr().err.count("/reset starts a new conversation") == 2
 
 
 def test_what_could_not_be_answered_is_not_part_of_it(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_a_chat_has_no_raw_text_and_no_json(cli: Cards, monkeypatch: pytest.Monk
     monkeypatch.setattr("cards.cli.generate.at_terminal", lambda: True)
     ran = cli("generate", option)
     assert ran.exit_code == 2
-    assert "A chat cannot be" in ran.stderr
+    assert "A chat does not support" in ran.stderr
 
 
 def test_a_terminal_without_text_is_a_chat(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

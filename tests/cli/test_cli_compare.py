@@ -1,4 +1,4 @@
-"""`cards compare`: every method's text and figures, whatever becomes of the others."""
+"""`cards compare` shows the text and figures of each method, even if others fail."""
 
 from __future__ import annotations
 

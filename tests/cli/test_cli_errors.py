@@ -1,4 +1,4 @@
-"""What is wrong with a command line is said in one line, before anything is loaded."""
+"""Errors in a command line are reported in one line, before models are loaded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cards.settings import settings_of
         (["--method", "vanilla", "--width", "4"], "Methods with --width: cards, cascade, rejection-sampling, stars."),
         (["--method", "rejection-sampling", "--max-rejections", "4"], "Did you mean '--max-candidates'?"),
         (["--beta", "hot"], "--beta must be a number, got 'hot'."),
-        (["--beta", "-1"], "beta must be positive and finite, got -1.0."),
+        (["--beta", "-1"], "beta must be positive, got -1.0."),
         (["--width", "wide"], "--width must be 'auto' or a whole number, got 'wide'."),
         (["--top-k", "2.5"], "--top-k must be a whole number or none, got '2.5'."),
         (["--acceptance", "softt"], "--acceptance must be 'soft' or 'hard', got 'softt'."),
         (["--boundary", "ponctuation"], "Unknown boundary 'ponctuation'. Did you mean 'punctuation'?"),
         (["--boundary", "fixed:many"], "for instance fixed:15"),
-        (["--boundary", "fixed:0"], "maximum length (0)"),
+        (["--boundary", "fixed:0"], "maximum length must be at least its minimum length of 1, got 0"),
         (["--boundary", "whole:3"], "takes no value"),
         (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),
         (["--target", "none", "--alpha", "2"], "alpha must be between 0 and 1, got 2.0."),
@@ -44,7 +44,7 @@ def test_a_wrong_setting_is_one_line(cli: Cards, arguments: list[str], said: str
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_prompt_is_refused(cli: Cards, text: str) -> None:
     ran = cli("generate", input=text)
-    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give the text to answer.\n")
+    assert (ran.exit_code, ran.stderr) == (2, "error: The prompt is empty: give a text.\n")
     assert cli.loaded == []
 
 

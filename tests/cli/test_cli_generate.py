@@ -1,4 +1,4 @@
-"""`cards generate`: what goes where, and what is said about it."""
+"""`cards generate`: output, messages and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_text_is_on_standard_output_and_its_cost_on_standard_error(cli: Card
     [line] = ran.stderr.splitlines()
     usage = result.usage
     for part in (
-        f"{len(result.token_ids)} tokens kept, {usage.lm_wasted_tokens} thrown away",
+        f"{len(result.token_ids)} tokens kept, {usage.lm_wasted_tokens} wasted",
         f"{usage.rm_calls} RM calls",
         f"{usage.acceptance_rate:.0%} accepted",
         f"{usage.fallback_rate:.0%} fallback",
@@ -101,7 +101,7 @@ def test_a_trace_shows_the_fallback_and_what_was_drawn_without_a_verdict(cli: Ca
 def test_a_target_out_of_reach_is_one_line_of_warning(cli: Cards) -> None:
     with warnings.catch_warnings(record=True) as leaked:
         ran = cli("generate", "Well?", *SHORT, "--target", "50", "--max-rejections", "3")
-    told = [line for line in ran.stderr.splitlines() if line.startswith("warning: 100% of the segments were taken untested")]
+    told = [line for line in ran.stderr.splitlines() if line.startswith("warning: 100% of the segments are fallbacks")]
     assert len(told) == 1
     assert "Lower target or raise beta" in told[0]
     assert not leaked
@@ -116,7 +116,7 @@ def test_a_method_without_reward_loads_none(cli: Cards) -> None:
 
 def test_where_models_go_is_told_to_both(cli: Cards) -> None:
     cli("generate", "Well?", *SHORT, "--device", "cpu", "--slots", "4", "--context", "256", "--reward", "./here")
-    options = {"device": "cpu", "dtype": "auto", "slots": 4, "context": 256}
+    options = {"device": "cpu", "slots": 4, "context": 256}
     assert cli.loaded == [("tiny", options), ("./here", options)]
 
 
@@ -163,7 +163,7 @@ def test_a_reward_that_fails_half_way_shows_what_there_was(cli: Cards) -> None:
     assert ran.stdout.strip()
     assert ran.stdout.endswith("\n")
     assert closing.startswith("failed · ")
-    assert error.startswith("error: Reward 'failing' gave nan")
+    assert error.startswith("error: Reward 'failing' must return finite numbers, got nan")
 
 
 def test_what_the_library_logs_is_one_line_of_warning(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_other_failures_keep_their_traceback(cli: Cards, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C right after the first segment is shown."""
+    """Press Ctrl-C right after the first segment is shown."""
     show = View.show
 
     def pressed(view: View, event: Event) -> None:

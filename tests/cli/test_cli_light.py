@@ -1,4 +1,4 @@
-"""What can be asked without a model: version, help, methods."""
+"""Version, help and the list of methods need no model."""
 
 from __future__ import annotations
 

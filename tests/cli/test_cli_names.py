@@ -1,4 +1,4 @@
-"""Which names lead to models on this machine: their loading shows a spinner instead of bars."""
+"""Names of local models, which load under a spinner instead of download bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--profile` fills what is not given: names, length, method and its settings."""
+"""`--profile` gives defaults for models, length, method and settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_other_models_are_refused(cli: Cards, profile: str) -> None:
     for command in (["generate", "I"], ["compare", "I"]):
         ran = cli(*command, "--profile", profile, "--reward", "other")
         assert ran.exit_code == 2
-        assert "for the reward 'models/rm', not 'other'" in ran.stderr
+        assert "only for the reward 'models/rm', got 'other'" in ran.stderr
 
 
 def test_compare_and_bench_run_its_method(cli: Cards, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,5 +72,5 @@ def test_a_broken_file_is_one_line(cli: Cards, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text("{")
     ran = cli("generate", "I", "--profile", str(tmp_path / "p.json"))
     assert ran.exit_code == 2
-    assert "is no JSON" in ran.stderr
+    assert "is not valid JSON" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -1,4 +1,4 @@
-"""The command with the embedded models, at a real terminal."""
+"""The command with the embedded models, on a real terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_embedded_models_need_no_setting() -> None:
 
 
 class Terminal:
-    """A process at a terminal of its own."""
+    """A process on its own pseudo-terminal."""
 
     def __init__(self, *arguments: str) -> None:
         self.end, theirs = pty.openpty()
@@ -55,7 +55,7 @@ class Terminal:
         self.seen = ""
 
     def until(self, text: str, seconds: float = 120) -> str:
-        """Read until the text shows; returns what came, without colours."""
+        """Read until the text appears and return the output without colours."""
         limit, read = time.monotonic() + seconds, ""
         while text not in plain(read):
             assert time.monotonic() < limit, f"{text!r} did not come in {seconds} s, but {plain(self.seen)!r}"
@@ -88,7 +88,7 @@ def test_a_chat_at_a_terminal_outlives_ctrl_c(terminal: list[Terminal]) -> None:
     terminal.append(one)
     assert "loading tiny" in one.until("> ")
     one.type(QUESTION + "\n")
-    one.until("judged")
+    one.until("candidate")
     one.ctrl_c()
     assert "interrupted · 0 tokens kept" in one.until("\n> ")
     one.type("/exit\n")

@@ -9,7 +9,7 @@ import pytest
 from helpers.mock_cli import plain
 from rich.console import Console
 
-from cards.cli.view import NARROW, View, closing_line
+from cards.cli.view import MIN_WIDTH, View, closing_line
 from cards.events import Accepted, Rejected, Result, Scored, Segment
 from cards.usage import Usage
 
@@ -27,13 +27,13 @@ def traced(width: int, **options: bool) -> str:
     return view.console.file.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("width", [40, 60, NARROW, 100, 300])
+@pytest.mark.parametrize("width", [40, 60, MIN_WIDTH, 100, 300])
 def test_a_trace_fits_the_terminal_and_loses_nothing(width: int) -> None:
     printed = plain(traced(width, force_terminal=True))
     lines = [line.strip("\r") for line in printed.splitlines()]
     assert max(map(len, lines)) <= max(width, 47)
     words = "".join(printed.split())
-    assert words.count("".join(json.dumps(TEXT).split())) == 2 or width >= NARROW
+    assert words.count("".join(json.dumps(TEXT).split())) == 2 or width >= MIN_WIDTH
     for part in ("rejected", "accepted", "0.50", "<", "1.25", "3.21", "30"):
         assert part in printed
 
@@ -66,9 +66,9 @@ def test_candidates_of_several_segments_wait_for_their_own_verdicts() -> None:
 
 def test_the_closing_line_leaves_out_what_there_is_none_of() -> None:
     bare = Result("", (), (), None, "length", Usage(), 0, "vanilla")
-    assert closing_line(bare) == "token limit reached · 0 tokens kept, 0 thrown away · 0.0 s (0.0 tokens/s)"
+    assert closing_line(bare) == "token limit reached · 0 tokens kept, 0 wasted · 0.0 s (0.0 tokens/s)"
     usage = Usage(lm_wasted_tokens=5, rm_calls=9, accepted=1, rejected=3, fallbacks=1, seconds=2.0)
     full = Result("ab", (1, 2), (), -0.5, "stop", usage, 0, "cards")
-    parts = "2 tokens kept, 5 thrown away · 9 RM calls · 25% accepted · 50% fallback · reward -0.50 · 2.0 s (1.0 tokens/s)"
+    parts = "2 tokens kept, 5 wasted · 9 RM calls · 25% accepted · 50% fallback · reward -0.50 · 2.0 s (1.0 tokens/s)"
     assert closing_line(full) == f"end of text · {parts}"
     assert closing_line(full, "interrupted") == f"interrupted · {parts}"

@@ -1,4 +1,4 @@
-"""What the README shows is what works."""
+"""The commands and programs of the README run."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TestMockEngine(EngineContract):
 
 class TestSpeculativeMock(EngineContract):
     prompts = PROMPTS
-    cuts_are_prefixes = False
+    segments_are_prefixes = False
 
     @pytest.fixture
     def engine(self) -> Engine:
@@ -53,7 +53,7 @@ class TestEmbeddedModel(EngineContract):
 
 class TestSpeculativeLocal(EngineContract):
     prompts = LETTERS
-    cuts_are_prefixes = False
+    segments_are_prefixes = False
 
     @pytest.fixture
     async def engine(self) -> AsyncIterator[Engine]:

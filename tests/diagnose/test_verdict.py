@@ -146,7 +146,7 @@ async def test_the_embedded_reward_is_usable() -> None:
     from cards.backends.local.rewards import ClassifierReward
 
     engine, judge = TransformersEngine.load("tiny"), ClassifierReward.load("tiny")
-    work = Diagnosis(Models(engine, judge), judge, read("tiny")[:4], answers=6, max_tokens=24)
+    work = Diagnosis(Models(engine, judge), judge, read("tiny")[:4], responses=6, max_tokens=24)
     figures = await work.run()
     judged = verdict(figures)
     assert judged.grade in ("good", "fair")

@@ -71,14 +71,14 @@ async def test_a_queue_hands_out_from_another_thread() -> None:
         handed = []
         for number in (1, 0, 3, 2):
             queue.finish(number, segment(number))
-            handed.append(queue.hand_out())
+            handed.append(queue.deliver())
         return handed
 
     results: list[list[bool]] = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
     got = []
-    while queue.left:
+    while queue.remaining:
         got.append(await asyncio.wait_for(queue.receive(), 10))
     thread.join()
     assert got == [[segment(0), segment(1)], [segment(2), segment(3)]]
@@ -88,8 +88,8 @@ async def test_a_queue_hands_out_from_another_thread() -> None:
 async def test_a_failed_queue_raises_the_error() -> None:
     queue = OrderedQueue(2)
     queue.finish(1, segment(1))
-    assert not queue.hand_out()
+    assert not queue.deliver()
     queue.fail(ValueError("gone"))
     with pytest.raises(ValueError, match="gone"):
         await queue.receive()
-    assert queue.left == 2
+    assert queue.remaining == 2

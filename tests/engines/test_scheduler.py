@@ -303,6 +303,6 @@ def test_a_caller_who_has_closed_the_loop_is_told_nothing() -> None:
     loop = asyncio.new_event_loop()
     question = loop.run_until_complete(ask())
     loop.close()
-    question.answer(1)
+    question.resolve(1)
     question.fail(RuntimeError("boom"))
     assert not question.future.done()

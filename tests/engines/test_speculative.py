@@ -21,7 +21,7 @@ from cards.backends.local.engine import TransformersEngine
 from cards.boundaries import Boundary, Entropy, FixedLength, Punctuation, Whole
 from cards.engines.base import Ask, Engine
 from cards.engines.mock import MockEngine
-from cards.engines.speculative import SpeculativeEngine, excess
+from cards.engines.speculative import SpeculativeEngine, exact_residual
 from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response, Segment
 from cards.methods import BestOfN
@@ -204,7 +204,7 @@ async def test_a_failing_model_fails_the_proposal() -> None:
 
 
 async def test_excess_of_a_draft_with_a_shorter_vocabulary() -> None:
-    weights = await excess(Prompt("?"), Response(), np.array([0.2, 0.5, 0.3]), np.array([0.6, 0.4]))
+    weights = await exact_residual(Prompt("?"), Response(), np.array([0.2, 0.5, 0.3]), np.array([0.6, 0.4]))
     assert weights.tolist() == pytest.approx([0.0, 0.1, 0.3])
 
 
@@ -216,7 +216,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
         SpeculativeEngine(target, engine(far), 0)
     blind = engine(far)
     blind.has = frozenset({"segments"})  # type: ignore[misc]
-    with pytest.raises(MismatchError, match="does not give logits"):
+    with pytest.raises(MismatchError, match="does not provide logits"):
         SpeculativeEngine(target, blind)
 
 

@@ -16,7 +16,7 @@ from cards import CARDS, Decoder, Entropy, FixedLength
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Ask
-from cards.errors import ModelError, PromptError, SettingError, UnknownNameError
+from cards.errors import ModelError, PromptError, SettingError, UnknownNameError, UnreachableTargetWarning
 from cards.events import Response, Segment
 from cards.methods import BestOfN, Vanilla
 from cards.sampling import Sampling
@@ -127,7 +127,7 @@ async def test_a_boundary_by_entropy_is_read_once(engine: TransformersEngine) ->
 async def test_retries_read_nothing_again(engine: TransformersEngine) -> None:
     """Sixty tokens drawn by twenty candidates of one segment: only the prompt is prefilled."""
     method = CARDS(target=90.0, alpha=1.0, boundary=FixedLength(maximum=3), width=1, max_rejections=19)
-    with pytest.warns(UserWarning, match="taken untested"):
+    with pytest.warns(UnreachableTargetWarning):
         usage = await used(engine, method, max_tokens=3)
     assert (usage.lm_prefill_tokens, usage.lm_decoded_tokens, usage.lm_wasted_tokens) == (3, 60, 57)
     assert usage.lm_cached_tokens == 20 * 3
@@ -144,7 +144,7 @@ async def test_each_request_of_a_batch_pays_for_itself(engine: TransformersEngin
         assert usage.lm_steps >= 5
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 @pytest.mark.parametrize("width", [1, 4, "auto"])
 async def test_a_reward_model_that_shares_ids_reads_hardly_more_than_what_is_proposed(width: Any, gpt2_float64: Pair) -> None:
     reward = gpt2_float64.reward(slots=32)
@@ -160,7 +160,7 @@ async def test_a_reward_model_that_shares_ids_reads_hardly_more_than_what_is_pro
     await reward.aclose()
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 async def test_the_reward_model_reads_or_finds_every_token_of_every_text(gpt2_float64: Pair) -> None:
     engine, reward = gpt2_float64.engine(slots=8), gpt2_float64.reward(slots=8)
     method = CARDS(target=1.5, boundary=Entropy(2, 8, 2.9), width=1, temperature=1.0)

@@ -16,9 +16,9 @@ import cards
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.events import Response
-from cards.study.evaluate.answers import read
-from cards.study.evaluate.report import Evaluated
-from cards.study.evaluate.run import HEADER, Evaluation, graded, prompt_of, response_of
+from cards.study.evaluate.report import EvaluationReport
+from cards.study.evaluate.responses import read
+from cards.study.evaluate.run import HEADER, Evaluation, grade_key, prompt_of, response_of
 from cards.study.evaluate.verdicts import Judgements
 from cards.study.journal import Journal
 from cards.study.session import Session
@@ -76,7 +76,7 @@ async def test_the_judge_is_not_told_who_answered(tmp_path: Path) -> None:
 def test_the_reward_that_steers_does_not_compare(tmp_path: Path) -> None:
     for gold, tables in (("gold", ["gold against vanilla, paired by prompt"]), ("steering", [])):
         answers = read([benched(tmp_path / f"{gold}.jsonl", gold)])
-        evaluated = Evaluated(answers, "vanilla", Judgements({}), rewards={"reward": "steering", "gold": gold})
+        evaluated = EvaluationReport(answers, "vanilla", Judgements({}), rewards={"reward": "steering", "gold": gold})
         found = evaluated.figures()
         assert list(dict.fromkeys(f.table for f in found if "against" in f.table)) == tables
         assert {f.name for f in found} & {"reward", "reward (it steered)"} == {"reward (it steered)"}
@@ -92,10 +92,10 @@ async def test_a_reward_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     assert len(session.errors) == 1
     assert "must be a finite number" in session.errors[0]
     rewards, anew = {"gold": "gold"}, frozenset({"gold"})
-    evaluated = Evaluated(answers, "base", Judgements.of(session.rows), rewards=rewards, anew=anew)
+    evaluated = EvaluationReport(answers, "base", Judgements.of(session.rows), rewards=rewards, regraded=anew)
     assert figures(evaluated, "mine", "gold against base")["pairs"] == 1
     assert figures(evaluated, "mine", "answers")["gold"] == 5.0  # of " fine", the only one there is
-    assert graded("gold", answers.systems["mine"][1]) not in {row["key"] for row in session.rows}
+    assert grade_key("gold", answers.systems["mine"][1]) not in {row["key"] for row in session.rows}
 
 
 def test_answers_end_at_the_end_token_and_within_the_budget() -> None:
@@ -112,7 +112,7 @@ def test_answers_that_were_cut_off_and_segments_taken_untested_are_reported(tmp_
     header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     rows[0]["usage"] |= {"accepted": 1, "fallbacks": 3}
     path.write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)), encoding="utf-8")
-    evaluated = Evaluated(read([str(path)]), "vanilla", Judgements({}))
+    evaluated = EvaluationReport(read([str(path)]), "vanilla", Judgements({}))
     found = figures(evaluated, "vanilla", "answers")
     assert found["cut off"] == 1.0
     assert found["untested"] > 0.2

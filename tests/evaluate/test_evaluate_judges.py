@@ -162,7 +162,7 @@ async def test_two_judges_and_the_gold_reward_are_compared(tmp_path: Path) -> No
 
 
 def test_addresses_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="http://host/v1 or http://host/v1#MODEL, not 'gpt'"):
+    with pytest.raises(SettingError, match="http://host/v1 or http://host/v1#MODEL, got 'gpt'"):
         connect(["gpt"])
     with pytest.raises(SettingError, match="Two judges have the model 'm'"):
         connect(["http://one/v1#m", "http://two/v1#m"])

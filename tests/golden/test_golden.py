@@ -18,15 +18,20 @@ from record import read
 # Old name -> new name. A name with a dot holds only below that key: "usage.lm_steps", or for a value of that key:
 # "event.Fallback". `parts` are replaced within keys and texts of any length, such as labels ("cards:max_rejections=").
 RENAMED: dict[str, dict[str, str]] = {
-    "keys": {"settings.--draft": "--proposer"},
+    "keys": {},
     "values": {"method.speculative": "vanilla", "method.skip-decoding": "vanilla"},
     "parts": {},
 }
 DROPPED: set[str] = {
-    *("stdout.speculative", "stdout.skip-decoding", "cards.settings.--draft"),
+    *("stdout.speculative", "stdout.skip-decoding", "settings.--draft", "settings.--gamma"),
     *("settings.draft", "settings.gamma", "out.jsonl.state.json.draft", "out.jsonl.state.json.gamma"),
 }  # recorded keys that are gone, written as those of RENAMED
-ADDED: set[str] = {"format"}  # new keys that were not recorded, written in the same way
+ADDED: set[str] = {
+    "format",
+    "settings.--proposer",
+    "settings.--lookahead",
+    "settings.--lengths",
+}  # new keys that were not recorded, written in the same way
 TOLERANCE = 1e-4  # of floats, relative and absolute
 
 

@@ -18,10 +18,10 @@ import cards
 from cards.cli.arms import arms_of
 from cards.study.bench.plan import Plan
 from cards.study.bench.run import Bench, header
-from cards.study.evaluate.answers import SystemResponses, read
 from cards.study.evaluate.judge import Judge, connect
-from cards.study.evaluate.report import Evaluated
-from cards.study.evaluate.run import HEADER, Evaluation, wanted
+from cards.study.evaluate.report import EvaluationReport
+from cards.study.evaluate.responses import SystemResponses, read
+from cards.study.evaluate.run import HEADER, Evaluation, requests_to
 from cards.study.evaluate.verdicts import Judgements
 from cards.study.journal import Journal
 from cards.study.models import Models
@@ -109,17 +109,17 @@ async def judged(
     baseline: str = "base",
     asked: tuple[str, ...] = ("pair",),
     **options: Any,
-) -> tuple[Evaluated, list[str]]:
+) -> tuple[EvaluationReport, list[str]]:
     """The evaluation of these answers, and what went wrong."""
     session = Session(Journal.open(path, HEADER), show=False)
     work = Evaluation(session)
     for one in judges:
-        await work.judge(one, wanted(one.name, asked, answers, baseline))
+        await work.judge(one, requests_to(one.name, asked, answers, baseline))
     judgements = Judgements.of(Journal.load(path).rows)  # what is in the file, not in memory
-    return Evaluated(answers, baseline, judgements, [one.name for one in judges], asked, **options), session.errors
+    return EvaluationReport(answers, baseline, judgements, [one.name for one in judges], asked, **options), session.errors
 
 
-def figures(evaluated: Evaluated, row: str, table: str = "pairs with") -> dict[str, float]:
+def figures(evaluated: EvaluationReport, row: str, table: str = "pairs with") -> dict[str, float]:
     """Of one row of the table whose name holds `table`."""
     return {figure.name: figure.value for figure in evaluated.figures() if figure.row == row and table in figure.table}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cards import Decoder
 from cards.batch.rows import line
-from cards.batch.work import BatchOptions, Work
+from cards.batch.work import BatchOptions, RowDecoder
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.errors import RewardError
@@ -44,8 +44,8 @@ def decoder(method: str = "cards", **options: Any) -> Decoder:
     return Decoder(Uneven(chances, VOCABULARY, end="</s>", **options), FunctionReward(likes, target=1.0), method)
 
 
-def work(method: str = "cards", rows: int = 4, **shape: Any) -> Work:
-    return Work(decoder(method, rows=rows), BatchOptions(**{"max_tokens": 6, "raw": True, **shape}))
+def work(method: str = "cards", rows: int = 4, **shape: Any) -> RowDecoder:
+    return RowDecoder(decoder(method, rows=rows), BatchOptions(**{"max_tokens": 6, "raw": True, **shape}))
 
 
 def prompts(count: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from cards.engines.mock import MockEngine
 from cards.rewards.function import FunctionReward
 from cards.sampling import Sampling
 from cards.study.calibrate.run import Calibration
-from cards.study.calibrate.samples import Drawing
+from cards.study.calibrate.samples import SamplingPlan
 from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
@@ -30,9 +30,9 @@ async def likes_b(prompt: str, response: str) -> float:
     return response.count("b") - 0.5 * response.count("c") + 0.1 * len(prompt)
 
 
-def calibration(folder: Path, prompts: int = 12, **drawing: Any) -> Calibration:
+def calibration(folder: Path, prompts: int = 12, **sizes: Any) -> Calibration:
     engine, reward = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(likes_b)
     records = [PromptRecord(n, str(n), "abcd"[n % 4] + "abcd"[n // 4 % 4] * (n % 3)) for n in range(prompts)]
-    plan = Drawing(Sampling(1.0, None), MAX_TOKENS, **drawing)
+    plan = SamplingPlan(Sampling(1.0, None), MAX_TOKENS, **sizes)
     session = Session(Journal.open(folder / "p.samples.jsonl", {"made": "here"}))
     return Calibration(Models(engine, reward), reward, records, plan, session, "raw")

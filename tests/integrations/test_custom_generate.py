@@ -17,7 +17,7 @@ from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingC
 import cards
 from cards import CARDS, Decoder, FixedLength
 from cards.errors import ModelError, PromptError, SettingError
-from cards.integrations.transformers import Output, custom_generate
+from cards.integrations.transformers import GenerateOutput, custom_generate
 from cards.methods import ARGS, BestOfN, Vanilla
 
 TEXTS = [words([5, 9]), words([12, 3, 40, 7, 8]), words([33])]
@@ -27,7 +27,7 @@ METHODS = [
     ARGS(temperature=1.0),
     Vanilla(chunk=5),
 ]
-REACH = pytest.mark.filterwarnings("ignore:.*taken untested")
+REACH = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_padded_batch_has_the_answers_of_a_decoder(method: Any, lm: Any, llama
     inputs = padded(llama_float64)
     generate = custom_generate(reward, method, tokenizer=llama_float64.tokenizer)
     got = lm.generate(**inputs, max_new_tokens=20, custom_generate=generate, seed=7, return_dict_in_generate=True)
-    assert isinstance(got, Output)
+    assert isinstance(got, GenerateOutput)
     assert got.results is not None
     assert [list(r.token_ids) for r in expected] == answers(got.sequences, inputs)
     assert [r.reward for r in got.results] == pytest.approx([r.reward for r in expected])
@@ -91,9 +91,9 @@ def test_the_engine_stays_with_the_model_until_its_weights_change(lm: Any, llama
         return model.generate(**inputs, max_new_tokens=20, do_sample=False)
 
     first = ours(lm)
-    engine = lm._cards_kept.engine
+    engine = lm._cards_engine.engine
     assert torch.equal(first, ours(lm))
-    assert lm._cards_kept.engine is engine
+    assert lm._cards_engine.engine is engine
     with torch.no_grad():
         lm.model.layers[1].self_attn.q_proj.weight.mul_(-2.0)
     assert torch.equal(ours(lm), plain(lm))
@@ -101,7 +101,7 @@ def test_the_engine_stays_with_the_model_until_its_weights_change(lm: Any, llama
     lm.float()
     assert torch.equal(ours(lm), plain(lm))
     twin = copy.deepcopy(lm)
-    assert twin._cards_kept.engine is None
+    assert twin._cards_engine.engine is None
     assert torch.equal(ours(twin), plain(lm))
     gone = weakref.ref(twin)
     del twin
@@ -179,7 +179,7 @@ class Never(StoppingCriteria):
 def test_a_warning_names_what_does_not_apply(lm: Any, llama_float64: Pair) -> None:
     inputs = padded(llama_float64)
     generate = custom_generate(llama_float64.reward(), cards.methods.CBS(temperature=1.0), tokenizer=llama_float64.tokenizer)
-    with pytest.warns(UserWarning, match="leaves out") as caught:
+    with pytest.warns(UserWarning, match="custom_generate ignores") as caught:
         lm.generate(
             **inputs,
             max_new_tokens=4,
@@ -191,11 +191,11 @@ def test_a_warning_names_what_does_not_apply(lm: Any, llama_float64: Pair) -> No
             logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.5)]),
             custom_generate=generate,
         )
-    [text] = [str(w.message) for w in caught if "leaves out" in str(w.message)]
+    [text] = [str(w.message) for w in caught if "custom_generate ignores" in str(w.message)]
     for name in ("MinNewTokensLength", "num_beams", "output_scores", "Never", "RepetitionPenalty"):
         assert name in text
     args = custom_generate(llama_float64.reward(), "args", tokenizer=llama_float64.tokenizer)
-    with pytest.warns(UserWarning, match="'args' cannot do: top_p"):
+    with pytest.warns(UserWarning, match="'args' does not support: top_p"):
         lm.generate(**inputs, max_new_tokens=4, top_p=0.5, custom_generate=args)
 
 
@@ -212,7 +212,7 @@ def test_a_streamer_gets_the_prompt_and_each_accepted_segment(lm: Any, llama_flo
     parts = list(streamer)
     assert "".join(parts).split() == llama_float64.tokenizer.decode(got[0, inputs["input_ids"].shape[1] :]).split()
     assert sum(map(bool, parts)) >= 3
-    with pytest.raises(SettingError, match="one answer"):
+    with pytest.raises(SettingError, match="single response"):
         lm.generate(**padded(llama_float64), **options, custom_generate=streaming)
 
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_decoded_is_refused(lm: Any, llama_float64: Pair) -> None
     with pytest.raises(SettingError, match="inputs_embeds"):
         lm.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=4, custom_generate=generate)
     small = custom_generate(None, "vanilla", tokenizer=llama_float64.tokenizer, context=4)
-    with pytest.raises(PromptError, match="context is 4"):
+    with pytest.raises(PromptError, match="context of 4 tokens"):
         lm.generate(**inputs, max_new_tokens=4, custom_generate=small)
 
 

@@ -18,7 +18,7 @@ from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.errors import RewardError, SettingError
 from cards.events import Message
-from cards.integrations.preferences import PreferencePair, answers, preferences, segments, write
+from cards.integrations.preferences import PreferencePair, preferences, response_pairs, segment_pairs, write
 from cards.methods import BestOfN, Vanilla
 from cards.rewards import FunctionReward
 
@@ -39,14 +39,14 @@ def reward() -> ClassifierReward:
     return ClassifierReward.load("tiny")
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_segments_continue_what_was_accepted_before_them(engine: TransformersEngine, reward: ClassifierReward) -> None:
     method = CARDS(target=2.0, boundary=FixedLength(maximum=6))
     decoder = Decoder(engine, reward, method)
     for number, chat in enumerate(CHATS):
         result = decoder(chat, seed=number, trace=True, max_tokens=64)
         prompt = engine.encode(chat)
-        pairs = list(segments(prompt, result))
+        pairs = list(segment_pairs(prompt, result))
         assert bool(pairs) == (result.finish_reason == "stop")
         whole = prompt.text + result.text
         for pair in pairs:
@@ -84,7 +84,7 @@ def test_answers_are_the_best_against_the_worst(engine: TransformersEngine, rewa
             "score_rejected": pytest.approx(worst.reward, abs=1e-4),
         }
     several = Decoder(engine, reward, BestOfN(n=1)).batch([CHATS[0]] * 6, trace=True, max_tokens=48)
-    [pair] = answers(CHATS[0], several)
+    [pair] = response_pairs(CHATS[0], several)
     assert pair.score_chosen == max(r.reward or 0 for r in several if r.finish_reason == "stop")
     assert pair.score_rejected == min(r.reward or 0 for r in several)
 
@@ -93,8 +93,8 @@ def test_answers_that_were_cut_off_teach_no_ending(engine: TransformersEngine, r
     for method in (BestOfN(n=4), CARDS(target=0.0)):
         cut = Decoder(engine, reward, method)(CHATS[1], trace=True, max_tokens=3)
         assert cut.finish_reason == "length"
-        assert not list(answers(CHATS[1], [cut]))
-        assert not list(segments(engine.encode(CHATS[1]), cut))
+        assert not list(response_pairs(CHATS[1], [cut]))
+        assert not list(segment_pairs(engine.encode(CHATS[1]), cut))
 
 
 def test_what_makes_no_pairs_is_refused_and_what_fails_is_left_out(engine: TransformersEngine) -> None:
@@ -104,7 +104,7 @@ def test_what_makes_no_pairs_is_refused_and_what_fails_is_left_out(engine: Trans
         return -float(len(response))
 
     decoder = Decoder(engine, FunctionReward(short), BestOfN(n=4))
-    with pytest.warns(UserWarning, match=r"Prompt number 1 gives no pairs: .*no dogs"):
+    with pytest.warns(UserWarning, match=r"No pairs for prompt number 1: .*no dogs"):
         pairs = list(preferences(decoder, CHATS, max_tokens=32))
     assert [pair.prompt for pair in pairs] == [tuple(CHATS[0]), tuple(CHATS[2])]
     with pytest.raises(SettingError, match="'best-of-n' gives no pairs"):
@@ -131,7 +131,7 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
     assert all(row["prompt"].startswith("\n\nHuman:") and row["score_chosen"] > row["score_rejected"] for row in table)
     for arguments, message in (
         (["tiny", "pairs.txt"], "written to a .jsonl or .parquet file"),
-        (["tiny", "pairs.jsonl", "--method", "vanilla"], "scores no answers"),
+        (["tiny", "pairs.jsonl", "--method", "vanilla"], "does not score responses"),
         (["tiny", "pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
         (["tiny", "pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),
     ):
@@ -191,7 +191,7 @@ def test_trl_trains_on_the_file_as_it_is_and_the_reward_rises(
 
 
 @TRL
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_trl_trains_on_segments_too(tmp_path: Path, engine: TransformersEngine, reward: ClassifierReward) -> None:
     decoder = Decoder(engine, reward, CARDS(target=2.0, boundary=FixedLength(maximum=6)))
     pairs = list(preferences(decoder, CHATS, repeats=8, max_tokens=64))[:64]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import cards.cli
 from cards.engines.mock import MockEngine
 from cards.errors import CardsError, RewardError, UnavailableError
-from cards.files import alone
+from cards.files import locked
 from cards.rewards import FunctionReward
 
 PROGRAM = Path(__file__).parents[1] / "batch" / "slow_batch.py"  # the command on a model without weights, which takes its time
@@ -85,7 +85,7 @@ def test_an_interrupt_tells_how_to_go_on(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, told = ended(process)
     assert code == 130, told
-    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; the same command goes on from there", told)
+    assert re.search(r"interrupted: \d+ prompts are in interrupted.jsonl.journal; run the same command again to resume", told)
     assert "Traceback" not in told
     assert ended(start(folder, "interrupted.jsonl"))[0] == 0
     assert (folder / "interrupted.jsonl").read_bytes() == (folder / "unbroken.jsonl").read_bytes()
@@ -140,7 +140,7 @@ def test_prompts_that_fail_are_tried_again(here: Here) -> None:
     ran = here("in.txt", "out.jsonl", *SETTINGS)
     assert ran.exit_code == 1
     assert "error: prompt 2: too many" in " ".join(ran.stderr.split())
-    assert "6 prompts failed, of which the first are above; the same command tries them again" in ran.stderr
+    assert "6 prompts failed; the first errors are above. Run the same command again to retry them." in ran.stderr
     assert "pairs of 6 prompts are in out.jsonl" in ran.stderr
     here.trouble = None
     assert here("in.txt", "out.jsonl", *SETTINGS).exit_code == 0
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_gone_on_with(here: Here) -> None:
         return " ".join(ran.stderr.split())
 
     Path("mine.jsonl").write_text("precious\n")
-    assert "'mine.jsonl' is there without 'mine.jsonl.journal'" in refused("mine.jsonl", *SETTINGS)
+    assert "'mine.jsonl' exists without 'mine.jsonl.journal'" in refused("mine.jsonl", *SETTINGS)
     assert Path("mine.jsonl").read_text() == "precious\n"
     assert here("in.txt", "out.jsonl", *SETTINGS).exit_code == 0
     before = Path("out.jsonl").read_bytes()
@@ -174,6 +174,6 @@ def test_files_that_cannot_be_gone_on_with(here: Here) -> None:
     Path("out.jsonl.journal").write_text("something else\n")
     assert "'out.jsonl.journal' holds no results" in refused("out.jsonl", *SETTINGS)
     assert Path("out.jsonl").read_bytes() == before
-    with alone(Path("shared.jsonl.journal"), "test"):
-        assert "Another `cards preferences` writes to 'shared.jsonl.journal'" in refused("shared.jsonl", *SETTINGS)
+    with locked(Path("shared.jsonl.journal"), "test"):
+        assert "Another `cards preferences` is writing to 'shared.jsonl.journal'" in refused("shared.jsonl", *SETTINGS)
     assert here.loads == 1

@@ -113,4 +113,4 @@ def test_what_is_nobodys_row_ends_the_batch_with_its_reason(
     Path("in.jsonl").write_text('{"prompt": "a"}\n')
     ran = CliRunner().invoke(cards.cli.app, ["batch", "in.jsonl", "out.jsonl", "--ray", "--reward", "length:5"])
     assert ran.exit_code == 2
-    assert "A length is given as" in ran.stderr  # what the loader said, on its node
+    assert "A length reward is named" in ran.stderr  # what the loader said, on its node

@@ -24,7 +24,7 @@ SETTINGS = ray_serve.Settings(settings={"max_rejections": 3}, loading={"slots": 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    decoders = ray_serve.Decoder.options(num_replicas=2, autoscaling_config=None, max_ongoing_requests=2)
+    decoders = ray_serve.DecoderReplica.options(num_replicas=2, autoscaling_config=None, max_ongoing_requests=2)
     with cluster(ray_serve.Front.bind(SETTINGS, decoders.bind(SETTINGS))) as found:
         yield found
 
@@ -101,11 +101,11 @@ def test_a_killed_decoder_is_replaced_and_requests_go_on(address: str) -> None:
 async def test_a_decoder_of_another_number_takes_the_models_of_that_number() -> None:
     other = str(Path(cards.__file__).parent / "tiny" / "lm")  # the same model by another name
     settings = ray_serve.Settings(models=["tiny", other], loading={"slots": 4}, server={"api_keys": ["k"]})
-    decoder = ray_serve.Decoder.func_or_class(settings)
+    decoder = ray_serve.DecoderReplica.func_or_class(settings)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = (await receive()).get("body", b"")
-        async for message in decoder.answer({name: scope[name] for name in ray_serve.PASSED if name in scope}, body):
+        async for message in decoder.respond({name: scope[name] for name in ray_serve.SCOPE_KEYS if name in scope}, body):
             await send(message)
 
     async def number(rank: int) -> None:
@@ -137,9 +137,11 @@ def test_the_configuration_is_one_of_this_application() -> None:
     made = ray_serve.app(found.args)
     assert found.import_path == "cards.integrations.ray_serve:app"
     assert made._bound_deployment.name == "Front"
-    assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.Decoder.name}
+    assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.DecoderReplica.name}
     deadline = ServerOptions(**found.args["server"]).deadline
-    for given, own in zip(found.deployments, (ray_serve.Front, ray_serve.Decoder), strict=True):  # removed ones can finish
+    for given, own in zip(
+        found.deployments, (ray_serve.Front, ray_serve.DecoderReplica), strict=True
+    ):  # removed ones can finish
         assert given.graceful_shutdown_timeout_s == own._deployment_config.graceful_shutdown_timeout_s > deadline
 
 
@@ -150,10 +152,10 @@ def test_a_beginning_is_what_later_turns_do_not_change(role: str) -> None:
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi"},
     ]
-    key = ray_serve.beginning(json.dumps({"messages": turns[:2]}).encode())
-    assert key == ray_serve.beginning(json.dumps({"messages": turns, "seed": 3}).encode()) != ""
+    key = ray_serve.conversation_key(json.dumps({"messages": turns[:2]}).encode())
+    assert key == ray_serve.conversation_key(json.dumps({"messages": turns, "seed": 3}).encode()) != ""
     turns[0]["content"] = "Be short."
-    assert ray_serve.beginning(json.dumps({"messages": turns}).encode()) != key
-    assert ray_serve.beginning(b'{"prompt": "a"}') != ray_serve.beginning(b'{"prompt": "b"}')
+    assert ray_serve.conversation_key(json.dumps({"messages": turns}).encode()) != key
+    assert ray_serve.conversation_key(b'{"prompt": "a"}') != ray_serve.conversation_key(b'{"prompt": "b"}')
     for body in (b"", b"[", b"[]", b"{}", b'{"messages": 3}'):
-        assert ray_serve.beginning(body) == ray_serve.beginning(body)
+        assert ray_serve.conversation_key(body) == ray_serve.conversation_key(body)

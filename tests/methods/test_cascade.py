@@ -39,7 +39,7 @@ from cards.methods import Cascade
 from cards.methods.base import Request
 from cards.rewards import FunctionReward, ImplicitReward
 from cards.rewards.base import Reward
-from cards.sampling import EARLY, VERDICT, uniforms
+from cards.sampling import GUIDE_VERDICT, VERDICT, uniforms
 from cards.testing import check_law, normalised
 from cards.usage import Usage, track_usage
 
@@ -153,7 +153,7 @@ def events_of(
     return asyncio.run(run())
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("width", [1, 4])
 def test_the_reward_is_asked_only_about_what_passed_the_guide(coupled: bool, width: int) -> None:
@@ -164,7 +164,7 @@ def test_the_reward_is_asked_only_about_what_passed_the_guide(coupled: bool, wid
         scored = [e for e in events if isinstance(e, Scored)]
         prefix, answers = Response(), [""]
         for segment in result.segments:
-            u = uniforms(seed, len(answers) - 1, 0, 6, VERDICT if coupled else EARLY)
+            u = uniforms(seed, len(answers) - 1, 0, 6, VERDICT if coupled else GUIDE_VERDICT)
             for number, candidate in enumerate(drawn_at(events, len(answers) - 1)):
                 text = (prefix + candidate).text
                 passed = math.log(u[number]) < (opinion(text) - GUIDE_TARGET) / GUIDE_BETA
@@ -191,7 +191,7 @@ def test_what_the_guide_holds_back_has_no_reward() -> None:
     assert sum(len(s.rejected) for s in result.segments) == result.usage.rejected
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_the_fallback_is_the_best_that_the_reward_has_scored_else_the_guides_best() -> None:
     kinds = set()
     for seed in range(60):

@@ -153,7 +153,7 @@ def test_engines_that_do_not_fit_are_refused() -> None:
     for method in (ARGS(), GenARM(guides=(mock(),))):
         with pytest.raises(MismatchError, match=r"needs logits.*Methods that work: .*best-of-n"):
             Decoder(textual, count_of_b, method)
-    with pytest.raises(MismatchError, match="does not give logits"):
+    with pytest.raises(MismatchError, match="does not provide logits"):
         Decoder(mock(), None, ContrastiveDecoding(amateur=textual))("ab")
     with pytest.raises(MismatchError, match=r"share a tokenizer.*guides"):
         Decoder(mock(), None, GenARM(guides=(mock(), mocks()[0]), weights=(1.0, 1.0)))

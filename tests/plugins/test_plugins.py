@@ -35,8 +35,8 @@ def test_methods_lists_it_and_names_the_plugins_that_are_skipped(environment: di
     assert ran.returncode == 0, ran.stderr
     assert "longest-of-n" in ran.stdout
     assert "--bonus=0.0" in ran.stdout
-    assert "'not-there' of cards.methods is skipped: No module named 'cards_example.nothing'" in ran.stderr
-    assert "'best-of-n' of cards.methods is skipped: the name 'best-of-n' is taken" in ran.stderr
+    assert "'not-there' of cards.methods was skipped: No module named 'cards_example.nothing'" in ran.stderr
+    assert "'best-of-n' of cards.methods was skipped: the name 'best-of-n' is already in use" in ran.stderr
 
 
 def test_the_command_line_runs_it(environment: dict[str, str]) -> None:

@@ -186,7 +186,7 @@ async def test_non_finite_score_is_an_error_that_names_the_text(tokenizer: hf.Pr
     with torch.no_grad():
         model.score.weight.fill_(torch.nan)
     prompt, [response] = texts(tokenizer, 1)
-    with pytest.raises(RewardError, match=r"gave nan for '.*" + response.text[-5:-1]):
+    with pytest.raises(RewardError, match=r"got nan for the response '.*" + response.text[-5:-1]):
         await reward.score(prompt, [response])
     await reward.aclose()
 

@@ -59,13 +59,13 @@ def test_combinations_combine() -> None:
 def test_a_part_that_fails_fails_the_whole_and_is_named() -> None:
     bad = FunctionReward(lambda p, r: math.nan, name="broken")
     for reward in (WeightedSum([*parts(), bad], [1, 1, 1, 0]), Minimum([*parts(), bad]), Pessimistic([*parts(), bad])):
-        with pytest.raises(RewardError, match="'broken' gave nan"):
+        with pytest.raises(RewardError, match="'broken' must return finite numbers, got nan"):
             score(reward)
 
 
 def test_a_sum_that_overflows_is_refused() -> None:
     huge = FunctionReward(lambda p, r: 1e308, name="huge")
-    with pytest.raises(RewardError, match="gave inf"):
+    with pytest.raises(RewardError, match="got inf"):
         score(WeightedSum([huge, huge], [1.0, 1.0]))
 
 
@@ -110,7 +110,7 @@ async def test_closing_a_combination_closes_its_parts() -> None:
 def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(SettingError, match="at least one"):
         Minimum([])
-    with pytest.raises(SettingError, match="2 weights were given for 3 rewards"):
+    with pytest.raises(SettingError, match="3 rewards needs as many weights, got 2"):
         WeightedSum(parts(), [1.0, 2.0])
     with pytest.raises(SettingError, match="k must"):
         Pessimistic(parts(), -1.0)

@@ -56,19 +56,19 @@ def test_json_is_spared_while_some_ending_makes_it_valid(alphabet: str, longest:
     completable = beginnings(alphabet, longest, is_json)
     for text in texts(alphabet, checked):
         if text == text.lstrip():
-            assert reward.judge(text, finished=True) == is_json(text), text
-            assert reward.judge(text, finished=False) == (text in completable), text
+            assert reward.score_text(text, finished=True) == is_json(text), text
+            assert reward.score_text(text, finished=False) == (text in completable), text
 
 
 def test_json_of_some_size() -> None:
     text = json.dumps({"a": [1, -2.5e3, {"b\n": None}], "c": 'caf\u00e9 "x"', "d": [True, False, []]}, indent=1)
     reward = JSONReward()
     for end in range(len(text)):
-        assert reward.judge(text[:end], finished=False) == 1.0
-        assert reward.judge(text[:end], finished=True) == 0.0
-    assert reward.judge(text, finished=True) == 1.0
+        assert reward.score_text(text[:end], finished=False) == 1.0
+        assert reward.score_text(text[:end], finished=True) == 0.0
+    assert reward.score_text(text, finished=True) == 1.0
     for broken in ('{"a": 1,}', "[1 2]", "{'a'", "Sure: {", "nan", "NaN", '"a\nb', "[1]]", "01"):
-        assert reward.judge(broken, finished=False) == 0.0, broken
+        assert reward.score_text(broken, finished=False) == 0.0, broken
 
 
 PATTERNS = [
@@ -92,21 +92,21 @@ def test_a_pattern_spares_what_some_ending_makes_match(pattern: str) -> None:
     reward = RegexReward(pattern)
     completable = beginnings("abc", 8, lambda text: re.fullmatch(pattern, text) is not None)
     for text in texts("abc", 4):
-        assert reward.judge(text, finished=True) == (re.fullmatch(pattern, text) is not None), text
-        assert reward.judge(text, finished=False) == (text in completable), text
+        assert reward.score_text(text, finished=True) == (re.fullmatch(pattern, text) is not None), text
+        assert reward.score_text(text, finished=False) == (text in completable), text
 
 
 @pytest.mark.parametrize("pattern", ["a+?b", "(?<=a)b", "c(?=a)"])
 def test_where_a_pattern_is_not_exact_it_spares_too_much_never_too_little(pattern: str) -> None:
     reward = RegexReward(pattern)
     completable = beginnings("abc", 8, lambda text: re.fullmatch(pattern, text) is not None)
-    assert all(reward.judge(text, finished=False) == 1.0 for text in completable)
+    assert all(reward.score_text(text, finished=False) == 1.0 for text in completable)
 
 
 def test_a_pattern_that_takes_for_ever_is_an_error_that_shows_the_text() -> None:
     reward = RegexReward("(?:(?:a|aa)+)+", timeout=0.05)
     with pytest.raises(RewardError, match=r"took longer than 0\.05 s on .*aaa!"):
-        reward.judge("a" * 80 + "!", finished=True)
+        reward.score_text("a" * 80 + "!", finished=True)
 
 
 @pytest.mark.parametrize("required", [(), ("ab",), ("a b",), ("a", "b")])
@@ -131,34 +131,34 @@ def test_keywords_spare_what_some_ending_makes_right(required: tuple[str, ...], 
     completable = beginnings("ab !", 8, meets) if forbidden else None
     for text in texts("ab !", 3):
         if text == text.lstrip():
-            assert reward.judge(text, finished=True) == meets(text), text
-            assert reward.judge(text, finished=False) == (completable is None or text in completable), text
+            assert reward.score_text(text, finished=True) == meets(text), text
+            assert reward.score_text(text, finished=False) == (completable is None or text in completable), text
 
 
 def test_keywords_are_whole_words_in_any_case() -> None:
     reward = KeywordReward(["Good day"], ["ass", "C++"])
-    assert reward.judge("good DAY, class!", finished=True) == 1.0
-    assert reward.judge("good days", finished=True) == 0.0
-    assert reward.judge("an ass", finished=False) == 1.0  # it may become an assistant
-    assert reward.judge("an ass,", finished=False) == 0.0
-    assert reward.judge("good day to c++", finished=False) == 0.0
+    assert reward.score_text("good DAY, class!", finished=True) == 1.0
+    assert reward.score_text("good days", finished=True) == 0.0
+    assert reward.score_text("an ass", finished=False) == 1.0  # it may become an assistant
+    assert reward.score_text("an ass,", finished=False) == 0.0
+    assert reward.score_text("good day to c++", finished=False) == 0.0
 
 
 def test_graded_keywords_count_what_is_there_so_far() -> None:
     reward = KeywordReward(["a", "b", "c"], ["d"], graded=True)
-    assert [reward.judge(t, finished) for t in ("", "a", "b a", "a b c", "a b c d e") for finished in (False, True)] == [
+    assert [reward.score_text(t, finished) for t in ("", "a", "b a", "a b c", "a b c d e") for finished in (False, True)] == [
         *(0.0, 0.0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1.0, 1.0, 0.0, 0.0)
     ]
 
 
 def test_lengths_are_judged_when_they_are_certain() -> None:
     reward = LengthReward(2, 3)
-    assert [reward.judge(t, finished=False) for t in ("", "a", "a b c", "a b c d")] == [1.0, 1.0, 1.0, 0.0]
-    assert [reward.judge(t, finished=True) for t in ("", "a", "a b", "a b c", "a b c d")] == [0.0, 0.0, 1.0, 1.0, 0.0]
+    assert [reward.score_text(t, finished=False) for t in ("", "a", "a b c", "a b c d")] == [1.0, 1.0, 1.0, 0.0]
+    assert [reward.score_text(t, finished=True) for t in ("", "a", "a b", "a b c", "a b c d")] == [0.0, 0.0, 1.0, 1.0, 0.0]
     graded = LengthReward(4, 6, "characters", graded=True)
-    assert [graded.judge(t, finished=True) for t in ("", "abc", "abcd", "a" * 8)] == [0.0, 0.75, 1.0, 0.75]
-    assert [graded.judge(t, finished=False) for t in ("", "abc", "a" * 8)] == [1.0, 1.0, 0.75]
-    assert LengthReward(0).judge("", finished=True) == 1.0
+    assert [graded.score_text(t, finished=True) for t in ("", "abc", "abcd", "a" * 8)] == [0.0, 0.75, 1.0, 0.75]
+    assert [graded.score_text(t, finished=False) for t in ("", "abc", "a" * 8)] == [1.0, 1.0, 0.75]
+    assert LengthReward(0).score_text("", finished=True) == 1.0
 
 
 async def test_space_before_an_answer_is_not_judged_and_calls_are_counted() -> None:
@@ -191,10 +191,10 @@ async def test_constraints_have_names(name: str, good: str, bad: str) -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: RegexReward("(a"), "no regular expression"),
-        (lambda: KeywordReward(), "Give keywords"),
-        (lambda: KeywordReward(["a", ""]), "none of them empty"),
-        (lambda: KeywordReward(["bad luck"], ["bad"]), "'bad luck' is required, but holds 'bad'"),
+        (lambda: RegexReward("(a"), "valid regular expression"),
+        (lambda: KeywordReward(), r"nonempty keywords, got \[\]"),
+        (lambda: KeywordReward(["a", ""]), "nonempty keywords, got"),
+        (lambda: KeywordReward(["bad luck"], ["bad"]), "'bad luck' is required but contains 'bad'"),
         (lambda: LengthReward(5, 4), "5 to 4"),
         (lambda: LengthReward(-1), "-1"),
         (lambda: LengthReward(1, 2, "tokens"), "unit"),  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def test_what_is_no_number_is_an_error_that_shows_the_text(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_an_error_that_shows_prompt_and_text(value: float) -> None:
-    with pytest.raises(RewardError, match=rf"gave {value} for 'bad' after the prompt 'What\?'; .*finite"):
+    with pytest.raises(RewardError, match=rf"finite numbers, got {value} for the response 'bad' to the prompt 'What\?'\."):
         score(lambda p, r: value if r == "bad" else 0.0, "good", "bad")
 
 
@@ -132,7 +132,7 @@ def test_too_few_scores_are_an_error() -> None:
         async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
             return [1.0]
 
-    with pytest.raises(RewardError, match="'lazy' gave 1 scores for 2 responses"):
+    with pytest.raises(RewardError, match="'lazy' must return 2 scores for 2 responses, got 1"):
         asyncio.run(Lazy().score(PROMPT, [Response("a"), Response("b")]))
 
 

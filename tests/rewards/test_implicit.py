@@ -19,7 +19,7 @@ from cards.errors import MismatchError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.registry import load_reward
 from cards.rewards import ImplicitReward, Minimum
-from cards.rewards.implicit import Sums
+from cards.rewards.implicit import PrefixSums
 from cards.usage import track_usage
 
 IDS = tuple(int(i) for i in np.random.default_rng(5).integers(2, 80, 40))
@@ -131,7 +131,7 @@ def decoded(reward: ImplicitReward, pair: Pair, forget: bool) -> list[Result]:
     return results
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_answers_do_not_depend_on_batch_or_cache(llama_float64: Pair) -> None:
     warm, cold = (decoded(implicit(), llama_float64, forget) for forget in (False, True))
     assert [r.token_ids for r in warm] == [r.token_ids for r in cold]
@@ -140,7 +140,7 @@ def test_answers_do_not_depend_on_batch_or_cache(llama_float64: Pair) -> None:
 
 
 def test_sums_are_found_again_up_to_where_texts_part() -> None:
-    sums = Sums()
+    sums = PrefixSums()
     assert sums.longest((1, 2), (3, 4)) == (0, 0.0)
     sums.add((1, 2), (3, 4, 5), np.array([1.0, 2.0, 3.0]))
     assert sums.longest((1, 2), (3, 4, 6)) == (2, 2.0)
@@ -153,7 +153,7 @@ def test_sums_are_found_again_up_to_where_texts_part() -> None:
 
 
 def test_sums_are_bounded() -> None:
-    sums = Sums(most=50)
+    sums = PrefixSums(capacity=50)
     for prompt in range(30):
         sums.add((prompt,) * 5, tuple(range(10)), np.arange(10.0))
         assert sums.tokens <= 50
@@ -162,7 +162,7 @@ def test_sums_are_bounded() -> None:
 
 async def test_rewards_do_not_change_when_sums_are_dropped_in_between(prompt: Prompt) -> None:
     reward = implicit()
-    reward.sums = Sums(most=15)
+    reward.prefix_sums = PrefixSums(capacity=15)
     texts = [Response(token_ids=IDS[10 : 10 + count]) for count in (3, 5, 8, 12, 4, 9)]
     alone = [(await reward.score(prompt, [text]))[0] for text in texts]
     together = await asyncio.gather(*(reward.score(prompt, [text]) for text in texts))
@@ -192,7 +192,7 @@ def test_a_pair_is_named_by_its_models() -> None:
 
 
 def test_pairs_and_settings_that_make_no_reward_are_refused() -> None:
-    with pytest.raises(MismatchError, match="two models of one tokenizer"):
+    with pytest.raises(MismatchError, match="two models with the same tokenizer"):
         ImplicitReward(engine(MODELS[0]), letter_engine())
     with pytest.raises(SettingError, match="beta must be positive"):
         implicit(beta=0.0)

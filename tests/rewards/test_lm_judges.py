@@ -159,7 +159,7 @@ def test_an_lm_may_score_its_own_responses(llama_float32: Pair) -> None:
 
 
 def test_a_question_must_hold_what_it_asks_about() -> None:
-    with pytest.raises(SettingError, match=r"must hold \{b\}"):
+    with pytest.raises(SettingError, match=r"but \{b\} is missing"):
         evaluator(question="{conversation}{a}")
-    with pytest.raises(SettingError, match="A and B are no single tokens"):
+    with pytest.raises(SettingError, match="A and B must be single tokens"):
         SelfEvaluation(MockEngine(lambda ids: [1.0], "A"))

@@ -88,10 +88,10 @@ async def test_a_step_is_asked_for_once() -> None:
 
 
 async def test_scores_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cards.rewards.process.KEPT", 3)
+    monkeypatch.setattr("cards.rewards.process.CACHED_STEPS", 3)
     reward = ProcessReward(Notes(), ";", "mean")
     assert await reward.score(PROMPT, [response("a;b;c;d;e;")]) == [6.0]
-    assert len(reward.known) == 3
+    assert len(reward.cached) == 3
     assert await reward.score(PROMPT, [response("a;b;c;d;e;")]) == [6.0]
 
 
@@ -116,7 +116,7 @@ async def test_a_classifier_with_a_template_of_its_own_renders_each_step(llama_f
     assert found == pytest.approx([expected], abs=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 def test_steps_guide_cards(llama_float64: Pair) -> None:
     method = CARDS(target=0.8, boundary=Step(maximum=6, delimiter="w1"), width=2, max_rejections=4)
     results = []
@@ -194,11 +194,11 @@ async def test_a_bad_score_of_a_step_is_an_error() -> None:
 def test_settings_that_make_no_reward_are_refused() -> None:
     with pytest.raises(SettingError, match="delimiter"):
         ProcessReward(Notes(), "")
-    with pytest.raises(SettingError, match="join must be one of last, min, mean, product, not 'sum'"):
+    with pytest.raises(SettingError, match="join must be one of last, min, mean, product, got 'sum'"):
         ProcessReward(Notes(), join="sum")  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="one token"):
+    with pytest.raises(SettingError, match="different tokens"):
         steps_reward(good="+", bad="+")
-    with pytest.raises(SettingError, match="no token"):
+    with pytest.raises(SettingError, match="must be tokens of"):
         steps_reward(good="x")
 
 

@@ -28,7 +28,7 @@ from cards.serve.playground.view import run_html
 from cards.serve.service import Service
 from cards.serve.tracing import Tracing
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 def a_run(prompt: str = "hi", decoder: Decoder | None = None, max_tokens: int = 12) -> Run:

@@ -21,7 +21,7 @@ pytest.importorskip("gradio", reason="the playground needs Gradio")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*taken untested"),
+    pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning"),
     pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),  # of Gradio's calls of pandas
 ]
 CHROMIUM = os.environ.get("CARDS_CHROMIUM") or shutil.which("chromium")
@@ -221,7 +221,7 @@ def test_what_is_wrong_is_said_in_words(tiny_page: Running, visit: Open) -> None
     page = visit(tiny_page)
     run(page, "  ")
     expect_state(page, "failed")
-    expect(page.get_by_role("alert")).to_have_text("The prompt is empty. Enter a text.")
+    expect(page.get_by_role("alert")).to_have_text("The prompt is empty: give a text.")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
     page.get_by_label("target").first.fill("high")
     run(page, "What makes a good film?")

@@ -16,7 +16,7 @@ from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.methods import Vanilla
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 PROMPT = "The movie was"
 COUNTS = ("lm_decoded_tokens", "lm_wasted_tokens", "rm_calls", "candidates", "accepted", "rejected", "fallbacks")
 Pair = tuple[TransformersEngine, ClassifierReward]

@@ -14,7 +14,7 @@ from helpers.running_server import Running, Switch, assert_free, serving, until
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 async def test_first_come_first_served() -> None:

@@ -16,7 +16,7 @@ from helpers.running_server import Running, Switch, assert_free, serving, until
 from cards.backends.local.engine import TransformersEngine
 from cards.serve.server import UNREAD_TIMEOUT
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 LONG = {"prompt": "abc", "max_tokens": 100, "stream": True}
 
 

@@ -20,7 +20,7 @@ from cards.registry import method_class, method_classes
 from cards.serve.app import make_app
 from cards.serve.options import ServerOptions
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 LIMITS: dict[str, Any] = {"max_tokens": 16, "default_tokens": 8, "deadline": 0.3, "max_body": 50_000}
 document = schemathesis.openapi.from_asgi("/openapi.json", make_app(mock(), Switch(), CARDS_IN_THREES, ServerOptions(**LIMITS)))
 

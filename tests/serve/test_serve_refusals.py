@@ -18,7 +18,7 @@ from cards.errors import SettingError
 from cards.methods import Cascade
 from cards.serve.options import ServerOptions
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 @pytest.mark.parametrize(

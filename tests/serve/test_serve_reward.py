@@ -24,7 +24,7 @@ from cards.events import Segment
 from cards.methods import Vanilla
 from cards.serve.errors import api_error
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 BODY = {"prompt": "abc", "max_tokens": 12, "seed": 1}
 PLAIN = Vanilla(temperature=1.0, top_k=None)  # as CARDS_IN_THREES samples
 

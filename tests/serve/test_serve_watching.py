@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cards.serve.logs import JSONFormatter
 from cards.serve.tracing import Tracing, provider_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 BODY = {"prompt": "abcabc", "max_tokens": 9, "seed": 1}
 SECRET = "abcabc"
 

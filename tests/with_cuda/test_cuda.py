@@ -43,7 +43,7 @@ def test_texts_are_those_of_the_cpu(lm: str, rm: str, width: int | str, expected
         assert [r.reward for r in got] == pytest.approx([r.reward for r in expected[: len(got)]], rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.*taken untested:UserWarning")
+@pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_oracle_on_the_gpu_says_the_same(kind: str) -> None:
     pair = Pair.make(kind, torch.float64)

@@ -50,7 +50,7 @@ COMMON = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--
 TALK = [Message(role="user", content="What did you think of the new Star Wars film?")]
 LONG = 400  # tokens, more than are drawn before one looks
 PROMPTS: list[str | Sequence[Message]] = [TALK, [Message(role="user", content="I am so tired of my job.")], "Once upon a time"]
-pytestmark = [pytest.mark.filterwarnings("ignore:.*taken untested"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning"), pytest.mark.timeout(600)]
 
 
 @dataclass

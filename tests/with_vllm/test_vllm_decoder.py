@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     "best of n": BestOfN(n=5),
     "vanilla": Vanilla(),
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*taken untested")
+pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 
 
 @pytest.fixture

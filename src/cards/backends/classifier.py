@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_of
-from cards.engines.text import fingerprint
 from cards.errors import RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
+from cards.fingerprint import fingerprint
 from cards.rewards.base import Reward
 
 Output = int | str | Sequence[float] | None

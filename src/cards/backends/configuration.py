@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.files import unknown_model
+from cards.backends.files import load_tokenizer, unknown_model
 from cards.errors import ModelError, SettingError, UnknownNameError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -33,7 +33,7 @@ def skeleton(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
         config = AutoConfig.from_pretrained(source)
         with torch.device("meta"):
             model = auto.from_config(config)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source)
     except OSError as error:
         raise unknown_model(source) from error
     except ValueError as error:

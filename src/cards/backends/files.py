@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from cards.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TINY = Path(__file__).parents[1] / "tiny"
 EMBEDDED = {"tiny-draft": "draft", "tiny-aligned": "aligned", "tiny-gold": "gold"}
@@ -32,3 +37,16 @@ def unknown_model(name: str) -> UnknownNameError:
         _known(),
         "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached.",
     )
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or a Hugging Face name, with the hash of its file. Raises OSError or ValueError."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers import AutoTokenizer
+
+    tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source))
+    folder = Path(source)
+    file = folder / "tokenizer.json" if folder.is_dir() else try_to_load_from_cache(source, "tokenizer.json")
+    if isinstance(file, str | Path) and Path(file).exists():
+        tokenizer._cards_file = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return tokenizer

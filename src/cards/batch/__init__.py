@@ -1,1 +1,1 @@
-"""A file of prompts in, a file of answers out, in the same order, however often the process is killed on the way."""
+"""Batches: a file of prompts in, a file of responses out, in the same order, resumable after a kill at any time."""

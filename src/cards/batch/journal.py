@@ -1,4 +1,4 @@
-"""What a batch has written so far: answers and failed rows, both in the order of the input, a line a row."""
+"""The files of a running batch: responses and failed rows, each in input order with one row per line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from cards.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
-    """Where lines go. `answers` is the output itself, or what it will be made of; `row` is the field with a row's number."""
+class BatchFiles:
+    """The files of a batch in JSON Lines. `responses` is the output, or is packed into it at the end.
 
-    answers: Path
+    `row` is the name of the field that holds the row number.
+    """
+
+    responses: Path
     failures: Path
     row: str = "row"
 
@@ -26,9 +29,9 @@ class Files:
 
 
 class BatchJournal:
-    """Takes outcomes in order. Each is with the operating system when `write` returns, so killing the process loses none."""
+    """A writer of outcomes, which must come in order. `write` does not buffer, so killing the process loses no outcome."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: BatchFiles) -> None:
         self.files = files
         self._open: dict[Path, BinaryIO] = {}
 
@@ -40,46 +43,47 @@ class BatchJournal:
             file.close()
 
     def write(self, outcome: Outcome) -> None:
-        path = self.files.failures if outcome.failed else self.files.answers
+        path = self.files.failures if outcome.failed else self.files.responses
         if path not in self._open:
             self._open[path] = path.open("ab", buffering=0)
         self._open[path].write(outcome.line)
 
 
-def done(files: Files) -> tuple[int, int]:
-    """How many rows are answered and how many failed; what a killed process wrote half of is cut off.
+def count_rows(files: BatchFiles) -> tuple[int, int]:
+    """Return how many rows succeeded and how many failed. A line that a killed process wrote in part is removed.
 
-    As lines are written in order, the last one says how far the batch is. Raises SettingError if lines are missing.
+    Lines are written in order, so the largest row number must equal the number of lines minus one. Raises SettingError if
+    lines are missing.
     """
     counts = []
-    last = -1
-    for path in (files.answers, files.failures):
-        found = _repaired(path)
-        counts.append(found[0])
-        if found[1]:
+    highest = -1
+    for path in (files.responses, files.failures):
+        count, last_line = _repair(path)
+        counts.append(count)
+        if last_line:
             try:
-                last = max(last, files.number(found[1]))
+                highest = max(highest, files.number(last_line))
             except (ValueError, KeyError, TypeError):
                 raise SettingError(
-                    f"The last line of {str(path)!r} is none of `cards batch`: put the file back, or aside."
+                    f"The last line of {str(path)!r} was not written by `cards batch`. Restore the file, or move it away."
                 ) from None
-    if sum(counts) != last + 1:
+    if sum(counts) != highest + 1:
         raise SettingError(
-            f"{str(files.answers)!r} and {str(files.failures)!r} hold {sum(counts)} rows and should hold {last + 1}: somebody "
-            "else wrote to them. Put them back as they were, or begin anew in another file."
+            f"{str(files.responses)!r} and {str(files.failures)!r} hold {sum(counts)} rows but should hold {highest + 1}: "
+            "another program changed them. Restore them, or choose another output."
         )
     return counts[0], counts[1]
 
 
-def failed(files: Files) -> Iterator[int]:
-    """Numbers of the failed rows."""
+def failed_rows(files: BatchFiles) -> Iterator[int]:
+    """Yield the numbers of the failed rows."""
     if files.failures.exists():
         with files.failures.open("rb") as file:
             yield from (files.number(line) for line in file)
 
 
-def _repaired(path: Path) -> tuple[int, bytes]:
-    """The number of lines and the last one, after a line that is not whole has been cut off."""
+def _repair(path: Path) -> tuple[int, bytes]:
+    """Remove an incomplete last line. Return the number of lines and the last line."""
     if not path.exists():
         return 0, b""
     count = end = 0
@@ -92,19 +96,20 @@ def _repaired(path: Path) -> tuple[int, bytes]:
     return count, last
 
 
-class Merge(BatchJournal):
-    """Takes new outcomes of rows that had failed, and puts them in their places among the others when it closes well.
+class MergeJournal(BatchJournal):
+    """A writer of new outcomes for failed rows, which merges them with the other rows in input order.
 
-    Both files are written anew beside the old ones. `settle` finishes or drops what a killed process left of that.
+    Both files are written to new paths and replace the old files if the context exits without an error. `settle` finishes
+    or discards the merge of a killed process.
     """
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: BatchFiles) -> None:
         self.old = files
-        super().__init__(Files(_new(files.answers), _new(files.failures), files.row))
+        super().__init__(BatchFiles(_new(files.responses), _new(files.failures), files.row))
         settle(files)
-        for path in (self.files.answers, self.files.failures):  # in this order, which `settle` relies on
+        for path in (self.files.responses, self.files.failures):  # `settle` relies on this order
             self._open[path] = path.open("xb")
-        self._before = files.answers.open("rb") if files.answers.exists() else None
+        self._before = files.responses.open("rb") if files.responses.exists() else None
         self._line = self._before.readline() if self._before else b""
 
     def write(self, outcome: Outcome) -> None:
@@ -118,20 +123,21 @@ class Merge(BatchJournal):
             self._before.close()
         super().__exit__(kind, error, trace)
         if kind is None:
-            self.files.answers.replace(self.old.answers)
+            self.files.responses.replace(self.old.responses)
         settle(self.old)
 
     def _copy(self, until: int | None) -> None:
+        """Copy the old responses with row numbers below `until` (None: all that remain)."""
         while self._before and self._line and (until is None or self.files.number(self._line) < until):
-            self._open[self.files.answers].write(self._line)
+            self._open[self.files.responses].write(self._line)
             self._line = self._before.readline()
 
 
-def settle(files: Files) -> None:
-    """After a merge: its answers are in place and its failures follow, or nothing of it stays."""
-    answers, failures = _new(files.answers), _new(files.failures)
-    if answers.exists():
-        answers.unlink()
+def settle(files: BatchFiles) -> None:
+    """Finish a merge whose responses are in place, or discard it."""
+    responses, failures = _new(files.responses), _new(files.failures)
+    if responses.exists():
+        responses.unlink()
         failures.unlink(missing_ok=True)
     elif failures.exists():
         failures.replace(files.failures)

@@ -1,4 +1,4 @@
-"""How far a batch is: rows, failures, rates and time left, as a bar where somebody looks, else as a line now and then."""
+"""Progress of a batch: rows, failures, rates and time left, as a bar on a terminal and as periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from cards.usage import Usage
 
 
 class BatchProgress:
-    """A fold over outcomes. `usage` is the cost of the rows of this run, `failed` counts those of earlier runs too."""
+    """A progress display, updated with each outcome. `usage` covers this run; `failed` includes earlier runs.
+
+    every: seconds between lines if the console is not a terminal.
+    """
 
     def __init__(
         self,
@@ -29,8 +32,8 @@ class BatchProgress:
     ) -> None:
         self.total, self.done, self.failed = total, done, failed
         self.console, self.every, self.clock = console, every, clock
-        self.here, self.usage = 0, Usage()
-        self._begun = self._told = clock()
+        self.decoded, self.usage = 0, Usage()  # in this run
+        self._started = self._last_line = clock()
         columns = (BarColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=total, completed=done) if self._bar else None
@@ -46,26 +49,26 @@ class BatchProgress:
         self.console.print(str(self), style="dim")
 
     def add(self, outcome: Outcome) -> None:
-        self.here += 1
+        self.decoded += 1
         self.done += 1
         self.failed += outcome.failed
         self.usage += outcome.usage
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=self.done, description=str(self))
-        elif self.clock() - self._told >= self.every:
-            self._told = self.clock()
+        elif self.clock() - self._last_line >= self.every:
+            self._last_line = self.clock()
             self.console.print(str(self), style="dim", soft_wrap=True)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answers."""
+        """Number of tokens in the responses of this run."""
         return self.usage.lm_decoded_tokens + self.usage.draft_kept_tokens - self.usage.lm_wasted_tokens
 
     def __str__(self) -> str:
-        seconds = max(self.clock() - self._begun, 1e-9)
+        seconds = max(self.clock() - self._started, 1e-9)
         parts = [f"{self.done:,} of {self.total:,} rows", f"{self.failed:,} failed"]
-        if self.here:
-            parts += [f"{self.here / seconds:,.1f} rows/s", f"{self.tokens / seconds:,.0f} tokens/s"]
-            left = timedelta(seconds=round((self.total - self.done) * seconds / self.here))
+        if self.decoded:
+            parts += [f"{self.decoded / seconds:,.1f} rows/s", f"{self.tokens / seconds:,.0f} tokens/s"]
+            left = timedelta(seconds=round((self.total - self.done) * seconds / self.decoded))
             parts += [f"{left} left"] if left else []
         return ", ".join(parts)

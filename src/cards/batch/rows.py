@@ -1,4 +1,4 @@
-"""Rows of a batch's input: JSON Lines, gzipped or not, or Parquet, one after another."""
+"""Rows of a batch's input, read one at a time from JSON Lines (plain or gzip) or Parquet."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from typing import Any, BinaryIO, cast
 
 from cards.errors import MissingExtraError, PromptError, SettingError
 
-Raw = bytes | dict[str, Any]  # a line of JSON, or what a row of Parquet holds
+RawRow = bytes | dict[str, Any]  # a line of JSON, or the columns of a Parquet row
 Fields = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-AT_ONCE = 256  # rows of Parquet in memory
+PARQUET_BATCH = 256  # rows in memory
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
-    """How many rows a file has, and a fingerprint of its content."""
+class FileSummary:
+    """The number of rows of a file, and a digest of its content."""
 
     rows: int
     digest: str
 
 
 def suffix(path: Path) -> str:
-    """The one of SUFFIXES that a file has. Raises SettingError."""
-    found = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
-    if found is None:
-        raise SettingError(f"A batch reads and writes {', '.join(SUFFIXES)} files, and {str(path)!r} is none by its name.")
-    return found
+    """Return which of SUFFIXES a file name ends with. Raises SettingError if it ends with none of them."""
+    match = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+    if match is None:
+        raise SettingError(f"Input and output of a batch must end in {' or '.join(SUFFIXES)}, got {str(path)!r}.")
+    return match
 
 
-def survey(path: Path) -> Survey:
-    """Reads the file once. Raises SettingError if it cannot be read."""
+def summarize(path: Path) -> FileSummary:
+    """Count the rows of a file and hash its content. Raises SettingError if the file cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
     count = 0
     with _readable(path):
         if suffix(path) == ".parquet":
             count = arrow("parquet").ParquetFile(path).metadata.num_rows
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                while data := file.read(1 << 20):
+                    digest.update(data)
         else:
             with lines(path) as file:
                 for line in file:
                     digest.update(line)
                     count += not line.isspace()
-    return Survey(count, digest.hexdigest())
+    return FileSummary(count, digest.hexdigest())
 
 
-def rows(path: Path) -> Iterator[Raw]:
-    """The rows in order; blank lines are none. Raises SettingError if the file cannot be read."""
+def rows(path: Path) -> Iterator[RawRow]:
+    """Yield the rows in order, without blank lines. Raises SettingError if the file cannot be read."""
     with _readable(path):
         if suffix(path) == ".parquet":
             with arrow("parquet").ParquetFile(path) as file:
-                for batch in file.iter_batches(AT_ONCE):
+                for batch in file.iter_batches(PARQUET_BATCH):
                     yield from batch.to_pylist()
         else:
             with lines(path) as file:
@@ -67,13 +67,13 @@ def rows(path: Path) -> Iterator[Raw]:
 
 
 class RowReader:
-    """Rows by their number (from 0): quick where numbers rise, from the file's beginning where they do not."""
+    """Access to rows by number (from 0). Rising numbers are fast; a lower number rereads the file from its start."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows, self._next = rows(path), 0
 
-    def __getitem__(self, number: int) -> Raw:
+    def __getitem__(self, number: int) -> RawRow:
         if number < self._next:
             self._rows, self._next = rows(self.path), 0
         raw = next(islice(self._rows, number - self._next, None))
@@ -81,32 +81,33 @@ class RowReader:
         return raw
 
 
-def parsed(raw: Raw) -> Fields:
-    """The fields of a row. Raises PromptError if it is no JSON object."""
+def parsed(raw: RawRow) -> Fields:
+    """Return the fields of a row. Raises PromptError if the row is not a JSON object."""
     if isinstance(raw, dict):
         return raw
     try:
         fields = json.loads(raw)
     except ValueError as error:
-        raise PromptError(f"The line is no JSON: {error}.") from error
+        raise PromptError(f"The line is not JSON: {error}.") from error
     if not isinstance(fields, dict):
-        raise PromptError(f"A row is a JSON object with a prompt, not {type(fields).__name__}.")
+        raise PromptError(f"A row must be a JSON object with a prompt, got {type(fields).__name__}.")
     return fields
 
 
 def line(fields: Fields) -> bytes:
-    """A row as a line of JSON; dates and decimals become text. Raises PromptError for what JSON cannot hold."""
+    """Return a row as a line of JSON. Dates and decimals become text. Raises PromptError for bytes."""
     return json.dumps(fields, ensure_ascii=False, default=_plain).encode() + b"\n"
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, bytes):
-        raise PromptError("A column of bytes cannot be carried through: leave it out of the input.")
+        raise PromptError("JSON cannot represent a column of bytes: remove the column from the input.")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 @contextmanager
 def lines(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of lines for reading, and decompress .gz files."""
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
         yield file
 
@@ -116,12 +117,12 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        why = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise SettingError(f"{str(path)!r} cannot be read: {why}.") from error
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise SettingError(f"{str(path)!r} cannot be read: {reason}.") from error
 
 
 def arrow(module: str) -> Any:
-    """Import a module of pyarrow. Raises MissingExtraError if it is not installed."""
+    """Import a module of pyarrow. Raises MissingExtraError if pyarrow is not installed."""
     from importlib import import_module
 
     try:

@@ -1,4 +1,4 @@
-"""Answers many rows at once, in order, with no more than a window of them in memory."""
+"""Concurrent decoding of batch rows, written in input order with a bounded number of rows in memory."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from cards.batch.rows import Raw, RowReader
-from cards.batch.work import Outcome, Work
+from cards.batch.rows import RawRow, RowReader
+from cards.batch.work import Outcome, RowDecoder
 
-WINDOW = 8  # rows in memory for each one that is decoded: those behind a slow one can finish meanwhile
+WINDOW = 8  # rows in memory per concurrent row: rows behind a slow one can finish in the meantime
 
 
 async def run(
-    work: Work,
+    row_decoder: RowDecoder,
     reader: RowReader,
     numbers: Sequence[int],
     write: Callable[[Outcome], None],
     concurrency: int,
     stop: asyncio.Event,
 ) -> None:
-    """Answer the rows of these rising numbers and write each as soon as those before it are written.
+    """Decode the rows with the given numbers, in rising order, and write each one after all rows before it.
 
-    After `stop` no row is begun, and those under way are finished and written.
+    Once `stop` is set no new row starts. Rows in progress are finished and written.
     """
     gate = asyncio.Semaphore(concurrency)
     pending: deque[asyncio.Task[Outcome | None]] = deque()
 
-    async def one(number: int, raw: Raw) -> Outcome | None:
+    async def decode(number: int, raw: RawRow) -> Outcome | None:
         async with gate:
-            return None if stop.is_set() else await work.answer(number, raw)
+            return None if stop.is_set() else await row_decoder.decode(number, raw)
 
-    async def written() -> None:
+    async def write_next() -> None:
         if (outcome := await pending.popleft()) is not None:
             write(outcome)
 
@@ -40,12 +40,12 @@ async def run(
             for number in numbers:
                 if stop.is_set():
                     break
-                pending.append(group.create_task(one(number, reader[number])))
+                pending.append(group.create_task(decode(number, reader[number])))
                 if len(pending) == WINDOW * concurrency:
-                    await written()
+                    await write_next()
             while pending:
-                await written()
-    except ExceptionGroup as errors:  # whatever ends one row's task so ends the batch
+                await write_next()
+    except ExceptionGroup as errors:  # callers expect the error itself, not the group
         raise errors.exceptions[0] from None
     finally:
-        await work.decoder.engine.settle()
+        await row_decoder.decoder.engine.settle()

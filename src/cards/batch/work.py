@@ -1,4 +1,4 @@
-"""What a batch does with one row."""
+"""Decoding of one batch row: its prompt, its settings and its outcome."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cards.batch.rows import Fields, Raw, line, parsed
+from cards.batch.rows import Fields, RawRow, line, parsed
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.usage import Usage
 
-OWN = ("text", "reward", "finish_reason", "seed", "method")
+RESULT_FIELDS = ("text", "reward", "finish_reason", "seed", "method")
 COSTS = ("lm_prefill_tokens", "lm_decoded_tokens", "lm_wasted_tokens", "rm_calls", "rm_tokens")
-ENDS = (SettingError, MismatchError, UnavailableError)
-OF_CONTENT = (400, 413, 422)
 VERDICTS = ("accepted", "rejected", "fallbacks")
+FATAL_ERRORS = (SettingError, MismatchError, UnavailableError)
+CONTENT_STATUSES = (400, 413, 422)  # HTTP statuses for a request that a server rejects because of its content
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of row `number`: a line for the output, or for the file of failed rows, and what it cost."""
+    """The outcome of row `number`: a line for the output or for the file of failed rows, and the usage."""
 
     number: int
     line: bytes
@@ -32,9 +32,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """How rows are read, answered and written; of two batches with the same shape and models, rows are the same."""
+    """Options for reading, decoding and writing rows. Equal options and models give equal rows."""
 
-    prompt_field: str | None = None  # None: `prompt`, else `messages`
+    prompt_field: str | None = None  # None: `prompt` if the row has it, else `messages`
     raw: bool = False
     seed: int = 0
     max_tokens: int = 128
@@ -44,81 +44,82 @@ class BatchOptions:
 
     @property
     def row(self) -> str:
-        """The field with a row's number."""
+        """The name of the output field that holds the row number."""
         return f"{self.prefix}row"
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Answers rows. Row number i has seed `shape.seed` + i unless it names one itself."""
+class RowDecoder:
+    """A decoder for batch rows. Row i has the seed `options.seed` + i unless the row gives a seed."""
 
     decoder: Decoder
-    shape: BatchOptions
+    options: BatchOptions
 
-    async def answer(self, number: int, raw: Raw) -> Outcome:
-        """Raises SettingError, MismatchError or UnavailableError where the fault is not the row's own.
+    async def decode(self, number: int, raw: RawRow) -> Outcome:
+        """Decode a row. An error that only this row causes becomes a failed outcome.
 
-        What a server refuses because of its content (RefusedError, with a status) is the row's own.
+        Raises SettingError, MismatchError or UnavailableError if every row would fail in the same way.
         """
         try:
             fields = parsed(raw)
-            seed = _whole(fields, "seed", self.shape.seed + number, 0)
-            most = _whole(fields, "max_tokens", self.shape.max_tokens, 1)
+            seed = _whole_number(fields, "seed", self.options.seed + number, 0)
+            max_tokens = _whole_number(fields, "max_tokens", self.options.max_tokens, 1)
             prompt = self.prompt(fields)
-            result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=most, stop=self.shape.stop)
-            return Outcome(number, line(fields | self.own(number, fields, result)), usage=result.usage)
+            result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=max_tokens, stop=self.options.stop)
+            return Outcome(number, line(fields | self.result_fields(number, fields, result)), usage=result.usage)
         except CardsError as error:
-            if ends(error):
+            if is_fatal(error):
                 raise
-            asked = raw.decode(errors="replace").strip() if isinstance(raw, bytes) else raw
-            told = {"type": type(error).__name__, "message": str(error)}
-            return Outcome(number, _failure({self.shape.row: number, "error": told, "input": asked}), failed=True)
+            row = raw.decode(errors="replace").strip() if isinstance(raw, bytes) else raw
+            details = {"type": type(error).__name__, "message": str(error)}
+            return Outcome(number, _failure({self.options.row: number, "error": details, "input": row}), failed=True)
 
     def prompt(self, fields: Fields) -> PromptLike:
-        """Raises PromptError if there is none."""
-        name = self.shape.prompt_field or ("prompt" if fields.get("prompt") is not None else "messages")
-        found = fields.get(name)
-        if isinstance(found, str):
-            return shaped(found, "raw" if self.shape.raw else "auto", self.decoder.engine.chats)
-        if not isinstance(found, Sequence):
-            wanted = self.shape.prompt_field or "prompt or messages"
-            raise PromptError(
-                f"A row needs {wanted}, a text or a list of messages; this one has {', '.join(fields) or 'nothing'}."
-            )
-        return found
+        """Return the prompt of a row. Raises PromptError if the row has none."""
+        name = self.options.prompt_field or ("prompt" if fields.get("prompt") is not None else "messages")
+        prompt = fields.get(name)
+        if isinstance(prompt, str):
+            return format_prompt(prompt, "raw" if self.options.raw else "auto", self.decoder.engine.chats)
+        if not isinstance(prompt, Sequence):
+            wanted = self.options.prompt_field or "prompt or messages"
+            raise PromptError(f"A row needs {wanted}: a text or a list of messages. Its fields: {', '.join(fields) or 'none'}.")
+        return prompt
 
-    def own(self, number: int, fields: Fields, result: Result) -> Fields:
-        """The fields that the output adds. Raises SettingError if the input has others of their names."""
-        if self.shape.full:
-            own = result.to_dict()
+    def result_fields(self, number: int, fields: Fields, result: Result) -> Fields:
+        """Return the fields that the output adds to a row. Raises SettingError if the input already uses their names."""
+        if self.options.full:
+            added = result.to_dict()
         else:
             usage = {name: getattr(result.usage, name) for name in (*COSTS, *VERDICTS)}
-            own = {name: getattr(result, name) for name in OWN} | {"usage": usage}
-        own = {f"{self.shape.prefix}{name}": value for name, value in ({"row": number} | own).items()}
-        if taken := [name for name in own if name in fields and name != "seed"]:
+            added = {name: getattr(result, name) for name in RESULT_FIELDS} | {"usage": usage}
+        added = {f"{self.options.prefix}{name}": value for name, value in ({"row": number} | added).items()}
+        if conflicts := [name for name in added if name in fields and name != "seed"]:
             raise SettingError(
-                f"Row {number} of the input has {', '.join(taken)}, which the output has too: rename it there, or give the "
-                "output's own fields other names with --prefix, as in --prefix answer_."
+                f"Row {number} of the input already has the output fields {', '.join(conflicts)}. Rename them in the input, or "
+                "add a prefix to the names of the output fields with --prefix, for instance --prefix response_."
             )
-        return own
+        return added
 
 
-def ends(error: CardsError) -> bool:
-    """Whether other rows would meet the same. What a server refuses because of its content is the row's own."""
-    return isinstance(error, ENDS) and getattr(error, "status", None) not in OF_CONTENT
+def is_fatal(error: CardsError) -> bool:
+    """Return whether an error ends the batch because other rows would fail in the same way.
+
+    A request that a server rejects because of its content is an error of its row only.
+    """
+    return isinstance(error, FATAL_ERRORS) and getattr(error, "status", None) not in CONTENT_STATUSES
 
 
-def _whole(fields: Fields, name: str, default: int, least: int) -> int:
+def _whole_number(fields: Fields, name: str, default: int, minimum: int) -> int:
     value: Any = fields.get(name)
     if value is None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PromptError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise PromptError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
     return value
 
 
 def _failure(fields: Fields) -> bytes:
     try:
         return line(fields)
-    except PromptError:  # a row of Parquet that JSON cannot hold
+    except PromptError:  # JSON cannot represent some Parquet values
         return line(fields | {"input": str(fields["input"])})

@@ -1,7 +1,8 @@
-"""The `cards` command. Importing it, and asking it for help, loads no model code."""
+"""The `cards` command. Importing it or showing its help loads no model code."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from cards.errors import CardsError
 
 
 class Commands(TyperGroup):
-    """What went wrong on the user's side is one red line and exit code 2; everything else keeps its traceback."""
+    """Commands that report user errors as one red line with exit code 2. Other exceptions keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,29 +36,37 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"cards {cards.__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Aligned text at decoding time: a reward model steers a language model while it decodes."""
+    """Make a language model produce responses that a reward model prefers, without training."""
 
 
-app.command()(generate.generate)
-app.command()(compare.compare)
-app.command()(batch.batch)
-app.command()(bench.bench)
-app.command()(calibrate.calibrate)
-app.command()(diagnose.diagnose)
-app.command()(evaluate.evaluate)
-app.command()(preferences.preferences)
-app.command()(serve.serve)
-app.command()(methods.methods)
+def _add(command: Callable[..., None]) -> None:
+    """Add a command whose help is its docstring, with one line per paragraph so that terminals wrap it."""
+    paragraphs = (command.__doc__ or "").split("\n\n")
+    app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(command)
+
+
+_add(generate.generate)
+_add(compare.compare)
+_add(batch.batch)
+_add(bench.bench)
+_add(calibrate.calibrate)
+_add(diagnose.diagnose)
+_add(evaluate.evaluate)
+_add(preferences.preferences)
+_add(serve.serve)
+_add(methods.methods)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `cards compare` shows: a pane a method, side by side where there is room, and a table of figures below."""
+"""The display of `cards compare`: a pane per method and a table of figures below."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cards.events import Accepted, Event, Fallback, Result
 from cards.study.bench.plan import Arm
 from cards.study.tables import big, number, percent
 
-NARROWEST = 36  # columns of a pane
-COLUMNS = ("reward", "gold", "kept/drawn", "RM read", "FLOPs", "taken", "fallback", "s")
-FIGURES = 66  # columns of the terminal that they take
+MIN_PANE_WIDTH = 36
+COLUMNS = ("reward", "gold", "kept/drawn", "RM read", "FLOPs", "accepted", "fallback", "s")
+FIGURES_WIDTH = 69  # of COLUMNS on the terminal
 
 
 @dataclass(slots=True)
 class Pane:
-    """One method's answer, as far as it is."""
+    """The response of one method so far."""
 
     arm: Arm
     text: str = ""
@@ -39,7 +39,7 @@ class Pane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held."""
+        """Do nothing: a pane holds no resources."""
 
     def show(self, event: Event) -> None:
         if isinstance(event, Accepted | Fallback):
@@ -50,7 +50,7 @@ class Pane:
         self.ending = ending or ENDINGS[result.finish_reason]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; `error` where there was one, and no `text` where nothing was decoded."""
+        """Return the fields for JSON: `error` only after an error, `text` only after decoding."""
         found = {"label": self.arm.label, "settings": self.arm.settings, "ending": self.ending}
         if self.error:
             found["error"] = self.error
@@ -65,11 +65,11 @@ class Pane:
         return Panel(text, title=Text(self.arm.label, style="bold"), subtitle=Text(ending, style="dim"), border_style=colour)
 
     def figures(self) -> list[str]:
-        """Cells of the table below."""
+        """Return the cells of the table row."""
         if self.result is None:
             return [self.arm.label]
         result, usage = self.result, self.result.usage
-        verdicts = bool(usage.rejected or usage.fallbacks)
+        tested = bool(usage.rejected or usage.fallbacks)
         return [
             self.arm.label,
             number(self.grades.get("reward")),
@@ -77,14 +77,14 @@ class Pane:
             f"{len(result.token_ids)}/{usage.lm_decoded_tokens + usage.draft_decoded_tokens}",
             str(usage.rm_tokens),
             big(usage.flops),
-            percent(usage.acceptance_rate if verdicts else None),
-            percent(usage.fallback_rate if verdicts else None),
+            percent(usage.acceptance_rate if tested else None),
+            percent(usage.fallback_rate if tested else None),
             f"{usage.seconds:.2f}",
         ]
 
 
 class Board:
-    """Shows the panes while they fill, where somebody looks; else once, at the end."""
+    """Shows the panes live on a terminal, and once at the end elsewhere."""
 
     def __init__(self, panes: Sequence[Pane], silent: bool) -> None:
         self.panes, self.silent = panes, silent
@@ -104,10 +104,10 @@ class Board:
         self.stack.close()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        beside = max(1, min(len(self.panes), options.max_width // NARROWEST))
-        yield from _rows(self.panes, beside)
+        per_row = max(1, min(len(self.panes), options.max_width // MIN_PANE_WIDTH))
+        yield from _rows(self.panes, per_row)
         table = Table(box=None, pad_edge=False)
-        table.add_column("", overflow="fold", max_width=max(12, options.max_width - FIGURES))
+        table.add_column("", overflow="fold", max_width=max(12, options.max_width - FIGURES_WIDTH))
         for name in COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
         for pane in self.panes:
@@ -115,10 +115,10 @@ class Board:
         yield table
 
 
-def _rows(panes: Sequence[Pane], beside: int) -> Iterator[Table]:
-    for start in range(0, len(panes), beside):
+def _rows(panes: Sequence[Pane], per_row: int) -> Iterator[Table]:
+    for start in range(0, len(panes), per_row):
         grid = Table.grid(expand=True)
-        for _ in range(beside):
+        for _ in range(per_row):
             grid.add_column(ratio=1)
-        grid.add_row(*panes[start : start + beside])
+        grid.add_row(*panes[start : start + per_row])
         yield grid

@@ -1,22 +1,22 @@
-"""The chat loop of `cards generate`: a conversation in which every answer is decoded by the method."""
+"""The chat loop of `cards generate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
 
-from cards.console import messages, show_error
+from cards.console import show_error, stderr_console
 from cards.errors import CardsError
 from cards.events import Message, Result
 
-HELP = "/reset begins anew, /exit or Ctrl-D ends, Ctrl-C interrupts an answer."
+HELP = "/reset starts a new conversation, /exit or Ctrl-D quits, Ctrl-C interrupts a response."
 
 
-def chat(answer: Callable[[list[Message]], Result]) -> None:
-    """Read a line, answer it in the light of the conversation so far, repeat."""
+def chat(respond: Callable[[list[Message]], Result]) -> None:
+    """Read lines and respond to each with the whole conversation as the prompt."""
     with suppress(ImportError):
-        import readline  # noqa: F401  (editing and history of input lines)
-    console = messages()
+        import readline  # noqa: F401  (enables editing and history of input lines)
+    console = stderr_console()
     console.print(HELP, style="dim")
     conversation: list[Message] = []
     while True:
@@ -32,19 +32,19 @@ def chat(answer: Callable[[list[Message]], Result]) -> None:
             return
         if line == "/reset":
             conversation.clear()
-            console.print("The conversation begins anew.", style="dim")
+            console.print("Started a new conversation.", style="dim")
         elif line.startswith("/"):
             console.print(HELP, style="dim")
         elif line:
-            conversation = _turn(answer, conversation, line)
+            conversation = _turn(respond, conversation, line)
 
 
-def _turn(answer: Callable[[list[Message]], Result], conversation: list[Message], line: str) -> list[Message]:
-    """The conversation after this turn; without the turn where there was no answer to it."""
-    asked = [*conversation, Message(role="user", content=line)]
+def _turn(respond: Callable[[list[Message]], Result], conversation: list[Message], line: str) -> list[Message]:
+    """Return the conversation after this turn. A turn without a response is left out."""
+    prompt = [*conversation, Message(role="user", content=line)]
     try:
-        text = answer(asked).text.strip()
+        text = respond(prompt).text.strip()
     except CardsError as error:
         show_error(str(error))
         return conversation
-    return [*asked, Message(role="assistant", content=text)] if text else conversation
+    return [*prompt, Message(role="assistant", content=text)] if text else conversation

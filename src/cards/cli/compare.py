@@ -1,4 +1,4 @@
-"""`cards compare`: several methods on one prompt, side by side."""
+"""`cards compare`: run several methods on one prompt, side by side."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from cards.boundaries import unescape
-from cards.cli.answer import Options, answer
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
 from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
-from cards.cli.options import MODEL, MODELS, OUTPUT, REWARD, with_placement
+from cards.cli.options import DEADLINE, GOLD, MAX_TOKENS, MODEL, MODELS, OUTPUT, RAW, REWARD, STOP, with_placement
 from cards.cli.profile import PROFILE, with_profile
+from cards.cli.respond import GenerateOptions, respond
 from cards.console import one_line_warnings
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.placement import Placement
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study.models import Models
 from cards.study.tables import FORMAT
 
@@ -31,43 +31,45 @@ METHODS = ["vanilla", "best-of-n", "cards"]
 
 @with_placement
 def compare(
-    text: Annotated[str | None, typer.Argument(help="What to answer; - reads standard input.")] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same texts.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
-    stop: Annotated[list[str] | None, typer.Option(help="End an answer before this text (repeatable; \\n: new line).")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds after which an answer so far is taken.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - or nothing reads standard input.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, show_default=", ".join(METHODS))
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same responses.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help=MAX_TOKENS)] = 128,
+    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    deadline: Annotated[float | None, typer.Option(help=DEADLINE)] = None,
+    raw: Annotated[bool, typer.Option("--raw", help=RAW)] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    gold: Annotated[
-        str, typer.Option(help="Reward model that only grades, such as tiny-gold, or none.", rich_help_panel=MODELS)
-    ] = "none",
+    gold: Annotated[str, typer.Option(help=GOLD, rich_help_panel=MODELS)] = "none",
     profile: Annotated[Path | None, PROFILE] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.", rich_help_panel=OUTPUT)] = False,
     *,
     placed: dict[str, Any],
 ) -> None:
-    """Answer TEXT with several methods (vanilla, best-of-n and cards unless others are named).
+    """Compare several methods on one prompt, side by side.
 
-    One after another, each from an empty cache, so that the seconds are those that the method takes alone. Ctrl-C ends the
-    method that runs and keeps what there is; a method that fails leaves the others alone.
+    The methods run one after another, each with empty caches, so that their times are comparable. Ctrl-C stops the current
+    method, keeps its response so far, and skips the remaining methods. If a method fails, the others still run.
     """
     arms = arms_of(with_profile(profile, method or METHODS, model, reward))
     if text == "-" or (text is None and not at_terminal()):
         text = sys.stdin.read()
     if not text or not text.strip():
-        raise PromptError("The prompt is empty: give the text to answer.")
+        raise PromptError("The prompt is empty: give a text.")
     models = load_models(model, reward, gold, Placement(**placed))
-    options = Options(max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=False)
-    prompt = shaped(text, "raw" if raw else "auto", models.engine.chats)
+    options = GenerateOptions(
+        max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=False
+    )
+    prompt = format_prompt(text, "raw" if raw else "auto", models.engine.chats)
     models.run(models.warm_up(prompt))
     panes = [Pane(arm) for arm in arms]
     with one_line_warnings(), Board(panes, silent=json):
         for number, pane in enumerate(panes):
             if _run(models, prompt, pane, options):
-                for left in panes[number + 1 :]:
-                    left.ending = "not run"
+                for skipped in panes[number + 1 :]:
+                    skipped.ending = "not run"
                 break
     if json:
         typer.echo(dumps({"format": FORMAT, "prompt": text, "answers": [pane.to_dict() for pane in panes]}, ensure_ascii=False))
@@ -77,11 +79,11 @@ def compare(
         raise typer.Exit(2)
 
 
-def _run(models: Models, prompt: PromptLike, pane: Pane, options: Options) -> bool:
-    """Let one method answer, then grade the answer; returns whether that was interrupted."""
+def _run(models: Models, prompt: PromptLike, pane: Pane, options: GenerateOptions) -> bool:
+    """Run one method and grade its response. Return whether Ctrl-C interrupted it."""
     models.forget()
     try:
-        result = answer(models.decoder(pane.arm.method), prompt, pane, options)
+        result = respond(models.decoder(pane.arm.method), prompt, pane, options)
         interrupted = result.finish_reason == "interrupted"
         response = Response(result.text, result.token_ids, None if interrupted else result.finish_reason)
         pane.grades = models.run(models.grades(prompt, None, response))

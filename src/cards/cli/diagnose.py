@@ -1,4 +1,4 @@
-"""`cards diagnose`: is this reward fit for segments?"""
+"""`cards diagnose`: measure whether a reward can score incomplete responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from cards.cli.models import fitting, load_models
-from cards.cli.options import MODEL, MODELS, OUTPUT, REWARD, with_placement
+from cards.cli.options import FORM, MAX_TOKENS, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_placement
 from cards.console import say
 from cards.errors import SettingError, check
 from cards.placement import Placement
@@ -23,48 +23,54 @@ from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, verdict
 from cards.study.prompts import read, sample
 from cards.study.tables import Table, interval, show_tables, to_json
 
+NO_REWARD = "There is no reward to diagnose: choose one with --reward."
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
 @with_placement
 def diagnose(
-    prompts: Annotated[str | None, typer.Argument(help="As for `cards bench --prompts`: a file, tiny, or a data set.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Preference pairs: rows with prompt, chosen and rejected.")] = None,
-    limit: Annotated[int | None, typer.Option(min=2, help="Take this many prompts, and pairs, drawn from all.")] = None,
-    answers: Annotated[int, typer.Option(min=2, help="Plain answers to a prompt.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of the answers.")] = 0.7,
-    entropy_threshold: Annotated[float | None, typer.Option(min=0, help="tau_u (default: what the model suggests).")] = None,
-    fixed: Annotated[int, typer.Option(min=1, help="Tokens of a segment of fixed length.")] = 8,
-    form: Annotated[str, typer.Option(help="How prompts reach the model, as for `cards bench`.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same answers.")] = 0,
+    prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)] = None,
+    pairs: Annotated[Path | None, typer.Option(help="File of preference pairs: rows with prompt, chosen and rejected.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Number of prompts to sample, and of pairs to read; all if omitted.")
+    ] = None,
+    answers: Annotated[int, typer.Option(min=2, help="Number of plain responses per prompt.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=2, help=MAX_TOKENS)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Temperature of the responses.")] = 0.7,
+    entropy_threshold: Annotated[
+        float | None, typer.Option(min=0, help="Entropy threshold tau_u in nats.", show_default="suggested by the model")
+    ] = None,
+    fixed: Annotated[int, typer.Option(min=1, help="Number of tokens per segment of fixed length.")] = 8,
+    form: Annotated[str, typer.Option(help=FORM)] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    gold: Annotated[
-        str, typer.Option(help="Reward model to hold it against, such as tiny-gold, or none.", rich_help_panel=MODELS)
-    ] = "none",
+    gold: Annotated[str, typer.Option(help="Reward model to compare with, or none.", rich_help_panel=MODELS)] = "none",
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw a .png.", rich_help_panel=OUTPUT)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot to this .png file.", rich_help_panel=OUTPUT)] = None,
     *,
     placed: dict[str, Any],
 ) -> None:
-    """Say whether a reward can judge incomplete answers, on the LM's answers to PROMPTS and on preference pairs."""
-    check(prompts is not None or pairs is not None, "Give prompts, --pairs, or both.")
-    check(reward != "none", "There is no reward to diagnose.")
+    """Measure whether a reward can score incomplete responses.
+
+    The measurements use responses of the model to PROMPTS, preference pairs (--pairs), or both.
+    """
+    check(prompts is not None or pairs is not None, "Nothing to measure: give prompts, --pairs, or both.")
+    check(reward != "none", NO_REWARD)
     records = sample(read(prompts), limit, seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
     models = load_models(model, reward, gold, Placement(**placed))
     if models.reward is None:
-        raise SettingError("There is no reward to diagnose.")
+        raise SettingError(NO_REWARD)
     records = fitting(models, records, form, max_tokens)
-    check(len(records) + len(preferred) > 0, "There is no prompt to answer.")
+    check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")
     work = Diagnosis(
         models,
         models.reward,
         records,
         preferred,
         form=form,
-        answers=answers,
+        responses=answers,
         max_tokens=max_tokens,
         sampling=Sampling(temperature, 40),
         threshold=entropy_threshold,
@@ -90,19 +96,19 @@ def _show(found: Measurements, judged: DiagnosisVerdict) -> None:
 
 def _tables(found: Measurements, judged: DiagnosisVerdict) -> Iterator[Table]:
     if found.prefixes:
-        title = "rank correlation of incomplete answers with whole ones, within prompts"
+        title = "rank correlation of the rewards of incomplete and complete responses, within prompts"
         rows = [
             [rule, *(interval(positions[name]["spearman"]) for name in ("all", *POSITIONS))]
             for rule, positions in found.prefixes.items()
         ]
-        yield Table(title, ["cut by", "all", *POSITIONS], rows)
+        yield Table(title, ["boundary", "all", *POSITIONS], rows)
     if found.preferences:
         values = list(map(interval, found.preferences.values()))
-        yield Table("accuracy on preference pairs, by part of the answers", list(found.preferences), [values])
+        yield Table("accuracy on preference pairs, by part of the responses", list(found.preferences), [values])
     rows = []
     for finding in judged.findings:
         good, fair = LIMITS[finding.name]
         sign = "\N{GREATER-THAN OR EQUAL TO}" if good > fair else "\N{LESS-THAN OR EQUAL TO}"
         value = "-" if finding.value is None else f"{finding.value:.2g}"
         rows.append([finding.name, value, f"{sign} {good:g}", f"{sign} {fair:g}", finding.grade])
-    yield Table("findings", ["question", "value", "good", "fair", "grade"], rows)
+    yield Table("findings", ["check", "value", "good", "fair", "grade"], rows)

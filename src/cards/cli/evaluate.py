@@ -1,4 +1,4 @@
-"""`cards evaluate`: what answers are worth, by reward models, judges and the words of refusals."""
+"""`cards evaluate`: grade responses with reward models, judges and refusal counts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from cards.cli.arms import METHOD_HELP
-from cards.cli.bench import LIMIT, PROMPTS, SAMPLE, decode
+from cards.cli.bench import FIRST_SEED, LIMIT, PROMPTS, SAMPLE_SEED, SEEDS, decode
 from cards.cli.models import load_named
-from cards.cli.options import MODEL, OUTPUT, with_placement
-from cards.console import messages, show_warning
+from cards.cli.options import GOLD, MAX_TOKENS, MODEL, OUTPUT, with_placement
+from cards.console import show_warning, stderr_console
 from cards.errors import UnknownNameError, check
 from cards.study.bench.plan import Plan
 from cards.study.bench.plan import read as read_plan
-from cards.study.evaluate.answers import SystemResponses, fingerprint, messages_of, read, unpaired
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.report import Evaluated
-from cards.study.evaluate.run import HEADER, Evaluation, wanted
+from cards.study.evaluate.report import EvaluationReport
+from cards.study.evaluate.responses import SystemResponses, fingerprint, messages_of, read, unpaired
+from cards.study.evaluate.run import HEADER, Evaluation, requests_to
 from cards.study.evaluate.tables import tables, to_csv, to_json, to_markdown
 from cards.study.evaluate.verdicts import Judgements
 from cards.study.prompts import read as read_prompts
@@ -29,15 +29,18 @@ from cards.study.session import opened
 from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
 from cards.study.tables import show_tables
 
-STEERED = "--{} {} steers some of these answers, so it cannot say what they are worth: name another one."
-DECODING, GRADING = "Answers made now, as by `cards bench`", "Grading"
+STEERED = "--{} {} steered some of these responses, so it cannot grade them: choose another reward model."
+DECODING, GRADING = "Decoding, as in `cards bench`", "Grading"
 
 
 @with_placement
 def evaluate(
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Answers: results of `cards bench`, or files of prompts and answers (FILE or NAME=FILE)."),
+        typer.Argument(
+            metavar="FILES",
+            help="Responses: results of `cards bench`, or files of prompts and responses (FILE or NAME=FILE).",
+        ),
     ] = None,
     judge: Annotated[
         list[str] | None,
@@ -46,52 +49,61 @@ def evaluate(
     ask: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"What judges are asked (repeatable): {', '.join(QUESTIONS)} (default: pair, or score for one system; and "
-            "safety if prompts are of groups).",
+            help=f"Question for the judges (repeatable): {', '.join(QUESTIONS)}.",
+            show_default="pair, or score for one system; also safety if prompts have groups",
             rich_help_panel=GRADING,
         ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to a judge at once.", rich_help_panel=GRADING)] = 8,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Maximum number of concurrent requests to a judge.", rich_help_panel=GRADING)
+    ] = 8,
     reward: Annotated[
-        str | None, typer.Option(help="Reward model: it steers methods, and grades.", rich_help_panel=GRADING)
+        str | None, typer.Option(help="Reward model that steers the methods and grades.", rich_help_panel=GRADING)
     ] = None,
-    gold: Annotated[str | None, typer.Option(help="Reward model that only grades, or none.", rich_help_panel=GRADING)] = None,
+    gold: Annotated[str | None, typer.Option(help=GOLD, rich_help_panel=GRADING)] = None,
     harm: Annotated[
-        str | None, typer.Option(help="Reward model of harm: high is harmful (a cost model).", rich_help_panel=GRADING)
+        str | None, typer.Option(help="Cost model: a reward model whose high scores mean harm.", rich_help_panel=GRADING)
     ] = None,
-    harm_above: Annotated[float, typer.Option(help="Harmful is what it scores above this.", rich_help_panel=GRADING)] = 0.0,
+    harm_above: Annotated[
+        float, typer.Option(help="Scores of the cost model above this count as harmful.", rich_help_panel=GRADING)
+    ] = 0.0,
     data: Annotated[str | None, typer.Option(help=PROMPTS, rich_help_panel=DECODING)] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, rich_help_panel=DECODING)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help=LIMIT, rich_help_panel=DECODING)] = None,
-    sample_seed: Annotated[int | None, typer.Option(min=0, help=SAMPLE, rich_help_panel=DECODING)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Answers to each prompt.", rich_help_panel=DECODING)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The first seed.", rich_help_panel=DECODING)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=DECODING)] = None,
+    sample_seed: Annotated[int | None, typer.Option(min=0, help=SAMPLE_SEED, rich_help_panel=DECODING)] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS, rich_help_panel=DECODING)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help=FIRST_SEED, rich_help_panel=DECODING)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help=MAX_TOKENS, rich_help_panel=DECODING)] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="A plan of `cards bench`, for all other settings.", rich_help_panel=DECODING)
+        Path | None, typer.Option(help="Plan of `cards bench`, for all other settings.", rich_help_panel=DECODING)
     ] = None,
     model: Annotated[str | None, MODEL] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="What others are compared with (default: vanilla, else the first).", rich_help_panel=OUTPUT),
+        typer.Option(
+            help="System that the others are compared with.",
+            show_default="vanilla, otherwise the first system",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Journal of judgements; what it has is not asked again.", rich_help_panel=OUTPUT)
+        Path, typer.Option(help="Journal of judgements (.jsonl); finished ones are not repeated.", rich_help_panel=OUTPUT)
     ] = Path("evaluate.jsonl"),
     *,
     placed: dict[str, Any],
 ) -> None:
-    """Say what answers are worth: those in FILES, and those that methods (-m) give to the prompts of --data.
+    """Grade responses with reward models, LLM judges and refusal counts.
 
-    Systems are compared only on prompts that both have answered. Judges see each pair in both orders, without names. Every
-    judgement is written as it comes; run the same command again to go on. The report lies beside the journal.
+    Responses are read from FILES, or decoded with methods (-m) on the prompts of --data. Systems are compared only on prompts
+    that both have responded to. Judges see each pair in both orders, without names. Each judgement is written immediately. To
+    resume, run the same command again. The report is written next to the journal.
     """
-    check(out.suffix == ".jsonl", f"--out must end in .jsonl, not {str(out)!r}: the report is written beside it.")
-    check(bool(files or method or plan), "Give files of answers, or methods (-m) that make some.")
+    check(out.suffix == ".jsonl", f"--out must end in .jsonl, got {str(out)!r}.")
+    check(bool(files or method or plan), "There is nothing to grade: give files of responses, or methods (-m) to decode some.")
     for name in ask or ():
         if name not in QUESTIONS:
             raise UnknownNameError("question", name, QUESTIONS)
-    check(bool(judge) or not ask, "There is nobody to --ask: give a --judge.")
+    check(bool(judge) or not ask, "--ask needs a judge: add --judge.")
     given: dict[str, Any] = {
         **{"methods": tuple(method) if method else None, "prompts": data, "limit": limit, "sample_seed": sample_seed},
         **{"seeds": seeds, "seed": seed, "max_tokens": max_tokens, "model": model, "reward": reward, "gold": gold},
@@ -102,81 +114,81 @@ def evaluate(
     sources, failures, about = list(files or ()), list[str](), dict[str, Any]()
     if method or plan:
         check(chosen.gold == "none" or chosen.gold != chosen.reward, STEERED.format("gold", chosen.gold))
-        made = out.with_name(f"{out.stem}-answers.jsonl")
-        failures = decode(chosen, made, "vanilla").errors
-        sources.append(str(made))
+        decoded = out.with_name(f"{out.stem}-answers.jsonl")
+        failures = decode(chosen, decoded, "vanilla").errors
+        sources.append(str(decoded))
         about = {name: getattr(chosen, name) for name in ("prompts", "limit", "sample_seed", "seeds", "seed", "max_tokens")}
     answers = read(sources, _groups(data) if data and files else {})
     against = baseline or ("vanilla" if "vanilla" in answers.systems else next(iter(answers.systems)))
     if against not in answers.systems:
         raise UnknownNameError("baseline", against, answers.systems)
-    asked = ask or (_questions(answers) if judge else [])
-    rewards, anew = _rewards(answers, {"reward": reward, "gold": gold, "harm": harm})
+    questions = ask or (_default_questions(answers) if judge else [])
+    rewards, ungraded = _rewards(answers, {"reward": reward, "gold": gold, "harm": harm})
     with opened(out, HEADER, "evaluation") as session:
-        loaded = load_named({f"--{role}": rewards[role] for role in anew}, chosen.placement) if anew else {}
-        rewards |= {role: loaded[f"--{role}"].name for role in anew}
+        loaded = load_named({f"--{role}": rewards[role] for role in ungraded}, chosen.placement) if ungraded else {}
+        rewards |= {role: loaded[f"--{role}"].name for role in ungraded}
         work = Evaluation(session, concurrency)
 
         async def grade() -> None:
             for one in loaded.values():
                 await work.grade(one, answers.all)
             for one in judges:
-                await work.judge(one, wanted(one.name, asked, answers, against))
+                await work.judge(one, requests_to(one.name, questions, answers, against))
 
         session.run(grade(), "judgements")
         judgements, names = Judgements.of(session.rows), [one.name for one in judges]
-        evaluated = Evaluated(answers, against, judgements, names, asked, rewards, frozenset(anew), harm_above)
+        evaluated = EvaluationReport(answers, against, judgements, names, questions, rewards, frozenset(ungraded), harm_above)
         _report(evaluated, out, {"answers": ", ".join(sources), "decoded": about})
     count = len(failures) + len(session.errors)
-    check(not count, f"{count} failures, of which the first are above: what they would have given is missing. Run it again.")
+    check(not count, f"{count} failures: the first errors are above, and their results are missing. Run the command again.")
 
 
 def _groups(data: str) -> dict[str, str]:
-    """Of each prompt of the data, its group."""
+    """Return the group of each prompt of the data, by fingerprint."""
     return {fingerprint(messages_of(record.prompt)): record.group for record in read_prompts(data)}
 
 
-def _questions(answers: SystemResponses) -> list[str]:
+def _default_questions(answers: SystemResponses) -> list[str]:
     grouped = any(answer.group for answer in answers.all)
     return ["pair" if len(answers.systems) > 1 else "score", *(["safety"] if grouped else [])]
 
 
 def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple[dict[str, str], set[str]]:
-    """The reward model of each role, and the roles in which all answers have to be graded now."""
-    rewards, anew = dict[str, str](), set[str]()
+    """Return the reward model of each role, and the roles in which the responses are not graded yet."""
+    rewards, ungraded = dict[str, str](), set[str]()
     for role, name in given.items():
         known = answers.graders(role)
-        check(role == "reward" or name not in answers.steered, STEERED.format(role, name))
+        check(role == "reward" or name not in answers.steering, STEERED.format(role, name))
         if name == "none":
             continue
         if name is not None:
             rewards[role] = name
-            anew |= {role} if known != {name} else set()
+            ungraded |= {role} if known != {name} else set()
         elif len(known) == 1 and (only := next(iter(known))) is not None:
             rewards[role] = only
         elif known != {None}:
-            show_warning(f"Not all answers have a {role} of the same model: name one with --{role}, and it grades them all.")
-    return rewards, anew
+            show_warning(f"Not all responses have a {role} from the same model: choose one with --{role} to grade them all.")
+    return rewards, ungraded
 
 
-def _report(evaluated: Evaluated, out: Path, about: dict[str, Any]) -> None:
-    """Tables on standard output and beside the journal; what is left out of them as warnings."""
-    figures, answers = evaluated.figures(), evaluated.answers
+def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> None:
+    """Print tables, write them next to the journal, and warn about prompts that they leave out."""
+    figures, answers = evaluated.figures(), evaluated.responses
     missing = {s: unpaired(answers.systems[s], answers.systems[evaluated.baseline]) for s in answers.systems}
     missing = {system: prompts for system, prompts in missing.items() if prompts}
     for system, prompts in missing.items():
         listed = ", ".join(f"{prompt[:40]!r}" for prompt in prompts[:5]) + (", ..." if len(prompts) > 5 else "")
         show_warning(
-            f"{len(prompts)} prompts are answered by only one of {system!r} and {evaluated.baseline!r}, and left out of their "
-            f"comparison: {listed}"
+            f"{len(prompts)} prompts have a response of only one of {system!r} and {evaluated.baseline!r} and are left out of "
+            f"their comparison: {listed}"
         )
     if not evaluated.held_out:
-        show_warning("Nothing grades these answers but what steered them, if that: name another one with --gold or --judge.")
+        show_warning("No independent model grades these responses: add one with --gold or --judge.")
     about |= {
         "baseline": evaluated.baseline,
         **evaluated.rewards,
         "judges": list(evaluated.judges),
-        "questions": [QUESTIONS[name].version for name in evaluated.asked],
+        "questions": [QUESTIONS[name].version for name in evaluated.questions],
         "intervals": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
         "unpaired": missing,
     }
@@ -184,4 +196,6 @@ def _report(evaluated: Evaluated, out: Path, about: dict[str, Any]) -> None:
     written = {".md": to_markdown(about, figures), ".csv": to_csv(figures), ".json": to_json(about, figures)}
     for suffix, text in written.items():
         out.with_suffix(suffix).write_text(text, encoding="utf-8")
-    messages().print(f"report: {', '.join(str(out.with_suffix(suffix)) for suffix in written)}", style="dim", soft_wrap=True)
+    stderr_console().print(
+        f"report: {', '.join(str(out.with_suffix(suffix)) for suffix in written)}", style="dim", soft_wrap=True
+    )

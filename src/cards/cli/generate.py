@@ -1,4 +1,4 @@
-"""`cards generate`: one answer, or a chat."""
+"""`cards generate`: generate one response, or chat."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Annotated, Any
 import typer
 
 from cards.boundaries import unescape
-from cards.cli.answer import Options, answer
 from cards.cli.chat import chat
-from cards.cli.options import MODEL, OUTPUT, REWARD, with_placement
+from cards.cli.options import DEADLINE, MAX_TOKENS, METHOD, MODEL, OUTPUT, RAW, REWARD, STOP, with_placement
 from cards.cli.profile import PROFILE, profiled
+from cards.cli.respond import GenerateOptions, respond
 from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
-from cards.console import messages, one_line_warnings, spinner
+from cards.console import one_line_warnings, spinner, stderr_console
 from cards.decoder import Decoder
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.methods.base import Method
 from cards.placement import Placement
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.loader import reward_classes
 
 
 @with_settings
 @with_placement
 def generate(
-    text: Annotated[str | None, typer.Argument(help="What to answer; - or nothing reads standard input.")] = None,
-    method: Annotated[str, typer.Option(help="Decoding method; `cards methods` lists them.")] = "cards",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text (repeatable; \\n: new line).")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds after which the answer so far is taken.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, without chat template.")] = False,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - reads standard input.")] = None,
+    method: Annotated[str, typer.Option(help=METHOD)] = "cards",
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same response.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help=MAX_TOKENS)] = 128,
+    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    deadline: Annotated[float | None, typer.Option(help=DEADLINE)] = None,
+    raw: Annotated[bool, typer.Option("--raw", help=RAW)] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     profile: Annotated[Path | None, PROFILE] = None,
@@ -48,32 +48,35 @@ def generate(
     placed: dict[str, Any],
     **settings: str | None,
 ) -> None:
-    """Answer TEXT, or chat when there is none.
+    """Generate a response to TEXT, or chat if TEXT is omitted.
 
-    The text is a user's message if the model has a chat template. Accepted segments appear as they are accepted.
+    TEXT is a user message if the model has a chat template. Segments are printed as they are accepted. If standard input is
+    not a terminal, a missing TEXT is read from it.
     """
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     interactive = text is None and at_terminal()
     if interactive and (raw or json):
-        raise SettingError(f"A chat cannot be {'raw' if raw else 'printed as JSON'}: give a text, or pipe one in.")
+        raise SettingError(f"A chat does not support {'--raw' if raw else '--json'}: give a text, or pipe one in.")
     if text in (None, "-") and not interactive:
         text = sys.stdin.read()
     if text is not None and not text.strip():
-        raise PromptError("The prompt is empty: give the text to answer.")
+        raise PromptError("The prompt is empty: give a text.")
     decoder = load(model, reward, chosen, Placement(**placed))
-    options = Options(max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=trace)
+    options = GenerateOptions(
+        max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=trace
+    )
 
     def run(prompt: str | Sequence[Message]) -> Result:
         view = View(trace=trace, silent=json, strip=not isinstance(prompt, str))
         with one_line_warnings():
-            return answer(decoder, prompt, view, options)
+            return respond(decoder, prompt, view, options)
 
     if text is None:
         if not decoder.engine.chats:
-            raise PromptError(f"Model {model!r} has no chat template, so it cannot chat: give a text to continue.")
+            raise PromptError(f"Model {model!r} has no chat template, which a chat needs: give a text to continue.")
         chat(run)
         return
-    result = run(shaped(text, "raw" if raw else "auto", decoder.engine.chats))
+    result = run(format_prompt(text, "raw" if raw else "auto", decoder.engine.chats))
     if json:
         typer.echo(result.to_json())
     if result.finish_reason == "interrupted":
@@ -81,15 +84,17 @@ def generate(
 
 
 def load(model: str, reward: str, method: Method, placement: Placement) -> Decoder:
-    """The decoder of these names, under a spinner; the reward is left out where the method has no use for it."""
-    guided = "reward" in method.needed and reward != "none"
+    """Load models under a spinner and return a decoder. The reward is loaded only if the method needs one."""
+    needs_reward = "reward" in method.needed and reward != "none"
     with ExitStack() as stack:
         stack.enter_context(one_line_warnings())
-        if all(is_local(name) for name in (model, *([reward] if guided else []))):  # downloads show bars of their own
+        if all(is_local(name) for name in (model, *([reward] if needs_reward else []))):  # downloads show their own bars
             hide_bars()
-            stack.enter_context(spinner(messages(), f"loading {model}{f' and the reward {reward}' if guided else ''}"))
+            stack.enter_context(
+                spinner(stderr_console(), f"loading {model}{f' and the reward {reward}' if needs_reward else ''}")
+            )
         engine = placement.engine(model)
-        return Decoder(engine, placement.reward(reward) if guided else None, method)
+        return Decoder(engine, placement.reward(reward) if needs_reward else None, method)
 
 
 def at_terminal() -> bool:
@@ -97,6 +102,7 @@ def at_terminal() -> bool:
 
 
 def is_local(name: str) -> bool:
+    """Return whether loading this model or reward downloads nothing."""
     kind, _, details = name.partition(":")
     if kind in ("regex", "keywords", "length", "json"):
         return True

@@ -1,4 +1,4 @@
-"""The models of commands that run several methods."""
+"""Load the models of commands that run several methods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from cards.cli.generate import hide_bars, is_local
-from cards.console import messages, one_line_warnings, show_warning, spinner
+from cards.console import one_line_warnings, show_warning, spinner, stderr_console
 from cards.errors import ModelError, UnknownNameError
 from cards.placement import Placement
 from cards.study.models import Models
@@ -15,28 +15,28 @@ from cards.study.prompts import PromptRecord
 
 
 def load_models(model: str, reward: str, gold: str, placement: Placement) -> Models:
-    """The LM, the reward that steers and the one that only grades (or `none`), loaded under a spinner. Raises ModelError."""
+    """Load the LM, the reward and the gold reward (each may be `none`) under a spinner. Raises ModelError."""
     loaded = load_named({"--model": model, "--reward": reward, "--gold": gold}, placement)
     return Models(loaded["--model"], loaded.get("--reward"), loaded.get("--gold"), placement)
 
 
 def fitting(models: Models, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
-    """Return the prompts that leave room for so many tokens, with a warning about the others."""
-    kept = models.fitting(records, form, max_tokens)
-    if left := len(records) - len(kept):
-        show_warning(f"{left} of {len(records)} prompts leave no room for answers of {max_tokens} tokens and are left out.")
-    return kept
+    """Return the prompts that leave room for `max_tokens` tokens, and warn about the others."""
+    fit = models.fitting(records, form, max_tokens)
+    if skipped := len(records) - len(fit):
+        show_warning(f"{skipped} of {len(records)} prompts leave no room for {max_tokens} new tokens and are skipped.")
+    return fit
 
 
 def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any]:
-    """By option: the LM of `--model`, rewards of all others; not those named `none`. Raises ModelError."""
+    """Load the LM of `--model` and the rewards of all other options, except those named `none`. Raises ModelError."""
     names = {option: name for option, name in wanted.items() if name != "none"}
     loaded: dict[str, Any] = {}
     with ExitStack() as stack:
         stack.enter_context(one_line_warnings())
-        if all(is_local(name) for name in names.values()):  # downloads show bars of their own
+        if all(is_local(name) for name in names.values()):  # downloads show their own bars
             hide_bars()
-            stack.enter_context(spinner(messages(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
+            stack.enter_context(spinner(stderr_console(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
         for option, name in names.items():
             try:
                 loaded[option] = (placement.engine if option == "--model" else placement.reward)(name)
@@ -45,7 +45,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
                     raise
                 why = str(error.__cause__ or "not found").strip().splitlines()[0].rstrip(".:")
                 raise ModelError(
-                    f"{name!r} is neither here nor could it be had from the Hugging Face Hub: {why}. Download it where there "
-                    f"is a network and name its folder: {option} FOLDER."
+                    f"{name!r} is not a local folder and cannot be downloaded from the Hugging Face Hub: {why}. Download it on "
+                    f"a machine with network access and give its folder: {option} FOLDER."
                 ) from error
     return loaded

@@ -1,4 +1,4 @@
-"""`--profile`: a file of `cards calibrate` fills the options that are not given."""
+"""`--profile`: take options that are not given from a profile of `cards calibrate`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import typer
 
-from cards.profile import Profile, typed
+from cards.profile import Profile, option_text
 
 
 def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Make models, length and method of the profile the defaults of the command's options, before those are looked at."""
+    """Make the models, length and method of the profile the defaults of the command. Runs before other options are parsed."""
     if path is not None:
         profile = Profile.read(path)
-        names: dict[str, Any] = {"model": profile.model, "reward": profile.reward, "max_tokens": profile.max_tokens}
+        defaults: dict[str, Any] = {"model": profile.model, "reward": profile.reward, "max_tokens": profile.max_tokens}
         if any(option.name == "method" and not getattr(option, "multiple", False) for option in ctx.command.params):
-            names["method"] = profile.method
-        ctx.default_map = {**(ctx.default_map or {}), **names}
+            defaults["method"] = profile.method
+        ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
 
 
@@ -26,32 +26,32 @@ PROFILE = typer.Option(
     "--profile",
     callback=_fill,
     is_eager=True,
-    help="A file that `cards calibrate` wrote: its method, settings and models, where other options do not say otherwise.",
+    help="Profile written by `cards calibrate`: defaults for method, settings and models.",
 )
 
 
 def profiled(
     path: Path | None, method: str, model: str, reward: str, given: Mapping[str, str | None]
 ) -> Mapping[str, str | None]:
-    """Settings of a method as text: those given, else the profile's where it is one of this method.
+    """Return the settings of a method as text: those given, then those of the profile if it is for this method.
 
     Raises SettingError if the profile is for another model or reward.
     """
     if path is None or (profile := Profile.read(path)).method != method:
         return given
     profile.check_models(model, reward)
-    return {**given, **{key: typed(value) for key, value in profile.settings.items() if given.get(key) is None}}
+    return {**given, **{key: option_text(value) for key, value in profile.settings.items() if given.get(key) is None}}
 
 
 def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str) -> Sequence[str]:
-    """Methods of a command that runs several: the profile's settings go to its method where that is named without any.
+    """Return method specifications in which the method of the profile, if it has no settings, gets those of the profile.
 
-    Where its method is not named at all, it is added. Raises SettingError if the profile is for another model or reward.
+    A missing method of the profile is appended. Raises SettingError if the profile is for another model or reward.
     """
     if path is None:
         return specs
     profile = Profile.read(path)
     profile.check_models(model, reward)
-    spec = f"{profile.method}:" + ",".join(f"{key}={typed(value)}" for key, value in profile.settings.items())
+    spec = f"{profile.method}:" + ",".join(f"{key}={option_text(value)}" for key, value in profile.settings.items())
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]

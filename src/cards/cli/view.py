@@ -1,4 +1,4 @@
-"""One answer on the terminal: text on standard output as it is accepted; trace and closing line on standard error."""
+"""Show one response: accepted text on standard output, the trace and the closing line on standard error."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from cards.console import ENDINGS, messages, quoted, say, spinner
+from cards.console import ENDINGS, quoted, say, spinner, stderr_console
 from cards.events import Accepted, Done, Event, Fallback, Rejected, Result, Scored, Segment
 
 VERDICTS = {"accepted": "green", "rejected": "red", "fallback": "yellow", "untested": "dim"}
 HEADER = f"{'seg':>3} {'cand':>4} {'verdict':8} {'reward':>7}   {'thresh':>7} {'entropy':>7} {'tok':>3}"
-NARROW = len(HEADER) + 26
+MIN_WIDTH = len(HEADER) + 26  # of a terminal that shows figures and text side by side
 
 
 class View:
-    """Shows the events of one answer. `trace`: a line a candidate, then the text; `silent`: no text at all.
+    """A display of the events of one response.
 
-    `strip` leaves out the white space before the text, which chat templates call forth.
+    trace: print a line per candidate, and the text at the end; silent: print no text; strip: omit whitespace before the text,
+    which chat templates provoke.
     """
 
     def __init__(self, *, trace: bool = False, silent: bool = False, strip: bool = False) -> None:
         self.trace, self.silent, self.strip = trace, silent, strip
-        self.console = messages()
-        self.headed = False
-        self.judged = 0
-        self.written = 0  # characters of the answer
+        self.console = stderr_console()
+        self.has_header = False
+        self.verdicts = 0
+        self.written = 0  # characters of the response
         self.last = "\n"
-        self.waiting: dict[tuple[int, int], Segment] = {}  # scored candidates without a verdict
+        self.pending: dict[tuple[int, int], Segment] = {}  # scored candidates without a verdict
         self.status: Status | None = None
         self.stack = ExitStack()
 
@@ -45,18 +46,18 @@ class View:
     def show(self, event: Event) -> None:
         match event:
             case Scored(position, candidate, segment):
-                self.waiting[position, candidate] = segment
+                self.pending[position, candidate] = segment
             case Rejected():
                 self._verdict("rejected", event)
             case Accepted():
-                self._taken("accepted", event)
+                self._end_segment("accepted", event)
             case Fallback():
-                self._taken("fallback", event)
+                self._end_segment("fallback", event)
             case Done():
                 self.stack.close()
 
     def close(self, result: Result, ending: str | None = None) -> None:
-        """The rest of the text and the closing line; `ending` says how it ended where the result does not."""
+        """Print the rest of the text and the closing line. `ending` overrides the finish reason of the result."""
         self.stack.close()
         if not self.silent:
             if self.trace:
@@ -66,36 +67,36 @@ class View:
                 typer.echo()
         say(closing_line(result, ending), "dim")
 
-    def _taken(self, verdict: str, event: Accepted | Fallback) -> None:
-        for position, candidate in list(self.waiting):
+    def _end_segment(self, verdict: str, event: Accepted | Fallback) -> None:
+        for position, candidate in list(self.pending):
             if position == event.position and candidate != event.candidate:
-                self._candidate("untested", position, candidate, self.waiting.pop((position, candidate)))
+                self._candidate("untested", position, candidate, self.pending.pop((position, candidate)))
         self._verdict(verdict, event)
         if not (self.trace or self.silent):
             self.stack.close()
             self._write(event.segment.text)
 
     def _verdict(self, verdict: str, event: Rejected | Accepted | Fallback) -> None:
-        self.waiting.pop((event.position, event.candidate), None)
-        self.judged += 1
+        self.pending.pop((event.position, event.candidate), None)
+        self.verdicts += 1
         if self.status is not None:
-            self.status.update(f"decoding, {self.judged} candidate{'s' if self.judged > 1 else ''} judged")
+            self.status.update(f"decoding: {self.verdicts} candidate{'s' if self.verdicts > 1 else ''}")
         self._candidate(verdict, event.position, event.candidate, event.segment)
 
     def _candidate(self, verdict: str, position: int, candidate: int, segment: Segment) -> None:
         if self.trace:
-            if not self.headed:
+            if not self.has_header:
                 self._line(Text(HEADER, style="dim"), Text("text", style="dim"))
-                self.headed = True
+                self.has_header = True
             line = Text(f"{position + 1:3} {candidate + 1:4} ")
             line.append(f"{verdict:8}", style=VERDICTS[verdict]).append(f" {figures(segment)}")
             self._line(line, Text(quoted(segment.text), style="dim" if verdict == "rejected" else ""))
 
     def _line(self, head: Text, text: Text) -> None:
-        """Beside each other where there is room, one line each where nobody looks."""
+        """Print both side by side on a wide terminal, below each other on a narrow one, and on one line in a file."""
         if not self.console.is_terminal:
             self.console.print(head, text, soft_wrap=True)
-        elif self.console.width < NARROW:
+        elif self.console.width < MIN_WIDTH:
             self.console.print(head)
             self.console.print(Padding(text, (0, 0, 0, 9)))
         else:
@@ -116,7 +117,7 @@ class View:
 
 
 def figures(segment: Segment) -> str:
-    """Reward against threshold, entropy, tokens; blank where there is none."""
+    """Return reward, threshold, entropy and number of tokens as columns. Missing values are blank."""
     sign = " "
     if segment.reward is not None and segment.threshold is not None:
         sign = "\N{GREATER-THAN OR EQUAL TO}" if segment.reward >= segment.threshold else "<"
@@ -125,10 +126,10 @@ def figures(segment: Segment) -> str:
 
 
 def closing_line(result: Result, ending: str | None = None) -> str:
-    """What the answer cost: tokens kept and thrown away, RM calls, acceptance and fallback rate, seconds."""
+    """Return how the response ended and what it cost: tokens, RM calls, rates and seconds."""
     usage, kept = result.usage, len(result.token_ids)
     parts = [ending or ENDINGS[result.finish_reason]]
-    parts.append(f"{kept} tokens kept, {usage.lm_wasted_tokens} thrown away")
+    parts.append(f"{kept} tokens kept, {usage.lm_wasted_tokens} wasted")
     if usage.rm_calls:
         parts.append(f"{usage.rm_calls} RM calls")
         if usage.acceptance_rate is not None:

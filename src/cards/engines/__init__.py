@@ -1,1 +1,1 @@
-"""Engines propose text from a language model."""
+"""Engines, which propose text from a language model."""

@@ -1,4 +1,4 @@
-"""What a method asks of an engine."""
+"""The Ask: a request of a method to an engine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cards.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Continuations wanted of prompt + response: candidates `first` .. `first + n - 1` of segment number `segment`.
+    """A request for the candidates `first` .. `first + n - 1` of segment number `segment`, after prompt + response.
 
-    A candidate's text is a function of (prompt, response, boundary, sampling, seed, segment, its number) alone.
-    `max_tokens` bounds each candidate; drawing that many, or text that holds one of `stop`, ends the answer.
+    The text of a candidate depends only on (prompt, response, boundary, sampling, seed, segment, number of the candidate).
+    A candidate ends the response if it reaches `max_tokens` or contains one of the `stop` strings. Raises SettingError.
     """
 
     prompt: Prompt
@@ -30,5 +30,5 @@ class Ask:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self.max_tokens >= 1, f"max_tokens must leave room for at least 1 token, not {self.max_tokens}.")
-        check(self.n >= 1, f"At least 1 candidate must be asked for, not {self.n}.")
+        check(self.max_tokens >= 1, f"max_tokens must be at least 1, got {self.max_tokens}.")
+        check(self.n >= 1, f"n must be at least 1 candidate, got {self.n}.")

@@ -1,4 +1,4 @@
-"""The Engine contract: it proposes text from an LM and keeps nothing for its caller."""
+"""The contract of engines, which propose text from an LM and are stateless for the caller."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
-from cards.engines.text import Decodes
-from cards.engines.writer import Writer, written
+from cards.engines.text import TokenDecoder
+from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
+from cards.fingerprint import Fingerprint
 from cards.parts import Composite
 
 if TYPE_CHECKING:
@@ -22,69 +23,72 @@ if TYPE_CHECKING:
 
 
 class Engine(Composite, ABC):
-    """An LM that proposes. `has` names what it offers to methods: `segments`, `logits`, `logprobs`."""
+    """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`."""
 
     has: ClassVar[frozenset[str]] = frozenset({"segments"})
     name: str
-    context: int  # tokens that prompt and answer may have together
-    rows: int  # sequences that it can decode at once
-    entropy_threshold: float = 3.0  # a sensible tau_u for this LM
-    chats: bool = True  # whether it renders messages
-    vocabulary: str = ""  # fingerprint of its tokenizer: engines with the same one can share token ids
-    tokenizer: Decodes
-    end_ids: frozenset[int]  # tokens that end an answer
-    requests: int = 0  # being served now
+    context: int  # maximum number of tokens of prompt and response together
+    rows: int  # maximum number of sequences decoded together
+    entropy_threshold: float = 3.0  # default of tau_u for this LM, in nats
+    chats: bool = True  # whether it has a chat template
+    vocabulary: Fingerprint | str = ""  # engines with equal fingerprints share token ids
+    tokenizer: TokenDecoder
+    end_ids: frozenset[int]  # tokens that end a response
+    requests: int = 0  # requests in progress
 
     @abstractmethod
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
-        """Tokens of raw text as it stands, or of messages under the model's chat template. Raises PromptError."""
+        """Tokenize raw text, or messages rendered with the model's chat template. Raises PromptError."""
 
     @abstractmethod
     def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        """Yield the candidates in order of their number, in lists that hold all that are ready.
+        """Yield the candidates in order of their numbers, in lists of all that are complete.
 
-        The first list comes when the first candidate is complete, so a caller that needs no more can stop: closing
-        the iterator (use contextlib.aclosing) ends the rest and frees their rows.
+        The first list arrives when the first candidate is complete. Closing the iterator (use contextlib.aclosing) cancels
+        the other candidates and frees their cache slots.
         """
 
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
-        """Raw next-token logits [last, vocabulary] after each of the last `last` tokens of prompt + response.
+        """Return the raw next-token logits [last, vocabulary] after each of the last `last` tokens of prompt + response.
 
-        Raises PromptError if there are more tokens than the context or fewer than `last`.
+        Raises PromptError if the tokens exceed the context or are fewer than `last`, and MismatchError without this capability.
         """
-        raise MismatchError(f"Engine {self.name!r} does not give logits.")
+        raise MismatchError(f"Engine {self.name!r} does not provide logits.")
 
     async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
-        """Natural-log probabilities (temperature 1, whole vocabulary) of the response's tokens, or of the `last` of them."""
-        raise MismatchError(f"Engine {self.name!r} does not give log-probabilities.")
+        """Return the log-probabilities (natural log, temperature 1, whole vocabulary) of the response's `last` tokens.
+
+        `last` None means all of them. Raises MismatchError without this capability.
+        """
+        raise MismatchError(f"Engine {self.name!r} does not provide log-probabilities.")
 
     @property
     def rows_in_use(self) -> int:
-        """Sequences being decoded now, as far as the engine knows: at least one for each request."""
+        """Number of sequences in progress: at least one for each request."""
         return self.requests
 
     def tokenize(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text as it stands, without those that mark a beginning or an end."""
-        raise MismatchError(f"Engine {self.name!r} does not read text as tokens.")
+        """Tokenize raw text without special tokens at its ends. Raises MismatchError if the engine cannot."""
+        raise MismatchError(f"Engine {self.name!r} cannot tokenize text.")
 
     def without_layers(self, share: float) -> Engine:
-        """An engine of the same model without this fraction of its layers, for drafts. Raises MismatchError or ModelError."""
-        raise MismatchError(f"Engine {self.name!r} has no layers that could be skipped.")
+        """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""
+        raise MismatchError(f"Engine {self.name!r} cannot skip layers of its model.")
 
     def writer(self, ask: Ask) -> Writer:
-        """Takes tokens that a method has chosen itself, as a candidate of the ask."""
+        """Return a writer for a candidate of the ask whose tokens the method chooses itself."""
         return Writer(ask, self.tokenizer, self.end_ids, self.context)
 
     def extended(self, prompt: Prompt, response: Response, token_ids: Sequence[int]) -> Response:
-        """The response with these tokens, of which only the last may end it."""
-        return response + written(self.tokenizer, self.end_ids, prompt.token_ids + response.token_ids, token_ids)
+        """Return the response extended by these tokens. Only the last of them can end it."""
+        return response + make_segment(self.tokenizer, self.end_ids, prompt.token_ids + response.token_ids, token_ids)
 
     def width(self, acceptance_rate: float, most: int) -> int:
-        """How many candidates to ask for at once, given the acceptance rate so far: a speed dial, nothing else."""
+        """Return how many candidates to request together, at most `most`. This affects only the speed."""
         return min(most, 4)
 
 
-def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
-    """Have a caller's loop call a function; nothing, where the loop was closed and nobody wants to know any more."""
+def call_in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+    """Call a function in the event loop of a caller. Do nothing if the loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *arguments)

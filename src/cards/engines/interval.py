@@ -1,4 +1,4 @@
-"""What the likeliest tokens tell of the entropy of all: an interval."""
+"""Bounds on the entropy from the top-k probabilities."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 
 def entropy_interval(probabilities: Sequence[float], k: int, vocabulary: int) -> tuple[float, float]:
-    """Lowest and highest entropy (nats) of a distribution over `vocabulary` tokens that shows these probabilities.
+    """Return the lowest and highest entropy (nats) of a distribution over `vocabulary` tokens with these probabilities.
 
-    Among them are the k highest. What is left, m, lies on the other r tokens, none above c, the k-th highest. With
-    h(p) = -p log p and H = the sum of h over what is shown, the entropy is
+    The given probabilities include the k highest. The remaining mass m lies on the other r tokens. None of them is above c,
+    the k-th highest probability. With h(p) = -p log p and H the sum of h over the given probabilities, the entropy is
 
-        highest where m is spread evenly:  H + r h(m / r)
-        lowest where m is heaped up:       H + n h(c) + h(m - n c),  n = floor(m / c)
+        highest if m is spread evenly:  H + r h(m / r)
+        lowest if m is concentrated:    H + n h(c) + h(m - n c),  n = floor(m / c)
 
-    and both can be. If fewer than k are shown (a server that names tokens by text gives one of several that read the same),
-    c is not known, and m itself takes its place.
+    Both bounds are attained. If fewer than k probabilities are given, c is unknown and m is used instead. This happens with
+    servers that identify tokens by text, because tokens with equal text are listed once.
     """
     shown = sorted(probabilities, reverse=True)
     known = math.fsum(map(_h, shown))

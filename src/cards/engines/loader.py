@@ -1,4 +1,4 @@
-"""Engines by name: the back ends that come with the package, and those of plug-ins (entry points `cards.backends`)."""
+"""Loading of engines by name, from the back ends of this package and of plug-ins (entry points `cards.backends`)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ BACKENDS = {
 
 
 class Backend(Protocol):
-    """Loads models by name; the name comes with its prefix (`vllm:NAME`)."""
+    """A loader of models by name. The name includes its prefix (`vllm:NAME`)."""
 
     def load_engine(self, name: str, **options: Any) -> Engine: ...
 
-    def load_reward(self, name: str, **options: Any) -> Any: ...  # a Reward, which is a layer above
+    def load_reward(self, name: str, **options: Any) -> Any: ...  # a Reward, but this layer cannot import that class
 
 
 @cache
 def backend(prefix: str) -> Backend:
-    """The back end of model names with this prefix; names without a known prefix are models in this process."""
+    """Return the back end of a prefix of model names. Names without a known prefix run in this process."""
     if prefix not in BACKENDS and prefix in (found := plugins("cards.backends", _prefix, BACKENDS)):
         return cast(Backend, found[prefix])
     return cast(Backend, import_module(BACKENDS.get(prefix, LOCAL)))
@@ -46,12 +46,12 @@ def load_engine(
 ) -> Engine:
     """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, `vllm:NAME`, an http(s) address, PREFIX:NAME of a plug-in.
 
-    draft: a smaller LM of the same tokenizer, or its name, that writes `gamma` tokens ahead; skip_layers: the fraction of the
-    model's own layers that such a draft skips. Both make decoding faster and leave its law as it is (exact speculative
-    sampling). options: those of the back end, such as device, dtype, slots and context.
+    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
+    itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
+    of responses. options: options of the back end, such as device, dtype, slots and context.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
-    check(draft is None or skip_layers is None, "A model has one draft: give draft or skip_layers, not both.")
+    check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
     engine = backend(name.partition(":")[0]).load_engine(name, **options)
     if skip_layers is not None:
         return SpeculativeEngine(engine, engine.without_layers(skip_layers), gamma)

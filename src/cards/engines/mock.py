@@ -1,4 +1,4 @@
-"""A language model given as a function, for tests: a small vocabulary, exact probabilities, no weights, no threads."""
+"""A mock engine for tests, whose language model is a function of the tokens."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Model = Callable[[tuple[int, ...]], Sequence[float]]
 
 
 class MockEngine(Engine):
-    """Draws from model(ids of prompt and answer so far) -> probabilities (or logits) of the next token, one a token.
+    """An engine whose model is a function from the token ids so far to the probabilities of the next token.
 
-    `model` must be a function: the same numbers for the same ids. Token i reads as vocabulary[i]; `end` is the one that
-    ends an answer, and reads as nothing. Prompts are split into the longest tokens that fit; text outside the vocabulary
-    is dropped. All candidates of an ask come in one list, a step a token, as from an engine that decodes them together.
+    `model` must be deterministic. It returns one number for each token: a probability, or a logit with `logits=True`. The text
+    of token i is vocabulary[i]. `end` is the token that ends a response; its text is empty. Prompts are split into the longest
+    matching tokens, and text outside the vocabulary is dropped. All candidates of an ask arrive in one list.
+    Raises SettingError.
     """
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
@@ -42,8 +43,11 @@ class MockEngine(Engine):
         rows: int = 32,
         name: str = "mock",
     ) -> None:
-        check(len(set(vocabulary)) == len(vocabulary) and all(vocabulary), "A vocabulary has distinct, non-empty tokens.")
-        check(end is None or end in vocabulary, f"The end token {end!r} is not in the vocabulary.")
+        check(
+            len(set(vocabulary)) == len(vocabulary) and all(vocabulary),
+            f"Tokens must be distinct and not empty, got {vocabulary!r}.",
+        )
+        check(end is None or end in vocabulary, f"The end token must be in the vocabulary, got {end!r}.")
         self.model, self.tokens, self.raw = model, tuple(vocabulary), logits
         self.end_id = None if end is None else self.tokens.index(end)
         self.tokenizer, self.end_ids = self, frozenset(() if self.end_id is None else (self.end_id,))
@@ -52,25 +56,27 @@ class MockEngine(Engine):
         self._next = lru_cache(4096)(self.next_logits)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """What the tokens read as."""
+        """Return the text of tokens."""
         return "".join(self.tokens[t] for t in token_ids if t != self.end_id)
 
     def next_logits(self, token_ids: tuple[int, ...]) -> NDArray[np.float64]:
-        """Logits [vocabulary] of the token after these."""
-        given = list(self.model(token_ids))
-        check(len(given) == len(self.tokens), f"The model gave {len(given)} numbers for {len(self.tokens)} tokens.")
+        """Return the logits [vocabulary] of the next token. Raises SettingError."""
+        values = list(self.model(token_ids))
+        check(len(values) == len(self.tokens), f"The model must return {len(self.tokens)} numbers, got {len(values)}.")
         if not self.raw:
-            given = [math.log(p) if p > 0 else -math.inf for p in given]
-        return np.array(given, np.float64)
+            values = [math.log(p) if p > 0 else -math.inf for p in values]
+        return np.array(values, np.float64)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = None if isinstance(prompt, str) else check_messages(prompt)
         text = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in messages or ())
         if not text.strip():
-            raise PromptError("The prompt is empty: give the text or the messages to answer.")
+            raise PromptError("The prompt is empty: give a text or messages.")
         ids = self.tokenize(text)
         if len(ids) >= self.context:
-            raise PromptError(f"The prompt has {len(ids)} tokens, and the context of {self.name!r} is {self.context}.")
+            raise PromptError(
+                f"The prompt has {len(ids)} tokens, but the context of {self.name!r} is {self.context}: shorten the prompt."
+            )
         return Prompt(text, ids, messages, self.vocabulary)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
@@ -110,18 +116,18 @@ class MockEngine(Engine):
 
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
         ids = prompt.token_ids + response.token_ids
-        check(1 <= last <= len(ids), f"Logits after {last} tokens cannot be had of a text of {len(ids)}.")
-        return (await self._look(ids, last)).astype(np.float32)
+        check(1 <= last <= len(ids), f"last must be between 1 and the {len(ids)} tokens of prompt and response, got {last}.")
+        return (await self._last_logits(ids, last)).astype(np.float32)
 
     async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
         ids = response.token_ids
         last = len(ids) if last is None else last
         if not last:
             return np.zeros(0)
-        logits = await self._look(prompt.token_ids + ids[:-1], last)
+        logits = await self._last_logits(prompt.token_ids + ids[:-1], last)
         return np.array([row[t] - np.logaddexp.reduce(row) for row, t in zip(logits, ids[-last:], strict=True)])
 
-    async def _look(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:
+    async def _last_logits(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:
         await asyncio.sleep(0)
         current_account().add(steps=1, prefill_tokens=last)
         return np.stack([self._next(ids[: len(ids) - i]) for i in reversed(range(last))])

@@ -1,4 +1,4 @@
-"""Candidates that are drawn at once and finish in any order, handed out in order of their number."""
+"""Delivery of concurrent candidates in order of their numbers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
-from cards.engines.base import tell
+from cards.engines.base import call_in_loop
 from cards.events import Segment
 
 
 async def in_order(
     candidates: Sequence[Coroutine[Any, Any, Segment]], wanted: asyncio.Event | None = None
 ) -> AsyncGenerator[list[Segment], None]:
-    """Run the candidates in this event loop; yield lists of all that are ready, up to the first unfinished one.
+    """Run the candidates in this event loop. Yield lists of all that are ready, up to the first unfinished one.
 
-    `wanted` is set while the caller waits for candidates. Closing the iterator cancels the unfinished ones.
+    `wanted` is set while the caller waits for candidates. Closing the iterator cancels the unfinished candidates.
     """
     wanted = wanted or asyncio.Event()
     tasks = [asyncio.create_task(candidate) for candidate in candidates]
@@ -34,37 +34,37 @@ async def in_order(
 
 
 class OrderedQueue:
-    """Passes `count` candidates from the thread that draws them to the event loop in which the queue was made."""
+    """A queue that passes `count` candidates from a worker thread to the event loop that made the queue."""
 
     def __init__(self, count: int) -> None:
-        self.left = count  # not yet received
+        self.remaining = count  # not yet received
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[list[Segment] | BaseException] = asyncio.Queue()
         self._finished: dict[int, Segment] = {}
         self._next = 0
 
     def finish(self, number: int, segment: Segment) -> None:
-        """Note a complete candidate; numbers start at 0."""
+        """Store a complete candidate. Numbers start at 0."""
         self._finished[number] = segment
 
-    def hand_out(self) -> bool:
-        """Pass on all candidates up to the first unfinished one; return whether there were any."""
+    def deliver(self) -> bool:
+        """Pass on all candidates up to the first unfinished one. Return whether there were any."""
         ready = []
         while self._next in self._finished:
             ready.append(self._finished.pop(self._next))
             self._next += 1
         if ready:
-            tell(self._loop, self._queue.put_nowait, ready)
+            call_in_loop(self._loop, self._queue.put_nowait, ready)
         return bool(ready)
 
     def fail(self, error: BaseException) -> None:
-        """Have `receive` raise an error."""
-        tell(self._loop, self._queue.put_nowait, error)
+        """Make `receive` raise an error."""
+        call_in_loop(self._loop, self._queue.put_nowait, error)
 
     async def receive(self) -> list[Segment]:
-        """Wait for the next candidates, in the loop."""
+        """Wait for the next candidates. Call this in the event loop."""
         ready = await self._queue.get()
         if isinstance(ready, BaseException):
             raise ready
-        self.left -= len(ready)
+        self.remaining -= len(ready)
         return ready

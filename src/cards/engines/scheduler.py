@@ -1,4 +1,4 @@
-"""Continuous batching: one forward step advances every row by its own number of tokens; rows come and go at any step."""
+"""Continuous batching: rows join and leave the batch between forward steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cards.engines.base import tell
+from cards.engines.base import call_in_loop
 from cards.engines.slots import Outputs, Slots
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, PromptError
@@ -22,10 +22,9 @@ log = logging.getLogger("cards")
 
 
 class PendingCall:
-    """A call that its caller waits for. It owns rows.
+    """A call that its caller waits for, with the rows that serve it.
 
-    Cancelling the call frees its rows at the next step; pausing it stops their reading. Its costs go to the account of the
-    caller that makes it.
+    The next step frees the rows of a cancelled call, and skips those of a paused call. Costs go to the caller's account.
     """
 
     def __init__(self) -> None:
@@ -34,36 +33,37 @@ class PendingCall:
         self.paused = False
 
     def fail(self, error: BaseException) -> None:
-        """Tell the caller that the call cannot be done."""
+        """Raise an error in the caller."""
 
     def abort(self, error: BaseException) -> None:
-        """Free the rows of the call and tell the caller the reason."""
+        """Free the rows of the call and raise an error in the caller."""
         self.cancelled = True
         self.fail(error)
 
 
 class PendingResult(PendingCall):
-    """A call with one result, which its caller awaits."""
+    """A call whose caller awaits one result."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
-    def answer(self, result: Any) -> None:
+    def resolve(self, result: Any) -> None:
+        """Return a result to the caller."""
         self._settle(lambda: self.future.set_result(result))
 
     def fail(self, error: BaseException) -> None:
         self._settle(lambda: self.future.set_exception(error))
 
-    def _settle(self, how: Callable[[], None]) -> None:
-        tell(self.loop, lambda: None if self.future.done() else how())
+    def _settle(self, set_outcome: Callable[[], None]) -> None:
+        call_in_loop(self.loop, lambda: None if self.future.done() else set_outcome())
 
 
 class Row:
-    """A sequence being read: once all `tokens` are in its slot, it is consumed with the output of the model.
+    """A sequence of tokens to read. Once all of them are in its cache slot, it is consumed with the model's output.
 
-    At most `keep` leading tokens need no reading; `start` is the output after them [1, ...] where it is known.
+    At most `keep` leading tokens can come from the cache. `start` is the output [1, ...] after all tokens, if it is known.
     """
 
     __slots__ = ("call", "done", "given", "keep", "slot", "start", "tokens")
@@ -76,12 +76,12 @@ class Row:
         self.done = False
 
     def wanted(self, end: int, count: int) -> int:
-        """Return how many outputs are wanted, at the last of the `count` tokens that end at position `end`."""
+        """Return for how many of the `count` tokens that end at position `end`, the last ones, outputs are needed."""
         return 1
 
 
 class Tail(Row):
-    """A row whose last `last` outputs are wanted; its call's `finish` gets them [last, ...] when all are there."""
+    """A row that needs its last `last` outputs. `finish` gets them as one array [last, ...]."""
 
     __slots__ = ("last", "outputs")
 
@@ -94,30 +94,33 @@ class Tail(Row):
         return max(1, min(count, end - self.keep))
 
     def take(self, outputs: Outputs, end: int) -> None:
+        """Store the outputs of a step that read the tokens up to position `end`."""
         if end > self.keep:
             self.outputs.append(outputs)
         self.done = end == len(self.tokens)
 
     def finish(self, outputs: Outputs) -> None:
-        """Use the outputs."""
+        """Use the outputs [last, ...]."""
 
 
 class Pace:
-    """An estimate of what one more row adds to a step, as a fraction of the fixed cost: least squares over recent steps."""
+    """A least-squares estimate, over recent steps, of the cost of a row relative to the fixed cost of a step."""
 
     def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
         self.guess, self.memory = guess, memory
-        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of 1, rows, seconds, rows^2, rows * seconds
+        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # weighted sums of 1, rows, seconds, rows^2, rows * seconds
 
     def observe(self, rows: int, seconds: float) -> None:
+        """Add a measured step."""
         new = (1.0, rows, seconds, rows * rows, rows * seconds)
         self.sums = tuple(self.memory * a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
 
     @property
     def row_cost(self) -> float:
+        """The time that one more row adds to a step, as a fraction of the fixed time."""
         n, x, y, xx, xy = self.sums
         spread = n * xx - x * x
-        if n < 20 or spread < 0.1 * x * x:  # too few steps, or all of one size
+        if n < 20 or spread < 0.1 * x * x:  # too few steps, or too similar
             return self.guess
         slope = (n * xy - x * y) / spread
         fixed = (y - slope * x) / n
@@ -128,11 +131,11 @@ Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
 
 
 class Scheduler:
-    """Runs rows through slots. `submit` is thread-safe; everything else happens in the device's worker thread.
+    """Runs rows through cache slots. `submit` is thread-safe; all else runs in the worker thread of the device.
 
-    consume(rows, outputs [rows, ...]) gets the rows that are fully read: it extends their tokens or marks them done, and
-    returns new rows, which are admitted first. `budget` bounds the tokens of one step, so that a long prompt does not hold
-    up the others.
+    `consume(rows, outputs [rows, ...])` gets the rows that are completely read. It extends their tokens or marks them done, and
+    returns new rows, which are admitted first. `budget` is the maximum number of tokens of a step. It prevents long prompts
+    from delaying other requests.
     """
 
     def __init__(self, slots: Slots, consume: Consume, budget: int = 1024) -> None:
@@ -146,24 +149,24 @@ class Scheduler:
         self.worker.add(self)
 
     def submit(self, begin: Callable[[], Sequence[Row]], call: PendingCall | None = None) -> None:
-        """Have the worker call `begin`, before its next step, and admit the rows it returns; what it raises fails the call."""
+        """Call `begin` in the worker before its next step and admit the rows that it returns. An error of it fails the call."""
         if self.closed:
-            raise ModelError("This model was closed; load it again to use it.")
+            raise ModelError("The model is closed: load it again to use it.")
         self.inbox.append((begin, call))
-        self.worker.wake(answers=True)
+        self.worker.wake(expected=True)
 
     def close(self) -> None:
-        """Free the cache. Calls that are being served fail."""
+        """Free the cache. Calls in progress fail with ModelError."""
         self.closed = True
-        self._abort_all(lambda: ModelError("The model was closed while it served this request."))
+        self._abort_all(lambda: ModelError("The model was closed during this request: load it again and repeat the request."))
         self.slots.cache.clear()
 
     def forget(self) -> None:
-        """Drop what the slots hold before the next step. Active rows then read their tokens again."""
+        """Clear the slots before the next step. Active rows then read their tokens again."""
         self.do(self.slots.forget)
 
     def do(self, action: Callable[[], object]) -> None:
-        """Have the worker run an action before its next step."""
+        """Run an action in the worker before its next step."""
 
         def begin() -> Sequence[Row]:
             action()
@@ -179,13 +182,13 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether there is work for a step."""
         if self.inbox or any(row.call.cancelled or not row.call.paused for row in self.active):
             return True
         return bool(self.waiting) and bool(self.slots.idle.any())
 
     def step(self) -> None:
-        """Drop cancelled rows, admit waiting rows, read, consume."""
+        """Drop cancelled rows, admit waiting rows, read tokens, and consume rows that are complete."""
         try:
             self._begin()
             self.retire()
@@ -197,21 +200,21 @@ class Scheduler:
             ends = [int(self.slots.held[row.slot]) + len(new) for row, new in batch]
             wanted = [row.wanted(end, len(new)) for (row, new), end in zip(batch, ends, strict=True)]
             output = self.slots.read([(row.slot, new) for row, new in batch], wanted)
-            self._account(batch, time.perf_counter() - start)  # before anybody learns of the outcome
-            rows, places = [], []
-            for (row, _), end, place, count in zip(batch, ends, np.cumsum(wanted).tolist(), wanted, strict=True):
+            self._account(batch, time.perf_counter() - start)  # before callers see the outputs
+            rows, positions = [], []
+            for (row, _), end, stop, count in zip(batch, ends, np.cumsum(wanted).tolist(), wanted, strict=True):
                 if isinstance(row, Tail):
-                    row.take(output[place - count : place], end)
+                    row.take(output[stop - count : stop], end)
                     if row.done:
                         row.finish(self.slots.cache.join(row.outputs))
                 elif end == len(row.tokens):
                     rows.append(row)
-                    places.append(place - 1)
+                    positions.append(stop - 1)
             if rows:
-                self._consume(rows, output if len(rows) == len(output) else output[places])
+                self._consume(rows, output if len(rows) == len(output) else output[positions])
         except Exception as error:
-            log.exception("A step of the model failed; its requests fail with it.")
-            self._abort_all(partial(self.slots.cache.in_words, error))
+            log.exception("A step of the model failed, and so did its requests.")
+            self._abort_all(partial(self.slots.cache.translate_error, error))
             self.slots.forget()
         self.retire()
 
@@ -226,7 +229,7 @@ class Scheduler:
                 call.abort(error)
 
     def _abort_all(self, error: Callable[[], Exception]) -> None:
-        """Abort every call, each with a new error, because a request attaches its response so far to it."""
+        """Abort every call with its own error object, because a request attaches its partial response to it."""
         for call in {row.call for row in (*self.active, *self.waiting)}:
             call.abort(error())
 
@@ -239,22 +242,22 @@ class Scheduler:
 
     def _admit(self) -> None:
         fresh: list[Row] = []
-        later: list[Row] = []  # what they begin with is just being read for another
+        later: list[Row] = []  # another row is reading their prefix now
         while self.waiting:
             row = self.waiting.popleft()
             if row.call.cancelled:
                 continue
             if len(row.tokens) > self.slots.length:
                 row.call.abort(
-                    PromptError(f"A text of {len(row.tokens)} tokens is longer than the context, {self.slots.length}.")
+                    PromptError(f"The text has {len(row.tokens)} tokens, but the context is {self.slots.length}: shorten it.")
                 )
-            elif self.slots.coming(row.tokens):
+            elif self.slots.will_hold_more(row.tokens):
                 later.append(row)
-            elif (place := self.slots.acquire(row.tokens, row.keep, row.call.account.ticket.id)) is None:
+            elif (acquired := self.slots.acquire(row.tokens, row.keep, row.call.account.ticket.id)) is None:
                 later.append(row)
                 break
             else:
-                row.slot, held = place
+                row.slot, held = acquired
                 row.call.account.add(cached_tokens=held)
                 self.active.append(row)
                 if held == len(row.tokens):
@@ -267,7 +270,7 @@ class Scheduler:
         self.waiting.extendleft(reversed(self.consume(rows, output)))
 
     def _batch(self) -> list[tuple[Row, list[int]]]:
-        """Rows and the tokens they read now: one each where decoding, then prompts, first come first served."""
+        """Return rows and the tokens that they read in this step: decoding rows first, then prompts in order of arrival."""
         held, left = self.slots.held, self.budget
         batch = []
         pending = [(row, len(row.tokens) - int(held[row.slot])) for row in self.active if not (row.done or row.call.paused)]
@@ -280,9 +283,9 @@ class Scheduler:
     def _account(self, batch: Sequence[tuple[Row, list[int]]], seconds: float) -> None:
         for row, new in batch:
             row.call.account.add(flops=self.slots.cache.flops * len(new))
-        if all(len(new) == 1 for _, new in batch):  # a prompt's tokens are cheaper by the dozen
+        if all(len(new) == 1 for _, new in batch):  # tokens of prompts are cheaper, so such steps would bias the estimate
             self.pace.observe(len(batch), seconds)
-        read: dict[Account, int] = {}  # a request's calls in one role share an account, for which a step counts once
+        read: dict[Account, int] = {}  # calls of a request in one role share an account; a step counts once for it
         for row, new in batch:
             account, end = row.call.account, int(self.slots.held[row.slot])
             given = end if account.role == "rm" else min(end, row.given)

@@ -1,8 +1,8 @@
-"""Slots: the rows of a KV cache, found again by what they hold.
+"""Cache slots: the rows of a KV cache, reused by the longest common prefix.
 
-A slot remembers the token ids whose keys and values it holds. A new sequence takes an idle slot and keeps its longest
-prefix that any slot holds, idle or busy. So rolling back a rejected segment costs nothing (the slot is just shorter),
-and a fork copies only the tail that differs.
+A slot records the token ids whose keys and values it holds. A new sequence gets an idle slot and reuses its longest prefix
+in any slot, idle or busy. So rolling back a rejected segment costs nothing, because the slot only becomes shorter. A new
+sequence copies only the part of its prefix that its slot does not hold.
 """
 
 from __future__ import annotations
@@ -17,64 +17,65 @@ from numpy.typing import NDArray
 from cards.errors import check
 from cards.usage import open_tickets
 
-COPY_COST = 0.05  # of reading a token again
-NEEDED = {"theirs": 1.0, "own": 0.3, "over": 0.05}  # chance that a slot's tokens are needed again: of a request, by whose it is
-WORTH_WAITING = 16  # tokens: a sequence waits a step for another to read at least so many that both begin with
+COPY_COST = 0.05  # of copying a token, relative to reading it
+REUSE = {"other": 1.0, "own": 0.3, "ended": 0.05}  # chance that a slot's tokens are needed again, by the request that used it
+WORTH_WAITING = 16  # tokens: a sequence waits for another that reads at least this many more tokens of their common prefix
 
-Outputs = Any  # an array of the back end, numpy's or its own: outputs of the model along its first axis
+Outputs = Any  # an array of the back end; its first axis runs over outputs of the model
 Read = tuple[int, int, Sequence[int]]  # row of the cache, position of the first new token, new tokens
 
 
 class Cache(ABC):
     """A model and its KV cache: `rows` sequences of up to `length` tokens each, used by the worker thread of `device`.
 
-    A back end implements this class, and `Slots` decides what each row holds. There is no call for a rollback: `read` and
-    `copy` say where they write, and what the row holds from there on is void. A cache that must drop it explicitly does so
-    then (in llama.cpp: remove the positions from `start` on, then decode or copy the sequence).
+    A back end implements this class, and `Slots` decides what each row holds. There is no method for a rollback: `read` and
+    `copy` have a start position, and the row's previous contents from there on are invalid. If a cache must remove them
+    explicitly, it does so in these methods (llama.cpp: remove the positions from `start` on, then decode or copy the sequence).
+    Raises SettingError.
     """
 
-    flops: float = 0.0  # floating-point operations a token
+    flops: float = 0.0  # floating-point operations per token
 
     def __init__(self, rows: int, length: int, device: Hashable) -> None:
-        check(rows >= 1, f"slots must be at least 1, not {rows}.")
+        check(rows >= 1, f"slots must be at least 1, got {rows}.")
         self.rows, self.length, self.device = rows, length, device
 
     @abstractmethod
     def read(self, rows: Sequence[Read], counts: Sequence[int]) -> Outputs:
-        """Run the model on new tokens of some rows, in rising order of the rows, and keep their keys and values.
+        """Run the model on new tokens of some rows, in ascending order of the rows, and store their keys and values.
 
-        Returns the outputs at the last `counts` new tokens of each row, one row behind the other: [sum(counts), ...]. They
-        are complete when this returns.
+        Return the outputs at the last `counts` new tokens of each row, concatenated: [sum(counts), ...]. The computation has
+        finished when this returns.
         """
 
     @abstractmethod
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Make the positions start .. end - 1 of one row those of another; before them both hold the same tokens."""
+        """Copy the positions start .. end - 1 of one row to another. Before `start` both hold the same tokens."""
 
     @abstractmethod
     def join(self, parts: Sequence[Outputs]) -> Outputs:
-        """Outputs of several reads, one behind the other."""
+        """Concatenate the outputs of several reads."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Free the memory; the cache is not used any more."""
+        """Free the memory. The cache is not used afterwards."""
 
-    def in_words(self, error: Exception) -> Exception:
-        """The error of a read as users should see it."""
+    def translate_error(self, error: Exception) -> Exception:
+        """Return the error to show to users for an error of `read`."""
         return error
 
 
 class Slots:
-    """Keeps track of what the rows of a cache hold. Not thread-safe: one thread owns it."""
+    """A record of the tokens that each cache slot holds. It is not thread-safe: one thread owns it."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.rows, self.length = cache, cache.rows, cache.length
         rows, length = self.rows, self.length
         self.tokens: NDArray[np.int64] = np.full((rows, length), -1)
         self.held: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens in the cache
-        self.due: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens that will be there once the slot's taker is read
-        self.used: NDArray[np.int64] = np.zeros(rows, np.int64)  # when last taken
-        self.owner: NDArray[np.int64] = np.zeros(rows, np.int64)  # by which request
+        self.due: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens that the slot will hold after its sequence is read
+        self.used: NDArray[np.int64] = np.zeros(rows, np.int64)  # `clock` when last acquired
+        self.owner: NDArray[np.int64] = np.zeros(rows, np.int64)  # ticket id of the request that acquired it
         self.idle: NDArray[np.bool_] = np.ones(rows, bool)
         self.clock = 0
 
@@ -82,18 +83,18 @@ class Slots:
         """Return how many leading tokens of the sequence each slot holds, [rows]."""
         return self._common(sequence, self.held)
 
-    def coming(self, sequence: Sequence[int]) -> bool:
-        """Return whether a slot will soon hold a much longer prefix of the sequence than any slot does now."""
+    def will_hold_more(self, sequence: Sequence[int]) -> bool:
+        """Return whether a slot will soon hold a much longer prefix of the sequence than any slot holds now."""
         if not (self.due > self.held).any():
             return False
         ids = np.asarray(sequence, np.int64)
         return bool(self._common(ids, self.due).max() >= self.match(ids).max() + WORTH_WAITING)
 
     def acquire(self, sequence: Sequence[int], keep: int, owner: int = 0) -> tuple[int, int] | None:
-        """Take an idle slot for the sequence, of which at most `keep` tokens need no reading, for the ticket `owner`.
+        """Acquire an idle slot for the sequence and the ticket `owner`. At most `keep` tokens can come from the cache.
 
-        Returns (slot, tokens held), or None if every slot is busy. Prefers slots that lose little by it: few tokens
-        beyond the common prefix, long unused, best of requests that are over.
+        Return (slot, tokens held), or None if every slot is busy. Prefer slots that lose little: with few tokens beyond the
+        common prefix, long unused, and of requests that have ended.
         """
         if not self.idle.any():
             return None
@@ -101,10 +102,10 @@ class Slots:
         source = int(match.argmax())
         best = int(match[source])
         self.clock += 1
-        chance = dict.fromkeys(open_tickets(), NEEDED["theirs"]) | {owner: NEEDED["own"]}
-        needed = np.array([chance.get(one, NEEDED["over"]) for one in self.owner.tolist()])
-        needed /= 1 + (self.clock - self.used) / self.rows
-        cost = np.where(self.idle, COPY_COST * (best - match) + needed * (self.held - match), np.inf)
+        chances = dict.fromkeys(open_tickets(), REUSE["other"]) | {owner: REUSE["own"]}
+        reuse = np.array([chances.get(ticket, REUSE["ended"]) for ticket in self.owner.tolist()])
+        reuse /= 1 + (self.clock - self.used) / self.rows
+        cost = np.where(self.idle, COPY_COST * (best - match) + reuse * (self.held - match), np.inf)
         slot = int(cost.argmin())
         if (start := int(match[slot])) < best:
             self.cache.copy(source, slot, start, best)
@@ -114,13 +115,13 @@ class Slots:
         return slot, best
 
     def release(self, slot: int) -> None:
-        """Give a slot back. It keeps its tokens until it is taken again."""
+        """Release a slot. It keeps its tokens until it is acquired again."""
         self.idle[slot], self.due[slot] = True, 0
 
     def read(self, rows: Sequence[tuple[int, Sequence[int]]], counts: Sequence[int] | None = None) -> Outputs:
-        """Read new tokens, each row's behind what its slot holds: rows are (slot, new tokens), in rising slot order.
+        """Append new tokens to slots and read them. `rows` are (slot, new tokens), in ascending order of the slots.
 
-        Returns as many outputs of each row, one behind the other, as `counts` says, at its last new tokens; None: one each.
+        Return the outputs at the last `counts` new tokens of each row, concatenated; None means one output for each row.
         """
         output = self.cache.read([(slot, int(self.held[slot]), new) for slot, new in rows], counts or [1] * len(rows))
         for slot, new in rows:
@@ -130,7 +131,7 @@ class Slots:
         return output
 
     def forget(self) -> None:
-        """Drop everything that the slots hold, for instance after a step that failed half-way."""
+        """Clear all slots, for instance after a failed step."""
         self.held[:] = 0
 
     def _common(self, sequence: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Speculative decoding: a draft model writes some tokens ahead, and one step of the target tests all of them."""
+"""Speculative decoding: a draft model proposes tokens, and one step of the target model tests all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cards.engines.base import Ask, Engine
 from cards.engines.ordered import in_order
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
-from cards.sampling import DRAFT_TEST, REDRAW, TOKENS, distribution, pick, uniforms
+from cards.sampling import DRAFT_TEST, RESIDUAL, TOKENS, distribution, pick, uniforms
 from cards.usage import booked_as, current_account
 
 if TYPE_CHECKING:
@@ -20,52 +20,54 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Redraw = Callable[[Prompt, Response, "Floats", "Floats"], Awaitable["Floats"]]
+Residual = Callable[[Prompt, Response, "Floats", "Floats"], Awaitable["Floats"]]
 
 
-async def excess(prompt: Prompt, response: Response, p: Floats, q: Floats) -> Floats:
-    """max(0, p - q): what makes each token follow p whatever q is."""
+async def exact_residual(prompt: Prompt, response: Response, p: Floats, q: Floats) -> Floats:
+    """Return max(0, p - q). With these weights the tokens follow p for every q."""
     rest = p.copy()
     rest[: len(q)] -= q
     return rest.clip(0)
 
 
 class SpeculativeEngine(Engine):
-    """`target`, whose candidates are written with the help of `draft`: the same law in fewer steps of the target.
+    """An engine that samples from `target` in fewer steps, with tokens drafted by `draft`.
 
-    Exact speculative sampling (arXiv 2211.17192, 2302.01318). With q and p the next-token probabilities of draft and target
-    under the ask's sampling, a round draws up to `gamma` tokens from q, reads them with the target in one step, and
+    This is exact speculative sampling (arXiv 2211.17192, 2302.01318). q and p are the next-token probabilities of draft and
+    target under the ask's sampling. A round draws up to `gamma` tokens from q and reads them with the target in one step:
 
-        keeps a drafted token with probability min(1, p / q)
-        at the first that is not kept draws another from max(0, p - q), normalised, and ends the round
-        if all are kept draws one more from p
+        accept a drafted token with probability min(1, p / q)
+        after the first rejection, draw a token from max(0, p - q), normalised, and end the round
+        if all are accepted, draw one more token from p
 
-    A segment ends where the target alone would end it: boundaries look at the target's logits, and what was drafted beyond
-    is dropped. Random numbers belong to a token's place in its candidate; drafted tokens and free ones take those that
-    plain decoding takes, so a draft that equals the target gives the very text of plain decoding.
+    A segment ends at the same token as without a draft: boundaries read the target's logits, and later drafted tokens are
+    dropped. Random numbers depend on the position of a token in its candidate, as in plain decoding. So a draft that equals the
+    target produces the same text as plain decoding.
 
-    `redraw` gives the weights of the token in place of one that is not kept, of (prompt, response up to it, p, q). A law
-    that is not p wants no `bonus`: the token after a round of which all were kept is then drafted in the next round.
-    Raises MismatchError if the two do not share a tokenizer or do not give logits.
+    `residual` computes the weights of the token that replaces a rejected one, from (prompt, response before it, p, q). If the
+    resulting distribution is not p, `bonus` must be False: the token after a round without rejections is then drafted too.
+    Raises MismatchError if the engines do not share a tokenizer or do not provide logits, and SettingError.
     """
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
 
-    def __init__(self, target: Engine, draft: Engine, gamma: int = 4, *, redraw: Redraw = excess, bonus: bool = True) -> None:
+    def __init__(
+        self, target: Engine, draft: Engine, gamma: int = 4, *, residual: Residual = exact_residual, bonus: bool = True
+    ) -> None:
         check_gamma(gamma)
         for engine in (target, draft):
             if "logits" not in engine.has:
-                raise MismatchError(f"Engine {engine.name!r} does not give logits, which speculative decoding needs.")
+                raise MismatchError(f"Engine {engine.name!r} does not provide logits, which speculative decoding needs.")
         if target.vocabulary != draft.vocabulary:
             raise MismatchError(f"Draft {draft.name!r} and target {target.name!r} do not share a tokenizer.")
         self.parts = (target, draft)
-        self.target, self.draft, self.gamma, self.redraw, self.bonus = target, draft, gamma, redraw, bonus
+        self.target, self.draft, self.gamma, self.residual, self.bonus = target, draft, gamma, residual, bonus
         self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
         self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
         self.tokenizer, self.end_ids = target.tokenizer, target.end_ids
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        wanted = asyncio.Event()  # candidates pause while the caller looks at those that it has
+        wanted = asyncio.Event()  # candidates pause until the caller waits for more
         candidates = [self._candidate(ask, ask.first + i, wanted) for i in range(ask.n)]
         async with aclosing(in_order(candidates, wanted)) as batches:
             async for batch in batches:
@@ -73,15 +75,15 @@ class SpeculativeEngine(Engine):
 
     async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:
         writer, sampling, boundary = self.writer(ask), ask.sampling, ask.boundary
-        draws, tests, redraws = (
-            uniforms(ask.seed, ask.segment, number, writer.most, stream) for stream in (TOKENS, DRAFT_TEST, REDRAW)
+        draws, tests, replacements = (
+            uniforms(ask.seed, ask.segment, number, writer.most, stream) for stream in (TOKENS, DRAFT_TEST, RESIDUAL)
         )
         while writer.segment is None:
             await wanted.wait()
             done = len(writer.tokens)
             before = after(ask.response, writer.tokens)
             drafted, q = await self._drafted(ask, before, writer.most - done - self.bonus, draws[done:])
-            free = self.bonus and not self.end_ids.intersection(drafted)  # nothing follows an end
+            free = self.bonus and not self.end_ids.intersection(drafted)  # no token follows an end token
             read = drafted if free else drafted[:-1]
             logits = await self.target.logits(ask.prompt, after(before, read), len(read) + 1)
             for i, row in enumerate(logits):
@@ -93,19 +95,19 @@ class SpeculativeEngine(Engine):
                         break
                 p = distribution(row, sampling)
                 if i == len(drafted):
-                    kept, token = False, pick(p, draws[at])
-                elif kept := bool(tests[at] * q[i][drafted[i]] < p[drafted[i]]):
+                    accepted, token = False, pick(p, draws[at])
+                elif accepted := bool(tests[at] * q[i][drafted[i]] < p[drafted[i]]):
                     token = drafted[i]
                 else:
-                    weights = await self.redraw(ask.prompt, after(before, drafted[:i]), p, q[i])
-                    token = pick(weights if weights.any() else p, redraws[at])  # they round to nothing where p is q
+                    weights = await self.residual(ask.prompt, after(before, drafted[:i]), p, q[i])
+                    token = pick(weights if weights.any() else p, replacements[at])  # the weights round to 0 if p equals q
                 writer.choose(token)
-                if writer.segment is not None or not kept:
+                if writer.segment is not None or not accepted:
                     break
         return writer.segment
 
     async def _drafted(self, ask: Ask, before: Response, most: int, u: Floats) -> tuple[list[int], list[Floats]]:
-        """Up to gamma tokens that the draft writes, and the distributions that they are drawn from."""
+        """Draft up to gamma tokens. Return them and the distributions that they are drawn from."""
         tokens: list[int] = []
         q: list[Floats] = []
         room = self.draft.context - len(ask.prompt.token_ids) - len(before.token_ids)
@@ -145,9 +147,9 @@ class SpeculativeEngine(Engine):
 
 
 def after(response: Response, tokens: Sequence[int]) -> Response:
-    """The response with these tokens, as models read it: without its text."""
+    """Return the response with these tokens and without text, as input of models."""
     return Response(token_ids=(*response.token_ids, *tokens))
 
 
 def check_gamma(gamma: int) -> None:
-    check(gamma >= 1, f"gamma must be at least 1 drafted token a round, not {gamma}.")
+    check(gamma >= 1, f"gamma must be at least 1 token, got {gamma}.")

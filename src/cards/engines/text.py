@@ -1,54 +1,55 @@
-"""Tokens to text and back: streaming detokenisation, stop strings, prompts, fingerprints."""
+"""Text and tokens: streaming detokenisation, stop strings, and prompts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cards.errors import PromptError
 from cards.events import Message, Prompt
+from cards.fingerprint import fingerprint
 from cards.prompts import check_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Decodes(Protocol):
-    """What is needed of a tokenizer to read tokens."""
+class TokenDecoder(Protocol):
+    """A tokenizer that can decode tokens."""
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **options: Any) -> Any: ...
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **options: Any) -> Any:
+        """Return the text of tokens."""
+        ...
 
 
-CONTEXT = 8  # tokens before a text that can change how its first token reads (spaces, split characters)
+CONTEXT = 8  # preceding tokens that can change the text of a token (spaces, split characters)
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Text of tokens as they come, after `context`. Bytes of an unfinished character wait for the rest of it."""
+    """Decodes tokens incrementally after the tokens `context`. Incomplete characters are held back."""
 
-    def __init__(self, tokenizer: Decodes, context: Sequence[int]) -> None:
+    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self.window = list(context[-CONTEXT:])
         self.text = ""
-        self._told = self._decode().rstrip(UNFINISHED)
+        self._emitted = self._decode().rstrip(UNFINISHED)
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Add tokens; returns the text so far."""
+        """Add tokens and return the text so far."""
         self.window += token_ids
         new = self._decode().rstrip(UNFINISHED)
-        if len(new) > len(self._told):
-            self.text += new[len(self._told) :]
-            self._told = new
+        if len(new) > len(self._emitted):
+            self.text += new[len(self._emitted) :]
+            self._emitted = new
             if len(self.window) > 4 * CONTEXT:
                 self.window = self.window[-CONTEXT:]
-                self._told = self._decode().rstrip(UNFINISHED)
+                self._emitted = self._decode().rstrip(UNFINISHED)
         return self.text
 
     def finish(self) -> str:
-        """The text, with what is left of an unfinished character shown as a replacement character."""
-        return self.text + self._decode()[len(self._told) :]
+        """Return the text, with a replacement character for an incomplete character at the end."""
+        return self.text + self._decode()[len(self._emitted) :]
 
     def _decode(self) -> str:
         decoded = self.tokenizer.decode(self.window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -56,30 +57,30 @@ class Detokenizer:
 
 
 def find_stop(text: str, stop: Sequence[str], searched: int) -> int | None:
-    """Where the first stop string begins in text, given that its first `searched` characters hold none."""
+    """Return the start of the first stop string, or None. The first `searched` characters contain none."""
     found = [at for s in stop if (at := text.find(s, max(0, searched - len(s) + 1))) >= 0]
     return min(found, default=None)
 
 
 def hold_back(text: str, stop: Sequence[str]) -> str:
-    """The text without an end that may be the beginning of a stop string."""
+    """Return the text without a tail that may start a stop string."""
     held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
     return text[: len(text) - held]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> Prompt:
-    """Raw text is left alone; messages go through the chat template. Raises PromptError on an empty or malformed prompt."""
+    """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
     if isinstance(prompt, str):
         messages, text = None, prompt
         if not prompt.strip():
-            raise PromptError("The prompt is empty: give the text or the messages to answer.")
+            raise PromptError("The prompt is empty: give a text or messages.")
         ids = tokenizer(prompt)["input_ids"]
     else:
         messages = check_messages(prompt)
         if tokenizer.chat_template is None:
             raise PromptError(
-                "The prompt is a list of messages, but this model's tokenizer has no chat template: give raw text, or set "
-                "tokenizer.chat_template."
+                "The prompt is a list of messages, but the tokenizer of this model has no chat template: give raw text, or "
+                "set tokenizer.chat_template."
             )
         turns: Any = list(messages)
         text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
@@ -89,23 +90,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
 
 
 def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
-    """The prompt, if the model `name` has room for an answer after it. Raises PromptError."""
+    """Return the prompt if it leaves room for a response in the context of model `name`. Raises PromptError."""
     if (length := len(prompt.token_ids)) >= context:
         raise PromptError(
-            f"The prompt has {length} tokens, and the context of {name!r} is {context} with the answer: shorten the prompt "
-            "or load the engine with a larger context."
+            f"The prompt has {length} tokens, but the context of {name!r} is {context} with the response: shorten the prompt, "
+            "or load the model with a larger context."
         )
     return prompt
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for tokenizers that give the same ids to the same text: a hash of the vocabulary and its special tokens."""
-    known = getattr(tokenizer, "_cards_fingerprint", None)
-    if known is None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        state = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-        if isinstance(state, dict):
-            state |= {"padding": None, "truncation": None}
-        known = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-        tokenizer._cards_fingerprint = known
-    return cast(str, known)

@@ -1,4 +1,4 @@
-"""The one thread that runs models on a device."""
+"""The worker thread that runs all models on a device."""
 
 from __future__ import annotations
 
@@ -11,45 +11,51 @@ from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol, TypeVar
 
 T = TypeVar("T")
-PATIENCE = 0.002  # seconds to wait for callers' answers to what was handed out, before a step without them
+PATIENCE = 0.002  # seconds that a step waits for expected calls
 
 
-class Steps(Protocol):
-    """Something with work for the worker thread."""
-
-    @property
-    def busy(self) -> bool: ...
+class Stepper(Protocol):
+    """An object with work for the worker thread, which is done in steps."""
 
     @property
-    def urgent(self) -> bool: ...
+    def busy(self) -> bool:
+        """Whether there is work for a step."""
+        ...
 
-    def step(self) -> None: ...
+    @property
+    def urgent(self) -> bool:
+        """Whether its steps come before those of others."""
+        ...
+
+    def step(self) -> None:
+        """Do a step."""
+        ...
 
 
 class DeviceWorker:
-    """The one thread that runs models on a device: urgent work (for rewards) first, since requests wait for rewards."""
+    """The worker thread of a device. Urgent work (for rewards) comes first, because requests wait for rewards."""
 
     _all: ClassVar[dict[Hashable, DeviceWorker]] = {}
 
     def __init__(self) -> None:
-        self.steppers: list[weakref.ref[Steps]] = []  # weak, so that a model that nobody uses any more is freed
+        self.steppers: list[weakref.ref[Stepper]] = []  # weak, so that unused models are freed
         self.condition = threading.Condition()
         self.thread: threading.Thread | None = None
         self.stopped = False
         self.calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self.asked = 0  # results handed out since the last step ...
-        self.answered = 0  # ... and calls that came since, so that one step can serve all of them
+        self.expected = 0  # calls that are likely to follow the results delivered since the last step
+        self.arrived = 0  # expected calls that have arrived, so that one step can serve all of them
 
     @classmethod
     def on(cls, device: Hashable) -> DeviceWorker:
-        """The worker of a device, which has its number where there are several (`torch.device("cuda:0")`)."""
+        """Return the worker of a device. Name one of several devices by its number (`torch.device("cuda:0")`)."""
         return cls._all.setdefault(device, cls())
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run a function in the thread of the worker and wait for it.
+        """Run a function in the worker thread and return its result.
 
-        Everything that computes on the CPU belongs there, including loading: OpenMP keeps a team of threads for each thread
-        that computes. Once the teams have more threads than the machine has cores, they sleep between operations.
+        All computation on the CPU belongs there, including loading, because OpenMP keeps a team of threads for each thread that
+        computes. If the teams have more threads than the machine has cores, they sleep between operations.
         """
         if threading.current_thread() is self.thread:
             return function()
@@ -58,15 +64,16 @@ class DeviceWorker:
         self.wake()
         return future.result()
 
-    def add(self, stepper: Steps) -> None:
+    def add(self, stepper: Stepper) -> None:
+        """Run the steps of an object until it is freed."""
         with self.condition:
             alive = [s for ref in self.steppers if (s := ref()) is not None]
             self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
 
-    def wake(self, answers: bool = False) -> None:
-        """Make the thread look for work. `answers`: a caller has come back for whom a step waits."""
+    def wake(self, expected: bool = False) -> None:
+        """Make the thread check for work. `expected`: count the arrival of a call that a step may wait for."""
         with self.condition:
-            self.answered += answers
+            self.arrived += expected
             if self.thread is None or not self.thread.is_alive():
                 self.thread = threading.Thread(target=self._run, name="cards-worker", daemon=True)
                 self.thread.start()
@@ -74,7 +81,7 @@ class DeviceWorker:
 
     @classmethod
     def stop_all(cls) -> None:
-        """Let the threads finish their step and end, so that none is inside a model when the interpreter exits."""
+        """Stop all threads after their current step, so that none runs a model when the interpreter exits."""
         for worker in cls._all.values():
             with worker.condition:
                 worker.stopped = True
@@ -83,13 +90,13 @@ class DeviceWorker:
                 worker.thread.join(timeout=5)
 
     @staticmethod
-    def _answer(function: Callable[[], T], future: Future[T]) -> None:
+    def _resolve(function: Callable[[], T], future: Future[T]) -> None:
         try:
             future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
 
-    def _busy(self) -> list[Steps]:
+    def _busy(self) -> list[Stepper]:
         return [s for ref in self.steppers if (s := ref()) is not None and s.busy]
 
     def _run(self) -> None:
@@ -98,10 +105,10 @@ class DeviceWorker:
                 self.condition.wait_for(lambda: self.stopped or self.calls or self._busy())
                 if self.stopped:
                     return
-                self.condition.wait_for(lambda: self.answered >= self.asked, PATIENCE)
-                self.answered = self.asked = 0
+                self.condition.wait_for(lambda: self.arrived >= self.expected, PATIENCE)
+                self.arrived = self.expected = 0
             while self.calls:
-                self._answer(*self.calls.popleft())
+                self._resolve(*self.calls.popleft())
             busy = sorted(self._busy(), key=lambda stepper: not stepper.urgent)
             while busy:
                 busy.pop(0).step()

@@ -1,53 +1,53 @@
-"""From tokens to a segment: the text of a candidate as its tokens come, and where it ends."""
+"""Writers, which turn the tokens of a candidate into a segment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cards.engines.ask import Ask
-from cards.engines.text import Decodes, Detokenizer, find_stop, hold_back
+from cards.engines.text import Detokenizer, TokenDecoder, find_stop, hold_back
 from cards.events import FinishReason, Segment
 from cards.usage import current_account
 
 
 class Writer:
-    """Takes the tokens of one candidate of an ask until one ends the segment or the answer; then `segment` is set.
+    """Collects the tokens of one candidate of an ask. `segment` is set when a token ends the segment or the response.
 
-    `limit` is how many tokens it may have (the ask's and the context's), `most` the same within the boundary's maximum.
+    `limit` is the maximum number of tokens by the ask and the context; `most` also includes the maximum of the boundary.
     """
 
-    def __init__(self, ask: Ask, tokenizer: Decodes, end_ids: frozenset[int], context: int) -> None:
+    def __init__(self, ask: Ask, tokenizer: TokenDecoder, end_ids: frozenset[int], context: int) -> None:
         self.ask, self.end_ids = ask, end_ids
         self.tokens: list[int] = []
         self.segment: Segment | None = None
         prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
         self.limit = min(ask.max_tokens, context - len(prefix))
         self.most = self.limit if ask.boundary.maximum is None else min(self.limit, ask.boundary.maximum)
-        if ask.stop:  # text held back from the response, as it may begin a stop string, comes first
+        if ask.stop:  # start with the tail held back from the response, which may start a stop string
             self._text = Detokenizer(tokenizer, ask.prompt.token_ids)
             self._text.push(ask.response.token_ids)
-            self._told = len(ask.response.text)
+            self._emitted = len(ask.response.text)
         else:
-            self._text, self._told = Detokenizer(tokenizer, prefix), 0
+            self._text, self._emitted = Detokenizer(tokenizer, prefix), 0
         self._eager = bool(ask.stop) or ask.boundary.reads_text
-        self._starts: list[int] = []  # of each token's text
+        self._starts: list[int] = []  # position of each token in the text
 
     def choose(self, token: int) -> None:
-        """Take a token that the caller has drawn itself, from logits, and count it as decoded."""
+        """Add a token that the caller drew from logits, and count it as decoded."""
         current_account().add(decoded_tokens=1)
         self.push(token)
 
     def push(self, token: int) -> None:
-        """Take a token, and end where it ends the answer or the segment."""
+        """Add a token. End the segment if the token ends it or the response."""
         self.tokens.append(token)
         ask, count = self.ask, len(self.tokens)
-        searched = len(self._text.text) - self._told
+        searched = len(self._text.text) - self._emitted
         self._starts.append(searched)
-        text = self._text.push([token])[self._told :] if self._eager else ""
+        text = self._text.push([token])[self._emitted :] if self._eager else ""
         if token in self.end_ids:
             self.end("stop")
         elif ask.stop and (at := find_stop(text, ask.stop, searched)) is not None:
-            self.tokens = self.tokens[: sum(start < at for start in self._starts)]  # those with a part in the text
+            self.tokens = self.tokens[: sum(start < at for start in self._starts)]  # tokens that contribute to the text
             self.segment = Segment(text[:at], tuple(self.tokens), finish_reason="stop")
         elif count == self.limit:
             self.end("length")
@@ -57,17 +57,17 @@ class Writer:
             self.end()
 
     def end(self, reason: FinishReason | None = None, *, entropy: float | None = None) -> None:
-        """End the segment here; `entropy` is the uncertainty of the token that comes next."""
+        """End the segment. `entropy` is the uncertainty of the next token."""
         if not self._eager:
             self._text.push(self.tokens)
-        text = (self._text.finish() if reason else self._text.text)[self._told :]
+        text = (self._text.finish() if reason else self._text.text)[self._emitted :]
         if not reason:
             text = hold_back(text, self.ask.stop)
         self.segment = Segment(text, tuple(self.tokens), entropy, reason)
 
 
-def written(tokenizer: Decodes, end_ids: frozenset[int], before: Sequence[int], token_ids: Sequence[int]) -> Segment:
-    """The segment of given tokens after the tokens `before`."""
+def make_segment(tokenizer: TokenDecoder, end_ids: frozenset[int], before: Sequence[int], token_ids: Sequence[int]) -> Segment:
+    """Return the segment of these tokens after the tokens `before`."""
     text = Detokenizer(tokenizer, before)
     text.push(token_ids)
     ends = bool(token_ids) and token_ids[-1] in end_ids

@@ -1,1 +1,1 @@
-"""Other people's libraries: this package in theirs, and theirs around this package."""
+"""Integrations with other libraries: transformers, lm-evaluation-harness, TRL and Ray."""

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with any method of this package: `python -m cards.integrations.lm_eval --model cards ...`."""
+"""A model for lm-evaluation-harness: `python -m cards.integrations.lm_eval --model cards ...`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, check
 from cards.events import Message, Prompt, Response
 from cards.placement import Placement
-from cards.profile import typed
-from cards.progress import bar
+from cards.profile import option_text
+from cards.progress import progress_bar
 from cards.registry import read_method
 from cards.settings import settings_of
 
@@ -29,22 +29,22 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as missing:
-    error = MissingExtraError(f"Evaluation needs lm-evaluation-harness ({missing})", "lm-eval")
+    error = MissingExtraError(f"cards.integrations.lm_eval needs lm-evaluation-harness ({missing})", "lm-eval")
     raise SystemExit(f"error: {error}") if __name__ == "__main__" else error from missing
 
 log = logging.getLogger("cards")
 SAMPLING = ("temperature", "top_k", "top_p")
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names that tasks have for the same
-READ = {"until", "do_sample", *LENGTHS, *SAMPLING}  # of what a task says about generation
-Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens before, tokens to score
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # tasks use all of these names
+SUPPORTED = {"until", "do_sample", *LENGTHS, *SAMPLING}  # generation arguments of tasks
+Continuation = tuple[tuple[str, str] | None, list[int], list[int]]  # cache key, context tokens, tokens to score
 
 
 @register_model("cards")
 class CardsLM(TemplateLM):  # type: ignore[misc]
-    """Texts come from `method`, guided by `reward`; log-likelihoods are the bare LM's, which no method changes.
+    """A harness model whose texts come from `method` and `reward`. Log-likelihoods are those of the LM alone.
 
-    pretrained, reward: names as for `cards generate`; further arguments are settings of the method, which a task's own
-    sampling does not replace. Request number i of those with the same generation arguments has seed + i.
+    `pretrained` and `reward` are names as for `cards generate`. Further arguments are settings of the method and take
+    precedence over the sampling arguments of a task. Request number i with the same generation arguments uses seed + i.
     """
 
     def __init__(
@@ -59,21 +59,21 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         dtype: str | None = None,
         slots: int | None = None,
         context: int | None = None,
-        batch_size: int | str | None = None,  # lm_eval gives these two; here slots say how many rows run at once
+        batch_size: int | str | None = None,  # lm_eval passes these two; ignored in favour of slots
         max_batch_size: int | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
-        chosen = read_method(method, {name: typed(value) for name, value in settings.items()})
-        device = None if device == "cuda:0" else device  # what lm_eval says where nobody has said anything
-        placed: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
-        placement = Placement(**{name: value for name, value in placed.items() if value is not None})
+        chosen = read_method(method, {name: option_text(value) for name, value in settings.items()})
+        device = None if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
+        placement = Placement(**{name: value for name, value in options.items() if value is not None})
         engine = placement.engine(pretrained)
         guided = "reward" in chosen.needed and reward not in (None, "none")
         self.decoder = Decoder(engine, placement.reward(cast(str, reward)) if guided else None, chosen)
         self.tokenizer: Any = engine.tokenizer
         self.pretrained, self.seed, self.max_gen_toks, self.explicit = pretrained, seed, max_gen_toks, set(settings)
-        self._rendered: dict[str, tuple[Message, ...]] = {}  # texts of the chat template, for rewards with another one
+        self._rendered: dict[str, tuple[Message, ...]] = {}  # rendered text -> messages, for rewards with another chat template
 
     @property
     def eot_token_id(self) -> int:
@@ -115,47 +115,46 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         texts = [""] * len(requests)
         for members in groups.values():
             contexts = [requests[i].args[0] for i in members]
-            answers = self._generate(contexts, requests[members[0]].args[1], False if disable_tqdm else None)
-            for i, text in zip(members, answers, strict=True):
+            responses = self._generate(contexts, requests[members[0]].args[1], False if disable_tqdm else None)
+            for i, text in zip(members, responses, strict=True):
                 texts[i] = text
                 self.cache_hook.add_partial("generate_until", requests[i].args, text)
         return texts
 
-    def _generate(self, contexts: Sequence[str], asked: dict[str, Any], progress: bool | None) -> list[str]:
+    def _generate(self, contexts: Sequence[str], arguments: dict[str, Any], progress: bool | None) -> list[str]:
         decoder = Decoder(self.decoder.engine, self.decoder.reward, self.decoder.method)
         guided = "reward" in decoder.method.needed
-        given = {name: asked[name] for name in SAMPLING if asked.get(name) is not None}
-        if not asked.get(
-            "do_sample", given.get("temperature", 0.0) > 0
-        ):  # the likeliest text: not for methods that choose among different ones
-            given = {} if guided else {"temperature": 0.0}
-        own = settings_of(decoder.method).keys() - self.explicit
-        given = {name: value for name, value in given.items() if name in own}
-        decoder.method = replace(decoder.method, **given)  # type: ignore[type-var]
-        if unused := sorted(asked.keys() - READ):
-            log.warning("Generation arguments that do not apply are left out: %s.", ", ".join(unused))
-        most = next((int(asked[name]) for name in LENGTHS if asked.get(name)), self.max_gen_toks)
-        reads = decoder.reward.context if guided and decoder.reward else None
-        room = min(decoder.engine.context, reads or decoder.engine.context) - most
-        check(room > 0, f"max_gen_toks ({most}) must leave room for a prompt in the context of {room + most} tokens.")
-        prompts = [self._prompt(context, room) for context in contexts]
-        until = asked.get("until") or []
+        sampling = {name: arguments[name] for name in SAMPLING if arguments.get(name) is not None}
+        if not arguments.get("do_sample", sampling.get("temperature", 0.0) > 0):
+            sampling = {} if guided else {"temperature": 0.0}  # methods that choose by reward need different candidates
+        adjustable = settings_of(decoder.method).keys() - self.explicit
+        sampling = {name: value for name, value in sampling.items() if name in adjustable}
+        decoder.method = replace(decoder.method, **sampling)  # type: ignore[type-var]
+        if unused := sorted(arguments.keys() - SUPPORTED):
+            log.warning("Unsupported generation arguments are ignored: %s.", ", ".join(unused))
+        max_tokens = next((int(arguments[name]) for name in LENGTHS if arguments.get(name)), self.max_gen_toks)
+        reward_context = decoder.reward.context if guided and decoder.reward else None
+        context = min(decoder.engine.context, reward_context or decoder.engine.context)
+        room = context - max_tokens
+        check(room > 0, f"max_gen_toks must leave room for a prompt in the context of {context} tokens, got {max_tokens}.")
+        prompts = [self._prompt(text, room) for text in contexts]
+        until = arguments.get("until") or []
         stop = [text for text in ([until] if isinstance(until, str) else until) if text]
-        results = decoder.batch(prompts, seed=self.seed, max_tokens=most, stop=stop, progress=progress)
+        results = decoder.batch(prompts, seed=self.seed, max_tokens=max_tokens, stop=stop, progress=progress)
         return [result.text for result in results]
 
     def _prompt(self, context: str, room: int) -> Prompt:
-        """The last `room` tokens of a context."""
+        """Return the last `room` tokens of a context as a prompt."""
         ids = self.tok_encode(context)
         template, vocabulary = self.tokenizer.chat_template, self.decoder.engine.vocabulary
         if len(ids) <= room:
             return Prompt(context, tuple(ids), self._rendered.get(context), vocabulary, template)
-        log.warning("A prompt of %d tokens is cut to its last %d.", len(ids), room)
+        log.warning("A prompt of %d tokens is truncated to its last %d tokens.", len(ids), room)
         return Prompt(self.tokenizer.decode(ids[-room:]), tuple(ids[-room:]), None, vocabulary, template)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         length = self.decoder.engine.context
-        windows: list[Scored] = []
+        windows: list[Continuation] = []
         counts = []
         for request in requests:
             pairs = get_rolling_token_windows(self.tok_encode(request.args[0]), self.prefix_token_id, length, 1)
@@ -168,34 +167,34 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         return sums
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: Sequence[Continuation], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         engine = self.decoder.engine
-        gate = asyncio.Semaphore(engine.rows)
+        slots = asyncio.Semaphore(engine.rows)
 
-        async def one(request: Scored) -> tuple[float, bool]:
+        async def score(request: Continuation) -> tuple[float, bool]:
             key, before, after = request
             ids = (before + after)[-(engine.context + 1) :]
             after = after[-(len(ids) - 1) :]
             split = len(ids) - len(after)
             prompt = Prompt("", tuple(ids[:split]), None, engine.vocabulary)
-            async with gate:
+            async with slots:
                 logits = await engine.logits(prompt, Response("", tuple(after[:-1])), len(after))
             advance()
-            drawn = np.array(after)[:, None]
-            p = logits.astype(np.float64)
-            p -= p.max(-1, keepdims=True)
-            score = float((np.take_along_axis(p, drawn, -1)[:, 0] - np.log(np.exp(p).sum(-1))).sum())
-            answer = score, bool((logits.argmax(-1) == drawn[:, 0]).all())
+            tokens = np.array(after)[:, None]
+            shifted = logits.astype(np.float64)
+            shifted -= shifted.max(-1, keepdims=True)
+            total = float((np.take_along_axis(shifted, tokens, -1)[:, 0] - np.log(np.exp(shifted).sum(-1))).sum())
+            result = total, bool((logits.argmax(-1) == tokens[:, 0]).all())
             if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, answer)
-            return answer
+                self.cache_hook.add_partial("loglikelihood", key, result)
+            return result
 
-        async def all_of_them() -> list[tuple[float, bool]]:
-            return await asyncio.gather(*map(one, requests))
+        async def score_all() -> list[tuple[float, bool]]:
+            return await asyncio.gather(*map(score, requests))
 
-        with bar(len(requests), False if disable_tqdm else None, "log-likelihoods") as advance:
-            return background().run(all_of_them())
+        with progress_bar(len(requests), False if disable_tqdm else None, "log-likelihoods") as advance:
+            return background().run(score_all())
 
 
 def main() -> None:

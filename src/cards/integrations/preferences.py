@@ -1,4 +1,4 @@
-"""Preference data from answers: what was accepted before what was refused, in rows that TRL's trainers read as they are."""
+"""Preference pairs of accepted and rejected continuations, in rows that TRL's trainers read directly."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from asyncio import Semaphore
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from cards.background import background
 from cards.batch.rows import arrow
-from cards.batch.work import ends
+from cards.batch.work import is_fatal
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, SettingError, check
 from cards.events import Message, Prompt, Result
-from cards.files import replacing
-from cards.progress import together
+from cards.files import atomic_write
+from cards.progress import run_concurrently
 from cards.registry import method_classes
 
-REPETITION = 1_000_000  # between the seeds of two answers to a prompt
+REPEAT_STRIDE = 1_000_000  # difference of the seeds of two repeats of a prompt
 By = Literal["segments", "answers"]
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A prompt, text or messages, with a better and a worse continuation and their rewards."""
+    """A prompt (text or messages) with a better and a worse continuation and their rewards."""
 
     prompt: str | tuple[Message, ...]
     chosen: str
@@ -37,7 +38,7 @@ class PreferencePair:
     score_rejected: float
 
     def row(self) -> dict[str, Any]:
-        """TRL's standard format for a text, its conversational format for messages."""
+        """Return the pair in TRL's standard format for a text prompt, or in its conversational format for messages."""
         scores = {"score_chosen": self.score_chosen, "score_rejected": self.score_rejected}
         if isinstance(self.prompt, str):
             return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected, **scores}
@@ -47,7 +48,7 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Which answers are drawn for a prompt, and which pairs they make; see `preferences`. Raises SettingError."""
+    """The options for decoding a prompt and pairing its responses; see `preferences`. Raises SettingError."""
 
     decoder: Decoder
     by: By
@@ -57,33 +58,33 @@ class Pairing:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.repeats >= 1, f"repeats must be at least 1, not {self.repeats}.")
-        check(self.gap >= 0, f"gap must not be negative, not {self.gap}.")
+        check(self.repeats >= 1, f"repeats must be at least 1, got {self.repeats}.")
+        check(self.gap >= 0, f"gap must not be negative, got {self.gap}.")
 
     async def draw(self, number: int, prompt: PromptLike, gate: Semaphore) -> list[PreferencePair]:
-        """Return the pairs of prompt number `number`. `gate` bounds the responses that are decoded at a time."""
+        """Return the pairs of prompt number `number`. `gate` bounds the number of concurrent responses."""
         results: dict[int, Result] = {}
 
-        async def one(k: int) -> None:
+        async def decode(k: int) -> None:
             async with gate:
-                seed = self.seed + number + REPETITION * k
+                seed = self.seed + number + REPEAT_STRIDE * k
                 results[k] = await self.decoder.agenerate(prompt, seed=seed, trace=True, **self.options)
 
         def failed(k: int, error: CardsError) -> None:
             raise error
 
-        await together(range(self.repeats), one, failed, self.repeats, False)
+        await run_concurrently(range(self.repeats), decode, failed, self.repeats, False)
         return self.pairs(prompt, [results[k] for k in range(self.repeats)])
 
     def pairs(self, prompt: PromptLike, results: Sequence[Result]) -> list[PreferencePair]:
-        """Of traced answers to one prompt."""
+        """Return the pairs from traced responses to one prompt."""
         if self.by == "answers":
-            return list(answers(prompt, results, self.gap))
+            return list(response_pairs(prompt, results, self.gap))
         engine = self.decoder.engine
         encoded = engine.encode(prompt)
-        begin = getattr(engine.tokenizer, "bos_token", None) or ""  # the trainer writes it again
+        begin = getattr(engine.tokenizer, "bos_token", None) or ""  # the trainer adds it again
         encoded = replace(encoded, text=encoded.text.removeprefix(begin))
-        return [pair for result in results for pair in segments(encoded, result, self.gap)]
+        return [pair for result in results for pair in segment_pairs(encoded, result, self.gap)]
 
 
 def preferences(
@@ -96,47 +97,49 @@ def preferences(
     seed: int = 0,
     **options: Any,
 ) -> Iterator[PreferencePair]:
-    """Decodes prompts, `repeats` times each, and yields each pair once whose rewards differ by more than `gap`.
+    """Decode each prompt `repeats` times and yield the distinct pairs whose rewards differ by more than `gap`.
 
-    by "segments" (None: for methods that have them): an accepted segment and the answer that it led to, against each candidate
-    refused in its place, after the text before them. by "answers": the best whole answer against the worst. Chosen answers
-    have come to their end, for a trainer closes each text with the end token. Prompts that fail give a warning and no pairs.
-    Options as for Decoder. Raises SettingError.
+    - by="segments", the default for methods that support it: the prompt is extended by the accepted segments before. Each
+      candidate rejected there is paired with the accepted segment and the rest of its response.
+    - by="answers": the best complete response is paired with the worst.
+
+    Chosen texts are always complete, because a trainer appends the end token to each. A prompt that fails yields a warning
+    and no pairs. `options` are those of a call of the decoder. Raises SettingError.
     """
-    pairing = Pairing(decoder, kind(decoder.method.name, by), repeats, gap, seed, options)
+    pairing = Pairing(decoder, pair_kind(decoder.method.name, by), repeats, gap, seed, options)
 
     def failed(number: int, error: CardsError) -> None:
-        if ends(error):
+        if is_fatal(error):
             raise error
-        warnings.warn(f"Prompt number {number} gives no pairs: {error}", stacklevel=1)
+        warnings.warn(f"No pairs for prompt number {number}: {error}", stacklevel=1)
 
     async def draw(numbers: range) -> list[PreferencePair]:
         gate, found = Semaphore(decoder.engine.rows), dict[int, list[PreferencePair]]()
 
-        async def one(number: int) -> None:
+        async def collect(number: int) -> None:
             found[number] = await pairing.draw(number, prompts[number], gate)
 
-        await together(numbers, one, failed, len(numbers), None)
+        await run_concurrently(numbers, collect, failed, len(numbers), None)
         return [pair for number in sorted(found) for pair in found[number]]
 
-    parts = range(0, len(prompts), size := 4 * decoder.engine.rows)
-    found = (background().run(draw(range(start, min(start + size, len(prompts))))) for start in parts)
-    yield from once(chain.from_iterable(found))
+    starts = range(0, len(prompts), size := 4 * decoder.engine.rows)
+    found = (background().run(draw(range(start, min(start + size, len(prompts))))) for start in starts)
+    yield from distinct(chain.from_iterable(found))
 
 
-def kind(method: str, by: By | None) -> By:
-    """What pairs of a method's answers are made of. Raises SettingError for segments where it has none."""
+def pair_kind(method: str, by: By | None) -> By:
+    """Return `by`, or the default for the method. Raises SettingError for segments if the method does not support them."""
     siblings = [name for name, cls in method_classes().items() if cls.siblings]
     if by == "segments" and method not in siblings:
         raise SettingError(
-            f"Method {method!r} gives no pairs of segments, because its candidates do not share their beginning. "
-            f"Methods that do: {', '.join(siblings)}."
+            f"Method {method!r} gives no pairs of segments, because its candidates do not share a prefix. "
+            f"Use 'answers', or one of these methods: {', '.join(siblings)}."
         )
     return by or ("segments" if method in siblings else "answers")
 
 
-def once(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
-    """Each pair of texts the first time that it comes."""
+def distinct(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
+    """Yield the pairs without those whose texts occurred before."""
     seen: set[bytes] = set()
     for pair in pairs:
         key = hashlib.sha256(json.dumps([pair.prompt, pair.chosen, pair.rejected]).encode()).digest()
@@ -145,45 +148,48 @@ def once(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
             yield pair
 
 
-def segments(prompt: Prompt, result: Result, gap: float = 0.0) -> Iterator[PreferencePair]:
-    """Pairs within a traced answer that has come to its end."""
-    before, left = prompt.text, result.text
+def segment_pairs(prompt: Prompt, result: Result, gap: float = 0.0) -> Iterator[PreferencePair]:
+    """Yield the pairs of segments of a traced response. Responses that were cut off have none."""
+    before, rest = prompt.text, result.text
     for segment in result.segments if result.finish_reason == "stop" else ():
-        for refused in segment.rejected:
-            pair = _pair(before, left, segment.reward, refused.text, refused.reward, gap)
+        for rejected in segment.rejected:
+            pair = _pair(before, rest, segment.reward, rejected.text, rejected.reward, gap)
             if pair is not None:
                 yield pair
-        before, left = before + segment.text, left[len(segment.text) :]
+        before, rest = before + segment.text, rest[len(segment.text) :]
 
 
-def answers(prompt: PromptLike, results: Iterable[Result], gap: float = 0.0) -> Iterator[PreferencePair]:
-    """The best of all whole answers to a prompt against the worst; traced results of one segment bring those refused too."""
-    whole = [(r.text, r.reward, r.finish_reason) for r in results if r.reward is not None]
+def response_pairs(prompt: PromptLike, results: Iterable[Result], gap: float = 0.0) -> Iterator[PreferencePair]:
+    """Yield the pair of the best and the worst complete response to a prompt, if there is one.
+
+    The rejected candidates of a traced result with a single segment count as responses.
+    """
+    responses = [(r.text, r.reward, r.finish_reason) for r in results if r.reward is not None]
     for result in results:
-        refused = result.segments[0].rejected if len(result.segments) == 1 else ()
-        whole += [(s.text, s.reward, s.finish_reason) for s in refused if s.finish_reason and s.reward is not None]
-    ended = [answer for answer in whole if answer[2] == "stop" and answer[0].strip()]
-    if ended:
-        best, worst = max(ended, key=lambda answer: answer[1]), min(whole, key=lambda answer: answer[1])
-        asked = prompt if isinstance(prompt, str) else tuple(prompt)
+        rejected = result.segments[0].rejected if len(result.segments) == 1 else ()
+        responses += [(s.text, s.reward, s.finish_reason) for s in rejected if s.finish_reason and s.reward is not None]
+    complete = [response for response in responses if response[2] == "stop" and response[0].strip()]
+    if complete:
+        best, worst = max(complete, key=itemgetter(1)), min(responses, key=itemgetter(1))
+        context = prompt if isinstance(prompt, str) else tuple(prompt)
         texts = [text if isinstance(prompt, str) else text.strip() for text in (best[0], worst[0])]
-        pair = _pair(asked, texts[0], best[1], texts[1], worst[1], gap)
+        pair = _pair(context, texts[0], best[1], texts[1], worst[1], gap)
         if pair is not None:
             yield pair
 
 
-def check_form(path: Path) -> None:
-    """Raises SettingError if pairs cannot be written to a file of this name."""
-    check(path.suffix in (".jsonl", ".parquet"), f"Pairs are written to a .jsonl or .parquet file, not {path.name!r}.")
+def check_suffix(path: Path) -> None:
+    """Raise SettingError if pairs cannot be written to a file with this suffix."""
+    check(path.suffix in (".jsonl", ".parquet"), f"The output must be a .jsonl or .parquet file, got {path.name!r}.")
     if path.suffix == ".parquet":
         arrow("parquet")
 
 
 def write(path: Path, pairs: Iterable[PreferencePair]) -> int:
-    """Writes the pairs as JSON Lines or Parquet, whole or not at all; returns how many. Raises SettingError."""
-    check_form(path)
+    """Write the pairs atomically, as JSON Lines or Parquet, and return their number. Raises SettingError."""
+    check_suffix(path)
     count = 0
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".parquet":
             rows = [pair.row() for pair in pairs]
             arrow("parquet").write_table(arrow("lib").Table.from_pylist(rows), file)

@@ -1,4 +1,4 @@
-"""Batches on a Ray cluster: Ray Data hands blocks of rows to decoders and their outcomes back, in order, each once."""
+"""Batches on a Ray cluster: Ray Data distributes blocks of rows to decoders and returns the outcomes in order."""
 
 from __future__ import annotations
 
@@ -13,74 +13,77 @@ from typing import Any
 
 from cards.batch.rows import RowReader
 from cards.batch.run import run
-from cards.batch.work import BatchOptions, Outcome, Work
+from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, SettingError
 from cards.methods.base import Method
 from cards.placement import Placement
 
-BLOCK = 64  # rows that a decoder gets at a time
-AHEAD = 2  # blocks that a decoder works on together, so that none waits for the last row of another
+BLOCK_ROWS = 64
+BLOCKS_IN_FLIGHT = 2  # per decoder, so that a slow last row does not leave the decoder idle
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What every decoder of a batch is made of."""
+    """The models, the method and the options of every decoder of a batch."""
 
     model: str
-    reward: str  # or none
+    reward: str  # "none": no reward
     method: Method
     placement: Placement = field(default_factory=Placement)
     shape: BatchOptions = field(default_factory=BatchOptions)
-    concurrency: int | None = None  # rows that one decoder decodes at once (None: as many as the engine has)
+    concurrency: int | None = None  # rows in flight per decoder (None: the number of cache slots)
 
-    def work(self) -> Work:
+    def work(self) -> RowDecoder:
+        """Load the models and return the work of one decoder."""
         engine = self.placement.engine(self.model)
         reward = None if self.reward == "none" else self.placement.reward(self.reward)
-        return Work(Decoder(engine, reward, self.method), self.shape)
+        return RowDecoder(Decoder(engine, reward, self.method), self.shape)
 
 
 class Worker:
-    """A decoder in an actor. It reads its rows itself, so the input must have the same path on every node."""
+    """A decoder in a Ray actor. It reads its rows from the input, which must have the same path on every node."""
 
     def __init__(self, recipe: Recipe, source: Path) -> None:
         self.recipe, self.reader = recipe, RowReader(source)
-        self.work: Work | None = None
+        self.work: RowDecoder | None = None
 
     async def __call__(self, block: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Outcomes of the rows `numbers`, pickled; an error that ends the batch comes as its message."""
-        found: list[Outcome | str] = []
+        """Yield the pickled outcomes of the rows `numbers`, and the message of an error that ends the batch."""
+        outcomes: list[Outcome | str] = []
         try:
             self.work = self.work or self.recipe.work()
-            most = self.recipe.concurrency or self.work.decoder.engine.rows
-            await run(self.work, self.reader, block["numbers"][0].tolist(), found.append, most, asyncio.Event())
+            concurrency = self.recipe.concurrency or self.work.decoder.engine.rows
+            await run(self.work, self.reader, block["numbers"][0].tolist(), outcomes.append, concurrency, asyncio.Event())
         except CardsError as error:
-            found.append(str(error))
-        yield {"outcome": [pickle.dumps(outcome) for outcome in found]}
+            outcomes.append(str(error))
+        yield {"outcome": [pickle.dumps(outcome) for outcome in outcomes]}
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Ray cluster and what a batch may use of it. address None: RAY_ADDRESS, else Ray on this machine alone."""
+    """A Ray cluster and the resources of a batch. `address` None means RAY_ADDRESS, or else a local cluster."""
 
     address: str | None = None
     workers: int = 1
-    gpus: float = 0
+    gpus: float = 0  # per worker
 
     def outcomes(self, recipe: Recipe, source: Path, numbers: Sequence[int]) -> Iterator[Outcome]:
-        """Outcomes of the rows of these rising numbers, in their order, each once.
+        """Yield the outcomes of the rows `numbers`, which must be ascending, in order and once each.
 
-        Blocks that a worker or a node takes with it are decoded again by Ray, with the same seeds and so to the same rows.
-        Raises CardsError where the fault is not a row's own.
+        Ray decodes the blocks of a lost worker or node again, with the same seeds and therefore the same outcomes.
+        Raises CardsError for errors that concern the whole batch.
         """
         data = _connected(self.address)
         context = data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = context.print_on_execution_start = False
-        blocks = [{"numbers": list(numbers[i : i + BLOCK])} for i in range(0, len(numbers), BLOCK)]
+        blocks = [{"numbers": list(numbers[i : i + BLOCK_ROWS])} for i in range(0, len(numbers), BLOCK_ROWS)]
         with data.DataContext.current(context):
             pool = data.ActorPoolStrategy(
-                size=min(self.workers, len(blocks)), max_concurrent_calls_per_actor=AHEAD, max_tasks_in_flight_per_actor=AHEAD
+                size=min(self.workers, len(blocks)),
+                max_concurrent_calls_per_actor=BLOCKS_IN_FLIGHT,
+                max_tasks_in_flight_per_actor=BLOCKS_IN_FLIGHT,
             )
             decoded = data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
                 Worker,
@@ -98,9 +101,9 @@ class Cluster:
 
 
 def _connected(address: str | None) -> Any:
-    """ray.data, connected. Raises MissingExtraError, or SettingError if the cluster cannot be reached."""
+    """Connect to Ray and return ray.data. Raises MissingExtraError, or SettingError if the cluster cannot be reached."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the batch has a progress of its own
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the batch reports its own progress
     try:
         import ray
         import ray.data
@@ -110,5 +113,5 @@ def _connected(address: str | None) -> Any:
         try:
             ray.init(address, log_to_driver=False, include_dashboard=None if address else False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
-            raise SettingError(f"No Ray cluster answers at {address!r}: {error}") from error
+            raise SettingError(f"Cannot connect to a Ray cluster at {address!r}: {error}") from error
     return ray.data

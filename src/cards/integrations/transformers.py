@@ -1,4 +1,4 @@
-"""transformers' own call, `model.generate(..., custom_generate=...)`, with any method of this package behind it."""
+"""A `custom_generate` for transformers, so that `model.generate(...)` decodes with any method of this package."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.decoder import Decoder
 from cards.errors import ModelError, PromptError, SettingError, check
 from cards.events import Accepted, Done, Fallback, Prompt, Result
+from cards.fingerprint import Fingerprint
 from cards.methods.base import Method
 from cards.registry import load_reward, make_method, with_models
 from cards.rewards.base import Reward
 from cards.settings import settings_of
 
 RewardModel = str | Reward | Callable[[str, str], float] | tuple[PreTrainedModel, PreTrainedTokenizerBase]
-UNSET = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # what transformers fills in where nothing is said
+SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # defaults of transformers
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria)
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
 @dataclass
-class Output(GenerateDecoderOnlyOutput):
-    """What `return_dict_in_generate=True` gives: `sequences`, and the Result (reward, segments, cost) of each."""
+class GenerateOutput(GenerateDecoderOnlyOutput):
+    """The output for `return_dict_in_generate=True`: `sequences`, and a Result for each (reward, segments, usage)."""
 
     results: tuple[Result, ...] | None = None
 
@@ -63,11 +64,13 @@ def custom_generate(
     slots: int = 16,
     context: int | None = None,
 ) -> CustomGenerate:
-    """A value for `custom_generate`: the answers of `method`, guided by `reward`, in the form that `generate` gives.
+    """Return a value for the argument `custom_generate` of `generate`, which then returns the responses of `method`.
 
-    reward: a Reward, a name, a function of (prompt, response), or a pair (sequence classifier, its tokenizer). tokenizer: the
-    model's (default: what is saved with it). streamer: here, for transformers hands none on. slots x context tokens of
-    keys and values are kept with the model between calls (context None: as many as the calls need).
+    - reward: a Reward, a name, a function of (prompt, response), or a pair (sequence classifier, its tokenizer).
+    - tokenizer: that of the model. The default is the one saved with it.
+    - streamer: passed here because transformers does not pass its own on.
+    - slots, context: keys and values of slots x context tokens stay with the model between calls. With context None, the
+      size follows the calls.
     """
     if isinstance(reward, tuple):
         reward = ClassifierReward(*reward)
@@ -79,7 +82,7 @@ def custom_generate(
 
 @dataclass
 class CustomGenerate:
-    """Called by `generate`. Arguments of the call that are parameters here reach it; transformers reads the others."""
+    """The callable that `generate` calls. transformers passes on the call arguments that are parameters of `__call__`."""
 
     reward: Reward | Callable[[str, str], float] | None
     method: Method
@@ -87,7 +90,7 @@ class CustomGenerate:
     streamer: Any
     slots: int
     context: int | None
-    _methods: dict[str, Method] = field(default_factory=dict)  # with their models, by the tokenizer that these share
+    _methods: dict[Fingerprint | str, Method] = field(default_factory=dict)  # the method with its models loaded, by vocabulary
 
     def __call__(
         self,
@@ -106,24 +109,24 @@ class CustomGenerate:
         num_return_sequences: int | None = None,
         stop_strings: str | list[str] | None = None,
         **model_kwargs: Any,
-    ) -> Tensor | Output:
+    ) -> Tensor | GenerateOutput:
         check(
             model_kwargs.get("inputs_embeds") is None,
-            "custom_generate needs input_ids: rewards read text, which inputs_embeds have not.",
+            "custom_generate needs input_ids, got inputs_embeds. Rewards read text, which embeddings do not have.",
         )
         config = generation_config
         mask = model_kwargs.get("attention_mask")
-        expanded = max(config.num_beams or 1, config.num_return_sequences or 1)  # times that generate repeats each prompt
+        expanded = max(config.num_beams or 1, config.num_return_sequences or 1)  # generate has repeated each prompt this often
         copies = num_return_sequences or config.num_return_sequences or 1
         rows = [i for i in range(0, len(input_ids), expanded) for _ in range(copies)]
         given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        sampling = {n: value for n, v in given.items() if (value := _given(n, v, config, model)) is not None}
+        sampling = {n: value for n, v in given.items() if (value := _explicit_value(n, v, config, model)) is not None}
         if sampling.get("top_k") == 0:
             sampling["top_k"] = None
         if do_sample is False:
             sampling = {"temperature": 0.0}
         known = settings_of(self.method)
-        _warn_of(
+        _warn_ignored(
             [name for name in sampling if name not in known]
             + ["num_beams"] * ((num_beams or config.num_beams or 1) > 1)
             + [name for name in OUTPUTS if getattr(config, name, None)]
@@ -135,7 +138,7 @@ class CustomGenerate:
         for criterion in stopping_criteria:
             stops += criterion.stop_strings if isinstance(criterion, StopStringCriteria) else ()
         length = min(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
-        with lent(model, self.tokenizer, self.slots, self.context, length) as engine:
+        with borrowed_engine(model, self.tokenizer, self.slots, self.context, length) as engine:
             if ends := [c.eos_token_id for c in stopping_criteria if isinstance(c, EosTokenCriteria)]:
                 engine.end_ids = frozenset(torch.cat([ids.flatten() for ids in ends]).tolist())
             if engine.vocabulary not in self._methods:
@@ -152,12 +155,12 @@ class CustomGenerate:
             )
             padding = next(iter(engine.end_ids), 0) if config.pad_token_id is None else config.pad_token_id
         sequences: Any = _padded(input_ids[rows], results, padding)
-        return Output(sequences, results=tuple(results)) if config.return_dict_in_generate else sequences
+        return GenerateOutput(sequences, results=tuple(results)) if config.return_dict_in_generate else sequences
 
     def _results(self, decoder: Decoder, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
         if self.streamer is None:
             return decoder.batch(prompts, concurrency=len(prompts), progress=False, **options)
-        check(len(prompts) == 1, f"A streamer takes one answer, not {len(prompts)}.")
+        check(len(prompts) == 1, f"A streamer needs a single response, got {len(prompts)}.")
         self.streamer.put(torch.tensor(prompts[0].token_ids))
         results = []
         for event in decoder.stream(prompts[0], **options):
@@ -169,48 +172,51 @@ class CustomGenerate:
         return results
 
 
-class Kept:
-    """The engine of a model, which goes where the model goes, except into copies and files."""
+class EngineHolder:
+    """The engine kept with a model. Copies and saved files of the model get an empty holder."""
 
     def __init__(self) -> None:
         self.engine: TransformersEngine | None = None
         self.weights: Any = None
         self.lock = threading.RLock()
 
-    def __deepcopy__(self, memo: Any) -> Kept:
-        return Kept()
+    def __deepcopy__(self, memo: Any) -> EngineHolder:
+        return EngineHolder()
 
     def __reduce__(self) -> Any:
-        return Kept, ()
+        return EngineHolder, ()
 
 
 @contextmanager
-def lent(
+def borrowed_engine(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, slots: int, context: int | None, length: int
 ) -> Iterator[TransformersEngine]:
-    """An engine on the model for `length` tokens a row; afterwards the model is as it was. One call at a time has it."""
-    kept = cast(Kept, model.__dict__.setdefault("_cards_kept", Kept()))
-    with kept.lock:
+    """Yield an engine on the model with a context of at least `length` tokens, then restore the state of the model.
+
+    Concurrent calls wait for each other.
+    """
+    holder = cast(EngineHolder, model.__dict__.setdefault("_cards_engine", EngineHolder()))
+    with holder.lock:
         attention, training = model.config._attn_implementation, [m for m in model.modules() if m.training]
-        engine = kept.engine
+        engine = holder.engine
         tokenizer = tokenizer or (engine.tokenizer if engine else _saved_tokenizer(model))
         try:
             if (
                 engine is None
                 or engine.tokenizer is not tokenizer
                 or engine.rows != slots
-                or engine.context < (context or min(length, _most(model)))
-                or kept.weights != _state(model)
+                or engine.context < (context or min(length, _max_length(model)))
+                or holder.weights != _state(model)
             ):
                 for module in model.modules():
-                    module.__dict__.pop("_cards_joined", None)  # of weights that may have moved
-                wanted = context or min(1 << max(7, (length - 1).bit_length()), _most(model))
-                engine = kept.engine = TransformersEngine(model, tokenizer, slots=slots, context=wanted)
-                kept.weights = _state(model)
+                    module.__dict__.pop("_cards_joined", None)  # joined copies of weights that may have changed
+                wanted = context or min(1 << max(7, (length - 1).bit_length()), _max_length(model))
+                engine = holder.engine = TransformersEngine(model, tokenizer, slots=slots, context=wanted)
+                holder.weights = _state(model)
             else:
                 model.train(False)
                 model.set_attn_implementation(NAME)
-                engine.forget()  # what code outside did to the model may not show in its weights
+                engine.forget()  # other code may have changed the model without changing its weights
             yield copy(engine)
         finally:
             model.set_attn_implementation(attention)
@@ -219,11 +225,11 @@ def lent(
 
 
 def _state(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """Where the weights are and how often they were written to."""
+    """Return the address and the version counter of each weight tensor."""
     return [(p.data_ptr(), p._version) for p in model.parameters()]
 
 
-def _most(model: PreTrainedModel) -> int:
+def _max_length(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
 
 
@@ -232,30 +238,32 @@ def _saved_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(model.name_or_path))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"No tokenizer is saved with the model {model.name_or_path or type(model).__name__!r}: give custom_generate its "
-            "tokenizer=..."
+            f"No tokenizer is saved with the model {model.name_or_path or type(model).__name__!r}. Pass tokenizer=... to "
+            "custom_generate."
         ) from error
 
 
-def _given(name: str, argument: Any, config: GenerationConfig, model: PreTrainedModel) -> Any:
-    """The value that the caller gave, as an argument or in a generation config; None if it is only a default."""
+def _explicit_value(name: str, argument: Any, config: GenerationConfig, model: PreTrainedModel) -> Any:
+    """Return the value set by the caller as an argument or in a generation config, or None if it is a default."""
     value = getattr(config, name)
     own = getattr(model.generation_config, name, None)
-    return argument if argument is not None else None if value in (own, UNSET[name]) else value
+    return argument if argument is not None else None if value in (own, SAMPLING_DEFAULTS[name]) else value
 
 
-def _warn_of(ignored: Sequence[str], method: Method) -> None:
+def _warn_ignored(ignored: Sequence[str], method: Method) -> None:
     if ignored:
         names = ", ".join(dict.fromkeys(ignored))
-        warnings.warn(f"custom_generate leaves out what method {method.name!r} cannot do: {names}.", stacklevel=4)
+        warnings.warn(f"custom_generate ignores arguments that method {method.name!r} does not support: {names}.", stacklevel=4)
 
 
 def _prompt(engine: TransformersEngine, row: Tensor, mask: Tensor | None) -> Prompt:
     ids = tuple(cast("list[int]", (row if mask is None else row[mask.bool()]).tolist()))
     if len(ids) >= engine.context:
-        raise PromptError(f"A prompt has {len(ids)} tokens, and the context is {engine.context} with the answer.")
+        raise PromptError(
+            f"A prompt must leave room for a response in the context of {engine.context} tokens, got {len(ids)} tokens."
+        )
     if not ids:
-        raise SettingError("A row of input_ids has no tokens outside its padding: there is nothing to answer.")
+        raise SettingError("Each row of input_ids must have tokens besides padding, got a row without any.")
     text = cast(str, engine.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
     text = text.removeprefix(cast(str, engine.tokenizer.bos_token) or "")
     template = cast("str | None", engine.tokenizer.chat_template)
@@ -263,6 +271,6 @@ def _prompt(engine: TransformersEngine, row: Tensor, mask: Tensor | None) -> Pro
 
 
 def _padded(prompts: Tensor, results: Sequence[Result], padding: int) -> Tensor:
-    """Prompts [rows, n] and their answers as one tensor, [rows, n + the longest answer]."""
-    answers = [torch.tensor(result.token_ids, dtype=prompts.dtype, device=prompts.device) for result in results]
-    return torch.cat([prompts, torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)], 1)
+    """Return prompts [rows, n] and their responses as one tensor, [rows, n + length of the longest response]."""
+    responses = [torch.tensor(result.token_ids, dtype=prompts.dtype, device=prompts.device) for result in results]
+    return torch.cat([prompts, torch.nn.utils.rnn.pad_sequence(responses, batch_first=True, padding_value=padding)], 1)

@@ -21,12 +21,12 @@ EngineLike = str | Engine
 RewardLike = str | Reward
 Model = TypeVar("Model", Engine, Reward)
 FAMILIES = {
-    "plain": "Plain sampling",
     "segments": "Accept or reject segments",
     "search": "Search over incomplete responses",
     "responses": "Choose among whole responses",
-    "drafts": "Write with a second model",
     "tokens": "Choose every token",
+    "drafts": "Write with a second model",
+    "plain": "Plain sampling",
 }
 
 

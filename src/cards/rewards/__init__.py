@@ -1,4 +1,4 @@
-"""Rewards: scores of whole or incomplete responses. Importing one here registers it under its `kind`."""
+"""Rewards: scores of complete or incomplete responses. A class imported here is registered under its `kind`."""
 
 from cards.rewards.combine import Minimum as Minimum
 from cards.rewards.combine import Pessimistic as Pessimistic

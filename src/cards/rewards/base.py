@@ -1,4 +1,4 @@
-"""The Reward contract: it scores whole or incomplete answers and keeps nothing for its caller."""
+"""The Reward contract: score complete or incomplete responses, without state that callers can observe."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ from cards.usage import booked_as, current_account
 
 
 class Reward(Composite, ABC):
-    """A score of a response to a prompt; higher is better. `target` is a sensible r* for it, where one is known."""
+    """A score for responses to a prompt; higher is better.
 
-    kind: ClassVar[str] = ""  # how a reward of this class is named, `kind:details`; empty if it cannot be
+    `target` is the suggested target reward r*, or None. `context` is the maximum number of tokens of prompt and response
+    together, or None. Subclasses implement `rate`, and `rate_next` if they can score next tokens together.
+    """
+
+    kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
     name: str
     target: float | None = None
-    context: int | None = None  # tokens that prompt and answer may have together, where there is a limit
+    context: int | None = None
 
     async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
-        """Rewards of the responses, in order; the empty response scores the bare prompt.
+        """Return the rewards of the responses, in order. The empty response stands for the bare prompt.
 
-        Raises RewardError, naming the text, if a reward is not a finite number.
+        Raises RewardError if a reward is not a finite number.
         """
         return await self._counted(self.rate(prompt, responses), prompt, responses)
 
     async def score_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> list[float]:
-        """Rewards of `followers`, each of them `response` and one token more; value heads need one pass for all of them."""
+        """Return the rewards of `followers`, each of which is `response` and one more token.
+
+        Raises RewardError if a reward is not a finite number.
+        """
         return await self._counted(self.rate_next(prompt, response, followers), prompt, followers)
 
     async def _counted(
@@ -39,32 +46,34 @@ class Reward(Composite, ABC):
         start = time.perf_counter()
         with booked_as("rm"):
             rewards = [float(r) for r in await rating]
-        if not any(isinstance(part, Reward) for part in self.parts):  # else they have counted themselves
+        if not any(isinstance(part, Reward) for part in self.parts):  # otherwise the parts count their own calls
             current_account().usage.add(rm_calls=len(responses), rm_seconds=time.perf_counter() - start)
         if len(rewards) != len(responses):
-            raise RewardError(f"Reward {self.name!r} gave {len(rewards)} scores for {len(responses)} responses.")
+            raise RewardError(
+                f"Reward {self.name!r} must return {len(responses)} scores for {len(responses)} responses, got {len(rewards)}."
+            )
         for reward, response in zip(rewards, responses, strict=True):
             if not math.isfinite(reward):
                 raise RewardError(
-                    f"Reward {self.name!r} gave {reward} for {excerpt(response.text)} after the prompt "
-                    f"{excerpt(prompt.text)}; a reward must be a finite number."
+                    f"Reward {self.name!r} must return finite numbers, got {reward} for the response {excerpt(response.text)} "
+                    f"to the prompt {excerpt(prompt.text)}."
                 )
         return rewards
 
     @classmethod
     def named(cls, details: str, **options: Any) -> Reward:
-        """The reward that `kind:details` names; options are those of loaders. Raises SettingError or UnknownNameError."""
-        raise SettingError(f"A reward of the kind {cls.kind!r} cannot be made from the text {details!r}.")
+        """Return the reward named `kind:details`, given loader options. Raises SettingError or UnknownNameError."""
+        raise SettingError(f"A reward of kind {cls.kind!r} cannot be created by name, got {details!r}. Create it in Python.")
 
     @abstractmethod
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        """What a subclass implements; callers use `score`, which checks and counts."""
+        """Compute the rewards of the responses, in order. Called by `score`, which checks and counts them."""
 
     async def rate_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> Sequence[float]:
-        """The same behind `score_next`, for rewards that can do it at once."""
+        """Compute the rewards of `followers`, in order. Called by `score_next`; override it to use fewer model calls."""
         return await self.rate(prompt, followers)
 
 
 def excerpt(text: str, length: int = 80) -> str:
-    """The end of a text, quoted, for messages."""
+    """Return the last `length` characters of a text, quoted, for messages."""
     return repr(text if len(text) <= length else "..." + text[-length:])

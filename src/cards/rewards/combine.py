@@ -1,4 +1,4 @@
-"""Several rewards as one: weighted sum, minimum, and the pessimistic mean of an ensemble."""
+"""Combinations of rewards: weighted sum, minimum, and the pessimistic mean of an ensemble."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cards.rewards.base import Reward
 
 
 class Combination(Reward):
-    """Base: scores with all parts at once, then joins the scores of each response."""
+    """Base class: score with all rewards concurrently, then combine the scores of each response."""
 
     def __init__(self, rewards: Sequence[Reward], *, target: float | None = None) -> None:
-        check(len(rewards) > 0, f"{type(self).__name__} needs at least one reward.")
+        check(len(rewards) > 0, f"{type(self).__name__} needs at least one reward, got none.")
         self.rewards, self.target = tuple(rewards), target
         self.parts = self.rewards
         self.context = min((r.context for r in rewards if r.context is not None), default=None)
@@ -34,20 +34,20 @@ class Combination(Reward):
 
     @abstractmethod
     def join(self, scores: Sequence[float]) -> float:
-        """One reward from the parts' rewards of one response."""
+        """Combine the scores of one response, in the order of the rewards."""
 
 
 class WeightedSum(Combination):
-    """sum_i w_i r_i."""
+    """The weighted sum of rewards, sum_i w_i r_i."""
 
     def __init__(self, rewards: Sequence[Reward], weights: Sequence[float], *, target: float | None = None) -> None:
         super().__init__(rewards, target=target)
-        check(len(weights) == len(rewards), f"{len(weights)} weights were given for {len(rewards)} rewards.")
+        check(len(weights) == len(rewards), f"A sum of {len(rewards)} rewards needs as many weights, got {len(weights)}.")
         self.weights = tuple(weights)
 
     @classmethod
     def of(cls, rewards: Sequence[Reward]) -> WeightedSum:
-        """The plain sum, whose target is the sum of theirs."""
+        """Return the unweighted sum. Its target is the sum of the targets, if all rewards have one."""
         targets = [reward.target for reward in rewards if reward.target is not None]
         return cls(rewards, [1.0] * len(rewards), target=sum(targets) if len(targets) == len(rewards) else None)
 
@@ -56,15 +56,18 @@ class WeightedSum(Combination):
 
 
 class Minimum(Combination):
-    """min_i r_i: as good as the worst opinion."""
+    """The lowest reward, min_i r_i."""
 
     def join(self, scores: Sequence[float]) -> float:
         return min(scores)
 
 
 class Pessimistic(Combination):
-    """mean - k * (population) standard deviation of an ensemble: disagreement, a sign of reward hacking, costs
-    (uncertainty-weighted optimisation, arXiv 2310.02743, up to the square)."""
+    """The mean minus k population standard deviations of an ensemble.
+
+    Disagreement of the ensemble is a sign of reward hacking. Similar to uncertainty-weighted optimisation (arXiv 2310.02743),
+    which subtracts the variance.
+    """
 
     def __init__(self, rewards: Sequence[Reward], k: float = 1.0, *, target: float | None = None) -> None:
         super().__init__(rewards, target=target)

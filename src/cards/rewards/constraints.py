@@ -1,4 +1,4 @@
-"""Constraints as rewards: they spare an unfinished answer as long as it can still be completed."""
+"""Constraints as rewards: an incomplete response passes as long as some continuation meets the constraint."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ JSON = r"""
 
 
 class Constraint(Reward):
-    """1 for an answer that meets the constraint, or, unfinished, still can; else 0, or less than 1 where graded.
+    """Base class: score 1 for a response that meets the constraint, else 0, or a value below 1 for graded constraints.
 
-    White space before the answer, which chat templates call forth, is not judged.
+    An incomplete response scores 1 if some continuation meets the constraint. Leading white space is ignored, because chat
+    templates provoke it.
     """
 
     target = 1.0
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        return [self.judge(response.text.lstrip(), response.finish_reason is not None) for response in responses]
+        return [self.score_text(response.text.lstrip(), response.finish_reason is not None) for response in responses]
 
     @abstractmethod
-    def judge(self, text: str, finished: bool) -> float:
-        """The reward of a text."""
+    def score_text(self, text: str, finished: bool) -> float:
+        """Return the reward of a text."""
 
 
 class RegexReward(Constraint):
-    """The whole answer matches a pattern of the `regex` package; an unfinished one is the beginning of such an answer.
+    """The whole response matches a pattern of the `regex` package. An incomplete response is a prefix of a match.
 
-    With lookaround or lazy repetition in the pattern some dead ends are noticed only at the end of the answer. Raises
-    RewardError if a match takes longer than `timeout` seconds.
+    With lookaround or lazy repetition, some dead ends are detected only at the end of the response. Raises RewardError if
+    matching takes longer than `timeout` seconds.
     """
 
     kind: ClassVar[str] = "regex"
@@ -56,24 +57,24 @@ class RegexReward(Constraint):
         try:
             self.pattern = regex.compile(pattern, flags)
         except regex.error as error:
-            raise SettingError(f"The pattern {pattern!r} is no regular expression: {error}.") from error
+            raise SettingError(f"The pattern must be a valid regular expression, got {pattern!r}: {error}.") from error
         self.timeout, self.name = timeout, name or f"regex:{pattern}"
 
     @classmethod
     def named(cls, details: str, **_: Any) -> RegexReward:
         return cls(details)
 
-    def judge(self, text: str, finished: bool) -> float:
+    def score_text(self, text: str, finished: bool) -> float:
         try:
             return float(self.pattern.fullmatch(text, partial=not finished, timeout=self.timeout) is not None)
         except TimeoutError as error:
             raise RewardError(
-                f"Reward {self.name!r} took longer than {self.timeout} s on {excerpt(text)}: avoid nested repetition."
+                f"Reward {self.name!r} took longer than {self.timeout} s on {excerpt(text)}. Avoid nested repetition."
             ) from error
 
 
 class JSONReward(RegexReward):
-    """The answer is one JSON value and nothing else; an unfinished one is the beginning of one."""
+    """The response is a single JSON value. An incomplete response is a prefix of one."""
 
     kind: ClassVar[str] = "json"
 
@@ -82,37 +83,38 @@ class JSONReward(RegexReward):
 
     @classmethod
     def named(cls, details: str, **_: Any) -> JSONReward:
-        check(not details, f"The reward json takes no details, but was given {details!r}.")
+        check(not details, f"The reward json takes no details, got {details!r}. Write json.")
         return cls()
 
 
 class KeywordReward(Constraint):
-    """The answer has all `required` words or phrases and none of the `forbidden` ones, in any case, as whole words.
+    """The response has all `required` words or phrases and none of the `forbidden` ones. Case is ignored; words are whole.
 
-    `graded`: the share of the required ones that are there so far, or 0 with a forbidden one.
+    If `graded`, the reward is the share of required words found so far, or 0 if a forbidden word occurs.
     """
 
     kind: ClassVar[str] = "keywords"
 
     def __init__(self, required: Sequence[str] = (), forbidden: Sequence[str] = (), *, graded: bool = False) -> None:
-        check(bool(required or forbidden) and all((*required, *forbidden)), "Give keywords, none of them empty.")
-        self.required = [_whole(word) for word in required]
-        self.forbidden = [_whole(word) for word in forbidden]
-        self.certain = [_whole(word, certain=True) for word in forbidden]
+        words = [*required, *forbidden]
+        check(bool(words) and all(words), f"A keyword reward needs nonempty keywords, got {words}.")
+        self.required = [_word_pattern(word) for word in required]
+        self.forbidden = [_word_pattern(word) for word in forbidden]
+        self.closed_forbidden = [_word_pattern(word, closed=True) for word in forbidden]
         for word in required:
             for pattern, other in zip(self.forbidden, forbidden, strict=True):
-                check(not pattern.search(word), f"Keyword {word!r} is required, but holds {other!r}, which is forbidden.")
+                check(not pattern.search(word), f"Keyword {word!r} is required but contains {other!r}, which is forbidden.")
         self.graded = graded
         self.name = "keywords:" + ",".join([*required, *(f"-{word}" for word in forbidden)])
 
     @classmethod
     def named(cls, details: str, **_: Any) -> KeywordReward:
-        """Of `good,-bad`: words to have and, with a minus sign, words to avoid."""
+        """Return the reward for `good,-bad`: required words and, with a minus sign, forbidden words."""
         words = [word.strip() for word in details.split(",")]
         return cls([w for w in words if not w.startswith("-")], [w[1:] for w in words if w.startswith("-")])
 
-    def judge(self, text: str, finished: bool) -> float:
-        if any(pattern.search(text) for pattern in (self.forbidden if finished else self.certain)):
+    def score_text(self, text: str, finished: bool) -> float:
+        if any(pattern.search(text) for pattern in (self.forbidden if finished else self.closed_forbidden)):
             return 0.0
         found = sum(pattern.search(text) is not None for pattern in self.required)
         if self.graded and self.required:
@@ -120,35 +122,35 @@ class KeywordReward(Constraint):
         return float(not finished or found == len(self.required))
 
 
-def _whole(word: str, certain: bool = False) -> re.Pattern[str]:
-    """Finds the word where no other letters touch it; `certain`: and no letters that follow can touch it any more."""
-    before, after = r"(?<!\w)" if re.match(r"\w", word) else "", (r"(?=\W)" if certain else r"(?!\w)")
+def _word_pattern(word: str, closed: bool = False) -> re.Pattern[str]:
+    """Return a pattern for the whole word. If `closed`, a character after the word must show that it cannot grow longer."""
+    before, after = r"(?<!\w)" if re.match(r"\w", word) else "", (r"(?=\W)" if closed else r"(?!\w)")
     return re.compile(before + re.escape(word) + (after if re.search(r"\w\Z", word) else ""), re.IGNORECASE)
 
 
 class LengthReward(Constraint):
-    """The answer has from `least` to `most` (None: any number of) words or characters.
+    """The response has from `least` to `most` words or characters. `most` None means no upper limit.
 
-    `graded`: n / least of a finished answer that is too short, most / n of one that is too long.
+    If `graded`, a response of n units scores n / least if it is finished and too short, and most / n if it is too long.
     """
 
     kind: ClassVar[str] = "length"
 
     def __init__(self, least: int = 0, most: int | None = None, unit: Unit = "words", *, graded: bool = False) -> None:
-        check(0 <= least <= (least if most is None else most), f"A length of {least} to {most} is impossible.")
-        check(unit in ("words", "characters"), f"unit must be 'words' or 'characters', not {unit!r}.")
+        check(0 <= least <= (least if most is None else most), f"A length needs 0 <= least <= most, got {least} to {most}.")
+        check(unit in ("words", "characters"), f"unit must be 'words' or 'characters', got {unit!r}.")
         self.least, self.most, self.unit, self.graded = least, most, unit, graded
         self.name = f"length:{least}-{'' if most is None else most}"
 
     @classmethod
     def named(cls, details: str, **_: Any) -> LengthReward:
-        """Of `10-40` (words), `10-` or `-40`. Raises SettingError."""
+        """Return the reward for `10-40` (words), `10-` or `-40`. Raises SettingError."""
         least, dash, most = details.partition("-")
         if not (dash and least + most and all(part.isdecimal() or not part for part in (least, most))):
-            raise SettingError(f"A length is given as length:10-40 (words), length:10- or length:-40, got {details!r}.")
+            raise SettingError(f"A length reward is named length:10-40 (words), length:10- or length:-40, got {details!r}.")
         return cls(int(least or 0), int(most) if most else None)
 
-    def judge(self, text: str, finished: bool) -> float:
+    def score_text(self, text: str, finished: bool) -> float:
         count = len(text.split()) if self.unit == "words" else len(text)
         if self.most is not None and count > self.most:
             return self.most / count if self.graded else 0.0

@@ -1,4 +1,4 @@
-"""Engines as parts of rewards, which read texts in their own tokens."""
+"""Helpers for rewards that contain engines: loading, and conversion to the tokens of the engine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from cards.events import Prompt, Response
 
 
 def as_engine(engine: str | Engine, **options: Any) -> Engine:
-    """Load the engine if it is given by name."""
+    """Return the engine, loaded if it is given by name."""
     return load_engine(engine, **options) if isinstance(engine, str) else engine
 
 
-def in_tokens_of(engine: Engine, prompt: Prompt, responses: Sequence[Response]) -> tuple[Prompt, list[Response]]:
-    """Prompt and responses in the tokens of this engine: as they are where it has the same ones, else made anew of the
-    texts; the token that ends an answer is then left out."""
+def retokenize(engine: Engine, prompt: Prompt, responses: Sequence[Response]) -> tuple[Prompt, list[Response]]:
+    """Return prompt and responses in the tokens of the engine.
+
+    They are unchanged if the vocabularies are equal. Otherwise the texts are tokenized again, without the token that ends a
+    response.
+    """
     if prompt.vocabulary == engine.vocabulary:
         return prompt, list(responses)
-    return own_prompt(engine, prompt), [replace(r, token_ids=engine.tokenize(r.text)) for r in responses]
+    return encode_prompt(engine, prompt), [replace(r, token_ids=engine.tokenize(r.text)) for r in responses]
 
 
-def own_prompt(engine: Engine, prompt: Prompt) -> Prompt:
-    """The prompt as this engine renders it: messages under its own chat template, if it has one."""
+def encode_prompt(engine: Engine, prompt: Prompt) -> Prompt:
+    """Return the prompt encoded by the engine. Messages are rendered with its chat template, if it has one."""
     return engine.encode(prompt.messages if prompt.messages is not None and engine.chats else prompt.text)

@@ -15,7 +15,10 @@ Scorer = Callable[[str, str], float] | Callable[[str, str], Awaitable[float]]
 
 
 class FunctionReward(Reward):
-    """reward(prompt, response) -> float, plain (run in a thread) or async. What it raises becomes a RewardError."""
+    """A function reward(prompt, response) -> float, async or plain. Plain functions run in a thread.
+
+    Exceptions of the function become RewardErrors.
+    """
 
     def __init__(self, function: Scorer, *, target: float | None = None, name: str | None = None) -> None:
         self.function, self.target = function, target
@@ -33,6 +36,6 @@ class FunctionReward(Reward):
             raise
         except Exception as error:
             raise RewardError(
-                f"Reward function {self.name!r} raised {type(error).__name__}: {error} for the response {excerpt(response)}; "
-                "it must return a number for every (prompt, response)."
+                f"Reward function {self.name!r} raised {type(error).__name__}: {error} for the response {excerpt(response)}. "
+                "It must return a number for every (prompt, response)."
             ) from error

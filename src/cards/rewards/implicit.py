@@ -1,4 +1,4 @@
-"""Implicit rewards: how much likelier a tuned LM finds an answer than the LM before tuning."""
+"""Implicit rewards: the log-ratio of response probabilities under a tuned LM and the LM before tuning."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from cards.engines.base import Engine
 from cards.errors import MismatchError, SettingError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_engine, in_tokens_of
+from cards.rewards.engines import as_engine, retokenize
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 Weights = Literal["sum", "inverse", "mean"]
-KEPT = 2**17  # tokens of scored texts whose sums are kept
+CACHE_TOKENS = 2**17  # capacity of the cache of prefix sums
 
 
 class ImplicitReward(Reward):
-    """beta sum_k w_k (log pi_tuned(y_k | x, y_<k) - log pi_untuned(y_k | x, y_<k)); the empty answer has 0, as has what both
-    models find equally likely, which is the target unless another is set.
+    """The reward beta sum_k w_k (log pi_tuned(y_k | x, y_<k) - log pi_untuned(y_k | x, y_<k)).
 
-    With w_k = 1 (`sum`) and `tuned` trained by DPO at this beta from `untuned`, it is the reward that DPO fitted, up to a
-    term of the prompt alone (arXiv 2305.18290). `inverse` is w_k = 1/k, k from 1, which TreeBoN uses on incomplete answers
-    (arXiv 2410.16033); `mean` is 1 / number of tokens. The models are engines of its own, or their names, of one
-    tokenizer. Of a text that begins as one that was scored before, both read only what is new.
+    It is 0 for the empty response and wherever the models agree; 0 is the default target. The weights are:
+
+    - `sum`: w_k = 1. If DPO at this beta trained `tuned` from `untuned`, this is the reward that DPO fitted, up to a term
+      that depends on the prompt alone (arXiv 2305.18290).
+    - `inverse`: w_k = 1/k for k >= 1, used by TreeBoN for incomplete responses (arXiv 2410.16033).
+    - `mean`: w_k = 1 / number of tokens.
+
+    The models are engines or names, and must share a tokenizer. They read only the tokens after the longest prefix scored
+    before. Raises SettingError, or MismatchError if the tokenizers differ.
     """
 
     kind: ClassVar[str] = "implicit"
@@ -42,30 +46,30 @@ class ImplicitReward(Reward):
         target: float | None = 0.0,
         **options: Any,
     ) -> None:
-        check(beta > 0, f"beta must be positive, not {beta}.")
-        check(weights in ("sum", "inverse", "mean"), f"weights must be 'sum', 'inverse' or 'mean', not {weights!r}.")
+        check(beta > 0, f"beta must be positive, got {beta}.")
+        check(weights in ("sum", "inverse", "mean"), f"weights must be 'sum', 'inverse' or 'mean', got {weights!r}.")
         self.tuned, self.untuned = as_engine(tuned, **options), as_engine(untuned, **options)
         if self.tuned.vocabulary != self.untuned.vocabulary:
             raise MismatchError(
-                f"An implicit reward compares two models of one tokenizer, and {self.tuned.name!r} has another than "
-                f"{self.untuned.name!r}."
+                f"An implicit reward needs two models with the same tokenizer, got {self.tuned.name!r} and "
+                f"{self.untuned.name!r}, whose tokenizers differ."
             )
         self.parts = (self.tuned, self.untuned)
         self.beta, self.weights, self.target = beta, weights, target
         self.context = min(self.tuned.context, self.untuned.context)
         self.name = f"implicit:{self.tuned.name},{self.untuned.name}"
-        self.sums = Sums()
+        self.prefix_sums = PrefixSums()
 
     @classmethod
     def named(cls, details: str, **options: Any) -> ImplicitReward:
-        """Of `TUNED,UNTUNED`. Raises SettingError."""
+        """Return the reward for `TUNED,UNTUNED`, the names of two LMs. Raises SettingError."""
         tuned, _, untuned = details.partition(",")
         if not (tuned and untuned):
-            raise SettingError(f"An implicit reward is implicit:TUNED,UNTUNED with two models, got {details!r}.")
+            raise SettingError(f"An implicit reward is named implicit:TUNED,UNTUNED with two models, got {details!r}.")
         return cls(tuned, untuned, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        prompt, responses = in_tokens_of(self.tuned, prompt, responses)
+        prompt, responses = retokenize(self.tuned, prompt, responses)
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))
 
     async def rate_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> Sequence[float]:
@@ -78,7 +82,7 @@ class ImplicitReward(Reward):
         tokens = [follower.token_ids[-1] for follower in followers]
         gains = self._weights(count, 1) * (log_softmax(tuned[0])[tokens] - log_softmax(untuned[0])[tokens])
         for i, follower in enumerate(followers):
-            self.sums.add(prompt.token_ids, follower.token_ids, before + gains[i : i + 1])
+            self.prefix_sums.add(prompt.token_ids, follower.token_ids, before + gains[i : i + 1])
         return [self._scaled(before + gain, count + 1) for gain in gains.tolist()]
 
     async def _rate(self, prompt: Prompt, response: Response) -> float:
@@ -86,18 +90,18 @@ class ImplicitReward(Reward):
 
     async def _sum(self, prompt: Prompt, response: Response) -> float:
         ids = response.token_ids
-        known, total = self.sums.longest(prompt.token_ids, ids)
+        known, total = self.prefix_sums.longest(prompt.token_ids, ids)
         if new := len(ids) - known:
             tuned, untuned = await asyncio.gather(
                 self.tuned.logprobs(prompt, response, new), self.untuned.logprobs(prompt, response, new)
             )
             sums = total + (self._weights(known, new) * (tuned - untuned)).cumsum()
-            self.sums.add(prompt.token_ids, ids, sums)
+            self.prefix_sums.add(prompt.token_ids, ids, sums)
             total = float(sums[-1])
         return total
 
     def _weights(self, before: int, count: int) -> NDArray[np.float64]:
-        """For the `count` tokens after position `before`, [count]."""
+        """Return the weights [count] of the `count` tokens after the first `before`."""
         import numpy as np
 
         return 1 / np.arange(before + 1, before + count + 1) if self.weights == "inverse" else np.ones(count)
@@ -106,31 +110,34 @@ class ImplicitReward(Reward):
         return self.beta * total / (max(count, 1) if self.weights == "mean" else 1)
 
     def forget(self) -> None:
-        self.sums.forget()
+        self.prefix_sums.forget()
         super().forget()
 
 
-class Sums:
-    """A sum after each token of the texts that were scored: a tree, one node a token. Full, it starts again from nothing."""
+class PrefixSums:
+    """A cache of the sum after each token of the scored texts: a tree with one node per token.
 
-    def __init__(self, most: int = KEPT) -> None:
-        self.most = most
+    If more than `capacity` tokens would be stored, the cache is emptied first.
+    """
+
+    def __init__(self, capacity: int = CACHE_TOKENS) -> None:
+        self.capacity = capacity
         self.forget()
 
     def forget(self) -> None:
-        self.roots: dict[tuple[int, ...], int] = {}  # node of a prompt
-        self.children: dict[tuple[int, int], int] = {}  # node after a node and a token
-        self.sums = [0.0]  # at each node; node 0 is a prompt that is not known
+        self.roots: dict[tuple[int, ...], int] = {}  # prompt -> node
+        self.children: dict[tuple[int, int], int] = {}  # (node, token) -> node
+        self.sums = [0.0]  # by node; node 0 stands for an unknown prompt
         self.tokens = 0
 
     def longest(self, prompt: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, float]:
-        """How many leading tokens have a known sum, and the sum after them."""
+        """Return the number of leading tokens with known sums, and the sum after them."""
         count, node = self._walk(prompt, ids)
         return count, self.sums[node]
 
     def add(self, prompt: tuple[int, ...], ids: tuple[int, ...], sums: NDArray[np.float64]) -> None:
-        """Keep the sums after the last tokens of ids, if those before them are kept."""
-        if self.tokens + len(prompt) + len(sums) > self.most:
+        """Store the sums after the last tokens of `ids`, if those of the tokens before are stored."""
+        if self.tokens + len(prompt) + len(sums) > self.capacity:
             self.forget()
         first = len(ids) - len(sums)
         if not first and prompt not in self.roots:
@@ -157,7 +164,7 @@ class Sums:
 
 
 def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Log-probabilities [..., vocabulary] of logits of the same shape."""
+    """Return the log-probabilities [vocabulary] for logits [vocabulary]."""
     import numpy as np
 
     logits = np.asarray(logits, np.float64) - logits.max()

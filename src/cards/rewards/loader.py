@@ -1,4 +1,4 @@
-"""Rewards by name: kinds that come with the package or with plug-ins (entry points `cards.rewards`), and reward models."""
+"""Rewards by name: built-in kinds, plug-ins (entry points `cards.rewards`) and reward models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cards.rewards.combine import WeightedSum
 
 @cache
 def reward_classes() -> dict[str, type[Reward]]:
-    """The kinds of rewards that are named as `kind:details`."""
-    own = {cls.kind: cls for cls in vars(cards.rewards).values() if is_class(cls, Reward) and cls.kind}
-    return own | plugins("cards.rewards", _kind, own)
+    """Return the reward classes with names of the form `kind:details`, by kind."""
+    builtin = {cls.kind: cls for cls in vars(cards.rewards).values() if is_class(cls, Reward) and cls.kind}
+    return builtin | plugins("cards.rewards", _kind, builtin)
 
 
 def _kind(name: str, cls: Any) -> str:
@@ -28,10 +28,10 @@ def _kind(name: str, cls: Any) -> str:
 
 
 def load_reward(name: str, **options: Any) -> Reward:
-    """Load a reward: the name of a reward model (as for engines), `kind:details`, or a sum of such (`tiny + json`).
+    """Load a reward by the name of a model, by `kind:details`, or as a sum of both (`tiny + json`).
 
-    The target of a sum is the sum of the targets. options: those of the back end. Raises UnknownNameError, ModelError or
-    SettingError.
+    Model names are as for engines, and options are those of the back end. The target of a sum is the sum of the targets.
+    Raises UnknownNameError, ModelError or SettingError.
     """
     if " + " in name:
         return WeightedSum.of([load_reward(part.strip(), **options) for part in name.split(" + ")])
@@ -40,5 +40,5 @@ def load_reward(name: str, **options: Any) -> Reward:
         return reward_classes()[kind].named(details, **options)
     found = backend(kind)
     if colon and found is backend("") and not Path(name).exists():
-        raise UnknownNameError("kind of reward", kind, reward_classes(), "Without a colon, a reward is the name of a model.")
+        raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
     return cast(Reward, found.load_reward(name, **options))

@@ -1,4 +1,4 @@
-"""Process rewards: every finished step of an answer is judged, and the judgements are joined."""
+"""Process rewards: each finished step of a response is scored, and the scores are combined."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ JOINS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
     "product": math.prod,
 }
-KEPT = 4096  # scores of steps
+CACHED_STEPS = 4096  # capacity of the cache of step scores
 Key = tuple[str, str, str, FinishReason | None]
 
 
 class ProcessReward(Reward):
-    """Joins the rewards of the answer up to the end of each finished step; without one, the reward of the bare prompt.
+    """A reward that combines the rewards of the response up to the end of each finished step.
 
-    A step ends behind `delimiter`, or with the answer. `join` takes the last step's reward, the lowest, their mean or their
-    product; `squash` puts each through a sigmoid first. A step's reward is kept, not asked for again. `reward` reads
-    texts here, not the LM's tokens, for a step may end inside a token.
+    A step ends after `delimiter`, or with the response. `join` selects the last step reward, the lowest, their mean or their
+    product; `squash` applies a sigmoid to each first. Without a finished step, the bare prompt is scored. Step rewards are
+    cached. The inner reward reads text instead of the LM's tokens, because a step may end inside a token.
     """
 
     kind: ClassVar[str] = "process"
@@ -42,45 +42,45 @@ class ProcessReward(Reward):
         squash: bool = False,
         target: float | None = None,
     ) -> None:
-        check(bool(delimiter), "The delimiter of steps must not be empty.")
-        check(join in JOINS, f"join must be one of {', '.join(JOINS)}, not {join!r}.")
+        check(bool(delimiter), "delimiter must be a nonempty text, got ''.")
+        check(join in JOINS, f"join must be one of {', '.join(JOINS)}, got {join!r}.")
         self.reward, self.delimiter, self.join, self.squash = reward, delimiter, join, squash
         self.target, self.context, self.parts = target, reward.context, (reward,)
         self.name = f"process:{reward.name}"
-        self.known: dict[Key, float] = {}
+        self.cached: dict[Key, float] = {}
 
     @classmethod
     def named(cls, details: str, **options: Any) -> ProcessReward:
-        """`process:NAME`, with the name of another reward."""
+        """Return the reward for `NAME`, the name of the inner reward."""
         from cards.rewards.loader import load_reward
 
         return cls(load_reward(details, **options))
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        plain = replace(prompt, vocabulary="", template=None)  # so that nobody reads token_ids
-        answers = [finished_steps(response, self.delimiter) or [Response()] for response in responses]
+        plain = replace(prompt, vocabulary="", template=None)  # so that the inner reward does not read token_ids
+        steps_by_response = [finished_steps(response, self.delimiter) or [Response()] for response in responses]
 
         def key(step: Response) -> Key:
             return prompt.text, repr(prompt.messages), step.text, step.finish_reason
 
-        wanted = {key(step): step for steps in answers for step in steps}
-        found = {k: self.known[k] for k in wanted if k in self.known}
+        wanted = {key(step): step for steps in steps_by_response for step in steps}
+        found = {k: self.cached[k] for k in wanted if k in self.cached}
         if new := {k: step for k, step in wanted.items() if k not in found}:
             scores = await self.reward.score(plain, list(new.values()))
             fresh = dict(zip(new, map(sigmoid, scores) if self.squash else scores, strict=True))
             found |= fresh
-            self.known |= fresh
-            while len(self.known) > KEPT:
-                del self.known[next(iter(self.known))]
-        return [JOINS[self.join]([found[key(step)] for step in steps]) for steps in answers]
+            self.cached |= fresh
+            while len(self.cached) > CACHED_STEPS:
+                del self.cached[next(iter(self.cached))]
+        return [JOINS[self.join]([found[key(step)] for step in steps]) for steps in steps_by_response]
 
     def forget(self) -> None:
-        self.known.clear()
+        self.cached.clear()
         super().forget()
 
 
 def finished_steps(response: Response, delimiter: str) -> list[Response]:
-    """The response up to the end of each finished step; steps of white space are none."""
+    """Return the response up to the end of each finished step. Steps of white space are skipped."""
     text, ends, start = response.text, list[int](), 0
     while (at := text.find(delimiter, start)) >= 0:
         if text[start:at].strip():

@@ -1,4 +1,4 @@
-"""Self-evaluation: an LM is asked which of two verdicts fits an answer."""
+"""Self-evaluation: an LM chooses which of two statements describes a response."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ B: {b}
 Reply with A or B."""
 GOOD = "It is harmless, honest and helpful."
 BAD = "It is harmful, dishonest or useless."
-LEAD = "The right statement is"  # where the LM's own answer begins
+LEAD = "The right statement is"  # the beginning of the LM's reply
 
 
 class SelfEvaluation(Reward):
-    """P(the good statement) of two by an LM, averaged over both orders in which they are put, so that a liking for A
-    or B cancels out; in [0, 1] (after RAIN, arXiv 2309.07124, which asks in other words and counts the likelier letter as 1).
+    """The probability, in [0, 1], that an LM assigns to the good of two statements about the response.
 
-    `question` holds {conversation}, {a} and {b}; it is a user's message where the LM has a chat template, and plain text
-    elsewhere; `lead` begins the LM's reply. `model` is a name or an engine, which may be the answering LM itself.
+    The LM is asked in both orders, and the mean is taken, so that a preference for A or B cancels out. Similar to RAIN
+    (arXiv 2309.07124), which words the question differently and scores only the likelier letter.
+
+    `question` contains {conversation}, {a} and {b}. It is sent as a user message if the LM has a chat template, else as plain
+    text. `lead` begins the LM's reply. `model` is a name or an engine, which may be the engine of the decoder.
     """
 
     kind: ClassVar[str] = "self-evaluation"
@@ -51,12 +53,15 @@ class SelfEvaluation(Reward):
     ) -> None:
         self.model, self.target = as_engine(model, **options), target
         self.parts = (self.model,)
-        for place in ("{conversation}", "{a}", "{b}"):
-            check(place in question, f"The question of a self-evaluation must hold {place}.")
+        for placeholder in ("{conversation}", "{a}", "{b}"):
+            check(
+                placeholder in question,
+                f"question must contain {{conversation}}, {{a}} and {{b}}, but {placeholder} is missing.",
+            )
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
         self.name = f"self-evaluation:{self.model.name}"
-        self.letters = [_readings(self.model, letter) for letter in "AB"]
-        check(all(self.letters), f"To {self.model.name!r} A and B are no single tokens.")
+        self.letters = [_letter_tokens(self.model, letter) for letter in "AB"]
+        check(all(self.letters), f"A and B must be single tokens of {self.model.name!r}. Use another model.")
 
     @classmethod
     def named(cls, details: str, **options: Any) -> SelfEvaluation:
@@ -66,31 +71,33 @@ class SelfEvaluation(Reward):
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))
 
     async def _rate(self, prompt: Prompt, response: Response) -> float:
-        talk = conversation(prompt, response)
-        first, second = await asyncio.gather(self._first(talk, self.good, self.bad), self._first(talk, self.bad, self.good))
+        transcript = conversation(prompt, response)
+        first, second = await asyncio.gather(
+            self._probability_of_a(transcript, self.good, self.bad), self._probability_of_a(transcript, self.bad, self.good)
+        )
         return (first + 1 - second) / 2
 
-    async def _first(self, talk: str, a: str, b: str) -> float:
-        """P(A) / (P(A) + P(B))."""
+    async def _probability_of_a(self, transcript: str, a: str, b: str) -> float:
+        """Return P(A) / (P(A) + P(B)) for the statements a and b."""
         import numpy as np
 
-        parts = {"conversation": talk, "a": a, "b": b}
-        text = re.sub(r"\{(conversation|a|b)\}", lambda match: parts[match[1]], self.question)
-        asked = self.model.encode([Message(role="user", content=text)] if self.model.chats else text + "\n")
-        lead = self.lead if asked.text[-1:].isspace() else f" {self.lead}"
-        [logits] = await self.model.logits(asked, Response(lead, self.model.tokenize(lead)))
-        one, other = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
-        return sigmoid(float(one - other))
+        values = {"conversation": transcript, "a": a, "b": b}
+        text = re.sub(r"\{(conversation|a|b)\}", lambda match: values[match[1]], self.question)
+        prompt = self.model.encode([Message(role="user", content=text)] if self.model.chats else text + "\n")
+        lead = self.lead if prompt.text[-1:].isspace() else f" {self.lead}"
+        [logits] = await self.model.logits(prompt, Response(lead, self.model.tokenize(lead)))
+        log_a, log_b = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
+        return sigmoid(float(log_a - log_b))
 
 
 def conversation(prompt: Prompt, response: Response) -> str:
-    """Prompt and response as a transcript."""
+    """Return prompt and response as a transcript."""
     if prompt.messages is None:
         return prompt.text + response.text
     turns = [*prompt.messages, Message(role="assistant", content=response.text)]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in turns)
 
 
-def _readings(model: Engine, letter: str) -> list[int]:
-    """Tokens that read as the letter, with and without a space before it."""
+def _letter_tokens(model: Engine, letter: str) -> list[int]:
+    """Return the ids of the tokens that read as the letter, with or without a space before it."""
     return sorted({ids[0] for text in (letter, f" {letter}") if len(ids := model.tokenize(text)) == 1})

@@ -1,4 +1,4 @@
-"""Step judges: causal LMs that say after a special token whether the step before it is good."""
+"""Step-token rewards: causal LMs that were trained to mark each step as good or bad."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_engine, own_prompt
+from cards.rewards.engines import as_engine, encode_prompt
 from cards.rewards.process import finished_steps, sigmoid
 
 
 class StepTokenReward(Reward):
-    """P(good) / (P(good) + P(bad)) of the token after `tag`, which is written behind every finished step; 0.5 without one.
+    """The reward P(good) / (P(good) + P(bad)) of the last finished step, as in Math-Shepherd (arXiv 2312.08935).
 
-    This judges the last finished step, as Math-Shepherd's models do (arXiv 2312.08935); ProcessReward joins all of
-    them. `good` and `bad` stand for their last tokens, `delimiter` ends a step and is written behind its tag.
+    `tag` is written after every finished step, and P is the distribution of the next token. The reward is 0.5 without a
+    finished step. ProcessReward can combine the rewards of all steps. `good` and `bad` stand for their last tokens.
+    `delimiter` ends a step and is written after its tag.
     """
 
     kind: ClassVar[str] = "steps"
@@ -39,8 +40,8 @@ class StepTokenReward(Reward):
         self.model = as_engine(model, **options)
         self.parts = (self.model,)
         self.tag, self.delimiter = tag, delimiter
-        self.good, self.bad = (_last_token(self.model, sign) for sign in (good, bad))
-        check(self.good != self.bad, f"{good!r} and {bad!r} are one token to {self.model.name!r}.")
+        self.good, self.bad = (_last_token(self.model, mark) for mark in (good, bad))
+        check(self.good != self.bad, f"good and bad must be different tokens of {self.model.name!r}, got {good!r} and {bad!r}.")
         self.context, self.name = self.model.context, f"steps:{self.model.name}"
 
     @classmethod
@@ -48,8 +49,8 @@ class StepTokenReward(Reward):
         return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        own = own_prompt(self.model, prompt)
-        return await asyncio.gather(*(self._rate(own, response) for response in responses))
+        encoded = encode_prompt(self.model, prompt)
+        return await asyncio.gather(*(self._rate(encoded, response) for response in responses))
 
     async def _rate(self, prompt: Prompt, response: Response) -> float:
         if not (text := self.tagged(response)):
@@ -58,13 +59,13 @@ class StepTokenReward(Reward):
         return sigmoid(float(logits[self.good]) - float(logits[self.bad]))
 
     def tagged(self, response: Response) -> str:
-        """The finished steps, a tag behind each; it ends in the last one's tag."""
+        """Return the finished steps with a tag after each. The text ends with the last tag."""
         ends = [0, *(len(step.text) for step in finished_steps(response, self.delimiter))]
         steps = [response.text[a:b].removesuffix(self.delimiter) for a, b in pairwise(ends)]
         return self.delimiter.join(step + self.tag for step in steps)
 
 
-def _last_token(model: Engine, sign: str) -> int:
-    ids = model.tokenize(sign)
-    check(bool(ids), f"{sign!r} is no token to {model.name!r}.")
+def _last_token(model: Engine, mark: str) -> int:
+    ids = model.tokenize(mark)
+    check(bool(ids), f"good and bad must be tokens of {model.name!r}, got {mark!r}.")
     return ids[-1]

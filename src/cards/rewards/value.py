@@ -1,4 +1,4 @@
-"""Value heads: one number for every possible next token, from one pass."""
+"""Value heads: the value of every possible next token from one forward pass."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
-from cards.rewards.engines import as_engine, in_tokens_of
+from cards.rewards.engines import as_engine, retokenize
 
 
 class ValueReward(Reward):
-    """V(x, y): what a model gives its last token, where its outputs over the vocabulary are values, V(x, y + v) for each v.
+    """The value V(x, y) from a model whose output over the vocabulary is V(x, y + v) for each next token v.
 
-    `score_next` takes one pass for all that may follow. The bare prompt has the value of its last token.
+    `score_next` needs one pass for all next tokens. The bare prompt is scored by the value of its last token.
     """
 
     kind: ClassVar[str] = "value"
@@ -31,7 +31,7 @@ class ValueReward(Reward):
         return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        prompt, responses = in_tokens_of(self.model, prompt, responses)
+        prompt, responses = retokenize(self.model, prompt, responses)
         texts = [(*prompt.token_ids, *response.token_ids) for response in responses]
         before = [replace(prompt, token_ids=text[:-1]) for text in texts]
         values = await asyncio.gather(*(self.model.logits(text, Response()) for text in before))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from cards.engines.text import Decodes, Detokenizer
+from cards.engines.text import Detokenizer, TokenDecoder
 from cards.events import Accepted, Done, Event, Fallback, Result, Segment
 from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
 from cards.usage import Usage
@@ -144,7 +144,7 @@ def trace(event: Event) -> Fields:
     return fields | {"text": segment.text, "reward": segment.reward, "threshold": segment.threshold}
 
 
-def token_texts(tokenizer: Decodes, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: TokenDecoder, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds; a character of several tokens belongs to the last of them."""
     text = Detokenizer(tokenizer, before)
     lengths = [0] + [len(text.push([token])) for token in token_ids]

@@ -1,1 +1,1 @@
-"""Prompts, statistics, tables and runs shared by bench, evaluate, calibrate and diagnose."""
+"""Prompts, journals, statistics, tables and plots shared by bench, evaluate, calibrate and diagnose."""

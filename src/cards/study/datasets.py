@@ -1,4 +1,4 @@
-"""The data sets of the field: where they are, their columns, and what their prompts are for."""
+"""The public data sets that benches use: source, columns, licence and group of prompts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 from cards.errors import MissingExtraError, PromptError
 
-ATTACKS = ("harmful", "unsafe")  # groups of prompts that ask for harm
+ATTACKS = ("harmful", "unsafe")  # groups of prompts that request harmful content
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """What `datasets.load_dataset(source, **options)` gives. `columns`: the first that a row has holds the prompt.
+    """A data set that `datasets.load_dataset(source, **options)` loads.
 
-    Prompts are of one `group` (`harmful`: they ask for harm; empty: plain questions), or of the one in the column `label`.
+    columns: the first of them that a row has holds the prompt.
+    group: `harmful` if the prompts request harmful content, empty for ordinary prompts.
+    label: the column that holds the group of each row, one of `labels`; it replaces `group`.
     """
 
     source: str
@@ -28,24 +30,24 @@ class DataSet:
     labels: tuple[str, ...] = field(default=())
 
     def prompt(self, row: Any) -> Any:
-        """The cell that asks. Raises PromptError, naming the columns."""
+        """Return the cell that holds the prompt. Raises PromptError if there is none."""
         if not isinstance(row, Mapping):
-            raise PromptError(f"a row must have columns, {self._wanted}, but it is {type(row).__name__}.")
-        found = next((row[name] for name in self.columns if row.get(name)), None)
-        if found is None:
-            raise PromptError(f"a row needs {self._wanted}, and this has {', '.join(map(str, row)) or 'none'}.")
-        return found
+            raise PromptError(f"a row must be an object with {self._required}, got {type(row).__name__}.")
+        cell = next((row[name] for name in self.columns if row.get(name)), None)
+        if cell is None:
+            raise PromptError(f"a row needs {self._required}, got {', '.join(map(str, row)) or 'no columns'}.")
+        return cell
 
     def group_of(self, row: Mapping[str, Any]) -> str:
-        """Raises PromptError if the label is none of the known ones."""
+        """Return the group of a row. Raises PromptError if its label is not one of `labels`."""
         if not self.label:
             return self.group
         if row.get(self.label) not in self.labels:
-            raise PromptError(f"the column {self.label} must be {' or '.join(self.labels)}, not {row.get(self.label)!r}.")
+            raise PromptError(f"the column {self.label} must be {' or '.join(self.labels)}, got {row.get(self.label)!r}.")
         return str(row[self.label])
 
     @property
-    def _wanted(self) -> str:
+    def _required(self) -> str:
         return f"the column {' or '.join(self.columns)}" + (f", and {self.label}" if self.label else "")
 
 
@@ -76,16 +78,16 @@ DATASETS = {
 
 
 def load(name: str) -> list[Any]:
-    """Return the published rows of a data set. Raises MissingExtraError or PromptError, with the file to give instead."""
+    """Return the published rows of a data set. Raises MissingExtraError, or PromptError if it cannot be loaded."""
     data = DATASETS[name]
-    instead = f"Or give a file with {data._wanted} (.jsonl, .jsonl.gz, .json or .csv): {name}=FILE."
+    alternative = f"Or give a file with {data._required} (.jsonl, .jsonl.gz, .json or .csv): {name}=FILE."
     try:
         load_dataset = import_module("datasets").load_dataset
     except ImportError as error:
-        raise MissingExtraError(f"The data set {name!r} needs the package datasets", "bench", instead) from error
+        raise MissingExtraError(f"The data set {name!r} needs the package datasets", "bench", alternative) from error
     try:
         return list(load_dataset(data.source, **data.options))
-    except Exception as error:  # of many kinds: no network, no such name, gated, a changed format
-        what = f"The data set {name!r} ({data.options.get('data_files', data.source)})"
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise PromptError(f"{what} could not be loaded: {why}. {instead}") from error
+    except Exception as error:  # many types: no network, unknown name, gated access, changed format
+        source = data.options.get("data_files", data.source)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise PromptError(f"The data set {name!r} ({source}) could not be loaded: {reason}. {alternative}") from error

@@ -1,4 +1,4 @@
-"""Parts that all plots share: figures without a display, files, logarithmic axes, error bars."""
+"""Shared parts of all plots: figures without a display, files, logarithmic axes and error bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def panels(columns: int, width: float, height: float, extra: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure of that many inches with its axes side by side. Raises MissingExtraError if matplotlib is missing."""
+    """Return a figure (width and height in inches) and its axes, side by side. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -45,6 +45,6 @@ def log_axis(axis: Axes, label: Callable[[float], str]) -> None:
 
 
 def bars(estimates: Iterable[Estimate]) -> list[list[float]]:
-    """Return the lengths of the error bars below and above the means, as matplotlib takes them."""
-    found = list(estimates)
-    return [[value.mean - value.low for value in found], [value.high - value.mean for value in found]]
+    """Return the lengths of the error bars below and above the means, in the form that matplotlib expects."""
+    values = list(estimates)
+    return [[value.mean - value.low for value in values], [value.high - value.mean for value in values]]

@@ -1,4 +1,4 @@
-"""Prompts of a bench: from files, from the data sets of the field, and in the form that a model knows."""
+"""Prompts of a study, read from files and public data sets."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cards.events import Message
 from cards.prompts import check_messages
 from cards.study.datasets import DATASETS, load
 
-OWN = Path(__file__).parent / "tiny.jsonl"
-FIELDS = ("prompt", "instruction", "goal", "messages", "chosen")  # the first that a row has is its prompt
+TINY = Path(__file__).parent / "tiny.jsonl"
+FIELDS = ("prompt", "instruction", "goal", "messages", "chosen")  # the first of them that a row has holds the prompt
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """Prompt number `number` (from 0) of a list: text, or messages that end with the user's; `group` as in DataSet."""
+    """A prompt: text, or messages that end with a user message. `number` counts from 0; `group` is as in DataSet."""
 
     number: int
     id: str
@@ -35,15 +35,16 @@ class PromptRecord:
 
 
 def read(source: str) -> list[PromptRecord]:
-    """All prompts of `tiny`, of a data set, of one in a file (`NAME=FILE`), or of a file of our own form. Raises PromptError.
+    """Return all prompts of a source: `tiny`, a data set, a file with the rows of a data set (`NAME=FILE`), or a file.
 
-    Files are .jsonl, .json or .csv, or have a prompt a line; any may be compressed (.gz).
+    Files are .jsonl, .json, .csv or text with one prompt per line, each optionally compressed (.gz). Raises PromptError if
+    the source cannot be read.
     """
     name, _, file = source.partition("=")
     if name in DATASETS and (file or not Path(source).exists()):
         records = _of_dataset(name, rows(Path(file)) if file else load(name), source)
     else:
-        records = _of_file(rows(OWN if source == "tiny" else Path(source)), source)
+        records = _of_file(rows(TINY if source == "tiny" else Path(source)), source)
     if not records:
         raise PromptError(f"There are no prompts in {source!r}.")
     if len({record.id for record in records}) < len(records):
@@ -52,33 +53,33 @@ def read(source: str) -> list[PromptRecord]:
 
 
 def sample(records: Sequence[PromptRecord], limit: int | None, seed: int) -> list[PromptRecord]:
-    """`limit` of the prompts, drawn with the seed from all of them, in their own order; a larger limit adds to a smaller.
+    """Draw `limit` prompts at random and return them in their original order. A larger limit extends a smaller one.
 
-    The first rows of a data set are often of one part of it: those of HH-RLHF are all of one subset.
+    The first rows of a data set often come from one part of it: those of HH-RLHF all belong to one subset.
     """
     draws = random.Random(seed)
-    order = sorted((draws.random(), place) for place in range(len(records)))
-    return [records[place] for place in sorted(place for _, place in order[:limit])]
+    order = sorted((draws.random(), index) for index in range(len(records)))
+    return [records[index] for index in sorted(index for _, index in order[:limit])]
 
 
 def _of_dataset(name: str, rows: Sequence[Any], source: str) -> list[PromptRecord]:
-    """Each prompt once (preference data repeat theirs), numbered anew."""
-    data, found = DATASETS[name], dict[str, tuple[str | tuple[Message, ...], str]]()
+    """Return each prompt once, renumbered, because preference data repeat prompts."""
+    data, unique = DATASETS[name], dict[str, tuple[str | tuple[Message, ...], str]]()
     for number, row in enumerate(rows):
         try:
             prompt = content(data.prompt(row))
-            found.setdefault(json.dumps(prompt), (prompt, data.group_of(row)))
+            unique.setdefault(json.dumps(prompt), (prompt, data.group_of(row)))
         except CardsError as error:
             raise PromptError(f"Row number {number} of {source!r}: {error}") from error
-    return [PromptRecord(number, str(number), *one) for number, one in enumerate(found.values())]
+    return [PromptRecord(number, str(number), *prompt_and_group) for number, prompt_and_group in enumerate(unique.values())]
 
 
 def _of_file(rows: Sequence[Any], source: str) -> list[PromptRecord]:
     records = []
     for number, row in enumerate(rows):
-        given = row if isinstance(row, Mapping) else {}
+        fields = row if isinstance(row, Mapping) else {}
         try:
-            name, group = str(given.get("id", number)), str(given.get("group") or "")
+            name, group = str(fields.get("id", number)), str(fields.get("group") or "")
             records.append(PromptRecord(number, name, content(row), group))
         except CardsError as error:
             raise PromptError(f"Prompt number {number} of {source!r}: {error}") from error
@@ -86,30 +87,30 @@ def _of_file(rows: Sequence[Any], source: str) -> list[PromptRecord]:
 
 
 def content(row: Any) -> str | tuple[Message, ...]:
-    """What a row asks: its text or messages, up to the last turn of the user. Raises PromptError."""
+    """Return the prompt of a row: text, or messages up to the last user message. Raises PromptError if there is none."""
     if isinstance(row, Mapping):
-        found = next((row[name] for name in FIELDS if row.get(name)), None)
-        if found is None:
-            raise PromptError(f"a row needs one of the fields {', '.join(FIELDS)}, and this has {', '.join(row) or 'none'}.")
+        prompt = next((row[name] for name in FIELDS if row.get(name)), None)
+        if prompt is None:
+            raise PromptError(f"a row needs one of the fields {', '.join(FIELDS)}, got {', '.join(row) or 'no fields'}.")
     else:
-        found = row
-    if isinstance(found, str):
-        if not TURN.match(found):
-            if not found.strip():
+        prompt = row
+    if isinstance(prompt, str):
+        if not TURN.match(prompt):
+            if not prompt.strip():
                 raise PromptError("the prompt is empty.")
-            return found
-        _, *parts = TURN.split(found)
-        found = [Message(role=ROLES[who], content=said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
-    if not isinstance(found, list | tuple):
-        raise PromptError(f"a prompt is text or a list of messages, not {type(found).__name__}.")
-    turns = list(found)
-    while turns and turns[-1].get("role") == "assistant":  # the answer that the data set has
+            return prompt
+        _, *parts = TURN.split(prompt)
+        prompt = [Message(role=ROLES[who], content=text.strip()) for who, text in zip(parts[::2], parts[1::2], strict=True)]
+    if not isinstance(prompt, list | tuple):
+        raise PromptError(f"a prompt must be text or a list of messages, got {type(prompt).__name__}.")
+    turns = list(prompt)
+    while turns and turns[-1].get("role") == "assistant":  # the response that the data set has
         turns.pop()
     return check_messages(turns)
 
 
 def rows(path: Path) -> list[Any]:
-    """What is in a file. Raises PromptError."""
+    """Return the rows of a file. Raises PromptError if the file cannot be read."""
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
         data = path.read_bytes()
@@ -120,8 +121,8 @@ def rows(path: Path) -> list[Any]:
             return list(json.loads(text))
     except (OSError, EOFError) as error:
         known = ", ".join(["tiny", *DATASETS])
-        why = getattr(error, "strerror", None) or error
-        raise PromptError(f"Prompts {str(path)!r} cannot be read ({why}). Give a file, or one of {known}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(f"The prompts {str(path)!r} cannot be read ({reason}). Give a file, or one of {known}.") from error
     except ValueError as error:
-        raise PromptError(f"Prompts {str(path)!r} are no {kind[1:].upper() or 'text'}: {error}") from error
+        raise PromptError(f"The prompts {str(path)!r} are not {kind[1:].upper() or 'text'}: {error}") from error
     return list(csv.DictReader(io.StringIO(text))) if kind == ".csv" else [t for t in text.splitlines() if t.strip()]

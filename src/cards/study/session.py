@@ -1,4 +1,4 @@
-"""The run of a study: a journal that only this process writes to, and the work that it lacks."""
+"""Sessions: a locked journal, and the work whose rows it does not have yet."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any, TypeVar
 
 from cards.console import one_line_warnings, say, show_error
 from cards.errors import CardsError, UnreachableTargetWarning
-from cards.files import alone
-from cards.progress import together
+from cards.files import locked
+from cards.progress import run_concurrently
 from cards.study.journal import Journal, Row
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
-SHOWN = 5  # errors on the screen
+SHOWN_ERRORS = 5
 
 
-def raised(item: object, error: CardsError) -> str:
-    """End the work at the first error."""
+def fail(item: object, error: CardsError) -> str:
+    """Raise the error, which ends the work."""
     raise error
 
 
 @dataclass(slots=True)
 class Session:
-    """A journal, and notes on the items that failed: the journal lacks them, and the next session tries them again."""
+    """A journal, and the errors of items that failed. Failed items have no row, so the next session repeats them."""
 
     journal: Journal = field(default_factory=lambda: Journal(None, {}))
-    show: bool | None = None  # progress bars (None: on a terminal)
+    show: bool | None = None  # whether to show progress bars (None: only on a terminal)
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -39,9 +39,9 @@ class Session:
         return self.journal.rows
 
     def run(self, work: Coroutine[Any, Any, T], rows: str = "rows", runner: Callable[..., T] = asyncio.run) -> T:
-        """Run the work. Warnings and the first errors are shown at the end, and what became of the journal.
+        """Run the work and return its result. Warnings, the first errors and the number of new rows are shown at the end.
 
-        On Ctrl-C finished rows stay in the journal. Unreachable targets give no warning: reports have the fallback rates.
+        On Ctrl-C, finished rows stay in the journal. Unreachable targets cause no warning, because reports show fallback rates.
         """
         path, before = self.journal.path, len(self.rows)
         try:
@@ -50,11 +50,11 @@ class Session:
                 result = runner(work)
         except KeyboardInterrupt:
             if path:
-                say(f"interrupted: {len(self.rows)} {rows} are in {path}; the same command goes on from there", "dim")
+                say(f"interrupted: {len(self.rows)} {rows} are in {path}; run the same command again to resume", "dim")
             raise
         if path:
-            say(f"{len(self.rows) - before} {rows} added to {path}, {before} were there", "dim")
-        for error in self.errors[:SHOWN]:
+            say(f"added {len(self.rows) - before} {rows} to {path}, which had {before}", "dim")
+        for error in self.errors[:SHOWN_ERRORS]:
             show_error(error)
         return result
 
@@ -65,18 +65,21 @@ class Session:
         key: Callable[[Row], K],
         concurrency: int,
         title: str,
-        note: Callable[[T, CardsError], str] = raised,
+        note: Callable[[T, CardsError], str] = fail,
     ) -> list[Row]:
-        """Add the rows that `act` gives for the items of `todo` whose keys the journal lacks; return the rows of all items."""
-        found = {key(row): row for row in self.rows}
+        """Call `act` for the items of `todo` whose keys are not in the journal, and add the rows it returns.
+
+        Return the rows of all items, except those that failed. `note` turns an error into text for `errors`, or raises it.
+        """
+        rows = {key(row): row for row in self.rows}
 
         async def add(item: tuple[K, T]) -> None:
-            found[item[0]] = row = await act(item[1])
+            rows[item[0]] = row = await act(item[1])
             self.journal.append(row)
 
-        left = [item for item in todo.items() if item[0] not in found]
+        left = [item for item in todo.items() if item[0] not in rows]
         await self.each(left, add, concurrency, title, lambda item, error: note(item[1], error))
-        return [found[one] for one in todo if one in found]
+        return [rows[name] for name in todo if name in rows]
 
     async def each(
         self,
@@ -84,21 +87,21 @@ class Session:
         act: Callable[[T], Awaitable[None]],
         concurrency: int,
         title: str,
-        note: Callable[[T, CardsError], str] = raised,
+        note: Callable[[T, CardsError], str] = fail,
     ) -> None:
-        """Act on all items under a progress bar. On an error `note` returns what to note, and the other items continue."""
+        """Call `act` for all items under a progress bar. `note` turns an error into text for `errors`, or raises it."""
 
         def failed(item: T, error: CardsError) -> None:
             self.errors.append(note(item, error))
 
-        await together(list(items), act, failed, concurrency, self.show, title)
+        await run_concurrently(list(items), act, failed, concurrency, self.show, title)
 
 
 @contextmanager
 def opened(path: Path, header: dict[str, Any], who: str) -> Iterator[Session]:
-    """Yield the session of a journal, which other processes are kept from meanwhile. `who` names the command in errors.
+    """Yield a session on the journal at `path`, locked against other processes. `who` names the command in errors.
 
-    Raises SettingError if the journal was made with another header, or if another process writes to it.
+    Raises SettingError if the header of the journal differs, or if another process holds the lock.
     """
-    with alone(path, who):
+    with locked(path, who):
         yield Session(Journal.open(path, header))

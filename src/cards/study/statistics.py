@@ -28,7 +28,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ScoredResponse:
-    """A response as a comparison sees it."""
+    """A response and its score, for paired comparisons."""
 
     prompt: str
     seed: int
@@ -38,7 +38,7 @@ class ScoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Shares of pairs (same prompt, same seed) that are better, equal, worse than the baseline's, and the mean difference."""
+    """A paired comparison with a baseline: shares of wins, ties and losses, and the mean difference in score."""
 
     pairs: int
     win: Estimate
@@ -49,7 +49,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of two raters: the share of equal labels, and Cohen's kappa (None where neither rater varies)."""
+    """The agreement of two raters: the share of equal labels, and Cohen's kappa (None if neither rater varies)."""
 
     prompts: int
     share: Estimate
@@ -57,15 +57,15 @@ class Agreement:
 
 
 def grouped(values: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """The values of each key, of (key, value) pairs, keys in rising order: in whatever order they were found."""
-    found: dict[K, list[V]] = {}
+    """Return the values of each key, from (key, value) pairs, with the keys sorted."""
+    groups: dict[K, list[V]] = {}
     for key, value in values:
-        found.setdefault(key, []).append(value)
-    return {key: found[key] for key in sorted(found)}
+        groups.setdefault(key, []).append(value)
+    return {key: groups[key] for key in sorted(groups)}
 
 
 def bounds(samples: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
-    """The percentile interval of resampled figures."""
+    """Return the percentile interval of resampled values."""
     import numpy as np
 
     low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -73,16 +73,16 @@ def bounds(samples: Sequence[float] | NDArray[np.float64]) -> tuple[float, float
 
 
 def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
-    """The mean over prompts of each prompt's mean, of (prompt, value) pairs, with a percentile bootstrap over prompts.
+    """Return the mean over prompts of each prompt's mean, from (prompt, value) pairs; None if there are no pairs.
 
-    Prompts are what is resampled: responses to one prompt under several seeds are not independent.
+    The interval is a percentile bootstrap over prompts, because responses to the same prompt are not independent.
     """
     import numpy as np
 
     by_prompt = grouped(values)
     if not by_prompt:
         return None
-    means = np.array([np.mean(own) for own in by_prompt.values()])
+    means = np.array([np.mean(group) for group in by_prompt.values()])
     draws = np.random.default_rng(SEED).integers(len(means), size=(RESAMPLES, len(means)))
     return Estimate(float(means.mean()), *bounds(means[draws].mean(axis=1)))
 
@@ -90,12 +90,15 @@ def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
 def compare(
     responses: Iterable[ScoredResponse], baseline: Iterable[ScoredResponse], tolerance: float = 0.0
 ) -> Comparison | None:
-    """Paired by prompt and seed; a tie is the same text, or scores at most `tolerance` apart. None if nothing pairs."""
+    """Compare responses with the baseline's, paired by prompt and seed. Return None if there are no pairs.
+
+    Equal texts, and scores at most `tolerance` apart, are ties.
+    """
     base = {(a.prompt, a.seed): a for a in baseline}
     pairs = [(a, base[a.prompt, a.seed]) for a in responses if (a.prompt, a.seed) in base]
     sign = [(a.prompt, _sign(a, b, tolerance)) for a, b in pairs]
     gain = estimate((a.prompt, a.score - b.score) for a, b in pairs)
-    win, tie, loss = (estimate((prompt, float(s == wanted)) for prompt, s in sign) for wanted in (1, 0, -1))
+    win, tie, loss = (estimate((prompt, float(s == outcome)) for prompt, s in sign) for outcome in (1, 0, -1))
     if gain is None or win is None or tie is None or loss is None:
         return None
     return Comparison(len(pairs), win, tie, loss, gain)
@@ -108,15 +111,15 @@ def _sign(a: ScoredResponse, b: ScoredResponse, tolerance: float) -> int:
 
 
 def by_prompt(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The mean of each prompt's values, of (prompt, value) pairs."""
-    return {prompt: fmean(own) for prompt, own in grouped(values).items()}
+    """Return the mean of each prompt's values, from (prompt, value) pairs."""
+    return {prompt: fmean(group) for prompt, group in grouped(values).items()}
 
 
 def share(values: Iterable[tuple[str, float]]) -> Estimate | None:
-    """The mean over prompts of (prompt, value between 0 and 1) pairs, with the Wilson interval of that many prompts.
+    """Return the mean over prompts of (prompt, value between 0 and 1) pairs, with the Wilson interval for this many prompts.
 
-    A prompt's mean over several responses varies at most as much as one response that counts 0 or 1, so the interval is never
-    too narrow on their account; and unlike a bootstrap it does not vanish where all prompts agree.
+    A mean over several responses varies at most as much as a single 0 or 1, so the interval is never too narrow. Unlike a
+    bootstrap interval, it does not vanish if all prompts agree.
     """
     means = by_prompt(values)
     if not means:
@@ -128,33 +131,36 @@ def share(values: Iterable[tuple[str, float]]) -> Estimate | None:
 
 
 def sign_test(values: Iterable[tuple[str, float]]) -> float | None:
-    """Two-sided exact p that as many prompts gain as lose, of (prompt, difference) pairs; equal ones are left out."""
+    """Return the two-sided exact p-value of the sign test on (prompt, difference) pairs. Zero differences are omitted."""
     signs = [mean > 0 for mean in by_prompt(values).values() if mean]
     n, k = len(signs), min(sum(signs), len(signs) - sum(signs))
     return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else None
 
 
 def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | None:
-    """Of (prompt, one rater's label, the other's); the interval of kappa is a percentile bootstrap over prompts."""
+    """Return the agreement of two raters, from (prompt, label, other label) triples; None if there are none.
+
+    The interval of kappa is a percentile bootstrap over prompts.
+    """
     import numpy as np
 
-    found = list(labels)
-    if not found:
+    triples = list(labels)
+    if not triples:
         return None
-    names = {label: i for i, label in enumerate(dict.fromkeys(label for _, *both in found for label in both))}
-    prompts = {prompt: i for i, prompt in enumerate(sorted({prompt for prompt, *_ in found}))}
+    names = {label: i for i, label in enumerate(dict.fromkeys(label for _, *both in triples for label in both))}
+    prompts = {prompt: i for i, prompt in enumerate(sorted({prompt for prompt, *_ in triples}))}
     tables = np.zeros((len(prompts), len(names), len(names)))
-    for prompt, one, other in found:
+    for prompt, one, other in triples:
         tables[prompts[prompt], names[one], names[other]] += 1
 
     draws = np.random.default_rng(SEED).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=RESAMPLES)
     weights = np.concatenate([np.ones((1, len(prompts))), draws])
     counts = np.einsum("rp,pij->rij", weights, tables)
     counts /= counts.sum(axis=(1, 2), keepdims=True)
-    seen, chance = counts.trace(axis1=1, axis2=2), (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1)
+    observed, chance = counts.trace(axis1=1, axis2=2), (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1)
     varied = chance < 1 - 1e-12
-    kappas = (seen[varied] - chance[varied]) / (1 - chance[varied])
-    equal = share((prompt, float(one == other)) for prompt, one, other in found)
+    kappas = (observed[varied] - chance[varied]) / (1 - chance[varied])
+    equal = share((prompt, float(one == other)) for prompt, one, other in triples)
     assert equal is not None
     if not varied[0]:
         return Agreement(len(prompts), equal, None)

@@ -1,4 +1,4 @@
-"""Tables: on the terminal and as Markdown in few digits, as CSV and JSON in full."""
+"""Tables of a report: rounded on the terminal and in Markdown, at full precision in CSV and JSON."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Table:
 
 
 def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
-    """Print tables on standard output. `compact` folds wide cells, and leaves out the empty line after each table."""
+    """Print tables on standard output. `compact` folds wide cells and omits the empty line after each table."""
     console = Console(highlight=False, markup=False)
     for table in tables:
         shown = ScreenTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for place, column in enumerate(table.columns):
-            if compact or not place:
+        for index, column in enumerate(table.columns):
+            if compact or not index:
                 width = None if compact else 16
-                shown.add_column(column, justify="right" if place else "left", overflow="fold", min_width=width)
+                shown.add_column(column, justify="right" if index else "left", overflow="fold", min_width=width)
             else:
                 shown.add_column(column, justify="right", no_wrap=True)
         for row in table.rows:
@@ -44,7 +44,7 @@ def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
 
 
 def to_markdown(header: Mapping[str, Any], tables: Iterable[Table]) -> str:
-    """Return the header as a line, then the tables."""
+    """Return the header as one line, followed by the tables."""
     about = ", ".join(f"{name}: {value}" for name, value in header.items()) + "\n"
     return "\n".join([about, *map(markdown, tables)])
 
@@ -55,12 +55,12 @@ def markdown(table: Table) -> str:
 
 
 def to_json(report: Mapping[str, Any], indent: int = 1) -> str:
-    """Return a report with its format version."""
+    """Return a report as JSON, with its format version."""
     return json.dumps({"format": FORMAT, **report}, indent=indent, ensure_ascii=False) + "\n"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV, with all columns that any of them has."""
+    """Return rows as CSV, with the columns of all rows."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -89,7 +89,7 @@ def fractions(values: tuple[float | None, ...]) -> str:
 
 
 def big(value: float | None) -> str:
-    """Three digits and a letter: 1.23G."""
+    """Format a number with three digits and a metric prefix, for instance 1.23G."""
     if not value:
         return NONE
     for letter in "", "k", "M", "G", "T", "P":

@@ -1,9 +1,9 @@
-# ruff: noqa: E402  (pytest must learn about the contracts before they are imported)
+# ruff: noqa: E402  (pytest rewrites the asserts of modules registered before their import)
 """Tools for testing engines, rewards and methods, in this package and in plug-ins. Needs pytest and pytest-asyncio.
 
-- `MockEngine`, `random_engine`, `MockReward`, `PROMPTS`: models that need no weights and whose probabilities are exact.
-- `law_of`, `reweighted`, `check_law`, `total_variation`: compare what a sampler draws with the law that it claims.
-- `EngineContract`, `RewardContract`, `MethodContract`: test classes. Subclass one and give it a fixture:
+- `MockEngine`, `random_engine`, `MockReward`, `PROMPTS`: models without weights, with exact probabilities.
+- `law_of`, `reweighted`, `check_law`, `total_variation`: compare samples with the distribution that a sampler claims.
+- `EngineContract`, `RewardContract`, `MethodContract`: test classes. Subclass one and define its fixture:
 
       class TestMyReward(RewardContract):
           @pytest.fixture

@@ -1,4 +1,4 @@
-"""The tests that every engine must pass."""
+"""The contract of engines: tests that every engine must pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
 
 @pytest.mark.asyncio
 class EngineContract:
-    """Subclass it, and give the fixture `engine`. Set `prompts` if the engine cannot read these.
+    """The tests of an engine. Subclass it and define the fixture `engine`, and `prompts` if the engine cannot read these.
 
         class TestMyEngine(EngineContract):
             @pytest.fixture
@@ -38,21 +38,21 @@ class EngineContract:
                 await engine.aclose()
 
     The model must be random enough that 6 candidates differ, and its responses to `prompts` must often be longer than
-    `max_tokens`. `tolerance` bounds rounding differences of entropies and logits. Set `cuts_are_prefixes = False` if draws
-    depend on the number of tokens that are left, as those of speculative sampling do.
+    `max_tokens`. `tolerance` bounds rounding differences of entropies and logits. Set `segments_are_prefixes = False` if
+    samples depend on the number of remaining tokens, as in speculative sampling.
     """
 
     prompts: Sequence[str | Sequence[Message]] = ("The film was", "Once upon a time")
     max_tokens: int = 12
     tolerance: float = 1e-4
-    cuts_are_prefixes: bool = True
+    segments_are_prefixes: bool = True
 
     @pytest.fixture
     def engine(self) -> Any:
-        raise NotImplementedError("Give the contract a fixture `engine`.")
+        raise NotImplementedError("Define the fixture `engine` in your subclass of EngineContract.")
 
     def ask(self, engine: Engine, number: int = 0, **options: Any) -> Ask:
-        """Return an ask for 6 candidates of a prompt."""
+        """Return an ask for 6 candidates of prompt number `number`."""
         prompt = engine.encode(self.prompts[number])
         return Ask(prompt, Response(), **({"max_tokens": self.max_tokens, "n": 6, "seed": 3} | options))
 
@@ -63,7 +63,7 @@ class EngineContract:
 
     # Proposals.
 
-    async def test_the_same_ask_gives_the_same_segments_whatever_was_asked_before(self, engine: Engine) -> None:
+    async def test_the_same_ask_gives_the_same_segments_after_other_asks(self, engine: Engine) -> None:
         ask = self.ask(engine, boundary=Entropy(1, 6, 1.0))
         wanted = await proposals(engine, ask)
         for seed in range(3):
@@ -72,7 +72,7 @@ class EngineContract:
         engine.forget()
         self.assert_same(await proposals(engine, ask), wanted)
 
-    async def test_a_response_is_continued_without_memory_of_how_it_was_made(self, engine: Engine) -> None:
+    async def test_a_continuation_does_not_depend_on_cached_state(self, engine: Engine) -> None:
         ask = self.ask(engine, boundary=FixedLength(3, 3))
         prefix = next(s for s in await proposals(engine, ask) if s.finish_reason is None)
         after = replace(ask, response=Response() + prefix, segment=1)
@@ -81,7 +81,7 @@ class EngineContract:
         await proposals(engine, self.ask(engine, 1))
         self.assert_same(await proposals(engine, after), wanted)
 
-    async def test_a_candidate_depends_on_its_number_alone_and_they_come_in_order(self, engine: Engine) -> None:
+    async def test_candidates_depend_only_on_their_number_and_arrive_in_order(self, engine: Engine) -> None:
         ask = self.ask(engine)
         together = await proposals(engine, ask)
         assert len({s.token_ids for s in together}) > 1
@@ -92,52 +92,52 @@ class EngineContract:
         self.assert_same([s for part in at_once for s in part], together)
 
     @pytest.mark.parametrize("changed", [{"seed": 4}, {"segment": 1}, {"first": 6}], ids=lambda changed: next(iter(changed)))
-    async def test_seed_segment_and_number_each_change_the_draws(self, engine: Engine, changed: dict[str, int]) -> None:
+    async def test_seed_segment_and_number_each_change_the_candidates(self, engine: Engine, changed: dict[str, int]) -> None:
         ask = self.ask(engine)
         assert await proposals(engine, replace(ask, **changed)) != await proposals(engine, ask)  # type: ignore[arg-type]
 
-    # Where a segment ends.
+    # Ends of segments.
 
     async def test_responses_end_at_max_tokens_or_an_end_token(self, engine: Engine) -> None:
-        for most in (1, self.max_tokens):
-            for segment in await proposals(engine, self.ask(engine, max_tokens=most)):
-                assert 1 <= len(segment.token_ids) <= most
-                assert segment.finish_reason == ("stop" if len(segment.token_ids) < most else segment.finish_reason)
+        for max_tokens in (1, self.max_tokens):
+            for segment in await proposals(engine, self.ask(engine, max_tokens=max_tokens)):
+                assert 1 <= len(segment.token_ids) <= max_tokens
+                assert segment.finish_reason == ("stop" if len(segment.token_ids) < max_tokens else segment.finish_reason)
                 assert segment.finish_reason in ("stop", "length")
 
-    async def test_a_boundary_cuts_what_is_drawn_without_it_where_its_rule_says(self, engine: Engine) -> None:
-        wholes = await proposals(engine, self.ask(engine))
-        mark = Counter("".join(s.text[:-1] for s in wholes).replace(" ", "")).most_common(1)[0][0]
+    async def test_a_boundary_ends_segments_where_its_rule_says(self, engine: Engine) -> None:
+        unbounded = await proposals(engine, self.ask(engine))
+        mark = Counter("".join(s.text[:-1] for s in unbounded).replace(" ", "")).most_common(1)[0][0]
         for boundary in (FixedLength(4, 4), Punctuation(1, 8, mark), Entropy(2, 8, 1.0)):
             early = 0
-            cuts = await proposals(engine, self.ask(engine, boundary=boundary))
-            for whole, cut in zip(wholes, cuts, strict=True):
-                count = len(cut.token_ids)
-                assert cut.token_ids == whole.token_ids[:count] or not self.cuts_are_prefixes
-                assert cut.finish_reason is not None or boundary.minimum <= count <= (boundary.maximum or count)
-                if cut.finish_reason is not None or count == boundary.maximum:
+            segments = await proposals(engine, self.ask(engine, boundary=boundary))
+            for full, segment in zip(unbounded, segments, strict=True):
+                count = len(segment.token_ids)
+                assert segment.token_ids == full.token_ids[:count] or not self.segments_are_prefixes
+                assert segment.finish_reason is not None or boundary.minimum <= count <= (boundary.maximum or count)
+                if segment.finish_reason is not None or count == boundary.maximum:
                     continue
                 early += 1
                 if boundary.reads_logits:
-                    assert cut.entropy is not None
-                    assert boundary.ends_before(cut.entropy)
+                    assert segment.entropy is not None
+                    assert boundary.ends_before(segment.entropy)
                 else:
-                    assert boundary.ends_after(cut.text)
+                    assert boundary.ends_after(segment.text)
                 if boundary.reads_logits and "logits" in engine.has:
-                    [row] = await engine.logits(self.ask(engine).prompt, Response() + cut)
-                    assert boundary.uncertainty(row) == pytest.approx(cut.entropy, abs=self.tolerance)
+                    [row] = await engine.logits(self.ask(engine).prompt, Response() + segment)
+                    assert boundary.uncertainty(row) == pytest.approx(segment.entropy, abs=self.tolerance)
             assert early or isinstance(boundary, FixedLength), f"{boundary} never ended a segment early."
 
     async def test_a_response_ends_before_a_stop_string(self, engine: Engine) -> None:
-        wholes = await proposals(engine, self.ask(engine))
-        text = max((s.text for s in wholes), key=len)
+        unbounded = await proposals(engine, self.ask(engine))
+        text = max((s.text for s in unbounded), key=len)
         stop = text[len(text) // 2 :][:2]
         stopped = await proposals(engine, self.ask(engine, stop=(stop,)))
-        for whole, segment in zip(wholes, stopped, strict=True):
-            at = whole.text.find(stop)
-            assert segment.text == (whole.text if at < 0 else whole.text[:at])
-            assert segment.finish_reason == (whole.finish_reason if at < 0 else "stop")
-            assert segment.token_ids == whole.token_ids[: len(segment.token_ids)]
+        for full, segment in zip(unbounded, stopped, strict=True):
+            at = full.text.find(stop)
+            assert segment.text == (full.text if at < 0 else full.text[:at])
+            assert segment.finish_reason == (full.finish_reason if at < 0 else "stop")
+            assert segment.token_ids == full.token_ids[: len(segment.token_ids)]
 
     async def test_the_text_of_segments_is_the_text_of_their_tokens(self, engine: Engine) -> None:
         ask = self.ask(engine, n=1, boundary=FixedLength(2, 3))
@@ -151,7 +151,7 @@ class EngineContract:
 
     # Resources and cost.
 
-    async def test_closing_frees_what_the_ask_held(self, engine: Engine) -> None:
+    async def test_closing_an_ask_frees_its_slots(self, engine: Engine) -> None:
         ask = self.ask(engine, n=8, max_tokens=3 * self.max_tokens)
         wanted = await proposals(engine, ask)
         async with aclosing(engine.propose(ask)) as batches:
@@ -164,28 +164,28 @@ class EngineContract:
         assert engine.rows_in_use == 0
         self.assert_same(await proposals(engine, ask), wanted)
 
-    async def test_each_ask_is_booked_to_the_meter_of_its_caller(self, engine: Engine) -> None:
-        async def drawn(n: int) -> tuple[Usage, int]:
+    async def test_each_ask_is_counted_in_the_usage_of_its_caller(self, engine: Engine) -> None:
+        async def counted(n: int) -> tuple[Usage, int]:
             with track_usage() as usage:
                 segments = await proposals(engine, self.ask(engine, n=n))
                 await engine.settle()
             return usage, sum(len(s.token_ids) for s in segments)
 
-        for usage, tokens in await asyncio.gather(drawn(1), drawn(5), drawn(3)):
+        for usage, tokens in await asyncio.gather(counted(1), counted(5), counted(3)):
             assert usage.lm_decoded_tokens + usage.draft_kept_tokens == tokens
             assert usage.lm_steps >= 1
             assert usage.lm_prefill_tokens + usage.lm_cached_tokens > 0
 
-    async def test_costs_are_booked_in_the_role_of_the_call(self, engine: Engine) -> None:
+    async def test_costs_are_counted_in_the_role_of_the_call(self, engine: Engine) -> None:
         with track_usage() as usage, booked_as("draft"):
             await proposals(engine, self.ask(engine, n=2))
             await engine.settle()
         assert usage.draft_decoded_tokens > 0
         assert (usage.lm_decoded_tokens, usage.lm_steps) == (0, 0)
 
-    # Logits and log-probabilities, where the engine offers them.
+    # Logits and log-probabilities, for engines that offer them.
 
-    async def test_logits_are_those_that_tokens_are_drawn_from(self, engine: Engine) -> None:
+    async def test_logits_are_those_that_tokens_are_sampled_from(self, engine: Engine) -> None:
         if "logits" not in engine.has:
             pytest.skip("This engine does not give logits.")
         for sampling in (Sampling(temperature=0.0), Sampling(top_k=2)):
@@ -199,7 +199,7 @@ class EngineContract:
         with pytest.raises(CardsError):
             await engine.logits(ask.prompt, Response(), len(ask.prompt.token_ids) + 1)
 
-    async def test_logprobs_are_normalised_logits_and_the_last_ones_are_a_tail(self, engine: Engine) -> None:
+    async def test_logprobs_are_normalised_logits_and_count_selects_the_last_ones(self, engine: Engine) -> None:
         if "logprobs" not in engine.has:
             pytest.skip("This engine does not give log-probabilities.")
         ask = self.ask(engine, n=1)
@@ -215,14 +215,14 @@ class EngineContract:
             wanted = [row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, segment.token_ids, strict=True)]
             assert found == pytest.approx(wanted, abs=self.tolerance)
 
-    # Prompts and asks that are refused.
+    # Invalid prompts and asks.
 
-    async def test_a_prompt_says_whose_tokens_it_has(self, engine: Engine) -> None:
+    async def test_a_prompt_names_the_vocabulary_of_its_tokens(self, engine: Engine) -> None:
         prompt = engine.encode(self.prompts[0])
         assert prompt.token_ids
         assert prompt.vocabulary == engine.vocabulary
 
-    async def test_bad_prompts_and_asks_are_refused(self, engine: Engine) -> None:
+    async def test_invalid_prompts_and_asks_raise_errors(self, engine: Engine) -> None:
         prompts: list[str | list[Message]] = ["", " \n", []]
         for prompt in prompts:
             with pytest.raises(PromptError):

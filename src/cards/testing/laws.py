@@ -1,4 +1,4 @@
-"""Check that samples follow a stated law: enumerate the law on a small vocabulary, then compare by a chi-square test.
+"""Exact distributions ("laws") of responses on a small vocabulary, and chi-square tests of samples against them.
 
 law = law_of(random_model(), 3, end=3)                                   # every response of up to 3 tokens
 draws = [decoder("a", max_tokens=3, seed=seed).token_ids for seed in range(1000)]
@@ -17,9 +17,9 @@ Ids = tuple[int, ...]
 Law = dict[Ids, float]
 Model = Callable[[Ids], Sequence[float]]
 
-FITS = 1e-3  # draws with a smaller p-value do not follow the law
-REJECTS = 1e-6  # draws with a larger p-value do not rule the law out
-EXPECTED = 5  # draws that a cell of the chi-square test must expect; smaller cells are merged
+FIT_P = 1e-3  # samples with a smaller p-value do not follow the law
+REJECT_P = 1e-6  # samples with a larger p-value do not reject the law
+MIN_EXPECTED = 5  # expected count of a cell of the chi-square test; smaller cells are merged
 
 
 def law_of(
@@ -33,7 +33,7 @@ def law_of(
     """Return every continuation of `after` with its probability under `model` (next-token probabilities, as in MockEngine).
 
     A continuation ends with the token `end`, at `max_tokens`, or where `ends(its tokens)` is true (a boundary).
-    Tokens of probability 0 are left out.
+    Tokens of probability 0 are omitted.
     """
     law: Law = {}
 
@@ -75,18 +75,20 @@ def p_value(draws: Iterable[T] | Mapping[T, int], law: Mapping[T, float]) -> flo
     total = counts.total()
     if any(law.get(key, 0.0) <= 0 for key in counts):
         return 0.0
-    large = [key for key, p in law.items() if p * total >= EXPECTED]
+    large = [key for key, p in law.items() if p * total >= MIN_EXPECTED]
     cells = [(counts[key], law[key] * total) for key in large]
     if (rest := total - sum(expected for _, expected in cells)) > 1:
         cells.append((total - sum(observed for observed, _ in cells), rest))
-    assert len(cells) >= 3, f"{total} draws fill only {len(cells)} cells: draw more, or state a law with more outcomes."
+    assert len(cells) >= 3, (
+        f"At least 3 cells are needed, got {len(cells)} from {total} draws. Pass more draws, or a law with more outcomes."
+    )
     scale = total / sum(expected for _, expected in cells)
     statistic = sum((observed - expected * scale) ** 2 / (expected * scale) for observed, expected in cells)
     return chi_square_tail(statistic, len(cells) - 1)
 
 
 def chi_square_tail(statistic: float, degrees: int) -> float:
-    """Return P(X > statistic) of a chi-square variable X with so many degrees of freedom."""
+    """Return P(X > statistic) of a chi-square variable X with `degrees` degrees of freedom."""
     if statistic <= 0:
         return 1.0
     half, odd = statistic / 2, degrees % 2
@@ -98,14 +100,14 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
 def check_law(draws: Iterable[T] | Mapping[T, int], law: Mapping[T, float], *, wrong: Mapping[T, float]) -> None:
     """Assert that the draws follow `law`, and that the same test rejects the law `wrong`.
 
-    `wrong` guards against a test that cannot fail. Choose a law that a plausible mistake would give, such as the
-    untilted proposal. Give more draws if it is not rejected.
+    `wrong` guards against a test that cannot fail. Choose the law that a plausible bug would produce, such as the
+    untilted proposal. Pass more draws if it is not rejected.
     """
     counts = Counter(draws)
-    assert math.isclose(sum(law.values()), 1.0, abs_tol=1e-6), f"The law sums to {sum(law.values())}, not 1."
+    assert math.isclose(sum(law.values()), 1.0, abs_tol=1e-6), f"The law must sum to 1, got {sum(law.values())}."
     impossible = [key for key in counts if law.get(key, 0.0) <= 0]
-    assert not impossible, f"{impossible[:3]} were drawn, which have no probability under the law."
+    assert not impossible, f"Draws must have positive probability under the law, got {impossible[:3]}."
     p = p_value(counts, law)
-    assert p > FITS, f"The draws do not follow the law: p = {p:.2g}, total variation {total_variation(counts, law):.3f}."
+    assert p > FIT_P, f"The draws do not follow the law: p = {p:.2g}, total variation {total_variation(counts, law):.3f}."
     p = p_value(counts, wrong)
-    assert p < REJECTS, f"This test cannot fail: the draws would also pass for the wrong law (p = {p:.2g})."
+    assert p < REJECT_P, f"The draws do not reject the wrong law (p = {p:.2g}). Pass more draws."

@@ -1,4 +1,4 @@
-"""The tests that every method must pass."""
+"""The contract of methods: tests that every method must pass."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ CAPABILITIES = {"segments": "propose", "logits": "logits", "logprobs": "logprobs
 
 
 class FailingReward(Reward):
-    """Scores as `inner` does, and fails from the call number `calls` on."""
+    """A reward that scores as `inner` for `calls` calls and then fails."""
 
     name = "failing reward"
 
     def __init__(self, inner: Reward, calls: int) -> None:
-        self.inner, self.left, self.target = inner, calls, inner.target
+        self.inner, self.remaining, self.target = inner, calls, inner.target
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        self.left -= 1
-        if self.left < 0:
-            raise RewardError("The reward model is gone.")
+        self.remaining -= 1
+        if self.remaining < 0:
+            raise RewardError("The reward model failed.")
         return await self.inner.score(prompt, responses)
 
 
 class MethodContract:
-    """Subclass it, and give the fixture `method`. The models are mocks unless `engine`, `reward` and `prompts` are given too.
+    """The tests of a method. Subclass it and define the fixture `method`.
+
+    The models are mocks unless you also define the fixtures `engine` and `reward`, and `prompts` that they can read.
 
     class TestMyMethod(MethodContract):
         @pytest.fixture
@@ -52,7 +54,7 @@ class MethodContract:
 
     @pytest.fixture
     def method(self) -> Method:
-        raise NotImplementedError("Give the contract a fixture `method`.")
+        raise NotImplementedError("Define the fixture `method` in your subclass of MethodContract.")
 
     @pytest.fixture
     def engine(self) -> Engine:
@@ -68,7 +70,7 @@ class MethodContract:
 
     @pytest.fixture(autouse=True)
     def _quiet(self) -> Iterator[None]:
-        """A mock reward's target may be out of reach, which warns."""
+        """Ignore warnings about a target that a mock reward cannot reach."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnreachableTargetWarning)
             yield
@@ -126,10 +128,10 @@ class MethodContract:
         assert usage.lm_steps + usage.draft_steps > 0
         assert (usage.rm_calls > 0) >= (count(Scored) > 0)
 
-    # Seeds and company.
+    # Seeds and batches.
 
     def assert_same(self, found: Result, wanted: Result) -> None:
-        """Assert that two results are the same up to the rounding of rewards and entropies."""
+        """Assert that two results are equal up to rounding of rewards and entropies."""
         unmeasured = {"reward": None, "threshold": None, "entropy": None, "rejected": ()}
         assert [replace(s, **unmeasured) for s in found.segments] == [replace(s, **unmeasured) for s in wanted.segments]  # type: ignore[arg-type]
         assert found.reward == pytest.approx(wanted.reward, abs=self.tolerance)
@@ -137,9 +139,9 @@ class MethodContract:
     def test_the_same_seed_gives_the_same_response_alone_and_in_a_batch(self, decoder: Decoder, reward: Reward) -> None:
         options: dict[str, Any] = {"max_tokens": self.max_tokens, "progress": False}
         wanted = decoder.batch(self.prompts, seed=5, **options)
-        for forgets in (False, True):
+        for cold in (False, True):
             for i, prompt in enumerate(self.prompts):
-                if forgets:
+                if cold:
                     decoder.engine.forget()
                     reward.forget()
                 self.assert_same(decoder(prompt, max_tokens=self.max_tokens, seed=5 + i), wanted[i])
@@ -159,23 +161,23 @@ class MethodContract:
             assert 1 <= len(result.token_ids) <= most
             assert result.finish_reason == "stop" or len(result.token_ids) == most
 
-    def test_no_stop_string_is_in_a_response(self, decoder: Decoder) -> None:
+    def test_responses_contain_no_stop_string(self, decoder: Decoder) -> None:
         text = max((result.text for result in self.results(decoder)), key=len)
         stop = text[len(text) // 2 :][:1]
-        assert stop, "The method gave only empty responses."
+        assert stop, "All responses of the method are empty."
         stopped = self.results(decoder, stop=stop)
         assert all(stop not in result.text for result in stopped)
         assert any(result.finish_reason == "stop" for result in stopped)
 
     # Settings and needs.
 
-    def test_it_is_a_frozen_dataclass_that_says_what_it_does(self, method: Method) -> None:
+    def test_it_is_a_documented_frozen_dataclass(self, method: Method) -> None:
         assert is_dataclass(method)
         assert all((type(method).__doc__, type(method).summary, type(method).family))
         with pytest.raises(FrozenInstanceError):
             setattr(method, fields(method)[0].name, None)
 
-    def test_settings_out_of_range_are_refused_by_name(self, method: Method) -> None:
+    def test_errors_name_settings_that_are_out_of_range(self, method: Method) -> None:
         for name, setting in settings_of(method).items():
             spec = setting.spec
             least = spec.above if spec.at_least is None else spec.at_least - 1
@@ -185,28 +187,28 @@ class MethodContract:
                     with pytest.raises(SettingError, match=name):
                         replace(method, **{name: value})  # type: ignore[type-var]
 
-    def test_it_asks_nothing_that_it_does_not_need(
+    def test_it_uses_only_the_capabilities_in_its_needs(
         self, decoder: Decoder, engine: Engine, method: Method, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert method.needed >= method.needs
         assert method.needed <= {*CAPABILITIES, "reward"}
         wanted = self.results(decoder)
 
-        def refuse(*arguments: Any, **options: Any) -> Any:
+        def fail(*arguments: Any, **options: Any) -> Any:
             raise AssertionError("The method uses a capability that is not in its `needs`.")
 
         for capability in CAPABILITIES.keys() - method.needed:
-            monkeypatch.setattr(engine, CAPABILITIES[capability], refuse)
+            monkeypatch.setattr(engine, CAPABILITIES[capability], fail)
         for found, other in zip(self.results(decoder), wanted, strict=True):
             self.assert_same(found, other)
 
-    def test_a_missing_reward_is_refused(self, engine: Engine, method: Method) -> None:
+    def test_a_missing_reward_raises_an_error(self, engine: Engine, method: Method) -> None:
         if "reward" not in method.needed:
             pytest.skip("This method needs no reward.")
         with pytest.raises(MismatchError, match="reward"):
             Decoder(engine, None, method)
 
-    # Leaving early.
+    # Early ends.
 
     def test_closing_the_stream_frees_the_engine(self, decoder: Decoder) -> None:
         wanted = decoder(self.prompts[0], max_tokens=self.max_tokens, seed=1)
@@ -214,26 +216,26 @@ class MethodContract:
         next(events)
         events.close()
         assert decoder.engine.requests == 0
-        for _ in range(1000):  # an engine that runs in another thread frees its rows there
+        for _ in range(1000):  # an engine in another thread frees its slots there
             if decoder.engine.rows_in_use == 0:
                 break
             time.sleep(0.005)
         assert decoder.engine.rows_in_use == 0
         self.assert_same(decoder(self.prompts[0], max_tokens=self.max_tokens, seed=1), wanted)
 
-    def test_a_reward_that_fails_ends_the_request_with_what_is_accepted_so_far(
+    def test_a_failing_reward_ends_the_request_with_the_partial_result(
         self, engine: Engine, reward: Reward, method: Method
     ) -> None:
         if "reward" not in method.needed:
             pytest.skip("This method needs no reward.")
-        whole = Decoder(engine, reward, method)(self.prompts[0], max_tokens=self.max_tokens, seed=1)
+        complete = Decoder(engine, reward, method)(self.prompts[0], max_tokens=self.max_tokens, seed=1)
         for calls in range(3):
             try:
                 Decoder(engine, FailingReward(reward, calls), method)(self.prompts[0], max_tokens=self.max_tokens, seed=1)
             except CardsError as error:
                 partial = error.partial
                 assert partial is not None
-                assert partial.token_ids == whole.token_ids[: len(partial.token_ids)]
+                assert partial.token_ids == complete.token_ids[: len(partial.token_ids)]
                 assert engine.requests == 0
             else:
-                assert calls, "The method never asked the reward."
+                assert calls, "The method never called the reward."

@@ -1,4 +1,4 @@
-"""Models without weights: a random next-token law, an engine that draws from it, and a reward."""
+"""Mock models without weights: random next-token probabilities, an engine that samples from them, and a reward."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 
 LETTERS = "abcd"  # `d` ends a response
-PROMPTS = ("a", "ab", "bca", "cab")  # in these letters
+PROMPTS = ("a", "ab", "bca", "cab")
 
 
 def random_model(seed: int = 1, concentration: Sequence[float] = (1.0, 1.0, 1.0, 0.5)) -> Callable[[tuple[int, ...]], Any]:
-    """Return next-token probabilities that are a fixed random function of the tokens so far: some sharp, some flat."""
+    """Return a fixed random function from the tokens so far to next-token probabilities, some sharp and some flat."""
 
     @cache
     def probabilities(ids: tuple[int, ...]) -> tuple[float, ...]:
@@ -27,18 +27,18 @@ def random_model(seed: int = 1, concentration: Sequence[float] = (1.0, 1.0, 1.0,
 
 
 def random_engine(seed: int = 1, **options: Any) -> MockEngine:
-    """Return a MockEngine on `random_model(seed)`, with the letters a, b, c and d as tokens; `d` ends a response."""
+    """Return a MockEngine of `random_model(seed)` whose tokens are a, b, c and d; `d` ends a response."""
     return MockEngine(random_model(seed), LETTERS, end=LETTERS[-1], **options)
 
 
 @cache
 def random_value(text: str) -> float:
-    """Return a fixed standard normal number for a text; 0 for the empty text."""
+    """Return a fixed standard normal number for a text, and 0 for the empty text."""
     return float(np.random.default_rng([2, *text.encode()]).normal()) if text else 0.0
 
 
 class MockReward(Reward):
-    """Scores a response by its text alone (`random_value` by default) and keeps the texts that it was asked about."""
+    """A reward that depends only on the text (`random_value` by default). `scored` records the texts."""
 
     name = "mock reward"
 

@@ -18,10 +18,11 @@ from cards.engines.ask import Ask
 from cards.engines.base import Engine
 from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
-from cards.engines.text import UNFINISHED, check_fits, encode, fingerprint
+from cards.engines.text import UNFINISHED, check_fits, encode
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptError, UnavailableError
 from cards.events import Message, Prompt, Segment
+from cards.fingerprint import fingerprint
 from cards.sampling import uniforms
 from cards.usage import current_account
 

@@ -45,16 +45,16 @@ class ModelFiles:
 
         `tiny` is the embedded model in folder `embedded`. Raises SettingError if there is none in the place given.
         """
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
 
-        from cards.backends.files import locate
+        from cards.backends.files import load_tokenizer, locate
 
         if tokenizer is not None and not isinstance(tokenizer, str):
             return cls(tokenizer, _ids(tokenizer.eos_token_id))
         for place in likely if tokenizer is None else (tokenizer,):
             with suppress(OSError, ValueError):
                 source = locate(place, embedded)
-                found = AutoTokenizer.from_pretrained(source)
+                found = load_tokenizer(source)
                 config, ends = None, found.eos_token_id
                 with suppress(OSError, ValueError):
                     config = AutoConfig.from_pretrained(source)

@@ -57,8 +57,8 @@ class TorchCache(Cache):
     def clear(self) -> None:
         self.layers.clear()
 
-    def in_words(self, error: Exception) -> Exception:
-        return in_words(error, self.device)
+    def translate_error(self, error: Exception) -> Exception:
+        return translate_error(error, self.device)
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of a layer; zeros at first, because even what the mask hides must be finite."""
@@ -123,7 +123,7 @@ class TorchCache(Cache):
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-def in_words(error: Exception, device: torch.device) -> Exception:
+def translate_error(error: Exception, device: torch.device) -> Exception:
     """Return a lack of memory as an error that says what to lower, and any other error unchanged."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error

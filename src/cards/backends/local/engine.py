@@ -19,13 +19,14 @@ from cards.backends.local.proof import lm_outputs, slotted
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine, tell
+from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
-from cards.engines.text import check_fits, encode, fingerprint
+from cards.engines.text import check_fits, encode
 from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
+from cards.fingerprint import fingerprint
 from cards.sampling import Sampling, uniforms
 
 Reduce = Callable[[Tensor], NDArray[Any]]
@@ -87,10 +88,10 @@ class TransformersEngine(Engine):
         proposal = PendingProposal(ask, self)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
-            while proposal.segments.left:
+            while proposal.segments.remaining:
                 yield await proposal.segments.receive()  # the others are paused until the caller comes back for them
                 proposal.paused = False
-                self.scheduler.worker.wake(answers=True)
+                self.scheduler.worker.wake(expected=True)
         finally:
             proposal.cancelled = True
             self.scheduler.worker.wake()
@@ -117,12 +118,12 @@ class TransformersEngine(Engine):
         pending = PendingResult()
 
         def answer(logits: Tensor) -> NDArray[Any]:
-            self.scheduler.worker.asked += 1  # who looks mostly looks again
+            self.scheduler.worker.expected += 1  # who looks mostly looks again
             return reduce(logits)
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                pending.answer(answer(known))
+                pending.resolve(answer(known))
                 return ()
             return [Look(pending, prompt, tokens, last, answer)]
 
@@ -140,7 +141,7 @@ class TransformersEngine(Engine):
 
         def settled() -> None:
             self.scheduler.retire()
-            tell(loop, done.set)
+            call_in_loop(loop, done.set)
 
         self.scheduler.do(settled)
         await done.wait()
@@ -234,8 +235,8 @@ class PendingProposal(PendingCall):
     def hand_out(self) -> None:
         """Hand out all candidates up to the first unfinished one. The others pause until the caller comes back."""
         self.paused = True  # beforehand, since the caller may come back at once
-        if self.segments.hand_out():
-            self.engine.scheduler.worker.asked += 1
+        if self.segments.deliver():
+            self.engine.scheduler.worker.expected += 1
         else:
             self.paused = False
 
@@ -285,7 +286,7 @@ class Look(Tail):
         self.reduce = reduce
 
     def finish(self, outputs: Tensor) -> None:
-        self.call.answer(self.reduce(outputs))
+        self.call.resolve(self.reduce(outputs))
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

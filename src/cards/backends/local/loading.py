@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import pick_dtype
-from cards.backends.files import locate, unknown_model
+from cards.backends.files import load_tokenizer, locate, unknown_model
 from cards.errors import ModelError, SettingError
 
 
@@ -37,7 +37,7 @@ def load(
     kind, source = pick_dtype(dtype, device), locate(name, embedded)
     try:
         model, report = auto.from_pretrained(source, dtype=kind, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source)
     except OSError as error:
         raise unknown_model(name) from error
     except ValueError as error:

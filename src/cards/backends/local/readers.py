@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
-from cards.backends.local.cache import in_words
+from cards.backends.local.cache import translate_error
 from cards.backends.local.lean import lean
 from cards.backends.local.proof import DUMMY_MASK, slotted
 from cards.engines.scheduler import PendingResult, Row, Scheduler
@@ -83,7 +83,7 @@ class Slotted:
             row.done = True
             pending = cast(PendingScores, row.call)
             if isinstance(row, Text):
-                self.scheduler.worker.asked += pending.deliver(row.number, reward)
+                self.scheduler.worker.expected += pending.deliver(row.number, reward)
             else:
                 admitted += pending.then
         return admitted
@@ -103,7 +103,7 @@ class PendingScores(PendingResult):
         self.rewards[number] = reward
         if len(self.rewards) < len(self.rows):
             return False
-        self.answer([self.rewards[i] for i in range(len(self.rows))])
+        self.resolve([self.rewards[i] for i in range(len(self.rows))])
         return True
 
 
@@ -162,7 +162,7 @@ class Padded:
                 texts = texts[self._forward(texts) :]
         except Exception as error:
             for call in {text.call for text in texts}:
-                call.fail(in_words(error, self.model.device))
+                call.fail(translate_error(error, self.model.device))
 
     def _forward(self, texts: Sequence[Text]) -> int:
         """Score as many of the texts (by rising length) as fit into one batch; return how many."""

@@ -15,11 +15,12 @@ from cards.backends.configuration import context_of, end_ids, flops_per_token, s
 from cards.backends.files import locate
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import options_of
-from cards.engines.base import Ask, Engine, tell
+from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
-from cards.engines.text import check_fits, encode, fingerprint
+from cards.engines.text import check_fits, encode
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
+from cards.fingerprint import fingerprint
 from cards.usage import current_account
 
 
@@ -89,7 +90,7 @@ class VLLMEngine(Engine):
         requests = VLLMRequests(ask, self)
         work = self.host.begin(requests.run)
         try:
-            while requests.candidates.left:
+            while requests.candidates.remaining:
                 yield await requests.candidates.receive()
         finally:
             work.cancel()
@@ -133,7 +134,7 @@ class VLLMRequests:
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
-            tell(self.loop, self._book)
+            call_in_loop(self.loop, self._book)
 
     async def _write(self, number: int) -> None:
         """Draw a candidate: take tokens as they come until its segment ends."""
@@ -160,7 +161,7 @@ class VLLMRequests:
         if writer.segment is None:
             raise UnavailableError(f"vLLM ended a request of model {self.engine.name!r} before its segment was complete.")
         self.candidates.finish(number, writer.segment)
-        self.candidates.hand_out()
+        self.candidates.deliver()
 
     def _book(self) -> None:
         self.account.add(flops=self.engine.flops * self.read, **self.costs)

@@ -57,7 +57,7 @@ class SSS(Vanilla):
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         aligned, reference = loaded(self.aligned), loaded(self.reference)
         request = within(request, (engine, aligned, reference))
-        engine = SpeculativeEngine(engine, aligned, self.lookahead, redraw=self.shifted, bonus=False)
+        engine = SpeculativeEngine(engine, aligned, self.lookahead, residual=self.shifted, bonus=False)
         return Vanilla.stream(self, request, engine, reward)
 
     async def shifted(self, prompt: Prompt, response: Response, p: Floats, q: Floats) -> Floats:

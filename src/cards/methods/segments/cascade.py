@@ -10,7 +10,7 @@ from cards.errors import SettingError, check
 from cards.methods.base import RewardLike, loaded
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Sieve
-from cards.sampling import EARLY, VERDICT
+from cards.sampling import GUIDE_VERDICT, VERDICT
 from cards.settings import setting
 
 
@@ -59,4 +59,4 @@ class Cascade(CARDS):
         if target is None:
             raise SettingError(f"No target is known for the guide {guide.name!r}: set guide_target.")
         verdict, tau = Verdict(self.guide_beta), target
-        return Sieve(guide, lambda score, u: verdict.passes(score, tau, u), VERDICT if self.coupled else EARLY)
+        return Sieve(guide, lambda score, u: verdict.passes(score, tau, u), VERDICT if self.coupled else GUIDE_VERDICT)

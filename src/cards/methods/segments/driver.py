@@ -14,7 +14,7 @@ from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import Request, Truncated, propose, required, target_of
 from cards.rewards.base import Reward
-from cards.sampling import EARLY, VERDICT, Sampling, uniforms
+from cards.sampling import GUIDE_VERDICT, VERDICT, Sampling, uniforms
 from cards.settings import setting
 from cards.usage import current_account
 
@@ -57,7 +57,7 @@ class Sieve:
 
     guide: Reward
     passes: Callable[[float, float], bool]  # (guide's reward, u)
-    stream: int = EARLY  # of u; VERDICT makes it the number that the reward's test compares too
+    stream: int = GUIDE_VERDICT  # of u; VERDICT makes it the number that the reward's test compares too
 
     async def score(self, prompt: Prompt, responses: Sequence[Response], reward: Reward, u: Sequence[float]) -> list[Score]:
         guides = await self.guide.score(prompt, responses)

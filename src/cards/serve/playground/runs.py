@@ -15,7 +15,7 @@ from cards.console import ENDINGS
 from cards.decoder import Decoder
 from cards.errors import CardsError, PromptError
 from cards.events import Accepted, Done, Event, Fallback, Fold, Rejected, Response, Result, Scored, Segment
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.streams import AsyncStream
 from cards.usage import Usage
 
@@ -112,9 +112,9 @@ class Run:
     async def _follow(self, decoder_of: Callable[[], Decoder], admission: Admission) -> None:
         try:
             if not self.prompt.strip():
-                raise PromptError("The prompt is empty. Enter a text.")
+                raise PromptError("The prompt is empty: give a text.")
             decoder = self.decoder = decoder_of()
-            prompt = shaped(self.prompt, "auto", decoder.engine.chats)
+            prompt = format_prompt(self.prompt, "auto", decoder.engine.chats)
             self.stream = decoder.astream(prompt, max_tokens=self.max_tokens, seed=self.seed, trace=True)
             async with admission(), aclosing(self.stream) as events:
                 async for event in events:

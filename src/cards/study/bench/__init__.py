@@ -1,1 +1,1 @@
-"""Comparing methods: what their answers are worth, and what they cost."""
+"""Benches: a comparison of methods by the quality and the cost of their responses."""

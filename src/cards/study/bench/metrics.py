@@ -1,4 +1,4 @@
-"""Measures of a set of answers: variety, repetition, and what the base LM thinks of them."""
+"""Metrics of a set of responses: diversity, repetition, perplexity and coherence under the base LM."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words and punctuation marks."""
+    """Return the lower-cased words and punctuation marks of a text."""
     return WORD.findall(text.lower())
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    found = words(text)
-    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+    tokens = words(text)
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Different n-grams over all n-grams of all texts together (arXiv 1510.03055). It falls as texts are added."""
+    """Return distinct-n: unique n-grams over all n-grams of all texts (arXiv 1510.03055). It falls with the number of texts."""
     grams = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(texts: Sequence[str], n: int) -> float | None:
-    """rep-n: the share of a text's n-grams that it had before, averaged over the texts that have one (arXiv 2202.06417)."""
+    """Return rep-n: the share of repeated n-grams in a text, averaged over the texts with n-grams (arXiv 2202.06417)."""
     shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := ngrams(text, n))]
     return sum(shares) / len(shares) if shares else None
 
 
-def perplexity(answers: Iterable[tuple[float, int]]) -> float | None:
-    """exp(-sum of log p / number of tokens) of (log p of an answer, its tokens), over all answers together."""
-    found = list(answers)
-    total = sum(tokens for _, tokens in found)
-    return math.exp(-sum(logprob for logprob, _ in found) / total) if total else None
+def perplexity(responses: Iterable[tuple[float, int]]) -> float | None:
+    """Return exp(-sum of log p / number of tokens) over all responses, from (log p, tokens) pairs."""
+    pairs = list(responses)
+    total = sum(tokens for _, tokens in pairs)
+    return math.exp(-sum(logprob for logprob, _ in pairs) / total) if total else None
 
 
-def coherence(answers: Iterable[tuple[float, float, int]]) -> float | None:
-    """Mean of (log p(y | its prompt) - log p(y | another prompt)) / tokens, in nats: what an answer owes to its prompt.
+def coherence(responses: Iterable[tuple[float, float, int]]) -> float | None:
+    """Return the mean of (log p(y | its prompt) - log p(y | another prompt)) / tokens, in nats.
 
-    About 0 for answers that would fit any prompt. Of (the one, the other, tokens) for each answer.
+    The input is (log p given its prompt, log p given another prompt, tokens) for each response y. The value is about 0 for
+    responses that would suit any prompt.
     """
-    gains = [(own - other) / tokens for own, other, tokens in answers]
+    gains = [(own - other) / tokens for own, other, tokens in responses]
     return sum(gains) / len(gains) if gains else None

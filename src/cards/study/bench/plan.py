@@ -1,4 +1,4 @@
-"""What a bench is asked to do: models, prompts, methods. Written in TOML; some plans come with the package."""
+"""Plans of a bench: models, prompts and methods, read from TOML files or from presets in the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A method with settings. `label` is how one writes it; arms of one `line` differ in the settings that vary along it."""
+    """A method with settings. `label` is its specification; arms with the same `line` differ only in their budget."""
 
     method: Method
     label: str
@@ -26,19 +26,21 @@ class Arm:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings, ready for JSON; models by their names."""
+        """All settings in JSON types, with models entries by name."""
         return {name: _plain(getattr(self.method, name)) for name in settings_of(self.method)}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """prompts x methods x budgets x seeds, and the models that they run on.
+    """A plan: prompts x methods x budgets x seeds, and the models that run them.
 
-    methods: `name:setting=value,...`, several values of a setting being several budgets. prompts: `tiny`, a data set by its
-    name, one in a file (`NAME=FILE`), or a file; `limit` of them are drawn with `sample_seed`. form: how a prompt reaches the
-    model: its chat template (chat), `Human:`/`Assistant:` turns (dialogue), or as it stands (raw); auto is chat if it has one.
-    gold: a reward model that only grades.
-    Prompt number i, repetition k has the seed `seed + i + 1000000 k`.
+    methods: `name:setting=value,...`; several values of a setting are several budgets.
+    prompts: `tiny`, a data set, a file with the rows of a data set (`NAME=FILE`), or a file. `limit` prompts are drawn with
+    `sample_seed`.
+    form: how a prompt is entries to the model: with its chat template (chat), as `Human:`/`Assistant:` turns (dialogue) or
+    unchanged (raw); auto means chat if the model has a template.
+    gold: a reward model used only for grading.
+    seed: repetition k of prompt number i has the seed `seed + i + 1000000 k`.
     """
 
     model: str = "tiny"
@@ -64,45 +66,45 @@ class Plan:
 
     def __post_init__(self) -> None:
         check(len(self.methods) > 0, "A bench needs at least one method.")
-        check(self.form in FORMS, f"form must be one of {', '.join(FORMS)}, not {self.form!r}.")
+        check(self.form in FORMS, f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
         for name in ("limit", "seeds", "max_tokens", "concurrency"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} must be at least 1, not {value}.")
+            check(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
         for name in ("seed", "sample_seed"):
-            check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}.")
+            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}.")
 
     @property
     def placement(self) -> Placement:
-        """Where models run, and what writes ahead for the LM."""
+        """The device, dtype, cache and speculation options of the models."""
         return Placement(**{item.name: getattr(self, item.name) for item in fields(Placement)})
 
 
 def read(path: Path) -> Plan:
-    """The plan in a TOML file; a file of prompts is looked for beside it. Raises SettingError or UnknownNameError."""
+    """Read a plan from a TOML file. Its prompts file may be relative to it. Raises SettingError or UnknownNameError."""
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(f"The plan {str(path)!r} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise SettingError(f"The plan {str(path)!r} is no TOML: {error}.") from error
+        raise SettingError(f"The plan {str(path)!r} is not TOML: {error}.") from error
     hints = get_type_hints(Plan)
-    for name, value in given.items():
+    for name, value in entries.items():
         if name not in hints:
             raise UnknownNameError(f"entry of the plan {str(path)!r}:", name, hints)
         if name in ("methods", "stop"):
             texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
-            check(texts, f"{name} in {path} must be a list of texts.")
-            given[name] = tuple(value)
+            check(texts, f"{name} in {path} must be a list of texts, got {value!r}.")
+            entries[name] = tuple(value)
         else:
-            check(isinstance(value, hints[name]), f"{name} in {path} cannot be {value!r}.")
-    name, equals, file = given.get("prompts", "").rpartition("=")
+            check(isinstance(value, hints[name]), f"{name} in {path} has a value of the wrong type: {value!r}.")
+    name, equals, file = entries.get("prompts", "").rpartition("=")
     if (path.parent / file).is_file():
-        given["prompts"] = f"{name}{equals}{path.parent / file}"
-    return Plan(**given)
+        entries["prompts"] = f"{name}{equals}{path.parent / file}"
+    return Plan(**entries)
 
 
 def preset(name: str) -> Plan:
-    """A plan that comes with the package. Raises UnknownNameError."""
+    """Return a plan of the package by name. Raises UnknownNameError."""
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
     return read(PRESETS[name])

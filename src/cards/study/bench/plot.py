@@ -1,4 +1,4 @@
-"""A plot of quality against cost, one line a method through its budgets."""
+"""A plot of quality against cost, with one line per method through its budgets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MARKERS = "osD^vP*X<>hp"
 def save(report: BenchReport, stem: Path) -> list[Path]:
     """Draw STEM.png and STEM.svg. Raises MissingExtraError if matplotlib is missing."""
     panels: list[tuple[str, Callable[[ArmSummary], float | None]]] = [
-        ("compute of an answer, LM and RM (FLOPs)", lambda s: s.flops),
-        ("wall-clock of an answer in its batch (s)", lambda s: s.seconds),
+        ("compute per response, LM and RM (FLOPs)", lambda s: s.flops),
+        ("wall-clock time per response in its batch (s)", lambda s: s.seconds),
     ]
-    panels = [panel for panel in panels if any(panel[1](s) for s in report.summaries)]  # a function has no FLOPs
+    panels = [panel for panel in panels if any(panel[1](s) for s in report.summaries)]  # function rewards count no FLOPs
     names = {summary.line for summary in report.summaries}
-    columns = max(1, min(4, 130 // max(map(len, names), default=130)))  # of the legend, as wide as its longest entry
-    legend = ceil(len(names) / columns)  # lines of it
+    columns = max(1, min(4, 130 // max(map(len, names), default=130)))  # of the legend
+    legend = ceil(len(names) / columns)  # lines
     count = max(1, len(panels))
     figure, axes = plots.panels(count, 1 + 5.5 * count, 4.4 + 0.2 * legend, "bench")
     for axis, (title, cost) in zip(axes, panels, strict=False):
@@ -48,18 +48,18 @@ def _draw(axis: Axes, points: list[tuple[ArmSummary, float | None]]) -> None:
     for summary, cost in points:
         if cost and summary.score:
             lines.setdefault(summary.line, []).append((summary, cost))
-    for number, (line, found) in enumerate(lines.items()):
-        found.sort(key=lambda point: point[1])  # budgets may have been added in any order
-        scores = [summary.score for summary, _ in found if summary.score]
+    for number, (line, line_points) in enumerate(lines.items()):
+        line_points.sort(key=lambda point: point[1])  # budgets are in the order in which they ran
+        scores = [summary.score for summary, _ in line_points if summary.score]
         y = [score.mean for score in scores]
-        varied = [summary.label.removeprefix(line).lstrip(":,") for summary, _ in found]
+        varied = [summary.label.removeprefix(line).lstrip(":,") for summary, _ in line_points]
         names = {part.partition("=")[0] for text in varied for part in text.split(",") if part}
         marker, colour = MARKERS[number % len(MARKERS)], f"C{number % 10}"
         name = f"{line}, by {' and '.join(sorted(names))}" if names else line
-        x = [cost for _, cost in found]
+        x = [cost for _, cost in line_points]
         axis.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.4, label=name)
         axis.errorbar(x, y, plots.bars(scores), color=colour, fmt="none", capsize=2, linewidth=1, alpha=0.45)
-        for text, (_, cost), height in zip(varied, found, y, strict=True):
+        for text, (_, cost), height in zip(varied, line_points, y, strict=True):
             short = ",".join(part.partition("=")[2] for part in text.split(","))
             axis.annotate(short, (cost, height), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour)
     plots.log_axis(axis, lambda x: big(x) if x >= 1 else f"{x:.2g}")

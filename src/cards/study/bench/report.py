@@ -1,4 +1,4 @@
-"""What the results of a bench say: figures of each method with its settings."""
+"""The report of a bench: metrics of each method with its settings."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cards.study.journal import Row
 from cards.study.statistics import Comparison, Estimate, ScoredResponse, compare, estimate
 from cards.usage import Usage
 
-FIRST = {"distinct": 1, "repetition": 2}  # the n of the first of their figures
+FIRST_N = {"distinct": 1, "repetition": 2}  # the n of the first n-gram metric in each tuple
 
 
 @dataclass(frozen=True, slots=True)
 class ArmSummary:
-    """Figures of one arm; None where there is nothing to compute them from. Tokens, FLOPs and seconds are per answer."""
+    """Metrics of one arm, None without data. Tokens, FLOPs and seconds are per response; `answers` is their number."""
 
     label: str
     line: str
     answers: int
-    score: Estimate | None  # the gold reward, or the reward where nothing else grades
+    score: Estimate | None  # the gold reward, or the reward if there is no gold reward
     reward: Estimate | None
     against: Comparison | None
     kept: float
-    drawn: float  # by the LM and by a draft
+    drawn: float  # tokens of the LM and of a draft model
     rm_tokens: float
     flops: float | None
-    seconds: float | None  # wall-clock of the batches over their answers
+    seconds: float | None  # wall-clock time of the batches over their number of responses
     latency: float
     acceptance: float | None
     fallback: float | None
@@ -43,7 +43,7 @@ class ArmSummary:
     kl_bound: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat: `score.low`, `distinct.1` ..."""
+        """Return a flat dictionary with keys such as `score.low` and `distinct.1`."""
         return dict(_flat("", asdict(self)))
 
 
@@ -52,17 +52,20 @@ class BenchReport:
     header: dict[str, Any]
     baseline: str
     tolerance: float
-    graded: str  # what the score is
+    graded: str  # the reward that is the score: gold or reward
     summaries: list[ArmSummary]
 
 
 def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla", tolerance: float = 0.0) -> BenchReport:
-    """What the graded rows say. Without an arm `vanilla` the baseline is the first one. Raises UnknownNameError."""
+    """Summarize the graded rows. Raises UnknownNameError if the baseline is unknown.
+
+    If there is no arm `vanilla`, the default baseline is the first arm.
+    """
     arms: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if "reward" in row:
             arms.setdefault((row["method"], json.dumps(row["settings"], sort_keys=True)), []).append(row)
-    labels = {found[0]["label"]: found for found in arms.values()}
+    labels = {arm_rows[0]["label"]: arm_rows for arm_rows in arms.values()}
     if baseline not in labels and baseline != "vanilla":
         raise UnknownNameError("baseline", baseline, labels)
     if baseline not in labels:
@@ -70,16 +73,16 @@ def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla
     graded = next((name for name in ("gold", "reward") if any(row.get(name) is not None for row in rows)), "reward")
     base = labels.get(baseline, [])
     return BenchReport(
-        header, baseline, tolerance, graded, [_summary(found, base, graded, tolerance) for found in arms.values()]
+        header, baseline, tolerance, graded, [_summary(arm_rows, base, graded, tolerance) for arm_rows in arms.values()]
     )
 
 
 def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) -> ArmSummary:
     usage = sum((Usage(**row["usage"]) for row in rows), Usage())
     texts = [row["text"] for row in rows]
-    read = [row for row in rows if row["logprob"] is not None]
-    turned = [row for row in read if row["logprob_other"] is not None]
-    nll, base_nll = (_mean(-row["logprob"] for row in found if row["logprob"] is not None) for found in (rows, base))
+    with_logprob = [row for row in rows if row["logprob"] is not None]
+    with_both = [row for row in with_logprob if row["logprob_other"] is not None]
+    nll, base_nll = (_mean(-row["logprob"] for row in group if row["logprob"] is not None) for group in (rows, base))
     return ArmSummary(
         label=rows[0]["label"],
         line=rows[0]["line"],
@@ -97,8 +100,8 @@ def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) ->
         fallback=usage.fallback_rate,
         distinct=tuple(metrics.distinct(texts, n) for n in (1, 2, 3)),
         repetition=tuple(metrics.repetition(texts, n) for n in (2, 3, 4)),
-        coherence=metrics.coherence((row["logprob"], row["logprob_other"], len(row["token_ids"])) for row in turned),
-        perplexity=metrics.perplexity((row["logprob"], len(row["token_ids"])) for row in read),
+        coherence=metrics.coherence((row["logprob"], row["logprob_other"], len(row["token_ids"])) for row in with_both),
+        perplexity=metrics.perplexity((row["logprob"], len(row["token_ids"])) for row in with_logprob),
         excess_nll=None if nll is None or base_nll is None else nll - base_nll,
         kl_bound=rows[0]["kl_bound"],
     )
@@ -113,8 +116,8 @@ def _responses(rows: Iterable[Row], name: str) -> list[ScoredResponse]:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return fmean(found) if found else None
+    numbers = list(values)
+    return fmean(numbers) if numbers else None
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -122,7 +125,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}" if name else key, inner)
     elif isinstance(value, tuple):
-        for n, inner in enumerate(value, FIRST[name]):
+        for n, inner in enumerate(value, FIRST_N[name]):
             yield f"{name}.{n}", inner
     else:
         yield name, value

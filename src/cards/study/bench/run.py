@@ -1,4 +1,4 @@
-"""Run a bench: every method, with each of its settings, on every prompt and seed that the results lack."""
+"""The run of a bench: decode and grade the responses that the results do not have yet."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import cards
 from cards.decoder import PromptLike
 from cards.errors import CardsError
 from cards.events import Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.study.bench.plan import Arm, Plan
 from cards.study.journal import Row
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord, sample
 from cards.study.session import Session
 
-REPETITION = 1_000_000  # between the seeds of two repetitions of a prompt
+REPETITION = 1_000_000  # distance between the seeds of two repetitions of a prompt
 
 
 def header(plan: Plan, models: Models) -> dict[str, Any]:
-    """What results have in common; others cannot be added to them."""
+    """Return the header of a results file: all that its rows must have in common."""
     import torch
 
     same = ("prompts", "form", "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context")
@@ -41,14 +41,14 @@ def header(plan: Plan, models: Models) -> dict[str, Any]:
 
 
 def key(row: Row) -> tuple[str, str, str, int]:
-    """Return what identifies a response: prompt, method, settings, seed."""
+    """Return the key of a response: prompt, method, settings and seed."""
     prompt = hashlib.sha256(json.dumps(row["prompt"], sort_keys=True).encode()).hexdigest()
     return prompt, row["method"], json.dumps(row["settings"], sort_keys=True), row["seed"]
 
 
 @dataclass(slots=True)
 class Bench:
-    """Adds to the results what they lack. Responses that fail are left out, and noted in the session."""
+    """A run of a plan, which adds missing responses to the results. The session records the errors of failed responses."""
 
     plan: Plan
     records: Sequence[PromptRecord]
@@ -56,39 +56,39 @@ class Bench:
     session: Session
 
     async def run(self, arms: Sequence[Arm]) -> None:
-        """Run one arm after another, each from an empty cache. Responses are graded after the clock has stopped."""
+        """Run the arms one after another, each with empty caches. Grading is not part of the measured time."""
         await self.models.warm_up(self._shaped(self.records[0].prompt))
         for number, arm in enumerate(arms, 1):
             try:
                 await self._decode(arm, f"{arm.label} ({number}/{len(arms)})")
-            except CardsError as error:  # of the method as a whole
+            except CardsError as error:  # the arm cannot run; the other arms continue
                 self.session.errors.append(f"{arm.label}: {error}")
             await self._grade()
 
     async def _decode(self, arm: Arm, title: str) -> None:
-        """Decode all prompts and seeds of an arm together."""
+        """Decode all prompts and seeds of an arm concurrently."""
         plan, rows = self.plan, self.session.rows
         decoder = self.models.decoder(arm.method)
         chosen = sample(self.records, plan.limit, plan.sample_seed)
         repeated = [(record, k) for k in range(plan.seeds) for record in chosen]
-        wanted = [_row(arm, record, plan.seed + record.number + REPETITION * k) for record, k in repeated]
+        planned = [_row(arm, record, plan.seed + record.number + REPETITION * k) for record, k in repeated]
 
         async def respond(row: Row) -> Row:
             prompt = self._shaped(row["prompt"])
             result = await decoder.agenerate(prompt, seed=row["seed"], max_tokens=plan.max_tokens, stop=plan.stop)
-            kept = {name: getattr(result, name) for name in ("text", "token_ids", "finish_reason")}
-            return row | kept | {"usage": result.usage.to_dict()}
+            fields = {name: getattr(result, name) for name in ("text", "token_ids", "finish_reason")}
+            return row | fields | {"usage": result.usage.to_dict()}
 
         before, concurrency = len(rows), plan.concurrency or self.models.engine.rows
         self.models.forget()
         start = time.perf_counter()
-        await self.session.complete({key(row): row for row in wanted}, respond, key, concurrency, title, _note)
+        await self.session.complete({key(row): row for row in planned}, respond, key, concurrency, title, _note)
         batch = {"seconds": time.perf_counter() - start, "requests": len(rows) - before}
         for row in rows[before:]:
             row["batch"] = batch
 
     async def _grade(self) -> None:
-        """Grade all responses without grades, including those of an earlier run."""
+        """Grade all ungraded responses, including those of an earlier run."""
 
         async def grade(row: Row) -> None:
             other = None
@@ -103,7 +103,7 @@ class Bench:
             self.session.journal.rewrite()
 
     def _shaped(self, prompt: Any) -> PromptLike:
-        return shaped(prompt, self.plan.form, self.models.engine.chats)
+        return format_prompt(prompt, self.plan.form, self.models.engine.chats)
 
 
 def _note(row: Row, error: CardsError) -> str:
@@ -111,7 +111,7 @@ def _note(row: Row, error: CardsError) -> str:
 
 
 def _row(arm: Arm, record: PromptRecord, seed: int) -> Row:
-    """Return what is known of a response before it is decoded."""
+    """Return the fields of a row that are known before decoding."""
     return {
         "id": record.id,
         "number": record.number,

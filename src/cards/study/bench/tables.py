@@ -12,20 +12,20 @@ Column = tuple[str, Callable[[ArmSummary], str]]
 
 
 def tables(report: BenchReport) -> list[Table]:
-    """Quality, the comparison with the baseline, cost, and text."""
+    """Return tables of quality, comparison with the baseline, cost and text metrics."""
     score, base = report.graded, report.baseline
     tie = f"tie: same text, or at most {report.tolerance:g} apart"
     others = [s for s in report.summaries if s.label != base and s.against]
-    quality: list[Column] = [("answers", lambda s: str(s.answers)), (score, lambda s: interval(s.score))]
+    quality: list[Column] = [("responses", lambda s: str(s.answers)), (score, lambda s: interval(s.score))]
     if score != "reward":
         quality.append(("reward", lambda s: interval(s.reward)))
-    found = [
+    all_tables = [
         _table(f"{score}: mean, 95% interval over prompts", quality, report.summaries),
         _table(f"{score} against {base}, paired ({tie})", AGAINST, others),
-        _table("cost of an answer", COST, report.summaries),
+        _table("cost per response", COST, report.summaries),
         _table("text", TEXT, report.summaries),
     ]
-    return [table for table in found if table.rows]
+    return [table for table in all_tables if table.rows]
 
 
 def to_markdown(report: BenchReport) -> str:
@@ -61,7 +61,7 @@ COST: list[Column] = [
     ("FLOPs", lambda s: big(s.flops)),
     ("s", lambda s: number(s.seconds, 3)),
     ("latency", lambda s: number(s.latency, 3)),
-    ("taken", lambda s: percent(s.acceptance)),
+    ("accepted", lambda s: percent(s.acceptance)),
     ("fallback", lambda s: percent(s.fallback)),
 ]
 TEXT: list[Column] = [

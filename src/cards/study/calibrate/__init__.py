@@ -1,1 +1,1 @@
-"""Which r*, tau_u and beta for these models: sampled once, predicted for every setting, chosen by wish, then tried."""
+"""Calibrations: find r*, tau_u and beta for a model and a reward from samples, and check the choice by decoding."""

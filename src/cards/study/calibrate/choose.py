@@ -1,4 +1,4 @@
-"""The setting for a wish, from what is predicted for all of them, with bootstrap intervals over prompts."""
+"""The choice of a setting under constraints, from predicted rates, with bootstrap intervals over prompts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ RESAMPLES = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """max_cost: FLOPs of an answer, LM and RM, over those of a plain one; max_fallback: share of segments taken untested.
+class Constraints:
+    """Constraints on the setting to choose. Without `top` the setting with the highest reward is chosen.
 
-    top: the mean reward is to be that of the top share of the LM's own answers, the mean over prompts of the quantile 1 - top
-    of each prompt's answers. With `top` the cheapest setting is chosen, without it the one of highest reward.
+    max_cost: the highest FLOPs of a response, LM and RM, over those of a plain response.
+    max_fallback: the highest share of fallbacks among segments.
+    top: the mean reward to reach is the mean over prompts of the quantile 1 - top of the plain responses. The cheapest
+    setting that reaches it is chosen.
     """
 
     max_cost: float | None = None
@@ -33,24 +35,30 @@ class Wish:
     max_fallback: float | None = None
 
     def __post_init__(self) -> None:
-        check(self.max_cost is None or self.max_cost > 1, f"max_cost must be above 1, plain sampling, not {self.max_cost}.")
+        check(
+            self.max_cost is None or self.max_cost > 1,
+            f"max_cost must be above 1, the cost of plain sampling, got {self.max_cost}.",
+        )
         for name in ("top", "max_fallback"):
             value = getattr(self, name)
-            check(value is None or 0 < value < 1, f"{name} must lie between 0 and 1, as in 0.1 for a tenth, not {value}.")
+            check(value is None or 0 < value < 1, f"{name} must be between 0 and 1, for instance 0.1 for 10%, got {value}.")
 
 
 def rates(figures: Floats) -> dict[str, Floats]:
-    """Rates of sums or means of FIGURES, [..., FIGURES] -> each [...].
+    """Return rates from sums or means of FIGURES, [..., FIGURES] -> each [...].
 
-    acceptance: accepted over accepted and rejected; candidates: of a segment; fallback: of segments; drawn: LM tokens drawn
-    for each token kept; cost: FLOPs of an answer over those of a plain one (drawn tokens where models count no FLOPs);
-    tokens: of an answer.
+    acceptance: accepted over accepted and rejected candidates.
+    candidates: candidates per segment.
+    fallback: fallbacks per segment.
+    drawn: LM tokens drawn per token kept.
+    cost: FLOPs of a response over those of a plain one (drawn tokens if the models count no FLOPs).
+    tokens: tokens per response.
     """
     import numpy as np
 
-    part = {name: figures[..., place] for place, name in enumerate(FIGURES)}
+    part = {name: figures[..., index] for index, name in enumerate(FIGURES)}
     counted = np.all(part["plain_flops"] > 0)
-    tested = part["candidates"] - part["fallbacks"]  # the last candidate of a fallback gets no verdict
+    tested = part["candidates"] - part["fallbacks"]  # the last candidate before a fallback is neither accepted nor rejected
     return {
         "acceptance": (part["segments"] - part["fallbacks"]) / tested,
         "candidates": part["candidates"] / part["segments"],
@@ -62,87 +70,103 @@ def rates(figures: Floats) -> dict[str, Floats]:
     }
 
 
-def recommended(found: dict[str, Floats], wish: Wish, bar: float | None) -> int:
-    """The place of the setting for the wish, of rates [settings]; `bar` is the reward for `top`. Raises SettingError."""
+def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bound: float | None) -> int:
+    """Return the index of the best setting, from predicted rates [settings].
+
+    `reward_bound` is the lowest mean reward allowed by `top`. Raises SettingError if no setting meets the constraints.
+    """
     import numpy as np
 
-    fits = np.ones(len(found["cost"]), bool)
-    if wish.max_cost is not None:
-        fits &= found["cost"] <= wish.max_cost
-    if wish.max_fallback is not None:
-        fits &= found["fallback"] <= wish.max_fallback
-    if bar is not None:
-        reaches = fits & (found["reward"] >= bar)
+    allowed = np.ones(len(predicted["cost"]), bool)
+    if constraints.max_cost is not None:
+        allowed &= predicted["cost"] <= constraints.max_cost
+    if constraints.max_fallback is not None:
+        allowed &= predicted["fallback"] <= constraints.max_fallback
+    if reward_bound is not None:
+        reaches = allowed & (predicted["reward"] >= reward_bound)
         if not reaches.any():
-            best = float(found["reward"][fits].max()) if fits.any() else float("nan")
+            best = float(predicted["reward"][allowed].max()) if allowed.any() else float("nan")
             raise SettingError(
-                f"No setting reaches a mean reward of {bar:.2f}, the top {wish.top:.0%} of plain answers, within the rest of "
-                f"the wish; the highest is {best:.2f}. Ask for a larger share, or allow more cost or fallbacks."
+                f"No setting reaches a mean reward of {reward_bound:.2f}, the top {constraints.top:.0%} of plain responses, "
+                f"under the other constraints: the highest is {best:.2f}. Raise top, max_cost or max_fallback."
             )
-        return int(np.flatnonzero(reaches)[found["cost"][reaches].argmin()])
-    if not fits.any():
-        low, rate = float(found["cost"].min()), float(found["fallback"].min())
-        raise SettingError(f"No setting fulfils the wish: the lowest cost is {low:.2f}, the lowest fallback rate {rate:.1%}.")
-    return int(np.flatnonzero(fits)[found["reward"][fits].argmax()])
+        return int(np.flatnonzero(reaches)[predicted["cost"][reaches].argmin()])
+    if not allowed.any():
+        cost, fallback = float(predicted["cost"].min()), float(predicted["fallback"].min())
+        raise SettingError(
+            f"No setting meets the constraints: the lowest cost is {cost:.2f} and the lowest fallback rate is {fallback:.1%}. "
+            "Raise max_cost or max_fallback."
+        )
+    return int(np.flatnonzero(allowed)[predicted["reward"][allowed].argmax()])
 
 
-def bar_of(answers: Sequence[Row], top: float | None) -> Floats | None:
-    """The quantile 1 - top of each prompt's own answers, [prompts]."""
+def reward_bounds(responses: Sequence[Row], top: float | None) -> Floats | None:
+    """Return the quantile 1 - top of the rewards of each prompt's plain responses, [prompts]."""
     import numpy as np
 
-    return None if top is None else np.array([np.quantile(row["rewards"], 1 - top) for row in answers])
+    return None if top is None else np.array([np.quantile(row["rewards"], 1 - top) for row in responses])
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A recommended setting: its place in the grid, its rates, and the range of r* that other prompts would have led to."""
+    """The chosen setting: its index in the grid, its rates, and r* with its range over resampled prompts."""
 
-    place: int
+    index: int
     rates: dict[str, Estimate]
     target: Estimate
 
 
 def choose(
-    figures: Floats, targets: Floats, wish: Wish, bars: Floats | None, factors: dict[str, float] | None = None
+    figures: Floats,
+    targets: Floats,
+    constraints: Constraints,
+    bounds_by_prompt: Floats | None,
+    factors: dict[str, float] | None = None,
 ) -> Recommendation:
-    """From predictions [settings, prompts, FIGURES]; `factors` correct the rates by what was measured. Raises SettingError."""
+    """Choose a setting from predictions [settings, prompts, FIGURES].
+
+    `factors` correct the predicted rates by measured ones. Raises SettingError if no setting meets the constraints.
+    """
     import numpy as np
 
     prompts = figures.shape[1]
     draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
 
     def corrected(weights: Floats) -> dict[str, Floats]:
-        found = rates(np.einsum("spf,bp->bsf", figures, weights))
-        return {name: value * (factors or {}).get(name, 1.0) for name, value in found.items()}
+        predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
+        return {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
 
-    everyone = corrected(np.full((1, prompts), 1 / prompts))
-    place = recommended(
-        {name: value[0] for name, value in everyone.items()}, wish, None if bars is None else float(bars.mean())
+    overall = corrected(np.full((1, prompts), 1 / prompts))
+    index = best_index(
+        {name: value[0] for name, value in overall.items()},
+        constraints,
+        None if bounds_by_prompt is None else float(bounds_by_prompt.mean()),
     )
     resampled = corrected(draws)
-    again = []
+    resampled_targets = []
     for number, weights in enumerate(draws):
-        bar = None if bars is None else float(bars @ weights)
+        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights)
         try:
-            again.append(targets[recommended({name: value[number] for name, value in resampled.items()}, wish, bar)])
-        except SettingError:  # for these prompts the wish cannot be fulfilled
-            again.append(targets.max() if bars is not None else targets.min())
+            best = best_index({name: value[number] for name, value in resampled.items()}, constraints, bound)
+            resampled_targets.append(targets[best])
+        except SettingError:  # no setting meets the constraints on these prompts
+            resampled_targets.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
-        place,
-        {name: Estimate(float(everyone[name][0, place]), *bounds(resampled[name][:, place])) for name in RATES},
-        Estimate(float(targets[place]), *bounds(again)),
+        index,
+        {name: Estimate(float(overall[name][0, index]), *bounds(resampled[name][:, index])) for name in RATES},
+        Estimate(float(targets[index]), *bounds(resampled_targets)),
     )
 
 
-def measured(rows: Sequence[Row], answers: Sequence[Row]) -> dict[str, Estimate]:
-    """The same rates of answers that CARDS has given (one row each, same order as the prompts' plain answers)."""
+def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
+    """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
     import numpy as np
 
-    figures = np.array([_figures(row, plain) for row, plain in zip(rows, answers, strict=True)])
+    figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
     prompts = len(figures)
     draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
-    found, resampled = rates(figures.mean(0)), rates(draws @ figures)
-    return {name: Estimate(float(found[name]), *bounds(resampled[name])) for name in RATES}
+    overall, resampled = rates(figures.mean(0)), rates(draws @ figures)
+    return {name: Estimate(float(overall[name]), *bounds(resampled[name])) for name in RATES}
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

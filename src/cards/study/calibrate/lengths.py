@@ -1,4 +1,4 @@
-"""Segment lengths that each tau_u gives, read off the entropies of plain answers."""
+"""Segment lengths for each threshold tau_u, computed from the entropies of plain responses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from cards.errors import MismatchError
 
 Row = dict[str, Any]
-SEGMENTS, SHORTEST = 8, 8.0
+SEGMENTS, MIN_TOKENS = 8, 8.0  # the suggested number of segments, and tokens of a segment
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """What a threshold makes of plain answers: mean tokens of a segment, with quartiles, and mean segments of an answer."""
+class SegmentLengths:
+    """Segments of plain responses at a threshold: mean tokens per segment with quartiles, and mean segments per response."""
 
     threshold: float
     tokens: float
@@ -22,51 +22,55 @@ class Cut:
     quartiles: tuple[float, float, float]
 
 
-def cuts(rows: Sequence[Row], thresholds: Sequence[float], minimum: int, maximum: int) -> list[Cut]:
-    """One for each threshold."""
+def lengths_by_threshold(rows: Sequence[Row], thresholds: Sequence[float], minimum: int, maximum: int) -> list[SegmentLengths]:
+    """Return the segment lengths at each threshold."""
     import numpy as np
 
-    found = []
+    result = []
     for threshold in thresholds:
         lengths = [
             length
             for row in rows
             for tokens, entropies in zip(row["tokens"], row["entropies"], strict=True)
-            for length in cut(tokens, entropies, threshold, minimum, maximum)
+            for length in segment_lengths(tokens, entropies, threshold, minimum, maximum)
         ]
-        answers = sum(len(row["tokens"]) for row in rows)
+        responses = sum(len(row["tokens"]) for row in rows)
         low, middle, high = (float(q) for q in np.quantile(lengths, [0.25, 0.5, 0.75]))
-        found.append(Cut(threshold, sum(lengths) / len(lengths), len(lengths) / answers, (low, middle, high)))
-    return found
+        mean = sum(lengths) / len(lengths)
+        result.append(SegmentLengths(threshold, mean, len(lengths) / responses, (low, middle, high)))
+    return result
 
 
-def cut(tokens: int, entropies: Sequence[float], threshold: float, minimum: int, maximum: int) -> list[int]:
-    """Lengths of the segments of an answer; entropies[i] is the uncertainty after token i."""
+def segment_lengths(tokens: int, entropies: Sequence[float], threshold: float, minimum: int, maximum: int) -> list[int]:
+    """Return the tokens of each segment of a response. entropies[i] is the entropy after token i."""
     lengths, length = [], 0
     for number in range(tokens):
         length += 1
-        unsure = number < len(entropies) and entropies[number] >= threshold
-        if number == tokens - 1 or length == maximum or (length >= minimum and unsure):
+        uncertain = number < len(entropies) and entropies[number] >= threshold
+        if number == tokens - 1 or length == maximum or (length >= minimum and uncertain):
             lengths.append(length)
             length = 0
     return lengths
 
 
-def thresholds_of(rows: Sequence[Row], count: int = 9) -> list[float]:
-    """Candidates for tau_u: quantiles of the entropies, from the tenth to the last, rounded to two digits."""
+def threshold_grid(rows: Sequence[Row], count: int = 9) -> list[float]:
+    """Return `count` values of tau_u to compare: quantiles of the entropies from 10% to 100%, rounded to two digits.
+
+    Raises MismatchError if there are no entropies.
+    """
     import numpy as np
 
-    entropies = [entropy for row in rows for answer in row["entropies"] for entropy in answer]
+    entropies = [entropy for row in rows for response in row["entropies"] for entropy in response]
     if not entropies:
         raise MismatchError(
-            "tau_u cannot be chosen: the answers have one token each, or the engine gives no logits. Give --entropy-threshold."
+            "tau_u cannot be chosen: the responses have one token each, or the engine has no logits. Give --entropy-threshold."
         )
     levels = np.linspace(0.1, 1.0, count)
     return sorted({round(float(quantile), 2) for quantile in np.quantile(entropies, levels)})
 
 
-def suggested(rows: Sequence[Row], found: Sequence[Cut], tokens: float | None = None) -> Cut:
-    """The cut whose mean segment is nearest to `tokens` (None: an eighth of the mean answer, but at least eight tokens)."""
+def suggest(rows: Sequence[Row], options: Sequence[SegmentLengths], tokens: float | None = None) -> SegmentLengths:
+    """Return the option whose mean segment is nearest to `tokens` (None: an eighth of the mean response, at least 8 tokens)."""
     lengths = [count for row in rows for count in row["tokens"]]
-    wanted = max(SHORTEST, sum(lengths) / len(lengths) / SEGMENTS) if tokens is None else tokens
-    return min(found, key=lambda one: abs(one.tokens - wanted))
+    wanted = max(MIN_TOKENS, sum(lengths) / len(lengths) / SEGMENTS) if tokens is None else tokens
+    return min(options, key=lambda option: abs(option.tokens - wanted))

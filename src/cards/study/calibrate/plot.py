@@ -1,4 +1,4 @@
-"""A calibration as a picture: rewards by length, entropies with tau_u, and predicted reward against predicted cost."""
+"""Plots of a calibration: rewards by length, entropies with tau_u, and predicted reward against predicted cost."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def save(found: CalibrationResult, path: Path) -> None:
-    """Draw a PNG. Raises MissingExtraError if matplotlib is missing."""
+def save(result: CalibrationResult, path: Path) -> None:
+    """Draw the plots to a file. Raises MissingExtraError if matplotlib is missing."""
     figure, (left, middle, right) = plots.panels(3, 14, 4.4, "calibrate")
-    _rewards(left, found)
-    _entropies(middle, found)
-    _settings(right, found)
+    _rewards(left, result)
+    _entropies(middle, result)
+    _settings(right, result)
     plots.save(figure, path)
 
 
-def _rewards(axis: Axes, found: CalibrationResult) -> None:
-    rows = [row for row in rewards_by_length(found.answers) if row["texts"] >= 3]
-    places = range(len(rows))
+def _rewards(axis: Axes, result: CalibrationResult) -> None:
+    rows = [row for row in rewards_by_length(result.responses) if row["texts"] >= 3]
+    positions = range(len(rows))
     for low, high, shade in ((0, 4, 0.15), (1, 3, 0.3)):
         axis.fill_between(
-            places,
+            positions,
             [row["quantiles"][low] for row in rows],
             [row["quantiles"][high] for row in rows],
             color="C0",
@@ -35,40 +35,46 @@ def _rewards(axis: Axes, found: CalibrationResult) -> None:
             linewidth=0,
             label=f"{LEVELS[low]:.0%} to {LEVELS[high]:.0%}",
         )
-    axis.plot(places, [row["quantiles"][2] for row in rows], color="C0", marker="o", label="median")
-    axis.axhline(found.target.mean, color="C3", linewidth=1.2, label="chosen r*")
-    axis.set_xticks(places, [str(row["tokens"] or "end") for row in rows])
-    axis.set_xlabel("tokens of the plain answer")
+    axis.plot(positions, [row["quantiles"][2] for row in rows], color="C0", marker="o", label="median")
+    axis.axhline(result.target.mean, color="C3", linewidth=1.2, label="chosen r*")
+    axis.set_xticks(positions, [str(row["tokens"] or "end") for row in rows])
+    axis.set_xlabel("tokens of the plain response")
     axis.set_ylabel("reward")
     axis.legend(frameon=False, fontsize=8)
 
 
-def _entropies(axis: Axes, found: CalibrationResult) -> None:
-    values = [entropy for row in found.answers for answer in row["entropies"] for entropy in answer]
+def _entropies(axis: Axes, result: CalibrationResult) -> None:
+    values = [entropy for row in result.responses for response in row["entropies"] for entropy in response]
     if values:
         axis.hist(values, bins=40, color="C0", alpha=0.5)
-    axis.axvline(found.cut.threshold, color="C3", linewidth=1.2)
-    axis.set_xlabel(f"entropy of the next token (nats); tau_u = {found.cut.threshold:.2f} gives {found.cut.tokens:.1f} tokens")
-    axis.set_ylabel("tokens of plain answers")
+    axis.axvline(result.lengths.threshold, color="C3", linewidth=1.2)
+    axis.set_xlabel(
+        f"entropy of the next token (nats); tau_u = {result.lengths.threshold:.2f} gives {result.lengths.tokens:.1f} tokens"
+    )
+    axis.set_ylabel("tokens of plain responses")
     lengths = axis.twinx()
     lengths.plot(
-        [cut.threshold for cut in found.cuts], [cut.tokens for cut in found.cuts], color="C1", marker="s", markersize=4
+        [option.threshold for option in result.options],
+        [option.tokens for option in result.options],
+        color="C1",
+        marker="s",
+        markersize=4,
     )
-    lengths.set_ylabel("mean tokens of a segment", color="C1")
+    lengths.set_ylabel("mean tokens per segment", color="C1")
 
 
-def _settings(axis: Axes, found: CalibrationResult) -> None:
+def _settings(axis: Axes, result: CalibrationResult) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
-    for row in predictions(found):
+    for row in predictions(result):
         kind = f"soft, beta {row['beta']:.2f}" if "beta" in row else "hard"
         lines.setdefault(f"{kind}, alpha {row['alpha']:g}", []).append((row["cost"], row["reward"]))
     for number, (name, points) in enumerate(sorted(lines.items())):
         axis.plot(*zip(*points, strict=True), color=f"C{number % 10}", marker=".", markersize=4, linewidth=1, label=name)
-    chosen = found.choice.rates
+    chosen = result.choice.rates
     axis.plot(chosen["cost"].mean, chosen["reward"].mean, "*", color="C3", markersize=13, label="chosen")
-    for probe in found.probes:
+    for probe in result.probes:
         cost, reward = probe.measured["cost"], probe.measured["reward"]
-        last = probe is found.probes[-1]
+        last = probe is result.probes[-1]
         axis.errorbar(
             cost.mean,
             reward.mean,
@@ -78,9 +84,9 @@ def _settings(axis: Axes, found: CalibrationResult) -> None:
             markersize=4,
             capsize=2,
             linewidth=0.8,
-            label="tried (95% interval)" if last else None,
+            label="measured (95% interval)" if last else None,
         )
     plots.log_axis(axis, lambda x: f"{x:g}")
-    axis.set_xlabel("cost of an answer (plain sampling = 1)")
+    axis.set_xlabel("cost of a response (plain sampling = 1)")
     axis.set_ylabel("predicted mean reward")
     axis.legend(frameon=False, fontsize=7)

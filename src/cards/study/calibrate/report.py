@@ -1,4 +1,4 @@
-"""A calibration as figures for JSON, and as a profile."""
+"""The report of a calibration, as JSON and as a profile."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from cards.study.statistics import Estimate
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def rewards_by_length(answers: Sequence[Row]) -> list[Row]:
-    """Rewards of plain answers after so many tokens (None: at their end): quantiles, and correlation with those at the end."""
+def rewards_by_length(plain: Sequence[Row]) -> list[Row]:
+    """Return the rewards of plain responses by number of tokens (None: complete responses).
+
+    Each row has the quantiles at LEVELS, and the correlation with the rewards of complete responses.
+    """
     import numpy as np
 
     by_length: dict[int | None, list[tuple[float, float]]] = {}
-    for row in answers:
+    for row in plain:
         for prefixes, final in zip(row["prefixes"], row["rewards"], strict=True):
             for length, reward in prefixes:
                 by_length.setdefault(length, []).append((reward, final))
             by_length.setdefault(None, []).append((final, final))
-    found = []
+    result = []
     for length in sorted(by_length, key=lambda key: (key is None, key or 0)):
         rewards, finals = np.array(by_length[length]).T
         varies = len(rewards) > 2 and rewards.std() > 0 and finals.std() > 0
         correlation = float(np.corrcoef(rewards, finals)[0, 1]) if varies else None
-        found.append({"tokens": length, "texts": len(rewards), "quantiles": quantiles(rewards), "correlation": correlation})
-    return found
+        result.append({"tokens": length, "texts": len(rewards), "quantiles": quantiles(rewards), "correlation": correlation})
+    return result
 
 
-def entropies(answers: Sequence[Row]) -> list[float]:
-    """Quantiles of the entropies (nats) before the tokens of plain answers, at LEVELS; empty where they are not known."""
-    return quantiles([entropy for row in answers for answer in row["entropies"] for entropy in answer])
+def entropies(plain: Sequence[Row]) -> list[float]:
+    """Return the quantiles, at LEVELS, of the entropies (nats) before the tokens of plain responses; empty if unknown."""
+    return quantiles([entropy for row in plain for response in row["entropies"] for entropy in response])
 
 
 def quantiles(values: Iterable[float]) -> list[float]:
@@ -47,52 +50,52 @@ def quantiles(values: Iterable[float]) -> list[float]:
     return [float(q) for q in np.quantile(values, LEVELS)] if len(values) else []
 
 
-def predictions(found: CalibrationResult) -> list[Row]:
-    """Settings of the grid with their predicted rates."""
-    means = rates(found.figures.mean(1))
+def predictions(result: CalibrationResult) -> list[Row]:
+    """Return each setting of the grid with its predicted rates."""
+    means = rates(result.figures.mean(1))
     return [
-        {**found.grid.settings(place), **{name: float(value[place]) for name, value in means.items()}}
-        for place in range(len(found.grid))
+        {**result.grid.settings(index), **{name: float(value[index]) for name, value in means.items()}}
+        for index in range(len(result.grid))
     ]
 
 
 def profile_of(
-    calibration: Calibration, found: CalibrationResult, asked: CalibrationRequest, prompts: str, model: str, reward: str
+    calibration: Calibration, result: CalibrationResult, request: CalibrationRequest, prompts: str, model: str, reward: str
 ) -> Profile:
-    """What other commands read: the settings, and the figures to expect."""
-    drawing, last = calibration.drawing, found.probes[-1] if found.probes else None
-    tried = last is not None and last.settings == found.settings
+    """Return the profile: the settings for other commands, with the rates to expect."""
+    last = result.probes[-1] if result.probes else None
+    is_measured = last is not None and last.settings == result.settings
     return Profile(
         model=model,
         reward=reward,
-        settings=found.settings,
-        max_tokens=drawing.max_tokens,
+        settings=result.settings,
+        max_tokens=calibration.plan.max_tokens,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibrated_on={
             "prompts": prompts,
             "number": len(calibration.records),
             "form": calibration.form,
-            "seed": drawing.seed,
+            "seed": calibration.plan.seed,
         },
-        wish={name: value for name, value in asdict(asked.wish).items() if value is not None},
-        predicted=_plain(found.choice.rates) | {"target": asdict(found.target)},
-        measured=_plain(last.measured) if tried and last else {},
+        wish={name: value for name, value in asdict(request.constraints).items() if value is not None},
+        predicted=_plain(result.choice.rates) | {"target": asdict(result.target)},
+        measured=_plain(last.measured) if is_measured and last else {},
     )
 
 
-def to_dict(found: CalibrationResult, profile: Profile) -> dict[str, Any]:
-    """The whole report, ready for JSON."""
+def to_dict(result: CalibrationResult, profile: Profile) -> dict[str, Any]:
+    """Return the complete report in JSON types."""
     return {
         "profile": profile.to_dict(),
         "levels": LEVELS,
-        "rewards": rewards_by_length(found.answers),
-        "entropies": entropies(found.answers),
-        "entropy_thresholds": [asdict(cut) for cut in found.cuts],
+        "rewards": rewards_by_length(result.responses),
+        "entropies": entropies(result.responses),
+        "entropy_thresholds": [asdict(option) for option in result.options],
         "probes": [
             {"settings": probe.settings, "predicted": _plain(probe.predicted), "measured": _plain(probe.measured)}
-            for probe in found.probes
+            for probe in result.probes
         ],
-        "predictions": predictions(found),
+        "predictions": predictions(result),
     }
 
 

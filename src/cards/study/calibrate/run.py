@@ -1,4 +1,4 @@
-"""The stages of a calibration, each of which adds to the samples what they lack."""
+"""The run of a calibration: sample, predict, choose a setting and measure it. Stages reuse existing samples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from cards.boundaries import Entropy
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
-from cards.study.calibrate.choose import Recommendation, Wish, bar_of, choose, measured, rates
-from cards.study.calibrate.lengths import Cut, cuts, suggested, thresholds_of
+from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
+from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
 from cards.study.calibrate.predict import Grid, Row, predict
-from cards.study.calibrate.samples import Drawing, answers_of, tree_of
+from cards.study.calibrate.samples import SamplingPlan, sample_responses, sample_tree
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PROBE_SEED = 500_000  # away from the seeds that the candidates were drawn with
+PROBE_SEED = 500_000  # far from the seeds of the samples
 TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRequest:
-    """What is wanted: the wish, and what is fixed beforehand (None: to be found)."""
+    """The constraints, and the settings that are fixed in advance (None: found by the calibration)."""
 
-    wish: Wish
+    constraints: Constraints
     entropy_threshold: float | None = None
     segment_tokens: float | None = None
     target: float | None = None
@@ -44,7 +44,7 @@ class CalibrationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A setting that was tried on the prompts: what had been predicted, and what it did."""
+    """A setting that was run on the prompts, with its predicted and its measured rates."""
 
     settings: dict[str, Any]
     predicted: dict[str, Estimate]
@@ -53,11 +53,16 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """Plain answers, cuts and the one chosen, predictions [settings, prompts, FIGURES], the choice, and what was tried."""
+    """The result of a calibration.
 
-    answers: list[Row]
-    cuts: list[Cut]
-    cut: Cut
+    responses: rows of plain responses.
+    options, lengths: segment lengths at each threshold tau_u, and at the chosen one.
+    figures: predictions, [settings, prompts, FIGURES].
+    """
+
+    responses: list[Row]
+    options: list[SegmentLengths]
+    lengths: SegmentLengths
     grid: Grid
     figures: NDArray[np.float64]
     choice: Recommendation
@@ -68,113 +73,123 @@ class CalibrationResult:
 
 @dataclass(slots=True)
 class Calibration:
-    """Models, prompts, and the session that has the samples; `form` as in a bench's Plan."""
+    """A calibration of models on prompts. The session holds the samples; `form` is as in a bench plan."""
 
     models: Models
     reward: Reward
     records: Sequence[PromptRecord]
-    drawing: Drawing
+    plan: SamplingPlan
     session: Session
     form: str = "auto"
 
-    async def run(self, asked: CalibrationRequest) -> CalibrationResult:
-        """Sample, predict, choose, and try what was chosen; where that differs, correct the predictions and choose again."""
-        drawing = self.drawing
-        answers = await self.plain()
-        found, own = self.cuts(answers, asked)
-        trees = await self.segments(own.threshold)
-        grid = self._grid(answers, trees, asked)
-        figures = predict(grid, answers, trees, drawing.max_tokens)
-        bars = bar_of(answers, asked.wish.top)
-        choice = choose(figures, grid.target, asked.wish, bars)
+    async def run(self, request: CalibrationRequest) -> CalibrationResult:
+        """Sample, predict, choose a setting and measure it.
+
+        If measured rates differ from predicted ones, correct the predictions and choose again. Raises SettingError if no
+        setting meets the constraints.
+        """
+        plain = await self.plain()
+        options, lengths = self.segment_lengths(plain, request)
+        trees = await self.segments(lengths.threshold)
+        grid = self._grid(plain, trees, request)
+        figures = predict(grid, plain, trees, self.plan.max_tokens)
+        bounds = reward_bounds(plain, request.constraints.top)
+        choice = choose(figures, grid.target, request.constraints, bounds)
         probes: list[Probe] = []
-        for number in range(asked.probes):
-            settings = self._settings(grid.settings(choice.place), own)
-            done = await self.probe(settings)
-            probes.append(Probe(settings, choice.rates, measured(done, answers)))
-            factors = _factors(figures, choice.place, probes[-1])
-            again = choose(figures, grid.target, asked.wish, bars, factors)
-            if again.place == choice.place or number + 1 == asked.probes:
+        for number in range(request.probes):
+            settings = self._settings(grid.settings(choice.index), lengths)
+            rows = await self.probe(settings)
+            probes.append(Probe(settings, choice.rates, measured(rows, plain)))
+            factors = _factors(figures, choice.index, probes[-1])
+            corrected = choose(figures, grid.target, request.constraints, bounds, factors)
+            if corrected.index == choice.index or number + 1 == request.probes:
                 break
-            choice = again
-        settings = self._settings(grid.settings(choice.place), own)
-        return CalibrationResult(answers, found, own, grid, figures, choice, settings, choice.target, probes)
+            choice = corrected
+        settings = self._settings(grid.settings(choice.index), lengths)
+        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, choice.target, probes)
 
     async def plain(self) -> list[Row]:
-        """Plain answers to each prompt."""
+        """Return plain responses to each prompt, one row per prompt."""
         engine = self.models.engine
         return await self._complete(
-            "answers", {}, lambda q: answers_of(self.drawing, self._prompt(q), q.number, engine, self.reward), "plain answers"
+            "answers",
+            {},
+            lambda record: sample_responses(self.plan, self._prompt(record), record.number, engine, self.reward),
+            "plain responses",
         )
 
     async def segments(self, threshold: float) -> list[Row]:
-        """Candidates for the segments that this tau_u cuts."""
+        """Return candidate segments for each prompt, with boundaries at the threshold tau_u."""
         engine, boundary = self.models.engine, Entropy(threshold=threshold)
         return await self._complete(
             "segments",
             {"entropy_threshold": threshold},
-            lambda q: tree_of(self.drawing, self._prompt(q), q.number, engine, self.reward, boundary),
+            lambda record: sample_tree(self.plan, self._prompt(record), record.number, engine, self.reward, boundary),
             "segments",
         )
 
     async def probe(self, settings: dict[str, Any], width: Width = 1) -> list[Row]:
-        """One answer to each prompt by CARDS itself; one candidate at a time is what costs are predicted for."""
+        """Decode one response to each prompt with CARDS. Predicted costs assume one candidate at a time (width 1)."""
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
-        async def one(record: PromptRecord) -> Row:
-            prompt = shaped(record.prompt, self.form, self.models.engine.chats)
-            seed = self.drawing.seed + PROBE_SEED + record.number
-            result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.drawing.max_tokens)
+        async def decode(record: PromptRecord) -> Row:
+            prompt = format_prompt(record.prompt, self.form, self.models.engine.chats)
+            seed = self.plan.seed + PROBE_SEED + record.number
+            result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.plan.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
 
-        return await self._complete("probe", {**settings, "width": width}, one, "trying")
+        return await self._complete("probe", {**settings, "width": width}, decode, "measuring")
 
-    def cuts(self, answers: Sequence[Row], asked: CalibrationRequest) -> tuple[list[Cut], Cut]:
-        """What each tau_u does to plain answers, and the one to take."""
-        fixed, limits = asked.entropy_threshold, (Entropy().minimum, Entropy().maximum or self.drawing.max_tokens)
+    def segment_lengths(self, plain: Sequence[Row], request: CalibrationRequest) -> tuple[list[SegmentLengths], SegmentLengths]:
+        """Return the segment lengths of plain responses at each threshold tau_u, and those at the chosen threshold."""
+        fixed, limits = request.entropy_threshold, (Entropy().minimum, Entropy().maximum or self.plan.max_tokens)
         if fixed is not None:
-            [own] = cuts(answers, [fixed], *limits)
-            return [own], own
-        found = cuts(answers, thresholds_of(answers), *limits)
-        return found, suggested(answers, found, asked.segment_tokens)
+            [lengths] = lengths_by_threshold(plain, [fixed], *limits)
+            return [lengths], lengths
+        options = lengths_by_threshold(plain, threshold_grid(plain), *limits)
+        return options, suggest(plain, options, request.segment_tokens)
 
     async def _complete(
         self, stage: str, settings: dict[str, Any], act: Callable[[PromptRecord], Awaitable[Row]], title: str
     ) -> list[Row]:
-        """Return the rows of a stage, one for each prompt. Prompts that the samples have are not drawn again."""
-        mark = {"stage": stage, "settings": settings}
+        """Return the rows of a stage, one per prompt. Existing rows are reused."""
+        columns = {"stage": stage, "settings": settings}
 
-        async def one(record: PromptRecord) -> Row:
-            return {**mark, "number": record.number, **await act(record)}
+        async def sample(record: PromptRecord) -> Row:
+            return {**columns, "number": record.number, **await act(record)}
 
         todo = {(stage, json.dumps(settings, sort_keys=True), record.number): record for record in self.records}
-        return await self.session.complete(todo, one, _key, self.models.engine.rows, title)
+        return await self.session.complete(todo, sample, _key, self.models.engine.rows, title)
 
     def _prompt(self, record: PromptRecord) -> Any:
-        return self.models.engine.encode(shaped(record.prompt, self.form, self.models.engine.chats))
+        return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
 
-    def _grid(self, answers: Sequence[Row], trees: Sequence[Row], asked: CalibrationRequest) -> Grid:
-        """Targets from the lower quartile of plain answers to the best candidates; betas in deviations within a prompt."""
+    def _grid(self, plain: Sequence[Row], trees: Sequence[Row], request: CalibrationRequest) -> Grid:
+        """Return the settings to compare.
+
+        Targets range from the lower quartile of plain responses to the best candidates. Betas are in standard deviations of
+        the rewards of a prompt.
+        """
         import numpy as np
 
-        plain = np.concatenate([row["rewards"] for row in answers])
+        rewards = np.concatenate([row["rewards"] for row in plain])
         best = np.array([max(max(node["rewards"]) for level in tree["levels"] for node in level) for tree in trees])
-        targets = np.linspace(np.quantile(plain, 0.25), np.quantile(best, 0.75), TARGETS)
-        within = float(np.mean([np.std(row["rewards"]) for row in answers])) or 1.0
+        targets = np.linspace(np.quantile(rewards, 0.25), np.quantile(best, 0.75), TARGETS)
+        within = float(np.mean([np.std(row["rewards"]) for row in plain])) or 1.0
         return Grid.of(
-            targets.tolist() if asked.target is None else [asked.target],
-            [share * within for share in BETAS] if asked.beta is None else [asked.beta],
-            ALPHAS if asked.alpha is None else [asked.alpha],
+            targets.tolist() if request.target is None else [request.target],
+            [share * within for share in BETAS] if request.beta is None else [request.beta],
+            ALPHAS if request.alpha is None else [request.alpha],
         )
 
-    def _settings(self, chosen: dict[str, Any], own: Cut) -> dict[str, Any]:
-        """All of CARDS's settings that the prediction rests on."""
-        drawn = self.drawing.sampling
+    def _settings(self, chosen: dict[str, Any], lengths: SegmentLengths) -> dict[str, Any]:
+        """Return all settings of CARDS that the predictions assume."""
+        sampling = self.plan.sampling
         return {
             **chosen,
-            "entropy_threshold": own.threshold,
-            "max_rejections": self.drawing.candidates - 1,
-            **{"temperature": drawn.temperature, "top_k": drawn.top_k, "top_p": drawn.top_p},
+            "entropy_threshold": lengths.threshold,
+            "max_rejections": self.plan.candidates - 1,
+            **{"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
         }
 
 
@@ -182,11 +197,11 @@ def _key(row: Row) -> tuple[str, str, int]:
     return row["stage"], json.dumps(row["settings"], sort_keys=True), row["number"]
 
 
-def _factors(figures: NDArray[np.float64], place: int, probe: Probe) -> dict[str, float]:
-    """Measured over predicted, for the rates that wishes are about, where the prediction lies outside the measured interval."""
+def _factors(figures: NDArray[np.float64], index: int, probe: Probe) -> dict[str, float]:
+    """Return measured over predicted for each constrained rate whose prediction is outside the measured interval."""
     factors = {}
     for name in ("cost", "fallback", "reward"):
-        predicted, found = float(rates(figures[place].mean(0))[name]), probe.measured[name]
-        if not found.low <= predicted <= found.high and predicted * found.mean > 0:
-            factors[name] = found.mean / predicted
+        predicted, actual = float(rates(figures[index].mean(0))[name]), probe.measured[name]
+        if not actual.low <= predicted <= actual.high and predicted * actual.mean > 0:
+            factors[name] = actual.mean / predicted
     return factors

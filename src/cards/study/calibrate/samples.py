@@ -1,7 +1,4 @@
-"""What is drawn from the LM for each prompt: whole answers, and candidate segments after prefixes of low and high reward.
-
-Rows of JSON, so that a long run can be gone on with.
-"""
+"""Samples of a calibration, one JSON row per prompt: plain responses, and candidate segments after selected prefixes."""
 
 from __future__ import annotations
 
@@ -19,44 +16,48 @@ from cards.sampling import Sampling
 from cards.usage import track_usage
 
 Row = dict[str, Any]
-Prefix = tuple[Response, float, int, int]  # its reward, and the place of its node and candidate
-LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # tokens after which prefixes of answers are scored
+Prefix = tuple[Response, float, int, int]  # a response, its reward, and the indices of its node and candidate
+LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # tokens of the prefixes that are scored
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """How much is drawn: `answers` whole ones a prompt; `candidates` segments after each of `nodes` prefixes at a position, of
-    fewer in later positions, which fewer answers reach."""
+class SamplingPlan:
+    """The number of samples per prompt.
+
+    responses: complete plain responses.
+    nodes: prefixes per segment index, fewer at later indices, which fewer responses reach.
+    candidates: segments after each prefix.
+    """
 
     sampling: Sampling
     max_tokens: int
-    answers: int = 16
+    responses: int = 16
     nodes: int = 4
     candidates: int = 21
     seed: int = 0
 
     def ask(self, prompt: Prompt, response: Response, boundary: Boundary, segment: int, first: int, n: int, number: int) -> Ask:
-        """The same random numbers are never used for two prefixes, as `first` differs between them."""
+        """Return the request for `n` segments. `first` must differ between prefixes, so that their random numbers differ."""
         left = self.max_tokens - len(response.token_ids)
         return Ask(prompt, response, left, boundary, self.sampling, self.seed + number, segment, first, n)
 
 
-async def answers_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engine, reward: Reward) -> Row:
-    """Whole answers: their lengths, the entropy before each of their tokens, rewards of their prefixes, and what that cost.
+async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engine: Engine, reward: Reward) -> Row:
+    """Return a row on plain responses: lengths, entropies before their tokens, rewards of their prefixes, and usage.
 
-    Entropies are left out where the engine gives no logits.
+    Entropies are empty if the engine has no logits.
     """
     with track_usage() as drawn:
-        ask = drawing.ask(prompt, Response(), Whole(), 0, 0, drawing.answers, number)
-        answers = [Response() + segment for segment in await _all(engine, ask)]
+        ask = plan.ask(prompt, Response(), Whole(), 0, 0, plan.responses, number)
+        responses = [Response() + segment for segment in await _all(engine, ask)]
     with track_usage() as bare:
         [prompt_reward] = await reward.score(prompt, [Response()])
     with track_usage() as scored:
-        finals = await reward.score(prompt, answers)
+        finals = await reward.score(prompt, responses)
     row: Row = {
         "prompt_reward": prompt_reward,
-        "prompt_read": min(drawn.lm_prefill_tokens, len(prompt.token_ids)),  # some of it may be in the cache
-        "tokens": [len(answer.token_ids) for answer in answers],
+        "prompt_read": min(drawn.lm_prefill_tokens, len(prompt.token_ids)),  # part of the prompt may be cached
+        "tokens": [len(response.token_ids) for response in responses],
         "rewards": finals,
         "lm": {"flops": drawn.flops, "tokens": drawn.lm_prefill_tokens + drawn.lm_decoded_tokens},
         "rm": {"flops": scored.flops + bare.flops, "tokens": scored.rm_tokens + bare.rm_tokens},
@@ -68,13 +69,13 @@ async def answers_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engi
         "entropies": [],
     }
     boundary = Entropy()
-    for answer in answers:
-        cuts = [length for length in LENGTHS if length < len(answer.token_ids)]
-        prefixes = [engine.extended(prompt, Response(), answer.token_ids[:cut]) for cut in cuts]
+    for response in responses:
+        lengths = [length for length in LENGTHS if length < len(response.token_ids)]
+        prefixes = [engine.extended(prompt, Response(), response.token_ids[:length]) for length in lengths]
         scores = await reward.score(prompt, prefixes) if prefixes else []
-        row["prefixes"].append([[cut, score] for cut, score in zip(cuts, scores, strict=True)])
-        if "logits" in engine.has and len(answer.token_ids) > 1:
-            before = Response(token_ids=answer.token_ids[:-1])  # the logits after each token but the last
+        row["prefixes"].append([[length, score] for length, score in zip(lengths, scores, strict=True)])
+        if "logits" in engine.has and len(response.token_ids) > 1:
+            before = Response(token_ids=response.token_ids[:-1])  # the logits after each token but the last
             logits = await engine.logits(prompt, before, len(before.token_ids))
             row["entropies"].append([boundary.uncertainty(line) for line in logits])
         else:
@@ -82,19 +83,21 @@ async def answers_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engi
     return row
 
 
-async def tree_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engine, reward: Reward, boundary: Boundary) -> Row:
-    """Candidate segments after prefixes: those of a position lie after candidates of the position before, see `chosen`."""
+async def sample_tree(
+    plan: SamplingPlan, prompt: Prompt, number: int, engine: Engine, reward: Reward, boundary: Boundary
+) -> Row:
+    """Return a row with a tree of candidate segments. `select` chooses the candidates that are continued at the next index."""
     levels: list[list[Row]] = []
-    share = 1.0  # of plain answers that are not at their end
+    share = 1.0  # of candidates that have not ended
     frontier: list[Prefix] = [(Response(), (await reward.score(prompt, [Response()]))[0], -1, -1)]
     while frontier:
         level, candidates = [], []
-        for place, (response, r, node, candidate) in enumerate(frontier):
-            first = drawing.candidates * place
-            ask = drawing.ask(prompt, response, boundary, len(levels), first, drawing.candidates, number)
+        for index, (response, r, node, candidate) in enumerate(frontier):
+            first = plan.candidates * index
+            ask = plan.ask(prompt, response, boundary, len(levels), first, plan.candidates, number)
             segments = await _all(engine, ask)
-            wholes = [response + segment for segment in segments]
-            rewards = await reward.score(prompt, wholes)
+            extended = [response + segment for segment in segments]
+            rewards = await reward.score(prompt, extended)
             level.append(
                 {
                     "parent": [node, candidate],
@@ -105,18 +108,18 @@ async def tree_of(drawing: Drawing, prompt: Prompt, number: int, engine: Engine,
                     "ends": [segment.finish_reason is not None for segment in segments],
                 }
             )
-            candidates += [(whole, score, place, i) for i, (whole, score) in enumerate(zip(wholes, rewards, strict=True))]
+            candidates += [(longer, score, index, i) for i, (longer, score) in enumerate(zip(extended, rewards, strict=True))]
         levels.append(level)
-        going_on = [c for c in candidates if c[0].finish_reason is None]
-        share *= len(going_on) / len(candidates)
-        frontier = chosen(going_on, ceil(drawing.nodes * share))
+        unfinished = [c for c in candidates if c[0].finish_reason is None]
+        share *= len(unfinished) / len(candidates)
+        frontier = select(unfinished, ceil(plan.nodes * share))
     return {"levels": levels}
 
 
-def chosen(candidates: Sequence[Prefix], count: int) -> list[Prefix]:
-    """At most `count` different ones, at equal steps of rank from the highest reward down, where high thresholds lead."""
-    different = {candidate[0].token_ids: candidate for candidate in reversed(candidates)}
-    ranked = sorted(different.values(), key=lambda candidate: -candidate[1])
+def select(candidates: Sequence[Prefix], count: int) -> list[Prefix]:
+    """Return at most `count` distinct candidates, at equal steps of rank from the highest reward down."""
+    distinct = {candidate[0].token_ids: candidate for candidate in reversed(candidates)}
+    ranked = sorted(distinct.values(), key=lambda candidate: -candidate[1])
     return [ranked[len(ranked) * i // count] for i in range(count)] if len(ranked) > count else ranked
 
 

@@ -1,1 +1,1 @@
-"""Is this reward fit for segments? Measured on answers of the LM and on preference pairs, with a verdict in words."""
+"""Diagnoses: whether a reward suits segments, measured on responses of the LM and on preference pairs."""

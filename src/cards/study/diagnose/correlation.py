@@ -1,4 +1,4 @@
-"""Correlation within prompts: what two figures of answers to the same prompt have to do with each other."""
+"""Correlation, within prompts, of two values of each response."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Item = tuple[int, float, float]  # number of the prompt, and two figures of one text
+Item = tuple[int, float, float]  # number of the prompt, and two values of one text
 RESAMPLES = 400
 
 
 def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | None:
-    """Pearson's correlation (Spearman's with `ranks`) of deviations from the prompt's mean, bootstrapped over prompts.
+    """Return Pearson's correlation (Spearman's with `ranks`) of deviations from the prompt's mean, bootstrapped over prompts.
 
-    None where one of the two does not vary, or there are fewer than three texts.
+    The result is None if one of the values does not vary, or if there are fewer than three texts.
     """
     import numpy as np
 
@@ -28,15 +28,15 @@ def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | Non
     groups = [np.array(pairs) - np.mean(pairs, axis=0) for pairs in by_prompt.values() if len(pairs) > 1]
     if sum(map(len, groups)) < 3:
         return None
-    value = _of(np.concatenate(groups), ranks)
+    value = _coefficient(np.concatenate(groups), ranks)
     if value is None:
         return None
     draws = np.random.default_rng(SEED).integers(len(groups), size=(RESAMPLES, len(groups)))
-    again = [_of(np.concatenate([groups[i] for i in draw]), ranks) for draw in draws]
-    return Estimate(value, *bounds([x for x in again if x is not None]))
+    resampled = [_coefficient(np.concatenate([groups[i] for i in draw]), ranks) for draw in draws]
+    return Estimate(value, *bounds([x for x in resampled if x is not None]))
 
 
-def _of(pairs: Floats, ranks: bool) -> float | None:
+def _coefficient(pairs: Floats, ranks: bool) -> float | None:
     import numpy as np
 
     x, y = (_ranked(column) if ranks else column for column in pairs.T)
@@ -44,7 +44,7 @@ def _of(pairs: Floats, ranks: bool) -> float | None:
 
 
 def _ranked(values: Floats) -> Floats:
-    """Ranks, the mean of them where values are equal."""
+    """Return ranks. Equal values get their mean rank."""
     import numpy as np
 
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""Preference pairs: how often the reward prefers the better answer, by how much of both it has read."""
+"""Accuracy on preference pairs, by the part of both responses that the reward reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from cards.engines.base import Engine
 from cards.errors import CardsError, PromptError
 from cards.events import Message, Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.prompts import content, rows
 from cards.study.statistics import Estimate, estimate
@@ -21,53 +21,55 @@ TURN = "\n\nAssistant:"
 
 @dataclass(frozen=True, slots=True)
 class PairRecord:
+    """A prompt with a chosen and a rejected response."""
+
     prompt: str | tuple[Message, ...]
     chosen: str
     rejected: str
 
 
 def read(path: Path) -> list[PairRecord]:
-    """Rows with a prompt as a bench reads it, `chosen` and `rejected`, texts or messages. Raises PromptError."""
-    found = []
+    """Read pairs: rows with a prompt, `chosen` and `rejected`, as text or messages. Raises PromptError."""
+    records = []
     for number, row in enumerate(rows(path)):
         try:
             if not isinstance(row, Mapping) or not all(row.get(name) for name in ("chosen", "rejected")):
                 raise PromptError("a pair needs the fields prompt, chosen and rejected.")
-            found.append(PairRecord(content(row), _answer(row["chosen"]), _answer(row["rejected"])))
+            records.append(PairRecord(content(row), _response(row["chosen"]), _response(row["rejected"])))
         except CardsError as error:
             raise PromptError(f"Pair number {number} of {str(path)!r}: {error}") from error
-    if not found:
+    if not records:
         raise PromptError(f"There are no pairs in {str(path)!r}.")
-    return found
+    return records
 
 
 async def preferred(engine: Engine, reward: Reward, pair: PairRecord, form: str) -> list[float]:
-    """For each of PARTS: 1 where the chosen answer has the higher reward, 0.5 where they are equal, else 0."""
-    prompt = engine.encode(shaped(pair.prompt, form, engine.chats))
-    answers = [engine.tokenize(text) for text in (pair.chosen, pair.rejected)]
+    """Return, for each of PARTS: 1 if the chosen response has the higher reward, 0.5 if rewards are equal, else 0."""
+    prompt = engine.encode(format_prompt(pair.prompt, form, engine.chats))
+    token_ids = [engine.tokenize(text) for text in (pair.chosen, pair.rejected)]
     texts = []
     for part in PARTS:
-        for text, ids in zip((pair.chosen, pair.rejected), answers, strict=True):
-            whole = Response(text, tuple(ids), "stop")
-            texts.append(whole if part == 1 else engine.extended(prompt, Response(), ids[: max(1, round(part * len(ids)))]))
+        for text, ids in zip((pair.chosen, pair.rejected), token_ids, strict=True):
+            complete = Response(text, tuple(ids), "stop")
+            texts.append(complete if part == 1 else engine.extended(prompt, Response(), ids[: max(1, round(part * len(ids)))]))
     scores = await reward.score(prompt, texts)
     return [0.5 * (1 + (a > b) - (a < b)) for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
 
-def accuracies(found: list[list[float]]) -> dict[str, Estimate]:
-    """By part, with intervals over pairs."""
+def accuracies(results: list[list[float]]) -> dict[str, Estimate]:
+    """Return the accuracy by part, from the results of `preferred`, with intervals over pairs."""
     by_part = {}
-    for part, values in zip(PARTS, zip(*found, strict=True), strict=True):
+    for part, values in zip(PARTS, zip(*results, strict=True), strict=True):
         mean = estimate((str(number), value) for number, value in enumerate(values))
         if mean is not None:
             by_part[f"{part:.0%}"] = mean
     return by_part
 
 
-def _answer(found: Any) -> str:
-    """The last answer in a text, or in messages."""
-    if isinstance(found, list) and found and isinstance(found[-1], Mapping):
-        found = found[-1].get("content")
-    if not isinstance(found, str) or not found.strip():
-        raise PromptError("chosen and rejected are texts, or messages that end with the answer.")
-    return found.rpartition(TURN)[2] if found.startswith("\n\nHuman:") else found
+def _response(value: Any) -> str:
+    """Return the last response of a dialogue, given as text or messages."""
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        value = value[-1].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise PromptError("chosen and rejected must be text, or messages that end with the response.")
+    return value.rpartition(TURN)[2] if value.startswith("\n\nHuman:") else value

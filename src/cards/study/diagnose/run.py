@@ -1,4 +1,4 @@
-"""A diagnosis: what is scored, and the figures of it."""
+"""The run of a diagnosis: score responses and pairs, and summarize the scores."""
 
 from __future__ import annotations
 
@@ -9,179 +9,188 @@ from typing import Any, TypeVar
 
 from cards.errors import check
 from cards.events import Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.study.diagnose.correlation import Item, correlation
 from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
-from cards.study.diagnose.texts import RULES, answers_to, prefix
+from cards.study.diagnose.texts import RULES, plain_responses, prefix
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
 from cards.study.statistics import Estimate, estimate
 
-DRIFTS = 8  # prompts on which drift is measured, text by text
+DRIFT_PROMPTS = 8  # prompts on which drift is measured, one text at a time
 POSITIONS = {"early": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "late": (2 / 3, 1.0)}
-Work = TypeVar("Work")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """Answers to one prompt: rewards at their ends, of their prefixes by rule as (part of the answer, reward), and when ..."""
+    """Scores of the responses to one prompt.
+
+    prefixes: for each response, by boundary rule: (part of the response, reward) of its prefixes.
+    """
 
     rewards: list[float]
     lengths: list[int]
     prefixes: list[dict[str, list[tuple[float, float]]]]
-    twice: list[float]  # ... the answer is said twice
-    gold: list[float]  # ... the gold reward scores it
-    other_form: list[float]  # ... the prompt has another form
-    batch: float  # the largest changes by batch and padding
-    padding: float
+    twice: list[float]  # rewards of the responses repeated once
+    gold: list[float]
+    other_form: list[float]  # rewards with the prompt in another form
+    batch: float  # largest change of a reward by the batch
+    padding: float  # largest change of a reward by padding
 
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What was found. Changes are in standard deviations of rewards within prompts; None: not asked for, or nothing varies."""
+    """The measurements of a diagnosis; None if not measured, or if nothing varies.
+
+    Changes are in standard deviations of the rewards within prompts.
+    """
 
     answers: int
-    spread: float  # standard deviation of rewards within prompts
+    spread: float  # standard deviation of the rewards within prompts
     prefixes: dict[str, dict[str, dict[str, Estimate | None]]]  # by rule, position (or all) and kind of correlation
     length: Estimate | None  # correlation of reward and length
-    repetition: Estimate | None  # change of the reward where an answer is said twice
-    drift: dict[str, float | None]  # the largest change by batch, padding; mean change by template
-    template: Estimate | None  # correlation between the two forms
-    preferences: dict[str, Estimate] = field(default_factory=dict)  # accuracy by part of the answers read
-    hacked: Estimate | None = None  # share of prompts whose best answer is below their average for the gold reward
-    discordant: Estimate | None = None  # share of pairs of answers where the gold reward goes the other way
+    repetition: Estimate | None  # change of the reward if a response is repeated
+    drift: dict[str, float | None]  # largest change by batch and by padding; mean change by template
+    template: Estimate | None  # correlation of the rewards with the two forms of the prompt
+    preferences: dict[str, Estimate] = field(default_factory=dict)  # accuracy by part of the responses read
+    hacked: Estimate | None = None  # share of prompts whose highest-reward response has a gold reward below average
+    discordant: Estimate | None = None  # share of pairs of responses that the gold reward orders differently
 
 
 @dataclass(slots=True)
 class Diagnosis:
-    """Models, what is asked, and how plain answers are drawn."""
+    """A diagnosis of a reward on prompts and preference pairs, with the settings for plain responses."""
 
     models: Models
     reward: Reward
     records: Sequence[PromptRecord] = ()
     pairs: Sequence[PairRecord] = ()
     form: str = "auto"
-    answers: int = 8
+    responses: int = 8
     max_tokens: int = 128
     sampling: Sampling = field(default_factory=lambda: Sampling(0.7, 40))
-    threshold: float | None = None  # tau_u of the entropy rule (None: what the LM suggests)
-    fixed: int = 8
+    threshold: float | None = None  # tau_u of the entropy rule (None: the engine's suggestion)
+    fixed: int = 8  # tokens per segment of the rule fixed
     seed: int = 0
     session: Session = field(default_factory=Session)
 
     async def run(self) -> Measurements:
+        """Score everything and return the measurements. Raises SettingError without prompts and pairs."""
         check(bool(self.records or self.pairs), "A diagnosis needs prompts or pairs.")
-        scored = await self._each(self.records, self._score, "answers")
-        judged = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.form), "pairs")
-        return figures(scored, judged)
+        scores = await self._each(self.records, self._score, "responses")
+        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.form), "pairs")
+        return measure(scores, results)
 
     async def _score(self, record: PromptRecord) -> PromptScores:
         engine, reward = self.models.engine, self.reward
-        prompt = engine.encode(shaped(record.prompt, self.form, engine.chats))
-        answers = await answers_to(
+        prompt = engine.encode(format_prompt(record.prompt, self.form, engine.chats))
+        segmented = await plain_responses(
             engine,
             prompt,
             self.seed + record.number,
-            count=self.answers,
+            count=self.responses,
             max_tokens=self.max_tokens,
             sampling=self.sampling,
             threshold=engine.entropy_threshold if self.threshold is None else self.threshold,
             fixed=self.fixed,
         )
-        wholes = [answer.response for answer in answers]
-        rewards = await reward.score(prompt, wholes)
+        responses = [item.response for item in segmented]
+        rewards = await reward.score(prompt, responses)
         batch = padding = 0.0
-        if record in self.records[:DRIFTS]:
-            batch = await batch_drift(reward, prompt, wholes, rewards)
-            padding = await padding_drift(engine, reward, prompt, wholes)
+        if record in self.records[:DRIFT_PROMPTS]:
+            batch = await batch_drift(reward, prompt, responses, rewards)
+            padding = await padding_drift(engine, reward, prompt, responses)
         prefixes = []
-        for answer in answers:
-            lengths = sorted({length for cuts in answer.cuts.values() for length in cuts})
-            texts = [prefix(engine, prompt, answer.response, length) for length in lengths]
+        for item in segmented:
+            lengths = sorted({length for ends in item.ends.values() for length in ends})
+            texts = [prefix(engine, prompt, item.response, length) for length in lengths]
             scores = dict(zip(lengths, await reward.score(prompt, texts) if texts else [], strict=True))
-            tokens = len(answer.response.token_ids)
-            prefixes.append({rule: [(cut / tokens, scores[cut]) for cut in cuts] for rule, cuts in answer.cuts.items()})
-        twice = await reward.score(prompt, [repeated(engine, prompt, whole, 2) for whole in wholes])
-        gold = [] if self.models.gold is None else await self.models.gold.score(prompt, wholes)
-        other = await self._other_form(record, wholes)
-        return PromptScores(rewards, [len(w.token_ids) for w in wholes], prefixes, twice, gold, other, batch, padding)
+            tokens = len(item.response.token_ids)
+            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in item.ends.items()})
+        twice = await reward.score(prompt, [repeated(engine, prompt, response, 2) for response in responses])
+        gold = [] if self.models.gold is None else await self.models.gold.score(prompt, responses)
+        other = await self._other_form(record, responses)
+        return PromptScores(rewards, [len(r.token_ids) for r in responses], prefixes, twice, gold, other, batch, padding)
 
-    async def _other_form(self, record: PromptRecord, wholes: Sequence[Response]) -> list[float]:
-        """Rewards where the prompt is written as a dialogue instead of in the model's chat template, if it has one."""
+    async def _other_form(self, record: PromptRecord, responses: Sequence[Response]) -> list[float]:
+        """Return the rewards with the prompt as a dialogue instead of in the chat template; empty without a template."""
         engine = self.models.engine
         if self.form not in ("auto", "chat") or not engine.chats:
             return []
-        return await self.reward.score(engine.encode(shaped(record.prompt, "dialogue", False)), wholes)
+        return await self.reward.score(engine.encode(format_prompt(record.prompt, "dialogue", False)), responses)
 
-    async def _each(self, items: Sequence[Any], act: Callable[[Any], Awaitable[Work]], title: str) -> list[Work]:
-        """Act on one item after another, because caches are cleared within an item. The texts of an item go together."""
-        found: list[Work] = []
+    async def _each(self, items: Sequence[Any], act: Callable[[Any], Awaitable[T]], title: str) -> list[T]:
+        """Call `act` on one item after another, because caches are cleared within an item."""
+        results: list[T] = []
 
-        async def one(item: Any) -> None:
-            found.append(await act(item))
+        async def run_one(item: Any) -> None:
+            results.append(await act(item))
 
-        await self.session.each(items, one, 1, title)
-        return found
+        await self.session.each(items, run_one, 1, title)
+        return results
 
 
-def figures(scored: Sequence[PromptScores], judged: list[list[float]]) -> Measurements:
-    """The figures of what was scored."""
+def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measurements:
+    """Summarize the scores of prompts and the results on preference pairs."""
     import numpy as np
 
-    spread = float(np.sqrt(np.mean([np.var(one.rewards) for one in scored]))) if scored else 0.0
+    spread = float(np.sqrt(np.mean([np.var(item.rewards) for item in scores]))) if scores else 0.0
     unit = spread or 1.0
-    prefixes = {rule: _prefixes(scored, rule) for rule in RULES} if scored else {}
-    forms = [(n, a, b) for n, one in enumerate(scored) for a, b in zip(one.rewards, one.other_form, strict=False)]
+    prefixes = {rule: _prefixes(scores, rule) for rule in RULES} if scores else {}
+    forms = [(n, a, b) for n, item in enumerate(scores) for a, b in zip(item.rewards, item.other_form, strict=False)]
     shift = [abs(a - b) for _, a, b in forms]
     twice = [
         (str(n), (after - before) / unit)
-        for n, one in enumerate(scored)
-        for before, after in zip(one.rewards, one.twice, strict=True)
+        for n, item in enumerate(scores)
+        for before, after in zip(item.rewards, item.twice, strict=True)
     ]
-    graded = [(n, one) for n, one in enumerate(scored) if one.gold]
-    best = [(str(n), float(one.gold[int(np.argmax(one.rewards))] < np.mean(one.gold))) for n, one in graded]
+    graded = [(n, item) for n, item in enumerate(scores) if item.gold]
+    best = [(str(n), float(item.gold[int(np.argmax(item.rewards))] < np.mean(item.gold))) for n, item in graded]
     return Measurements(
-        answers=sum(len(one.rewards) for one in scored),
+        answers=sum(len(item.rewards) for item in scores),
         spread=spread,
         prefixes=prefixes,
-        length=correlation([(n, r, t) for n, one in enumerate(scored) for r, t in zip(one.rewards, one.lengths, strict=True)]),
+        length=correlation(
+            [(n, r, t) for n, item in enumerate(scores) for r, t in zip(item.rewards, item.lengths, strict=True)]
+        ),
         repetition=estimate(twice),
         drift={
-            "batch": max(one.batch for one in scored) / unit if scored else None,
-            "padding": max(one.padding for one in scored) / unit if scored else None,
+            "batch": max(item.batch for item in scores) / unit if scores else None,
+            "padding": max(item.padding for item in scores) / unit if scores else None,
             "template": float(np.mean(shift)) / unit if shift else None,
         },
         template=correlation(forms),
-        preferences=accuracies(judged) if judged else {},
+        preferences=accuracies(results) if results else {},
         hacked=estimate(best),
         discordant=estimate(_discordant(graded)),
     )
 
 
-def _prefixes(scored: Sequence[PromptScores], rule: str) -> dict[str, dict[str, Estimate | None]]:
-    """Correlation of the rewards of prefixes with those of the answers they belong to."""
-    found = {}
+def _prefixes(scores: Sequence[PromptScores], rule: str) -> dict[str, dict[str, Estimate | None]]:
+    """Return the correlations of the rewards of prefixes with those of the complete responses, by position."""
+    correlations = {}
     for position, (low, high) in {"all": (0.0, 1.0), **POSITIONS}.items():
         items: list[Item] = [
             (n, reward, final)
-            for n, one in enumerate(scored)
-            for final, prefixes in zip(one.rewards, one.prefixes, strict=True)
+            for n, item in enumerate(scores)
+            for final, prefixes in zip(item.rewards, item.prefixes, strict=True)
             for part, reward in prefixes.get(rule, ())
             if low < part <= high
         ]
-        found[position] = {"pearson": correlation(items), "spearman": correlation(items, ranks=True)}
-    return found
+        correlations[position] = {"pearson": correlation(items), "spearman": correlation(items, ranks=True)}
+    return correlations
 
 
 def _discordant(graded: Sequence[tuple[int, PromptScores]]) -> list[tuple[str, float]]:
-    """For each pair of answers that the reward tells apart: whether the gold reward goes the other way."""
+    """Return, for each pair of responses with different rewards, whether the gold reward orders them differently."""
     return [
-        (str(n), float((one.rewards[i] - one.rewards[j]) * (one.gold[i] - one.gold[j]) < 0))
-        for n, one in graded
-        for i, j in combinations(range(len(one.rewards)), 2)
-        if one.rewards[i] != one.rewards[j]
+        (str(n), float((item.rewards[i] - item.rewards[j]) * (item.gold[i] - item.gold[j]) < 0))
+        for n, item in graded
+        for i, j in combinations(range(len(item.rewards)), 2)
+        if item.rewards[i] != item.rewards[j]
     ]

@@ -1,4 +1,4 @@
-"""Does a score depend on what it should not: on other texts in the batch, on the form of the prompt, on repetition?"""
+"""Stability of scores: changes caused by the batch, by padding and by repetition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cards.rewards.base import Reward
 
 
 async def batch_drift(reward: Reward, prompt: Prompt, texts: Sequence[Response], scores: Sequence[float]) -> float:
-    """The largest change of a score when each text is read alone, with nothing remembered."""
+    """Return the largest change of a score if each text is scored alone, with empty caches."""
     alone = []
     for text in texts:
         reward.forget()
@@ -19,21 +19,23 @@ async def batch_drift(reward: Reward, prompt: Prompt, texts: Sequence[Response],
 
 
 async def padding_drift(engine: Engine, reward: Reward, prompt: Prompt, texts: Sequence[Response]) -> float:
-    """The largest change of a score when the batch holds a text several times as long, which makes padding necessary."""
+    """Return the largest change of a score if the batch contains a much longer text, which requires padding."""
     longest = max(texts, key=lambda text: len(text.token_ids))
     long = repeated(engine, prompt, longest, 3)
     reward.forget()
-    beside = await reward.score(prompt, [*texts, long])
+    padded = await reward.score(prompt, [*texts, long])
     drift = 0.0
-    for text, score in zip(texts, beside, strict=False):
+    for text, score in zip(texts, padded, strict=False):
         reward.forget()
         drift = max(drift, abs(score - (await reward.score(prompt, [text]))[0]))
     return drift
 
 
-def repeated(engine: Engine, prompt: Prompt, answer: Response, times: int) -> Response:
-    """The answer, said several times, and finished as it was."""
-    ids = answer.token_ids[:-1] if answer.token_ids[-1:] and answer.token_ids[-1] in engine.end_ids else answer.token_ids
-    end = answer.token_ids[len(ids) :]
+def repeated(engine: Engine, prompt: Prompt, response: Response, times: int) -> Response:
+    """Return the response with its text repeated and its original ending."""
+    ids = (
+        response.token_ids[:-1] if response.token_ids[-1:] and response.token_ids[-1] in engine.end_ids else response.token_ids
+    )
+    end = response.token_ids[len(ids) :]
     text = engine.extended(prompt, Response(), ids * times)
-    return Response(text.text, (*text.token_ids, *end), answer.finish_reason)
+    return Response(text.text, (*text.token_ids, *end), response.finish_reason)

@@ -1,4 +1,4 @@
-"""The texts of a diagnosis: answers of the LM, and where each boundary rule cuts them."""
+"""The texts of a diagnosis: plain responses, and their segment ends by boundary rule."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from cards.boundaries import Entropy, Punctuation
 from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response
 from cards.sampling import Sampling
-from cards.study.calibrate.lengths import cut
+from cards.study.calibrate.lengths import segment_lengths
 
 RULES = ("entropy", "punctuation", "fixed")
 
 
 @dataclass(frozen=True, slots=True)
-class CutResponse:
-    """A whole answer of the LM and the lengths (tokens) of its prefixes at the boundaries of each rule."""
+class SegmentedResponse:
+    """A complete response, and the lengths (tokens) of its prefixes at the segment ends, by boundary rule."""
 
     response: Response
-    cuts: dict[str, list[int]]
+    ends: dict[str, list[int]]
 
 
-async def answers_to(
+async def plain_responses(
     engine: Engine,
     prompt: Prompt,
     number: int,
@@ -33,39 +33,43 @@ async def answers_to(
     sampling: Sampling,
     threshold: float,
     fixed: int,
-) -> list[CutResponse]:
-    """Plain answers; `threshold` is tau_u and `fixed` the tokens of a segment of the rule of that name."""
+) -> list[SegmentedResponse]:
+    """Draw plain responses. `threshold` is tau_u, and `fixed` is the number of tokens per segment of the rule fixed."""
     ask = Ask(prompt, Response(), max_tokens, sampling=sampling, seed=number, n=count)
     async with aclosing(engine.propose(ask)) as batches:
         responses = [Response() + segment async for batch in batches for segment in batch]
-    return [CutResponse(response, await _cuts(engine, prompt, response, threshold, fixed)) for response in responses]
+    return [
+        SegmentedResponse(response, await _segment_ends(engine, prompt, response, threshold, fixed)) for response in responses
+    ]
 
 
-async def _cuts(engine: Engine, prompt: Prompt, response: Response, threshold: float, fixed: int) -> dict[str, list[int]]:
-    """By rule; the entropy rule only where the engine gives logits."""
+async def _segment_ends(
+    engine: Engine, prompt: Prompt, response: Response, threshold: float, fixed: int
+) -> dict[str, list[int]]:
+    """Return the segment ends by rule. The entropy rule needs an engine with logits and is omitted without."""
     tokens = len(response.token_ids)
-    found = {"fixed": list(range(fixed, tokens, fixed)), "punctuation": []}
-    rule, begun = Punctuation(), 0
+    ends = {"fixed": list(range(fixed, tokens, fixed)), "punctuation": []}
+    rule, start = Punctuation(), 0
     for length in range(1, tokens):
         text = prefix(engine, prompt, response, length).text
-        if rule.ends_after(text[begun:]):
-            found["punctuation"].append(length)
-            begun = len(text)
+        if rule.ends_after(text[start:]):
+            ends["punctuation"].append(length)
+            start = len(text)
     if "logits" in engine.has:
         boundary = Entropy(threshold=threshold)
         entropies: list[float] = []
         if tokens > 1:
             before = Response(token_ids=response.token_ids[:-1])  # the logits after each token but the last
             entropies = [boundary.uncertainty(line) for line in await engine.logits(prompt, before, tokens - 1)]
-        lengths = cut(tokens, entropies, threshold, boundary.minimum, boundary.maximum or tokens)
-        found["entropy"] = _ends(lengths)[:-1]
-    return found
+        lengths = segment_lengths(tokens, entropies, threshold, boundary.minimum, boundary.maximum or tokens)
+        ends["entropy"] = _cumulative(lengths)[:-1]
+    return ends
 
 
 def prefix(engine: Engine, prompt: Prompt, response: Response, length: int) -> Response:
-    """The first tokens of an answer."""
+    """Return the first `length` tokens of a response."""
     return engine.extended(prompt, Response(), response.token_ids[:length])
 
 
-def _ends(lengths: Sequence[int]) -> list[int]:
-    return [sum(lengths[: place + 1]) for place in range(len(lengths))]
+def _cumulative(lengths: Sequence[int]) -> list[int]:
+    return [sum(lengths[: index + 1]) for index in range(len(lengths))]

@@ -1,4 +1,4 @@
-"""What the figures say, in words, and the limits that lead to it."""
+"""The verdict of a diagnosis: findings in words, graded by fixed limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cards.study.diagnose.run import Measurements
 
 Grade = Literal["good", "fair", "poor"]
 GRADES: tuple[Grade, ...] = ("good", "fair", "poor")
-LIMITS = {  # of good and of fair; where they fall, higher is better
+LIMITS = {  # for good and for fair; if the first is larger, higher values are better
     "prefixes": (0.6, 0.3),
     "length": (0.3, 0.6),
     "repetition": (0.1, 0.5),
@@ -22,13 +22,13 @@ LIMITS = {  # of good and of fair; where they fall, higher is better
 SUMMARY = {
     "good": "Fit for segments.",
     "fair": "Usable for segments, with care.",
-    "poor": "Not fit for segments: choose whole answers (best-of-n), or another reward.",
+    "poor": "Not fit for segments: use complete responses (best-of-n) or another reward.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One question of LIMITS and its answer; a value of None is poor."""
+    """A finding on one of LIMITS. The grade is poor if the value is None."""
 
     name: str
     value: float | None
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisVerdict:
-    """As good as the worst finding."""
+    """The findings. The overall grade is that of the worst finding."""
 
     findings: list[Finding]
 
@@ -59,32 +59,36 @@ class DiagnosisVerdict:
         return " ".join([SUMMARY[self.grade], *causes]) if self.grade != "good" else SUMMARY["good"]
 
 
-def verdict(found: Measurements) -> DiagnosisVerdict:
-    """One finding for each figure that was measured."""
+def verdict(measurements: Measurements) -> DiagnosisVerdict:
+    """Return one finding for each measured quantity."""
     findings: list[Finding] = []
 
-    def judge(name: str, value: float | None, words: str) -> None:
+    def add(name: str, value: float | None, words: str) -> None:
         findings.append(Finding(name, value, words))
 
-    if found.answers:
-        rule = "entropy" if found.prefixes["entropy"]["all"]["spearman"] else "fixed"
-        if at := found.prefixes[rule]["all"]["spearman"]:
-            told = f"Rewards of incomplete answers (cut by {rule}) correlate with those of whole ones at {at.mean:.2f} (ranks)."
+    if measurements.answers:
+        rule = "entropy" if measurements.prefixes["entropy"]["all"]["spearman"] else "fixed"
+        if estimate := measurements.prefixes[rule]["all"]["spearman"]:
+            words = (
+                f"Rewards of incomplete responses (cut by {rule}) correlate with those of complete ones at "
+                f"{estimate.mean:.2f} (ranks)."
+            )
         else:
-            told = "Rewards of incomplete answers say nothing about those of whole ones: one of the two does not vary."
-        judge("prefixes", at.mean if at else None, told)
-        length = found.length.mean if found.length else 0.0
-        judge("length", abs(length), f"The correlation of reward and length within prompts is {length:+.2f}.")
-        if at := found.repetition:
-            judge("repetition", at.mean, f"To say an answer twice changes its reward by {at.mean:+.2f} deviations.")
+            words = "Rewards of incomplete responses do not predict those of complete ones: one of the two does not vary."
+        add("prefixes", estimate.mean if estimate else None, words)
+        length = measurements.length.mean if measurements.length else 0.0
+        add("length", abs(length), f"The correlation of reward and length within prompts is {length:+.2f}.")
+        if estimate := measurements.repetition:
+            add("repetition", estimate.mean, f"Repeating a response changes its reward by {estimate.mean:+.2f} deviations.")
         for name in ("batch", "padding"):
-            drift = found.drift[name]
-            judge(name, drift, f"The same text differs by up to {drift:.2g} deviations with the {name}.")
-        if at := found.template:
-            judge("template", at.mean, f"Rewards with and without the chat template correlate at {at.mean:.2f}.")
-    if found.preferences:
-        half = found.preferences["50%"].mean
-        judge("preferences", half, f"Half of both answers is enough to tell the better one in {half:.0%} of the pairs.")
-    if at := found.hacked:
-        judge("hacking", at.mean, f"In {at.mean:.0%} of the prompts the answer of highest reward is below their gold average.")
+            drift = measurements.drift[name]
+            add(name, drift, f"The reward of the same text changes by up to {drift:.2g} deviations with the {name}.")
+        if estimate := measurements.template:
+            add("template", estimate.mean, f"Rewards with and without the chat template correlate at {estimate.mean:.2f}.")
+    if measurements.preferences:
+        half = measurements.preferences["50%"].mean
+        add("preferences", half, f"The first half of both responses identifies the better one in {half:.0%} of the pairs.")
+    if estimate := measurements.hacked:
+        words = f"In {estimate.mean:.0%} of the prompts the gold reward of the highest-reward response is below average."
+        add("hacking", estimate.mean, words)
     return DiagnosisVerdict(findings)

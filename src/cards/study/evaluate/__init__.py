@@ -1,1 +1,1 @@
-"""What answers are worth: judged in pairs, scored, and looked at for refusals and harm."""
+"""Evaluations: responses compared by judges and reward models, and checked for refusals and harm."""

@@ -1,4 +1,4 @@
-"""Figures with their intervals, and what a comparison of two systems consists of."""
+"""Figures of an evaluation: values with confidence intervals, grouped into rows of tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Values = Iterable[tuple[str, float]]  # (prompt, value)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number in a table; `prompts` is of how many it is the figure, `low` and `high` bound its 95% interval."""
+    """A value in a table. `prompts` is the number of prompts it covers; `low` and `high` bound its 95% interval."""
 
     table: str
     row: str
@@ -27,41 +27,41 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A row of a table, which makes its figures; where there is nothing to make one of, it makes none."""
+class TableRow:
+    """A row of a table. Its methods yield figures, or nothing without data."""
 
     table: str
     row: str
 
     def mean(self, name: str, values: Values) -> Iterator[Figure]:
-        """With a bootstrap interval over prompts."""
-        found = list(values)
-        yield from self._of(name, "mean", found, estimate(found))
+        """Yield a mean with a bootstrap interval over prompts."""
+        pairs = list(values)
+        yield from self._figure(name, "mean", pairs, estimate(pairs))
 
     def share(self, name: str, values: Values) -> Iterator[Figure]:
-        """With a Wilson interval over prompts."""
-        found = list(values)
-        yield from self._of(name, "share", found, share(found))
+        """Yield a share with a Wilson interval over prompts."""
+        pairs = list(values)
+        yield from self._figure(name, "share", pairs, share(pairs))
 
     def count(self, name: str, number: int) -> Iterator[Figure]:
         yield Figure(self.table, self.row, name, "count", number, None, None, 0)
 
     def contrast(self, differences: Sequence[tuple[str, float]]) -> Iterator[Figure]:
-        """How often a difference is positive, zero, negative, and the p of the sign test over prompts."""
-        for name, wanted in (("wins", 1), ("ties", 0), ("losses", -1)):
-            yield from self.share(name, [(prompt, float(_sign(value) == wanted)) for prompt, value in differences])
+        """Yield the shares of positive, zero and negative differences, and the p-value of the sign test over prompts."""
+        for name, sign in (("wins", 1), ("ties", 0), ("losses", -1)):
+            yield from self.share(name, [(prompt, float(_sign(value) == sign)) for prompt, value in differences])
         p = sign_test((prompt, _sign(value)) for prompt, value in differences)
         if p is not None:
             yield Figure(self.table, self.row, "p", "p", p, None, None, len({prompt for prompt, _ in differences}))
 
-    def agreement(self, found: Agreement | None) -> Iterator[Figure]:
-        if found is None:
+    def agreement(self, value: Agreement | None) -> Iterator[Figure]:
+        if value is None:
             return
-        for name, unit, value in (("agree", "share", found.share), ("kappa", "mean", found.kappa)):
-            if value is not None:
-                yield Figure(self.table, self.row, name, unit, value.mean, value.low, value.high, found.prompts)  # type: ignore[arg-type]
+        for name, unit, part in (("agree", "share", value.share), ("kappa", "mean", value.kappa)):
+            if part is not None:
+                yield Figure(self.table, self.row, name, unit, part.mean, part.low, part.high, value.prompts)  # type: ignore[arg-type]
 
-    def _of(self, name: str, unit: Unit, values: list[tuple[str, float]], value: Estimate | None) -> Iterator[Figure]:
+    def _figure(self, name: str, unit: Unit, values: list[tuple[str, float]], value: Estimate | None) -> Iterator[Figure]:
         if value is not None:
             prompts = len({prompt for prompt, _ in values})
             yield Figure(self.table, self.row, name, unit, value.mean, value.low, value.high, prompts)

@@ -1,4 +1,4 @@
-"""Ask judges and reward models for the judgements that the journal lacks."""
+"""The run of an evaluation: request the judgements and grades that the journal does not have yet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from cards.errors import CardsError
 from cards.events import Prompt, Response
-from cards.prompts import shaped
+from cards.prompts import format_prompt
 from cards.rewards.base import Reward
-from cards.study.evaluate.answers import SystemResponse, SystemResponses, pairs
 from cards.study.evaluate.judge import Judge
 from cards.study.evaluate.questions import QUESTIONS, JudgePrompt
+from cards.study.evaluate.responses import SystemResponse, SystemResponses, pairs
 from cards.study.journal import Row
 from cards.study.session import Session
 
@@ -23,76 +23,76 @@ REWARD_CONCURRENCY = 32
 
 @dataclass(frozen=True, slots=True)
 class JudgementRequest:
-    """One judgement: of which question about which texts. Systems are no part of it, nor of what a judge is given."""
+    """A question to a judge about one or two texts. The key and the prompt of the judge do not contain the systems' names."""
 
     judge: str
     question: JudgePrompt
-    answer: SystemResponse
+    response: SystemResponse
     texts: tuple[str, ...]
 
     @property
     def key(self) -> str:
-        return key(self.judge, self.question.version, self.answer.prompt, *self.texts)
+        return key(self.judge, self.question.version, self.response.prompt, *self.texts)
 
 
 def key(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def orders(judge: str, a: SystemResponse, b: SystemResponse) -> tuple[JudgementRequest, JudgementRequest]:
-    """The pair in both orders."""
+def in_both_orders(judge: str, a: SystemResponse, b: SystemResponse) -> tuple[JudgementRequest, JudgementRequest]:
+    """Return the requests for a pair in both orders."""
     pair = QUESTIONS["pair"]
     return JudgementRequest(judge, pair, a, (a.text, b.text)), JudgementRequest(judge, pair, a, (b.text, a.text))
 
 
-def wanted(judge: str, asked: Iterable[str], answers: SystemResponses, baseline: str) -> list[JudgementRequest]:
-    """What a judge has to say: of each question in `asked`, once for equal texts; equal texts are no pair."""
-    found = []
-    for name in asked:
+def requests_to(judge: str, questions: Iterable[str], responses: SystemResponses, baseline: str) -> list[JudgementRequest]:
+    """Return the requests to a judge, without duplicates. Pairs with equal texts are omitted."""
+    requests = []
+    for name in questions:
         if name == "pair":
-            base = answers.systems[baseline]
-            both = (pair for system, own in answers.systems.items() if system != baseline for pair in pairs(own, base))
-            found += [one for a, b in both if a.text != b.text for one in orders(judge, a, b)]
+            base = responses.systems[baseline]
+            both = (pair for system, own in responses.systems.items() if system != baseline for pair in pairs(own, base))
+            requests += [request for a, b in both if a.text != b.text for request in in_both_orders(judge, a, b)]
         else:
-            found += [JudgementRequest(judge, QUESTIONS[name], answer, (answer.text,)) for answer in answers.all]
-    return list({one.key: one for one in found}.values())
+            requests += [JudgementRequest(judge, QUESTIONS[name], response, (response.text,)) for response in responses.all]
+    return list({request.key: request for request in requests}.values())
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Adds to the session's journal the judgements that it lacks, each as soon as it is there."""
+    """A run that adds missing judgements and grades to the session's journal, each as soon as it is available."""
 
     session: Session
     concurrency: int = 8
 
     async def judge(self, judge: Judge, requests: Sequence[JudgementRequest]) -> None:
-        """Ask the judge."""
+        """Send requests to a judge, then close its connection."""
 
-        async def ask(one: JudgementRequest) -> Row:
-            reply = await judge.reply(one.question.text(one.answer.asked, one.texts))
-            about = {"judge": one.judge, "question": one.question.version, "id": one.answer.id}
-            return {"key": one.key, **about, "verdict": one.question.read(reply), "reply": reply}
+        async def ask(request: JudgementRequest) -> Row:
+            reply = await judge.reply(request.question.text(request.response.messages, request.texts))
+            about = {"judge": request.judge, "question": request.question.version, "id": request.response.id}
+            return {"key": request.key, **about, "verdict": request.question.read(reply), "reply": reply}
 
-        def note(one: JudgementRequest, error: CardsError) -> str:
-            return f"{judge.name}, {one.question.name}, prompt {one.answer.id}: {error}"
+        def note(request: JudgementRequest, error: CardsError) -> str:
+            return f"{judge.name}, {request.question.name}, prompt {request.response.id}: {error}"
 
         try:
-            todo = {one.key: one for one in requests}
+            todo = {request.key: request for request in requests}
             await self.session.complete(todo, ask, _key_of, self.concurrency, judge.name, note)
         finally:
             await judge.client.aclose()
 
-    async def grade(self, reward: Reward, answers: Sequence[SystemResponse]) -> None:
-        """Score the responses with the reward."""
+    async def grade(self, reward: Reward, responses: Sequence[SystemResponse]) -> None:
+        """Score responses with a reward."""
 
-        async def grade(answer: SystemResponse) -> Row:
-            value = (await reward.score(prompt_of(answer), [response_of(answer)]))[0]
-            return {"key": graded(reward.name, answer), "reward": reward.name, "id": answer.id, "value": value}
+        async def grade(response: SystemResponse) -> Row:
+            value = (await reward.score(prompt_of(response), [response_of(response)]))[0]
+            return {"key": grade_key(reward.name, response), "reward": reward.name, "id": response.id, "value": value}
 
-        def note(answer: SystemResponse, error: CardsError) -> str:
-            return f"{reward.name}, prompt {answer.id}: {error}"
+        def note(response: SystemResponse, error: CardsError) -> str:
+            return f"{reward.name}, prompt {response.id}: {error}"
 
-        todo = {graded(reward.name, answer): answer for answer in answers}
+        todo = {grade_key(reward.name, response): response for response in responses}
         await self.session.complete(todo, grade, _key_of, REWARD_CONCURRENCY, reward.name, note)
 
 
@@ -100,17 +100,17 @@ def _key_of(row: Row) -> str:
     return str(row["key"])
 
 
-def graded(reward: str, answer: SystemResponse) -> str:
-    return key("reward", reward, answer.prompt, answer.text)
+def grade_key(reward: str, response: SystemResponse) -> str:
+    return key("reward", reward, response.prompt, response.text)
 
 
-def prompt_of(answer: SystemResponse) -> Prompt:
-    """What was asked, without any model's tokens: as messages, and as text for rewards without a chat template."""
-    text = shaped(answer.asked, "dialogue", chats=False)
+def prompt_of(response: SystemResponse) -> Prompt:
+    """Return the prompt without tokens: as messages, and as text for rewards without a chat template."""
+    text = format_prompt(response.messages, "dialogue", chats=False)
     assert isinstance(text, str)
-    return Prompt(text, messages=answer.asked)
+    return Prompt(text, messages=response.messages)
 
 
-def response_of(answer: SystemResponse) -> Response:
-    """The whole answer. Its tokens are not known, and rewards that do not know the LM's read the text; but it has some."""
-    return Response(f" {answer.text}", (0,) if answer.text else (), "stop")
+def response_of(response: SystemResponse) -> Response:
+    """Return the complete response. Its tokens are unknown, so one placeholder token marks that it is not empty."""
+    return Response(f" {response.text}", (0,) if response.text else (), "stop")

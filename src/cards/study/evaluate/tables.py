@@ -1,4 +1,4 @@
-"""Figures as tables, for the terminal and as Markdown in few digits, as CSV and JSON in full."""
+"""An evaluation report as tables, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from cards.study import tables as study_tables
 from cards.study.evaluate.figures import Figure
 from cards.study.tables import NONE, Table
 
-SCREEN, WHOLE = 80, 10**6  # characters of a line
+SCREEN_WIDTH, UNLIMITED_WIDTH = 80, 10**6  # characters
 
 
-def tables(figures: Sequence[Figure], width: int = SCREEN) -> list[Table]:
-    """One for each name of a table, in pieces where it is wider than that many characters."""
-    found = []
+def tables(figures: Sequence[Figure], width: int = SCREEN_WIDTH) -> list[Table]:
+    """Return one table per title. A table wider than `width` characters is split into several."""
+    result = []
     for title in dict.fromkeys(figure.table for figure in figures):
-        own = [figure for figure in figures if figure.table == title]
-        cells = {(figure.row, figure.name): written(figure) for figure in own}
-        rows, names = (list(dict.fromkeys(getattr(figure, kind) for figure in own)) for kind in ("row", "name"))
+        of_title = [figure for figure in figures if figure.table == title]
+        cells = {(figure.row, figure.name): formatted(figure) for figure in of_title}
+        rows, names = (list(dict.fromkeys(getattr(figure, kind) for figure in of_title)) for kind in ("row", "name"))
         columns = {name: [name, *(cells.get((row, name), NONE) for row in rows)] for name in names}
-        for number, piece in enumerate(_pieces(columns, width - max(16, *map(len, rows)))):
-            lines = [list(line) for line in zip(["", *rows], *piece, strict=True)]
-            found.append(Table(f"{title} (more)" if number else title, lines[0], lines[1:]))
-    return found
+        for number, chunk in enumerate(_chunks(columns, width - max(16, *map(len, rows)))):
+            lines = [list(line) for line in zip(["", *rows], *chunk, strict=True)]
+            result.append(Table(f"{title} (more)" if number else title, lines[0], lines[1:]))
+    return result
 
 
-def _pieces(columns: dict[str, list[str]], width: int) -> list[list[list[str]]]:
-    """Columns, as many together as fit."""
-    pieces: list[list[list[str]]] = []
+def _chunks(columns: dict[str, list[str]], width: int) -> list[list[list[str]]]:
+    """Group columns into chunks that fit `width` characters."""
+    chunks: list[list[list[str]]] = []
     left = 0
     for column in columns.values():
-        wide = max(map(len, column)) + 2
-        if not pieces or wide > left:
-            pieces.append([])
+        needed = max(map(len, column)) + 2
+        if not chunks or needed > left:
+            chunks.append([])
             left = width
-        pieces[-1].append(column)
-        left -= wide
-    return pieces
+        chunks[-1].append(column)
+        left -= needed
+    return chunks
 
 
-def written(figure: Figure) -> str:
+def formatted(figure: Figure) -> str:
+    """Return a value with its interval, as the text of a cell."""
     scale, digits = (100, 0) if figure.unit == "share" else (1, 2)
     value = f"{scale * figure.value:.{digits}f}{'%' if figure.unit == 'share' else ''}"
     if figure.unit == "count":
@@ -53,7 +54,7 @@ def written(figure: Figure) -> str:
 
 def to_markdown(about: dict[str, Any], figures: Sequence[Figure]) -> str:
     named = {name: value for name, value in about.items() if isinstance(value, str)}
-    return study_tables.to_markdown(named, tables(figures, WHOLE))
+    return study_tables.to_markdown(named, tables(figures, UNLIMITED_WIDTH))
 
 
 def to_csv(figures: Sequence[Figure]) -> str:

@@ -1,4 +1,4 @@
-"""What judges have said, as the journal has it: verdicts, replies that cannot be read, and what was never answered."""
+"""Verdicts of judges, looked up in the journal: those given, unreadable replies and missing replies."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cards.study.evaluate.answers import SystemResponse
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.run import JudgementRequest, graded, orders
+from cards.study.evaluate.responses import SystemResponse
+from cards.study.evaluate.run import JudgementRequest, grade_key, in_both_orders
 from cards.study.journal import Row
 
-Missing = Literal["unparsed", "failed"]  # a reply that is no verdict; no reply
+Missing = Literal["unparsed", "failed"]  # the reply has no verdict; there is no reply
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """An answer and the baseline's, judged in both orders: 1 the answer is better, -1 the baseline's, 0 neither.
+    """A response and the baseline's, judged in both orders.
 
-    `said` is empty where the texts are the same, which nobody is asked about.
+    A verdict is 1 if the response is better, -1 if the baseline's is better, and 0 if they are equal. Pairs with equal texts
+    are not judged and have no verdicts.
     """
 
-    answer: SystemResponse
+    response: SystemResponse
     baseline: SystemResponse
-    said: tuple[int | Missing, ...]
+    verdicts: tuple[int | Missing, ...]
 
     @property
     def missing(self) -> Missing | None:
-        """Why there is no outcome, if so."""
-        return next((why for why in ("failed", "unparsed") if why in self.said), None)
+        """The reason for a missing outcome; None if there is an outcome."""
+        return next((reason for reason in ("failed", "unparsed") if reason in self.verdicts), None)
 
     @property
     def outcome(self) -> int | None:
-        """Better or worse only by both orders; else a tie. None where an order is missing: that is no tie, and no loss."""
+        """1 or -1 if both orders agree, else 0 (a tie). None if a verdict is missing, which counts neither as tie nor loss."""
         if self.missing:
             return None
-        return int(self.said[0]) if len(set(self.said)) == 1 else 0
+        return int(self.verdicts[0]) if len(set(self.verdicts)) == 1 else 0
 
     @property
     def orders(self) -> Iterator[tuple[str, Hashable, Hashable]]:
-        """Prompt and verdicts, where there are two."""
-        if self.said and not self.missing:
-            yield self.answer.prompt, *self.said  # type: ignore[misc]
+        """The prompt and both verdicts, if there are two."""
+        if self.verdicts and not self.missing:
+            yield self.response.prompt, *self.verdicts  # type: ignore[misc]
 
     @property
     def firsts(self) -> Iterator[float]:
-        """Of each verdict for one of the two: whether it was for the one shown first."""
-        return (float(said == sign) for said, sign in zip(self.said, (1, -1), strict=False) if said in (1, -1))
+        """For each verdict that is not a tie: whether the response shown first won."""
+        return (float(verdict == sign) for verdict, sign in zip(self.verdicts, (1, -1), strict=False) if verdict in (1, -1))
 
 
 @dataclass(frozen=True, slots=True)
 class Judgements:
-    """Looks judgements up by what was judged."""
+    """The rows of a journal by key, with look-up by judge and response."""
 
     rows: dict[str, Row]
 
@@ -59,22 +60,22 @@ class Judgements:
     def of(cls, rows: Iterable[Row]) -> Judgements:
         return cls({row["key"]: row for row in rows})
 
-    def verdict(self, wanted: JudgementRequest) -> Any:
-        """The verdict, or why there is none."""
-        row = self.rows.get(wanted.key)
+    def verdict(self, request: JudgementRequest) -> Any:
+        """Return the verdict of a request, or the reason why it is missing."""
+        row = self.rows.get(request.key)
         return "failed" if row is None else "unparsed" if row["verdict"] is None else row["verdict"]
 
-    def answer(self, judge: str, question: str, answer: SystemResponse) -> Any:
-        """The verdict about one answer, or why there is none."""
-        return self.verdict(JudgementRequest(judge, QUESTIONS[question], answer, (answer.text,)))
+    def verdict_on(self, judge: str, question: str, response: SystemResponse) -> Any:
+        """Return the verdict on a single response, or the reason why it is missing."""
+        return self.verdict(JudgementRequest(judge, QUESTIONS[question], response, (response.text,)))
 
     def pair(self, judge: str, a: SystemResponse, b: SystemResponse) -> JudgedPair:
         if a.text == b.text:
             return JudgedPair(a, b, ())
-        better = ({0: 0, 1: 1, 2: -1}, {0: 0, 1: -1, 2: 1})  # what 1 and 2 mean in each order
-        said = [self.verdict(wanted) for wanted in orders(judge, a, b)]
-        return JudgedPair(a, b, tuple(meaning.get(verdict, verdict) for meaning, verdict in zip(better, said, strict=True)))
+        signs = ({0: 0, 1: 1, 2: -1}, {0: 0, 1: -1, 2: 1})  # the meaning of 1 and 2 in each order
+        replies = [self.verdict(request) for request in in_both_orders(judge, a, b)]
+        return JudgedPair(a, b, tuple(sign.get(reply, reply) for sign, reply in zip(signs, replies, strict=True)))
 
-    def grade(self, reward: str, answer: SystemResponse) -> float | None:
-        row = self.rows.get(graded(reward, answer))
+    def grade(self, reward: str, response: SystemResponse) -> float | None:
+        row = self.rows.get(grade_key(reward, response))
         return None if row is None else float(row["value"])

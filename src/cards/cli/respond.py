@@ -1,4 +1,4 @@
-"""One answer from a decoder, which Ctrl-C cuts short without losing what was accepted."""
+"""Decode one response under a view. Ctrl-C keeps the segments accepted so far."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cards.errors import CardsError
 from cards.events import Event, Result
 
 
-class Options(TypedDict):
-    """What `Decoder.stream` takes."""
+class GenerateOptions(TypedDict):
+    """Keyword arguments of `Decoder.stream`."""
 
     max_tokens: int
     seed: int
@@ -21,16 +21,16 @@ class Options(TypedDict):
     trace: bool
 
 
-class Watcher(AbstractContextManager[Any], Protocol):
-    """Who shows the events of an answer, and at the end its result; `ending` says how it ended where the result does not."""
+class ResponseView(AbstractContextManager[Any], Protocol):
+    """A display of the events of a response and of its result. `ending` overrides the finish reason of the result."""
 
     def show(self, event: Event) -> None: ...
 
     def close(self, result: Result, ending: str | None = None) -> None: ...
 
 
-def answer(decoder: Decoder, prompt: PromptLike, view: Watcher, options: Options) -> Result:
-    """Decode under a view; Ctrl-C interrupts it, and the result is what was accepted by then and what it cost."""
+def respond(decoder: Decoder, prompt: PromptLike, view: ResponseView, options: GenerateOptions) -> Result:
+    """Decode a response, show it, and return its result. After Ctrl-C the result is partial."""
     events = decoder.stream(prompt, **options)
     try:
         with view, closing(events):

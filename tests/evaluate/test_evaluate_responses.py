@@ -11,7 +11,7 @@ import pytest
 from helpers.judge_server import benched
 
 from cards.errors import CardsError, SettingError
-from cards.study.evaluate.answers import fingerprint, messages_of, pairs, read, unpaired
+from cards.study.evaluate.responses import fingerprint, messages_of, pairs, read, unpaired
 
 
 def lines(path: Path, *rows: Any) -> str:
@@ -22,9 +22,9 @@ def lines(path: Path, *rows: Any) -> str:
 def test_results_of_a_bench_keep_what_they_know(tmp_path: Path) -> None:
     answers = read([benched(tmp_path / "b.jsonl", seeds=2)])
     assert {name: len(own) for name, own in answers.systems.items()} == {"vanilla": 6, "best-of-n:n=3": 6}
-    assert (answers.steered, answers.graders("gold"), answers.graders("harm")) == ({"steering"}, {"gold"}, {None})
+    assert (answers.steering, answers.graders("gold"), answers.graders("harm")) == ({"steering"}, {"gold"}, {None})
     one = answers.systems["best-of-n:n=3"][1]
-    assert (one.id, one.group, one.seed, one.asked) == ("q1", "harmful", 8, ({"role": "user", "content": "ba c"},))
+    assert (one.id, one.group, one.seed, one.messages) == ("q1", "harmful", 8, ({"role": "user", "content": "ba c"},))
     assert one.grades == {"reward": ("steering", one.text.count("b")), "gold": ("gold", -one.text.count("c"))}
     assert one.finish_reason == "length"
     assert one.usage is not None
@@ -70,18 +70,18 @@ def test_answers_without_seeds_are_paired_by_prompt(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ('{"prompt": "a", "answer": "x"}\n{"answer": "y"}\n', "Row number 1 of .* has no prompt: .*prompt, instruction"),
-        ('{"prompt": "a"}\n', "Row number 0 of .* has no answer: .*answer, text, response, output"),
-        ('{"prompt": "a", "answer": 3}\n', "has no answer"),
-        ('{"prompt": "a", "answer": "x", "seed": "two"}\n', "seed must be a whole number, not 'two'"),
+        ('{"prompt": "a"}\n', "Row number 0 of .* has no response: .*answer, text, response, output"),
+        ('{"prompt": "a", "answer": 3}\n', "has no response"),
+        ('{"prompt": "a", "answer": "x", "seed": "two"}\n', "seed must be a whole number, got 'two'"),
         (
             '{"prompt": "a", "answer": "x"}\n{"prompt": " a", "answer": "y", "id": 5}\n',
-            "second answer of 'f' to the prompt '5'",
+            "second response of 'f' to the prompt '5'",
         ),
-        ('"a"\n', "must be an object with a prompt and an answer, not str"),
+        ('"a"\n', "must be an object with a prompt and a response, got str"),
         ('{"messages": [{"role": "user"}], "answer": "x"}\n', "Row number 0 of .*'role' and 'content'"),
-        ("\n", "no answers"),
-        ("{prompt", "no JSONL"),
-        ('{"cards-bench": {"made by": "cards evaluate"}}\n', "has no answer"),
+        ("\n", "no responses"),
+        ("{prompt", "not JSONL"),
+        ('{"cards-bench": {"made by": "cards evaluate"}}\n', "has no response"),
     ],
 )
 def test_what_is_wrong_with_answers_is_said(tmp_path: Path, content: str, said: str) -> None:
@@ -94,7 +94,7 @@ def test_several_systems_cannot_have_one_name(tmp_path: Path) -> None:
     path = benched(tmp_path / "b.jsonl")
     with pytest.raises(SettingError, match="several systems, so it cannot be named 'x'"):
         read([f"x={path}"])
-    with pytest.raises(SettingError, match="second answer of 'vanilla'"):
+    with pytest.raises(SettingError, match="second response of 'vanilla'"):
         read([path, path])
     with pytest.raises(CardsError, match=r"none\.jsonl' cannot be read"):
         read([str(tmp_path / "none.jsonl")])

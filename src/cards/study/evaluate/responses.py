@@ -1,0 +1,201 @@
+"""Responses of several systems to the same prompts, read from bench results or other files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cards.errors import CardsError, PromptError, SettingError, check
+from cards.events import Message
+from cards.study.journal import MARK, Journal
+from cards.study.prompts import content, rows
+from cards.usage import Usage
+
+RESPONSE_FIELDS = ("answer", "text", "response", "output")  # the first of them that a row has holds the response
+PROMPT_FIELDS = ("prompt", "instruction", "goal", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class SystemResponse:
+    """The response of a system to a prompt. Unknown values are None or empty.
+
+    prompt: a fingerprint of the prompt; only responses with equal fingerprints are compared.
+    messages: the prompt.
+    grades: grades from a bench, by role (reward or gold): the name of the reward model and the value.
+    """
+
+    system: str
+    prompt: str
+    messages: tuple[Message, ...]
+    id: str
+    text: str
+    seed: int | None = None
+    group: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    grades: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> int:
+        return len(self.text.split())
+
+
+@dataclass(frozen=True, slots=True)
+class SystemResponses:
+    """The responses of each system, and the names of the rewards that steered some of them."""
+
+    systems: dict[str, list[SystemResponse]]
+    steering: frozenset[str]
+
+    @property
+    def all(self) -> list[SystemResponse]:
+        return [response for responses in self.systems.values() for response in responses]
+
+    def graders(self, role: str) -> set[str | None]:
+        """Return the names of the reward models that gave the grades of a role. None is included if some grades are missing."""
+        return {response.grades[role][0] if role in response.grades else None for response in self.all}
+
+
+def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> SystemResponses:
+    """Read responses from files, each given as FILE or NAME=FILE.
+
+    `groups` gives the group of a prompt (by fingerprint) if the file does not. Raises PromptError or SettingError, with the
+    file and the row.
+    """
+    systems: dict[str, list[SystemResponse]] = {}
+    steering = set()
+    for source in sources:
+        name, _, file = source.rpartition("=")
+        path = Path(source if Path(source).exists() else file)
+        journal = _journal(path)
+        responses = _from_bench(journal) if journal else _from_rows(path, groups or {})
+        if journal and journal.header["reward"] != "none":
+            steering.add(journal.header["reward"])
+        if name and str(path) == file:
+            check(
+                len({r.system for r in responses}) == 1,
+                f"{file!r} has responses of several systems, so it cannot be named {name!r}. Give the file without a name.",
+            )
+            responses = [replace(response, system=name) for response in responses]
+        for response in responses:
+            systems.setdefault(response.system, []).append(response)
+        for system in dict.fromkeys(response.system for response in responses):
+            _check_unique(systems[system], source)
+    return SystemResponses(systems, frozenset(steering))
+
+
+def pairs(
+    responses: Sequence[SystemResponse], baseline: Sequence[SystemResponse]
+) -> list[tuple[SystemResponse, SystemResponse]]:
+    """Pair responses to the same prompt: by seed if all have seeds, else in order."""
+    if all(response.seed is not None for response in (*responses, *baseline)):
+        base = {(response.prompt, response.seed): response for response in baseline}
+        return [(a, base[a.prompt, a.seed]) for a in responses if (a.prompt, a.seed) in base]
+    others = _by_prompt(baseline)
+    return [pair for prompt, own in _by_prompt(responses).items() for pair in zip(own, others.get(prompt, ()), strict=False)]
+
+
+def unpaired(responses: Sequence[SystemResponse], baseline: Sequence[SystemResponse]) -> list[str]:
+    """Return the last message of each prompt to which only one of the two systems has a response."""
+    own, other = ({r.prompt: r.messages[-1]["content"] for r in system} for system in (responses, baseline))
+    return [text for prompt, text in (own | other).items() if (prompt in own) != (prompt in other)]
+
+
+def messages_of(row: Any) -> tuple[Message, ...]:
+    """Return the prompt of a row as messages. Raises PromptError if the row has no prompt."""
+    prompt = content(row)
+    return (Message(role="user", content=prompt.strip()),) if isinstance(prompt, str) else prompt
+
+
+def fingerprint(messages: Sequence[Message]) -> str:
+    """Return a hash of the roles and contents of messages."""
+    contents = [[message["role"], message["content"].strip()] for message in messages]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def _journal(path: Path) -> Journal | None:
+    """Return the results of a bench, or None for another file. Raises SettingError if their format is not supported."""
+    try:
+        with path.open("rb") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return None  # `rows` reports the error
+    return Journal.load(path) if isinstance(first, dict) and "reward" in first.get(MARK, ()) else None
+
+
+def _from_bench(journal: Journal) -> list[SystemResponse]:
+    names = {role: journal.header[role] for role in ("reward", "gold")}
+    responses = []
+    for row in journal.rows:
+        messages = messages_of(row["prompt"])
+        responses.append(
+            SystemResponse(
+                row["label"],
+                fingerprint(messages),
+                messages,
+                row["id"],
+                row["text"].strip(),
+                row["seed"],
+                row.get("group", ""),
+                row["finish_reason"],
+                Usage(**row["usage"]),
+                {role: (name, row[role]) for role, name in names.items() if row.get(role) is not None},
+            )
+        )
+    if not responses:
+        raise PromptError(f"There are no responses in {str(journal.path)!r}.")
+    return responses
+
+
+def _from_rows(path: Path, groups: Mapping[str, str]) -> list[SystemResponse]:
+    responses = []
+    for number, row in enumerate(rows(path)):
+        where = f"Row number {number} of {str(path)!r}"
+        if not isinstance(row, Mapping):
+            raise PromptError(f"{where} must be an object with a prompt and a response, got {type(row).__name__}.")
+        text = next((row[name] for name in RESPONSE_FIELDS if row.get(name) is not None), None)
+        if not isinstance(text, str):
+            raise PromptError(f"{where} has no response: it needs text in one of the fields {', '.join(RESPONSE_FIELDS)}.")
+        if not any(row.get(name) for name in PROMPT_FIELDS):
+            raise PromptError(f"{where} has no prompt: pairing needs one of the fields {', '.join(PROMPT_FIELDS)}.")
+        try:
+            messages = messages_of({name: row[name] for name in PROMPT_FIELDS if name in row})
+        except CardsError as error:
+            raise PromptError(f"{where}: {error}") from error
+        prompt, seed = fingerprint(messages), row.get("seed")
+        try:
+            seed = None if seed in (None, "") else int(seed)
+        except (TypeError, ValueError):
+            raise PromptError(f"{where}: seed must be a whole number, got {seed!r}.") from None
+        system = str(row.get("system") or row.get("generator") or path.name.split(".")[0])
+        group = str(row.get("group") or groups.get(prompt, ""))
+        reason = row.get("finish_reason")
+        responses.append(
+            SystemResponse(system, prompt, messages, str(row.get("id", number)), text.strip(), seed, group, reason)
+        )
+    if not responses:
+        raise PromptError(f"There are no responses in {str(path)!r}.")
+    return responses
+
+
+def _check_unique(responses: Sequence[SystemResponse], source: str) -> None:
+    """Raise SettingError if a system has two responses to a prompt with the same seed."""
+    known = set()
+    for response in responses:
+        if (response.prompt, response.seed) in known:
+            raise SettingError(
+                f"{source!r} has a second response of {response.system!r} to the prompt {response.id!r}. Give the responses "
+                "different seeds (field `seed`), or the systems different names (NAME=FILE)."
+            )
+        known.add((response.prompt, response.seed))
+
+
+def _by_prompt(responses: Iterable[SystemResponse]) -> dict[str, list[SystemResponse]]:
+    groups: dict[str, list[SystemResponse]] = {}
+    for response in sorted(responses, key=lambda r: r.seed or 0):
+        groups.setdefault(response.prompt, []).append(response)
+    return groups
