@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 
 import cards
-from cards.backends.configuration import pick_dtype
+from cards.backends.configuration import resolve_dtype
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.loading import pick_device
+from cards.backends.local.loading import resolve_device
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.worker import DeviceWorker
 from cards.events import Result
@@ -63,8 +63,8 @@ class Arms:
     """The contestants; each returns (seconds, kept tokens, results)."""
 
     def __init__(self, name: str, single: int, args: argparse.Namespace) -> None:
-        device = pick_device(args.device)
-        dtype = pick_dtype(args.dtype, device)
+        device = resolve_device(args.device)
+        dtype = resolve_dtype(args.dtype, device)
         options = {"slots": args.slots, "context": args.context}
         if name == "tiny":
             self.engine = TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 import cards
-from cards.backends.configuration import pick_dtype
+from cards.backends.configuration import resolve_dtype
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.loading import pick_device
+from cards.backends.local.loading import resolve_device
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Ask, Engine
 from cards.engines.worker import DeviceWorker
@@ -113,14 +113,14 @@ def at_equal_acceptance(found: dict[str, list[dict[str, float]]]) -> dict[str, d
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    device = pick_device(args.device)
+    device = resolve_device(args.device)
     options = {"slots": 2 * args.requests, "context": args.context}
     if name == "tiny":
         engine = TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
         reward = ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
         tau = engine.entropy_threshold
     else:
-        dtype = pick_dtype(args.dtype, device)
+        dtype = resolve_dtype(args.dtype, device)
         engine, reward = DeviceWorker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
         tau = args.entropy_threshold
     engine.end_ids = frozenset()  # responses of equal length, so that tokens are comparable

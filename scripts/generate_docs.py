@@ -44,6 +44,18 @@ REFERENCE = {
     ),
     "testing": ("Testing", ["testing"]),
 }
+METHOD_BASES = [
+    "settings.setting",
+    "methods.base",
+    "methods.segments.driver.AcceptanceMethod",
+    "methods.segments.driver.SegmentMethod",
+    "methods.search.driver.SearchMethod",
+    "methods.search.driver.Search",
+    "methods.responses.driver.ResponseMethod",
+    "methods.responses.driver.rewards_of",
+    "methods.tokens.driver.LogitsMethod",
+    "methods.tokens.driver.RewardGuidedMethod",
+]
 
 
 def structure() -> str:
@@ -71,8 +83,8 @@ def first_line(path: Path) -> str:
 def reference() -> dict[Path, str]:
     """Return the text of each page of the reference, by path."""
     pages = {name: (title, [f"cards.{part}" for part in parts]) for name, (title, parts) in REFERENCE.items()}
-    bases = ["cards.methods.base.Method", "cards.methods.base.Request", "cards.settings.setting"]
-    pages["methods"] = ("Methods", bases + [_path(cls) for cls in method_classes().values()])
+    bases = [f"cards.{part}" for part in METHOD_BASES]
+    pages["methods"] = ("Methods", [_path(cls) for cls in method_classes().values()] + bases)
     rewards = [cls for name, cls in sorted(vars(cards.rewards).items()) if isinstance(cls, type)]
     bases = ["cards.rewards.base.Reward", "cards.registry.load_reward", "cards.backends.local.rewards.ClassifierReward"]
     pages["rewards"] = ("Rewards", bases + [_path(cls) for cls in rewards])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers.mock_batch import prompts, work, write
 
-from cards.backends.http.client import RefusedError
+from cards.backends.http.client import RejectedRequestError
 from cards.batch.rows import RawRow, RowReader
 from cards.batch.run import WINDOW, run
 from cards.batch.work import Outcome, RowDecoder
@@ -138,11 +138,11 @@ def test_what_is_nobodys_row_ends_the_batch(tmp_path: Path, error: CardsError) -
 def test_what_a_server_refuses_is_the_row_s_own_if_it_is_its_content(tmp_path: Path, status: int, own: bool) -> None:
     reader = RowReader(write(tmp_path / "in.jsonl", prompts(3)))
     made = work()
-    made.decoder.reward = Fails(RefusedError("Refused.", status))
+    made.decoder.reward = Fails(RejectedRequestError("Refused.", status))
     if own:
         assert [outcome.failed for outcome in answered(made, reader, range(3))] == [True] * 3
     else:
-        with pytest.raises(RefusedError):
+        with pytest.raises(RejectedRequestError):
             answered(made, reader, range(3))
 
 

@@ -149,7 +149,7 @@ def test_what_is_wrong_is_one_line(cli: Cards) -> None:
         (("mine.jsonl", "--ask", "pear"), "Unknown question 'pear'. Did you mean 'pair'"),
         (("mine.jsonl", "--ask", "pair"), "--ask needs a judge: add --judge"),
         (("mine.jsonl", "--judge", "gpt"), "A judge is http://host/v1"),
-        (("mine.jsonl", "--judge", "http://#m"), "names no host"),
+        (("mine.jsonl", "--judge", "http://#m"), "must have the form http://host:port/path"),
         (("-m", "crads"), "Unknown method 'crads'"),
         (("-m", "vanilla", "--data", "xstest=mine.jsonl"), "column label must be safe or unsafe"),
         (("mine.jsonl", "--out", "steered.jsonl"), "'steered.jsonl' was made with"),

@@ -168,11 +168,11 @@ def test_a_reward_that_fails_half_way_shows_what_there_was(cli: Cards) -> None:
 
 def test_what_the_library_logs_is_one_line_of_warning(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, **options: object) -> cards.FunctionReward:
-        logging.getLogger("cards").warning("Reward %r is read without reuse of prefixes.", name)
+        logging.getLogger("cards").warning("Reward %r runs without prefix reuse.", name)
         return cli.reward
 
     monkeypatch.setattr("cards.placement.load_reward", load)
-    assert cli("generate", "Well?", *SHORT).stderr.startswith("warning: Reward 'tiny' is read without reuse of prefixes.\n")
+    assert cli("generate", "Well?", *SHORT).stderr.startswith("warning: Reward 'tiny' runs without prefix reuse.\n")
 
 
 def test_other_failures_keep_their_traceback(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

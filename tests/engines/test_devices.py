@@ -12,8 +12,8 @@ from helpers.random_models import Pair, words
 from cards import Decoder
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.loading import pick_device
-from cards.backends.local.readers import Padded
+from cards.backends.local.loading import resolve_device
+from cards.backends.local.readers import PaddedScorer
 from cards.errors import BatchError, ModelError, SettingError
 from cards.methods import Vanilla
 
@@ -25,11 +25,11 @@ def full(*args: Any, **options: Any) -> torch.Tensor:
 
 
 def test_a_device_is_picked_with_its_number_or_refused_in_words() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
     for missing in ("cuda:99", "gpu", "", "hpu"):
         with pytest.raises(SettingError, match=r"cannot be used: .+\. Try 'cpu'\."):
-            pick_device(missing)
+            resolve_device(missing)
 
 
 def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch: Any, llama_float32: Pair) -> None:
@@ -39,7 +39,7 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
             TransformersEngine.load("tiny", device="cpu")
     monkeypatch.setattr(TorchCache, "_layer", full)
     for make in (llama_float32.engine, llama_float32.reward):  # a reward does not go on without slots then
-        with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* lower slots or context"):
+        with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* Lower slots or context"):
             make()
 
 
@@ -63,8 +63,8 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
 async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_float32: Pair) -> None:
     reward = llama_float32.reward(slots=2)
     monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[attr-defined]
-    whole = Padded(llama_float32.rm, reward.combine, None)
+    whole = PaddedScorer(llama_float32.rm, reward.combine, None)
     monkeypatch.setattr(whole, "_forward", full)
     for reader in (reward.reader, whole):
-        with pytest.raises(ModelError, match="cpu was out of memory in a step"):
+        with pytest.raises(ModelError, match="cpu ran out of memory in a step"):
             await asyncio.wait_for(reader.score([[5, 9]]), 30)

@@ -70,7 +70,7 @@ def test_impossible_models_are_refused() -> None:
         MockEngine(lambda ids: [0.5, 0.5], "aa")
     with pytest.raises(SettingError, match="end token"):
         MockEngine(lambda ids: [1.0], "a", end="b")
-    with pytest.raises(SettingError, match="2 numbers for 3 tokens"):
+    with pytest.raises(SettingError, match="must return 3 numbers, got 2"):
         Decoder(MockEngine(lambda ids: [0.5, 0.5], "abc"), None, Vanilla())("a")
     with pytest.raises(PromptError, match="context"):
         MockEngine(lambda ids: [1.0], "a", context=4).encode("aaaa")

@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers as hf
 
-from cards.backends.configuration import context_of
+from cards.backends.configuration import context_length
 from cards.backends.local.cache import SPREAD
-from cards.backends.local.proof import lm_outputs, slotted
+from cards.backends.local.proof import lm_outputs, verified_slots
 from cards.errors import ModelError, SettingError
 
 SMALL = {
@@ -60,10 +60,10 @@ def make(family: str, seed: int = 0) -> hf.PreTrainedModel:
 
 
 def slots_of(model: hf.PreTrainedModel, rows: int, way: str | None = None):
-    context = context_of(model, None)
+    context = context_length(model, None)
     lean, whole = lm_outputs(model, context)
     ways = {None: [lean, whole], "lean": [lean], "model": [whole]}[way]
-    return slotted(model, ways, rows, context, lambda ids: model(ids).logits[:, -1])
+    return verified_slots(model, ways, rows, context, lambda ids: model(ids).logits[:, -1])
 
 
 @pytest.mark.parametrize(("family", "way"), [*((f, "model") for f in FAMILIES), *((f, "lean") for f in LEAN)])
@@ -84,7 +84,9 @@ def test_ragged_reads_forks_and_rollbacks_equal_the_uncached_model(family: str, 
             slot, held = slots.acquire(text, len(text) - 1) or pytest.fail("an idle slot is there")
             rows.append((slot, text, held))
         rows.sort()
-        slots.cache.apart, slots.cache.grain = chance.choice(((SPREAD, 1), (slots.rows, 64)))  # as on a CPU and on a GPU
+        slots.cache.max_distance, slots.cache.key_multiple = chance.choice(
+            ((SPREAD, 1), (slots.rows, 64))
+        )  # as on a CPU and on a GPU
         logits = slots.read([(slot, text[held:]) for slot, text, held in rows])
         for (slot, text, _), got in zip(rows, logits, strict=True):
             expected = plain(torch.tensor([text])).logits[0, -1]
@@ -131,7 +133,7 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
     reference = model(torch.tensor([[5, 6, 7]])).logits
     lean, whole = lm_outputs(model, 96)
     model.model.layers[2].input_layernorm = torch.nn.Identity()
-    slots = slotted(model, [lean, whole], 2, 96, lambda ids: model(ids).logits[:, -1])
+    slots = verified_slots(model, [lean, whole], 2, 96, lambda ids: model(ids).logits[:, -1])
     assert slots.cache.forward is whole
     assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, reference)
 
@@ -169,13 +171,13 @@ def test_models_that_keep_other_state_are_refused(config: type, changes: dict) -
 
 def test_context_is_bounded_by_the_model() -> None:
     model = make("llama")
-    assert context_of(model, None) == 96
-    assert context_of(model, 50) == 50
-    with pytest.raises(SettingError, match="context must lie in"):
-        context_of(model, 97)
+    assert context_length(model, None) == 96
+    assert context_length(model, 50) == 50
+    with pytest.raises(SettingError, match="context must be between"):
+        context_length(model, 97)
 
 
 def test_context_of_length_dependent_rope_stays_where_it_is_constant() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 48}
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, rope_parameters=rope))
-    assert context_of(model, None) == 48
+    assert context_length(model, None) == 48

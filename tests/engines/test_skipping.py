@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from cards import Decoder
 from cards.backends.local.engine import TransformersEngine
-from cards.backends.local.skipping import hierarchy, layers_of, layers_to_skip, without_layers
+from cards.backends.local.skipping import layers_of, layers_to_skip, skipped_layers, without_layers
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine
@@ -120,11 +120,11 @@ def shaped(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
 
 
 def test_few_are_skipped_at_first_and_never_the_ends() -> None:
-    assert hierarchy(6, 0.5) == [1, 3, 4]
-    assert hierarchy(12, 0.5) == [2, 4, 6, 7, 9, 10]
+    assert skipped_layers(6, 0.5) == [1, 3, 4]
+    assert skipped_layers(12, 0.5) == [2, 4, 6, 7, 9, 10]
     for count in (3, 7, 24, 80):
         for share in (0.1, 0.34, 0.5, 0.8, 0.99):
-            skipped = hierarchy(count, share)
+            skipped = skipped_layers(count, share)
             assert len(skipped) == min(round(share * count), count - 2)
             assert not {0, count - 1} & set(skipped)
             assert sum(i < count // 2 for i in skipped) <= sum(i >= count / 2 for i in skipped)
@@ -144,13 +144,13 @@ def test_the_method_makes_it_once_and_its_answers_do_not_depend_on_company_or_ca
 
 
 def test_models_without_such_layers_are_refused() -> None:
-    with pytest.raises(MismatchError, match="no layers that could be skipped"):
+    with pytest.raises(MismatchError, match="cannot skip layers"):
         MockEngine(lambda ids: [0.5, 0.5], "ab").without_layers(0.5)
     with pytest.raises(ModelError, match="too few layers"):
         Pair.make("llama", torch.float64).engine().without_layers(0.5)
     odd = model("llama")
     odd.config.num_hidden_layers = 7
-    with pytest.raises(ModelError, match="0 lists of 7 layers"):
+    with pytest.raises(ModelError, match="one list of 7 layers, got 0"):
         layers_of(odd)
     with pytest.raises(SettingError, match="skip_layers must be above 0 and below 1"):
         layers_to_skip(model("llama"), 1.0)

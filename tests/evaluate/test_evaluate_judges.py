@@ -95,7 +95,7 @@ async def test_a_judge_that_says_nothing_has_failed(tmp_path: Path) -> None:
         judges = connect([f"{address}/v1#m"], timeout=0.5)
         evaluated, errors = await judged(tmp_path / "j.jsonl", write(tmp_path, mine=MINE, base=BASE), judges)
     assert figures(evaluated, "mine")["failed"] == 1
-    assert ["silent for 0.5 s" in error for error in errors] == [True]
+    assert ["sent nothing for 0.5 s" in error for error in errors] == [True]
 
 
 async def test_a_second_run_asks_nothing_and_one_cut_short_goes_on(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_addresses_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"http://127.0.0.1:9/v1/models is not available.*is the address right"):
         connect(["http://127.0.0.1:9/v1"], retries=1, backoff=0.01)
     with running(Server(longer, models=("a", "b")).app()) as address:
-        with pytest.raises(SettingError, match=r"has several models: add #NAME to its address, NAME one of a, b"):
+        with pytest.raises(SettingError, match=r"has several models: a, b. Add #NAME"):
             connect([f"{address}/v1"])
         assert connect([f"{address}/v1#a"])[0].name == "a"
 

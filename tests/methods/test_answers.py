@@ -29,7 +29,7 @@ from cards.methods import (
     SoftBestOfN,
 )
 from cards.methods.base import Method
-from cards.methods.responses.driver import Answers
+from cards.methods.responses.driver import ResponseMethod
 from cards.methods.responses.similarity import jaccard
 from cards.testing import check_law
 
@@ -122,7 +122,7 @@ def test_pessimism_takes_the_last_if_none_passes_and_never_one_below_its_level()
         assert taken(Pessimism(highest=-1e9, beta=1e-3), list("abcd"), rewards, seed) == 1
 
 
-def taken(method: Answers, texts: Sequence[str], rewards: Sequence[float] | None = None, seed: int = 0) -> int:
+def taken(method: ResponseMethod, texts: Sequence[str], rewards: Sequence[float] | None = None, seed: int = 0) -> int:
     given = rewards or [None] * len(texts)
     return asyncio.run(method.choose([Segment(t, (), reward=r) for t, r in zip(texts, given, strict=True)], seed))
 

@@ -142,14 +142,14 @@ def test_defaults_are_the_papers() -> None:
     method = CARDS()
     assert (method.beta, method.alpha, method.top_k, method.max_rejections) == (0.7, 0.5, 40, 20)
     assert method.acceptance == "soft"
-    boundary = method.segments(Engine.entropy_threshold)
+    boundary = method.segment_boundary(Engine.entropy_threshold)
     assert boundary == Entropy(minimum=4, maximum=64, threshold=3.0, measure="entropy")
 
 
 def test_the_entropy_threshold_comes_from_the_method_before_the_engine() -> None:
-    assert CARDS().segments(1.5) == Entropy(4, 64, 1.5)
-    assert CARDS(entropy_threshold=2.0).segments(1.5) == Entropy(4, 64, 2.0)
-    assert CARDS(boundary=PAIR).segments(1.5) is PAIR
+    assert CARDS().segment_boundary(1.5) == Entropy(4, 64, 1.5)
+    assert CARDS(entropy_threshold=2.0).segment_boundary(1.5) == Entropy(4, 64, 2.0)
+    assert CARDS(boundary=PAIR).segment_boundary(1.5) is PAIR
 
 
 @pytest.mark.parametrize(

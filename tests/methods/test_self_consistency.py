@@ -15,7 +15,7 @@ from cards import Decoder, Proposed, Segment, Step
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError
 from cards.methods import PathConsistency, SelfConsistency, Vanilla
-from cards.methods.responses.path_consistency import lead
+from cards.methods.responses.path_consistency import confidence_of
 from cards.methods.responses.self_consistency import final_answer
 
 
@@ -108,7 +108,7 @@ def test_confidence_is_a_tail_of_the_beta_law() -> None:
     for v1 in range(8):
         for v2 in range(v1 + 1):
             finals = ["a"] * v1 + ["b"] * v2 + [None] * 3 + ["c"] * min(v2, 1)
-            assert lead(finals) == pytest.approx(stats.beta.sf(0.5, v1 + 1, v2 + 1))
+            assert confidence_of(finals) == pytest.approx(stats.beta.sf(0.5, v1 + 1, v2 + 1))
 
 
 def reasoner() -> MockEngine:

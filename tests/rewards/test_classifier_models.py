@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 import cards
-from cards.backends.local.readers import Padded, Slotted
+from cards.backends.local.readers import PaddedScorer, SlotScorer
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.text import encode
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
@@ -74,7 +74,7 @@ async def test_score_equals_the_models_own_on_one_unpadded_text(kind: str, token
     with torch.inference_mode():
         expected = [model(row).logits.item() for row in rows]
     reward = ClassifierReward(model, tokenizer, slots=3)
-    assert isinstance(reward.reader, Padded if kind in ("bert", "roberta") else Slotted)
+    assert isinstance(reward.reader, PaddedScorer if kind in ("bert", "roberta") else SlotScorer)
     together = await reward.score(prompt, responses)
     one_by_one = [(await reward.score(prompt, [r]))[0] for r in responses]
     at_once = await asyncio.gather(*(reward.score(prompt, [r, r]) for r in responses))
@@ -174,9 +174,9 @@ async def test_outputs_can_be_chosen_and_weighted(kind: str, tokenizer: hf.PreTr
         ClassifierReward(model, tokenizer)
     with pytest.raises(UnknownNameError, match="Did you mean 'label1'"):
         ClassifierReward(model, tokenizer, output="labell1")
-    with pytest.raises(SettingError, match="out of range"):
+    with pytest.raises(SettingError, match="output must be between 0 and 2"):
         ClassifierReward(model, tokenizer, output=3)
-    with pytest.raises(SettingError, match="2 weights were given for the 3 outputs"):
+    with pytest.raises(SettingError, match="output must have 3 weights"):
         ClassifierReward(model, tokenizer, output=[1.0, 2.0])
 
 
@@ -193,7 +193,7 @@ async def test_non_finite_score_is_an_error_that_names_the_text(tokenizer: hf.Pr
 
 async def test_text_longer_than_the_context_is_refused_with_its_length(tokenizer: hf.PreTrainedTokenizerBase) -> None:
     reward = ClassifierReward(make("llama", tokenizer), tokenizer, context=20)
-    with pytest.raises(RewardError, match="reads at most 20 tokens, and prompt and answer have 3"):
+    with pytest.raises(RewardError, match="reads at most 20 tokens, got 3"):
         await reward.score(encode(tokenizer, "Hi"), [Response("x", (5,) * 30)])
     await reward.aclose()
 

@@ -135,7 +135,7 @@ async def test_a_server_that_fails_accepts_nothing(serve: Any, tiny: Transformer
         remote.target = -100.0  # any score would do
         decoder = Decoder(tiny, remote, CARDS())
         door.faults.extend([fault] * 2)
-        with pytest.raises(RewardError, match=r"No reward: .*/score") as caught:
+        with pytest.raises(RewardError, match=r"The reward could not be computed: .*/score") as caught:
             await decoder.agenerate("Well,", max_tokens=8)
         assert isinstance(caught.value.__cause__, UnavailableError)
         assert caught.value.partial is not None
@@ -149,9 +149,9 @@ async def test_a_server_that_fails_accepts_nothing(serve: Any, tiny: Transformer
         ({"rewards": [1.0]}, "1 scores for 4"),
         ({"rewards": [1.0] * 5}, "5 scores for 4"),
         ({"rewards": [1.0, "NaN", 1.0, 1.0]}, "finite number"),
-        ({"rewards": [1.0, None, 1.0, 1.0]}, "another form"),
-        ({"scores": [1.0] * 4}, "another form"),
-        ([1.0] * 4, "another form"),
+        ({"rewards": [1.0, None, 1.0, 1.0]}, "unknown format"),
+        ({"scores": [1.0] * 4}, "unknown format"),
+        ([1.0] * 4, "unknown format"),
     ],
 )
 async def test_scores_that_are_none(serve: Any, tiny: TransformersEngine, answer: Any, says: str) -> None:
@@ -166,7 +166,7 @@ async def test_a_refusal_is_the_users_to_mend(serve: Any, tiny: TransformersEngi
     prompt, responses = asked(tiny)
     with serve("/score") as (remote, door):
         door.faults.append(404)
-        with pytest.raises(SettingError, match="refuses the request"):
+        with pytest.raises(SettingError, match="rejected the request"):
             await remote.score(prompt, responses)
         await remote.aclose()
 
@@ -191,5 +191,5 @@ def test_nobody_there() -> None:
 
 
 def test_placement_is_not_ours() -> None:
-    with pytest.raises(SettingError, match="server's business"):
+    with pytest.raises(SettingError, match="server chooses device"):
         load_reward("http://127.0.0.1:1/score", device="cuda")

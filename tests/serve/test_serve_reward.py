@@ -15,7 +15,7 @@ from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards import Decoder
-from cards.backends.http.client import RefusedError
+from cards.backends.http.client import RejectedRequestError
 from cards.backends.http.connect import connect_reward
 from cards.engines.base import Ask
 from cards.engines.mock import MockEngine
@@ -194,5 +194,5 @@ def test_a_reward_server_that_is_killed_and_restarted() -> None:
 
 
 def test_what_a_remote_server_refuses_is_not_the_clients_fault() -> None:
-    assert api_error(RefusedError("401 wrong key", 401)).status_code == 503
-    assert api_error(RefusedError("the prompt is too long", 400)).status_code == 400
+    assert api_error(RejectedRequestError("401 wrong key", 401)).status_code == 503
+    assert api_error(RejectedRequestError("the prompt is too long", 400)).status_code == 400

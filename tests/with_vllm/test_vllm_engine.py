@@ -131,7 +131,7 @@ async def test_requests_of_others_are_neither_changed_nor_in_the_way(engine: Any
         return drawn
 
     def begun() -> Any:
-        return asyncio.wrap_future(engine.host.begin(plain))
+        return asyncio.wrap_future(engine.host.submit(plain))
 
     ask = ask_of(engine, n=8, seed=1)
     alone, ours = await begun(), await proposals(engine, ask)
@@ -188,7 +188,7 @@ async def test_leaving_frees_the_rows(engine: Any) -> None:
     assert not engine.host.llm.output_processor.has_unfinished_requests()
     assert usage.lm_decoded_tokens > 0
     for _ in range(1000):
-        if await asyncio.wrap_future(engine.host.begin(engine.host.llm.reset_prefix_cache)):
+        if await asyncio.wrap_future(engine.host.submit(engine.host.llm.reset_prefix_cache)):
             break
     else:
         raise AssertionError("vLLM still holds rows")
@@ -219,11 +219,11 @@ async def test_ctrl_c_is_not_for_vllms_processes(engine: Any) -> None:
 def test_wrong_options_are_named() -> None:
     from cards.backends.vllm.engine import VLLMEngine
 
-    with pytest.raises(UnknownNameError, match=r"option of vLLM 'max_num_seq'. Did you mean 'max_num_seqs'"):
+    with pytest.raises(UnknownNameError, match=r"vLLM option 'max_num_seq'. Did you mean 'max_num_seqs'"):
         VLLMEngine.load("tiny", max_num_seq=3)
     with pytest.raises(UnknownNameError, match="model 'tinny'"):
         VLLMEngine.load("tinny")
-    with pytest.raises(SettingError, match="not on 'cuda:7'"):
+    with pytest.raises(SettingError, match="got 'cuda:7'"):
         VLLMEngine.load("tiny", device="cuda:7")
     with pytest.raises(UnknownNameError, match="dtype"):
         VLLMEngine.load("tiny", dtype="float23")

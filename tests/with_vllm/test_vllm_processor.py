@@ -16,7 +16,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample import logits_processor as v2
 
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.vllm.options import Rule, options_of
+from cards.backends.vllm.options import DrawSpec, request_options
 from cards.backends.vllm.processor import Processor
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
@@ -72,7 +72,7 @@ class Batch:
     def add(self, *requests: tuple[Ask, int] | None) -> None:
         added = []
         for request in requests:
-            options = None if request is None else options_of(request[0], STOP)
+            options = None if request is None else request_options(request[0], STOP)
             self.rows.append(request)
             self.outputs.append([])
             given = params(options, None if request is None else request[1])
@@ -143,7 +143,9 @@ def test_a_request_that_was_interrupted_goes_on_where_it_was() -> None:
         batch.step(step)
     ask, candidate = rule_of(3)
     batch.processor.update_state(BatchUpdate(0, [0], [], []))
-    batch.processor.update_state(BatchUpdate(1, [], [(0, params(options_of(ask, STOP), candidate), [1], batch.outputs[0])], []))
+    batch.processor.update_state(
+        BatchUpdate(1, [], [(0, params(request_options(ask, STOP), candidate), [1], batch.outputs[0])], [])
+    )
     batch.step(4)
 
 
@@ -152,11 +154,11 @@ def test_the_other_interface_gives_the_same() -> None:
     prompts = np.array([3, 5, 4, 3, 9])
     states = SimpleNamespace(prompt_len=SimpleNamespace(np=prompts))
     processor = Processor(None, states)
-    assert processor.add_request(1, params(options_of(rule_of(5)[0], STOP), 5))
+    assert processor.add_request(1, params(request_options(rule_of(5)[0], STOP), 5))
     assert not processor.add_request(1, params(None, None))
     for slot in (0, 2, 3, 4):
         ask, candidate = rule_of(slot)
-        assert processor.add_request(slot, params(options_of(ask, STOP), candidate))
+        assert processor.add_request(slot, params(request_options(ask, STOP), candidate))
     for step in range(8):
         slots = np.roll(np.arange(5), step)
         drawn = {0: step, 1: step, 2: step + 2, 3: step + 1, 4: -3}
@@ -177,7 +179,7 @@ def test_rows_of_drafted_tokens_are_drawn_each_for_its_place() -> None:
     processor = Processor(None, SimpleNamespace(prompt_len=SimpleNamespace(np=np.array(prompts))))
     for slot in range(3):
         ask, candidate = rule_of(slot)
-        processor.add_request(slot, params(options_of(ask, STOP), candidate))
+        processor.add_request(slot, params(request_options(ask, STOP), candidate))
     places = [(slot, drawn[slot] + i) for slot in (2, 0, 1) for i in range(drafted[slot] + 1)]
     ctx = SimpleNamespace(
         idx_mapping_np=np.array([2, 0, 1]),
@@ -196,15 +198,15 @@ def test_candidates_of_one_request_are_told_apart_by_the_seed_that_vllm_raises()
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
-    options = options_of(rule_of(0)[0], STOP)
+    options = request_options(rule_of(0)[0], STOP)
     many = SamplingParams(n=3, temperature=1.0, seed=4, max_tokens=20, extra_args=options)
     request = EngineCoreRequest("r", [1], None, many, None, 0.0, None, None, None, external_req_id="r")
     parent = ParentRequest(request)
-    rules = [Rule.of(parent.get_child_info(i)[1]) for i in range(3)]
+    rules = [DrawSpec.parse(parent.get_child_info(i)[1]) for i in range(3)]
     assert [rule.stream[2] for rule in rules if rule] == [4, 5, 6]
 
 
-GOOD = options_of(rule_of(0)[0], STOP)
+GOOD = request_options(rule_of(0)[0], STOP)
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "unknown": (GOOD | {"cards_treshold": 1.0}, {}),
     "no seed": ({k: v for k, v in GOOD.items() if k != "cards_seed"}, {}),
@@ -240,9 +242,9 @@ def test_vllms_own_temperature_is_refused() -> None:
 def test_good_options_pass_and_mean_what_they_say() -> None:
     for row in range(15):
         ask, candidate = rule_of(row)
-        given = params(options_of(ask, STOP), candidate)
+        given = params(request_options(ask, STOP), candidate)
         v1.validate_logits_processors_parameters(None, given)
-        rule = Rule.of(given)
+        rule = DrawSpec.parse(given)
         assert rule is not None
         assert (rule.sampling, rule.boundary, rule.stop) == (ask.sampling, ask.boundary, STOP)
         assert rule.stream == (ask.seed, ask.segment, candidate)
@@ -253,8 +255,8 @@ def test_a_boundary_of_ones_own_is_refused() -> None:
     class Odd(Entropy):
         pass
 
-    with pytest.raises(MismatchError, match="does not know the boundary Odd"):
-        options_of(Ask(Prompt("", (1,)), Response(), 5, Odd()), STOP)
+    with pytest.raises(MismatchError, match="does not support the boundary Odd"):
+        request_options(Ask(Prompt("", (1,)), Response(), 5, Odd()), STOP)
 
 
 def test_vllm_finds_the_processor_by_itself() -> None:

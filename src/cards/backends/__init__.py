@@ -1,1 +1,1 @@
-"""Back ends: where models run."""
+"""Back ends that run models: in this process, in vLLM, or on a server."""

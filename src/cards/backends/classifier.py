@@ -1,4 +1,4 @@
-"""Sequence classifiers of Hugging Face as rewards, whichever back end runs them."""
+"""Hugging Face sequence classifiers as rewards: the part that is common to all back ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_of
+from cards.backends.configuration import context_length
 from cards.errors import RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.fingerprint import fingerprint
@@ -20,10 +20,10 @@ Output = int | str | Sequence[float] | None
 
 
 class SequenceClassifier(Reward):
-    """The score of a sequence classifier: one output, a chosen one (index or label), or a weighted sum of all.
+    """A reward from a sequence classifier: its only output, a chosen one (index or label), or a weighted sum of all.
 
-    Texts reach the RM as it knows them: messages in its own chat template if it has one, the LM's token ids where both
-    share a vocabulary, text otherwise. A finished answer has the template's end of turn, an unfinished one has not.
+    The RM reads messages in its own chat template if it has one. Otherwise it reads the LM's token ids if both share a
+    vocabulary, and text if not. The template ends the turn of a finished response, and leaves an unfinished one open.
     """
 
     def __init__(
@@ -40,27 +40,27 @@ class SequenceClassifier(Reward):
         self.name = name or model.name_or_path or type(model).__name__
         self.target = target if target is not None else getattr(model.config, "cards_target", None)
         self.weights = output_weights(model, output, self.name)
-        self.context = self.limit = context_of(model, context)
+        self.context = self.limit = context_length(model, context)
         self.vocabulary = fingerprint(tokenizer)
 
     @abstractmethod
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
-        """Score texts given as token ids."""
+        """Score rows of token ids."""
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         rows = [self.tokens(prompt, response) for response in responses]
         for row, response in zip(rows, responses, strict=True):
             if len(row) > self.limit:
                 raise RewardError(
-                    f"Reward {self.name!r} reads at most {self.limit} tokens, and prompt and answer have {len(row)} by the "
-                    f"token {len(response.token_ids)} of the answer: lower max_tokens or shorten the prompt."
+                    f"Reward {self.name!r} reads at most {self.limit} tokens, got {len(row)} for the prompt and the first "
+                    f"{len(response.token_ids)} tokens of the response. Lower max_tokens or shorten the prompt."
                 )
         return await self.read(rows)
 
     def tokens(self, prompt: Prompt, response: Response) -> list[int]:
-        """The RM's token ids of a prompt with a response."""
-        own, shared = self.tokenizer.chat_template, prompt.vocabulary == self.vocabulary
-        if prompt.messages is not None and own is not None and not (shared and own == prompt.template):
+        """Return the RM's token ids of prompt + response."""
+        template, shared = self.tokenizer.chat_template, prompt.vocabulary == self.vocabulary
+        if prompt.messages is not None and template is not None and not (shared and template == prompt.template):
             return self._templated(prompt, response)
         if shared:
             return [*prompt.token_ids, *response.token_ids]
@@ -75,19 +75,22 @@ class SequenceClassifier(Reward):
         return cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def combine(self, outputs: Tensor) -> list[float]:
-        """Classifier outputs [rows, labels] to one reward a row."""
+        """Reduce classifier outputs [rows, labels] to one reward per row."""
         return cast("list[float]", (outputs.double() @ self.weights.to(outputs.device)).tolist())
 
 
 def output_weights(model: PreTrainedModel, output: Output, name: str) -> Tensor:
-    """Weights [labels] that make one reward of the outputs. Raises SettingError or UnknownNameError if `output` names none."""
+    """Return the weights [labels] that combine the outputs into one reward.
+
+    Raises SettingError or UnknownNameError if `output` does not match the outputs of the model.
+    """
     labels = cast("dict[int, str]", model.config.id2label or {})
     count = cast(int, model.config.num_labels)
     listing = ", ".join(f"{i} ({labels.get(i, '')})" for i in range(count))
     if output is None:
         if count != 1:
             raise SettingError(
-                f"Reward {name!r} has {count} outputs: {listing}. Choose one (output=...) or give {count} weights."
+                f"Reward {name!r} has {count} outputs: {listing}. Choose one (output=...) or pass {count} weights."
             )
         output = 0
     if isinstance(output, str):
@@ -97,8 +100,8 @@ def output_weights(model: PreTrainedModel, output: Output, name: str) -> Tensor:
         output = by_label[output]
     if isinstance(output, int):
         if not 0 <= output < count:
-            raise SettingError(f"output {output} is out of range: {name!r} has {listing}.")
+            raise SettingError(f"output must be between 0 and {count - 1} for {name!r}, got {output}. Outputs: {listing}.")
         return torch.nn.functional.one_hot(torch.tensor(output), count).double()
     if len(output) != count:
-        raise SettingError(f"{len(output)} weights were given for the {count} outputs of {name!r}: {listing}.")
+        raise SettingError(f"output must have {count} weights for {name!r}, got {len(output)}. Outputs: {listing}.")
     return torch.tensor(output, dtype=torch.float64)

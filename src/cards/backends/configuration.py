@@ -1,4 +1,4 @@
-"""A model's configuration: its context, the tokens that end a response, its cost; and models without their weights."""
+"""Facts from a model's configuration: context length, end tokens and cost per token."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cards.errors import ModelError, SettingError, UnknownNameError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on CUDA and float32 elsewhere."""
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the torch dtype for a name. `auto` means bfloat16 on CUDA and float32 elsewhere. Raises UnknownNameError."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
@@ -24,10 +24,10 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def skeleton(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model without its weights, for engines that load these themselves, and its tokenizer.
+def load_without_weights(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model without weights and its tokenizer, for back ends that load the weights themselves.
 
-    Raises UnknownNameError if there is no such model, ModelError if transformers does not know its kind.
+    Raises UnknownNameError if the model does not exist, ModelError if transformers does not support its architecture.
     """
     try:
         config = AutoConfig.from_pretrained(source)
@@ -38,33 +38,39 @@ def skeleton(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
         raise unknown_model(source) from error
     except ValueError as error:
         raise ModelError(f"Model {source!r} cannot be loaded: {error}") from error
-    with suppress(OSError):  # many models have no such file
+    with suppress(OSError):  # many models have no generation config
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model.eval(), tokenizer
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end an answer: the generation config's, else the tokenizer's."""
+    """Return the token ids that end a response: those of the generation config, otherwise those of the tokenizer."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     ids = tokenizer.eos_token_id if ids is None else ids
     return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
 
 
-def context_of(model: PreTrainedModel, wanted: int | None) -> int:
-    """Tokens a sequence may have: what is wanted, within what the model can do. Default: at most 2048."""
+def context_length(model: PreTrainedModel, requested: int | None) -> int:
+    """Return the maximum number of tokens of a sequence: `requested`, or the model's limit up to 2048 if it is None.
+
+    Raises SettingError if the model does not support the requested length.
+    """
     config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None) or 2048
+    limit = getattr(config, "max_position_embeddings", None) or 2048
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):  # their frequencies depend on the longest row of a batch
-        most = min(most, rope.get("original_max_position_embeddings") or most)
-    if wanted is not None and not 2 <= wanted <= most:
-        raise SettingError(f"context must lie in [2, {most}] for this model, not {wanted}.")
-    return wanted or min(most, 2048)
+    if rope.get("rope_type") in ("dynamic", "longrope"):  # beyond this length, frequencies depend on the batch's longest row
+        limit = min(limit, rope.get("original_max_position_embeddings") or limit)
+    if requested is not None and not 2 <= requested <= limit:
+        raise SettingError(f"context must be between 2 and {limit} for this model, got {requested}.")
+    return requested or min(limit, 2048)
 
 
 def flops_per_token(model: PreTrainedModel) -> float:
-    """2 x parameters, word vectors that are only looked up left out (attention over the context is not counted)."""
-    looked_up = cast(Tensor, model.get_input_embeddings().weight)
+    """Return 2 x the number of parameters, without input embeddings that are only looked up.
+
+    Attention over the context is not counted.
+    """
+    embeddings = cast(Tensor, model.get_input_embeddings().weight)
     head = model.get_output_embeddings()
-    tied = head is not None and head.weight is looked_up
-    return 2.0 * (sum(p.numel() for p in model.parameters()) - (0 if tied else looked_up.numel()))
+    tied = head is not None and head.weight is embeddings
+    return 2.0 * (sum(p.numel() for p in model.parameters()) - (0 if tied else embeddings.numel()))

@@ -1,4 +1,4 @@
-"""Where the files of a model are: embedded in this package, in a folder, or on Hugging Face."""
+"""The location of a model's files: embedded in this package, in a folder, or on Hugging Face."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ EMBEDDED = {"tiny-draft": "draft", "tiny-aligned": "aligned", "tiny-gold": "gold
 
 
 def locate(name: str, embedded: str) -> str:
-    """Where a model is: an embedded one's folder (that of `tiny` is `embedded`), or the name itself, a folder or a Hugging
-    Face name. Raises UnknownNameError for what looks like a slip, without asking the network."""
-    own = EMBEDDED | {"tiny": embedded}
-    source = str(TINY / own[name]) if name in own else name
+    """Return the folder of an embedded model (`tiny` is in folder `embedded`), or any other name unchanged.
+
+    Raises UnknownNameError for a likely typing error, without network access.
+    """
+    folders = EMBEDDED | {"tiny": embedded}
+    source = str(TINY / folders[name]) if name in folders else name
     if not Path(source).exists() and get_close_matches(name, _known(), cutoff=0.7):
         raise unknown_model(name)
     return source
@@ -31,16 +33,17 @@ def _known() -> list[str]:
 
 
 def unknown_model(name: str) -> UnknownNameError:
+    """Return the error for a model that was not found."""
     return UnknownNameError(
         "model",
         name,
         _known(),
-        "A model is 'tiny', a folder with config.json, or a Hugging Face name that can be reached or is cached.",
+        "Give 'tiny', a folder with config.json, or a Hugging Face name that is cached or can be downloaded.",
     )
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or a Hugging Face name, with the hash of its file. Raises OSError or ValueError."""
+    """Load the tokenizer of a folder or a Hugging Face name, and attach the hash of its file. Raises OSError or ValueError."""
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoTokenizer
 

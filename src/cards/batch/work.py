@@ -58,7 +58,7 @@ class RowDecoder:
     async def decode(self, number: int, raw: RawRow) -> Outcome:
         """Decode a row. An error that only this row causes becomes a failed outcome.
 
-        Raises SettingError, MismatchError or UnavailableError if every row would fail in the same way.
+        What a server refuses because of its content (RejectedRequestError, with a status) is the row's own.
         """
         try:
             fields = parsed(raw)

@@ -69,7 +69,7 @@ class Engine(Composite, ABC):
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Tokenize raw text without special tokens at its ends. Raises MismatchError if the engine cannot."""
-        raise MismatchError(f"Engine {self.name!r} cannot tokenize text.")
+        raise MismatchError(f"Engine {self.name!r} cannot split text into tokens.")
 
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""

@@ -1,4 +1,4 @@
-"""Methods: decoding-time algorithms. Importing one here registers it under its `name`."""
+"""Decoding methods. Importing a method here registers it under its `name`."""
 
 from cards.methods.drafts.cdsl import CDSL as CDSL
 from cards.methods.drafts.gsi import GSI as GSI

@@ -1,4 +1,4 @@
-"""The Method contract, and the settings that methods share."""
+"""The Method contract, shared settings, and the public helpers for writing methods."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ Model = TypeVar("Model", Engine, Reward)
 FAMILIES = {
     "segments": "Accept or reject segments",
     "search": "Search over incomplete responses",
-    "responses": "Choose among whole responses",
+    "responses": "Choose among complete responses",
     "tokens": "Choose every token",
-    "drafts": "Write with a second model",
+    "drafts": "Generate with a second model",
     "plain": "Plain sampling",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and what its user wants of the answer."""
+    """A prompt and the options of its request."""
 
     prompt: Prompt
     max_tokens: int = 128
     seed: int = 0
     stop: tuple[str, ...] = ()
-    trace: bool = False  # keep rejected candidates in the result
-    room: int | None = None  # tokens that the answer may have by the models' contexts
+    trace: bool = False  # whether the result keeps rejected candidates
+    room: int | None = None  # response tokens that fit into the contexts of all models
 
     def ask(self, response: Response) -> Ask:
-        most = self.max_tokens if self.room is None else min(self.max_tokens, self.room)
-        return Ask(self.prompt, response, most - len(response.token_ids), seed=self.seed, stop=self.stop)
+        """Return an Ask for one continuation of the response, up to the token limit of the request."""
+        limit = self.max_tokens if self.room is None else min(self.max_tokens, self.room)
+        return Ask(self.prompt, response, limit - len(response.token_ids), seed=self.seed, stop=self.stop)
 
 
 class Method(ABC):
     """A decoding-time algorithm: a frozen dataclass of settings whose `stream` yields events.
 
-    `summary` says in one sentence what it does. `needs` names what it asks of the engine (`segments`, `logits`, `logprobs`),
-    and `reward` if it needs one. `siblings`: whether the candidates that it rejects share their beginning with the accepted
-    one, which makes them preference pairs of segments.
+    `summary` describes the method in one sentence. `needs` lists the required engine capabilities (`segments`, `logits`,
+    `logprobs`), and `reward` if a reward is required. `siblings` is true if rejected candidates continue the same prefix as
+    the accepted one, so that they form preference pairs of segments.
     """
 
     name: ClassVar[str]
@@ -65,33 +66,33 @@ class Method(ABC):
         self.validate()
 
     def validate(self) -> None:  # noqa: B027  (most settings do not depend on each other)
-        """Check the settings against each other. Raises SettingError."""
+        """Check the settings against each other. Raises SettingError if they conflict."""
 
     @property
     def needed(self) -> frozenset[str]:
-        """`needs`, with what these settings need besides."""
+        """Return `needs` plus the requirements of the current settings."""
         return self.needs
 
     @property
     def models(self) -> list[Engine | Reward]:
-        """The models that its settings hold, once they are loaded."""
-        values = [getattr(self, name) for name, own in settings_of(self).items() if own.spec.loads]
+        """Return the loaded models among the settings."""
+        values = [getattr(self, name) for name, item in settings_of(self).items() if item.spec.loads]
         found = [model for value in values for model in (value if isinstance(value, tuple) else (value,))]
         return [model for model in found if isinstance(model, Engine | Reward)]
 
     @property
     def kl_bound(self) -> float | None:
-        """An upper bound of KL(responses || proposal) in nats, where one is known."""
+        """Return an upper bound on KL(responses || proposal) in nats, or None if none is known."""
         return None
 
     @abstractmethod
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        """Yield events up to and including the segment whose finish_reason is set; Decoder adds Done."""
+        """Yield events up to and including the segment whose finish_reason is set. Decoder adds Done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncated(Method):
-    """Base of methods whose proposal is cut to the most likely tokens."""
+    """Base class of methods whose proposal is truncated to the most likely tokens."""
 
     top_k: int | None = setting(
         40, help="Number of most likely tokens to sample from.", at_least=1, typical=(1, 100), advanced=True
@@ -103,59 +104,64 @@ class Truncated(Method):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled(Truncated):
-    """Base of methods that sample under temperature, top_k and top_p."""
+    """Base class of methods that sample under temperature, top_k and top_p."""
 
     temperature: float = setting(0.7, help="Temperature of the proposal; 0 is greedy.", at_least=0, typical=(0, 2))
 
     @property
     def sampling(self) -> Sampling:
+        """Return the sampling parameters of the proposal."""
         return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 def loaded(model: str | Model) -> Model:
-    """The model of a setting. Raises MismatchError if it is still a name, which Decoder loads."""
+    """Return the model of a setting. Raises MismatchError if it is still a name, because only Decoder loads models."""
     if isinstance(model, str):
-        raise MismatchError(f"The model {model!r} is not loaded: decode through Decoder, which loads the models of settings.")
+        raise MismatchError(
+            f"Model {model!r} is not loaded. Run the method through Decoder, which loads the models in its settings."
+        )
     return model
 
 
 def required(reward: Reward | None, method: Method) -> Reward:
-    """The reward, or MismatchError if there is none."""
+    """Return the reward. Raises MismatchError if there is none."""
     if reward is None:
-        raise MismatchError(f"Method {method.name!r} needs a reward model; `cards methods` lists what each one needs.")
+        raise MismatchError(
+            f"Method {method.name!r} needs a reward. Pass one, or choose a method without (see `cards methods`)."
+        )
     return reward
 
 
 def target_of(target: float | None, reward: Reward) -> float:
-    """The target reward r*: the method's, else the one the reward suggests, else SettingError."""
+    """Return the target reward r*: `target`, else the one that the reward suggests. Raises SettingError if there is none."""
     target = target if target is not None else reward.target
     if target is None:
         raise SettingError(
-            f"No target reward r* is known for {reward.name!r}: set target. Rewards have no common scale (published "
-            "values run from -0.5 to 10); take a high quantile of the rewards of the model's own answers."
+            f"No target reward r* is known for {reward.name!r}: set target. Rewards have no common scale (published values "
+            "run from -0.5 to 10), so choose a high quantile of the rewards of the model's own responses."
         )
     return target
 
 
 def propose(engine: Engine, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-    """Ask the engine for candidates, in lists as they get ready. Counts a round."""
+    """Yield the candidates of an ask in batches, as soon as they are complete, and count one round."""
     count_round()
     return engine.propose(ask)
 
 
-async def proposals(engine: Engine, *asks: Ask) -> list[list[Segment]]:
-    """All candidates of each ask, drawn side by side in one round."""
+async def propose_all(engine: Engine, *asks: Ask) -> list[list[Segment]]:
+    """Return all candidates of each ask, proposed concurrently in one round."""
     if asks:
         count_round()
-    return await asyncio.gather(*(draw_all(engine, ask) for ask in asks))
+    return await asyncio.gather(*(collect_segments(engine, ask) for ask in asks))
 
 
-async def draw_all(engine: Engine, ask: Ask) -> list[Segment]:
-    """All segments of an ask. Used directly, to look ahead, it does not count a round."""
+async def collect_segments(engine: Engine, ask: Ask) -> list[Segment]:
+    """Return all segments of an ask without counting a round, as lookaheads do."""
     async with aclosing(engine.propose(ask)) as batches:
         return [segment async for batch in batches for segment in batch]
 
 
 def argmax(segments: Sequence[Segment]) -> int:
-    """The number of the scored segment with the highest reward, the first of equals."""
+    """Return the index of the scored segment with the highest reward (the first one in case of ties)."""
     return max(range(len(segments)), key=lambda i: cast(float, segments[i].reward))

@@ -1,4 +1,4 @@
-"""Plain sampling from the LM, the baseline of everything."""
+"""Plain sampling from the LM, the baseline of all methods."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from cards.settings import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vanilla(Sampled):
-    """y ~ q, the LM under temperature, top_k and top_p. Text is handed out every `chunk` tokens (None: at the end)."""
+    """Sample y ~ q, the LM under temperature, top_k and top_p. A segment is emitted every `chunk` tokens."""
 
     name: ClassVar[str] = "vanilla"
     family: ClassVar[str] = "plain"
-    summary: ClassVar[str] = "Plain sampling from the model."
+    summary: ClassVar[str] = "Sample from the model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
     chunk: int | None = setting(
-        16, help="Tokens between two emitted pieces of text (none: all at the end).", at_least=1, advanced=True
+        16, help="Number of tokens per emitted segment (none: one segment at the end).", at_least=1, advanced=True
     )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         boundary: Boundary = Whole() if self.chunk is None else FixedLength(maximum=self.chunk)
-        response, position = Response(), 0
+        response, index = Response(), 0
         while response.finish_reason is None:
-            ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling, segment=position)
+            ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling, segment=index)
             async with aclosing(propose(engine, ask)) as batches:
                 async for [segment] in batches:
-                    yield Proposed(position, 0, segment)
-                    yield Accepted(position, 0, segment)
+                    yield Proposed(index, 0, segment)
+                    yield Accepted(index, 0, segment)
                     response = response + segment
-            position += 1
+            index += 1

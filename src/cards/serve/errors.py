@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from cards.backends.http.client import RefusedError
+from cards.backends.http.client import RejectedRequestError
 from cards.errors import CardsError, ModelError, RewardError, UnavailableError
 
 UNION_TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]")  # pydantic's names for the members of a union
@@ -52,7 +52,7 @@ def api_error(error: Exception) -> ApiError:
             return converted
         case RewardError():
             return ApiError(503, str(error), code="reward_failed", retry_after=5)
-        case RefusedError() if not error.too_long:  # by the model's own server
+        case RejectedRequestError() if not error.too_long:  # by a server that a model runs on
             return ApiError(503, str(error), code="model_refused")
         case UnavailableError() | ModelError():
             return ApiError(503, str(error), code="model_unavailable", retry_after=5)

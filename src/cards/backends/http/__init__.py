@@ -1,1 +1,1 @@
-"""Models behind HTTP servers."""
+"""Models on HTTP servers."""

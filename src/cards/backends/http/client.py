@@ -1,4 +1,4 @@
-"""Requests to one server: pooled connections, time-outs, retries with backoff, answers whole or as they stream."""
+"""An HTTP client for one server, with connection pools, time-outs, retries and event streams."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cards.errors import SettingError, UnavailableError, check
 
 T = TypeVar("T")
 Pools = WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
-LONGEST_PAUSE = 60.0  # seconds that a server may ask us to wait before the next attempt
-TOO_LONG = ("context length", "context size", "context_length", "context window", "too long", "must have less than")
+MAX_RETRY_DELAY = 60.0  # seconds; bounds the Retry-After header of a server
+TOO_LONG_PHRASES = ("context length", "context size", "context_length", "context window", "too long", "must have less than")
 
 
-class RefusedError(SettingError):
-    """The server refuses a request (4xx), for the reason that it gives."""
+class RejectedRequestError(SettingError):
+    """The server rejected a request (status 4xx). The message has the server's reason."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -31,25 +31,28 @@ class RefusedError(SettingError):
 
     @property
     def too_long(self) -> bool:
-        """Whether the reason is a text beyond the context of the model."""
-        return any(words in str(self).lower() for words in TOO_LONG)
+        """Whether the text exceeds the context of the model."""
+        return any(phrase in str(self).lower() for phrase in TOO_LONG_PHRASES)
 
 
-class _PassingError(Exception):
-    """An answer that may be a better one next time (5xx, 429); `after` is when the server wants to be asked again."""
+class _TransientError(Exception):
+    """A failure that may pass (status 5xx, 408 or 429). `retry_after` is the delay in seconds that the server asks for."""
 
-    def __init__(self, message: str, after: float | None) -> None:
+    def __init__(self, message: str, retry_after: float | None) -> None:
         super().__init__(message)
-        self.after = after
+        self.retry_after = retry_after
 
 
 class Client:
-    """Asks one server. Every event loop has a pool of connections of its own; `timeout` is for silence, in seconds.
+    """An HTTP client for one server. Each event loop has a separate connection pool.
 
-    What fails on the way, or is answered with 5xx or 429, is asked again up to `retries` times, after pauses that begin at
-    `backoff` seconds and double, with jitter; of a stream only if nothing has come of it. Raises UnavailableError in the end,
-    RefusedError on 4xx. Leaving a request, by cancellation or by closing its events, closes its connection, which
-    a server sees. The key is sent as a bearer's and appears in no message.
+    timeout: seconds without data from the server before a request fails.
+    retries: attempts after a connection error or a status of 5xx, 408 or 429. The delay starts at `backoff` seconds and
+    doubles, with jitter. A stream is retried only before its first event.
+    api_key: sent as a bearer token, and never part of a message.
+
+    Cancelling a request, or closing its events, closes the connection, so that the server can stop the work.
+    Raises UnavailableError after the last attempt, RejectedRequestError on any other status 4xx.
     """
 
     def __init__(
@@ -62,13 +65,13 @@ class Client:
         backoff: float = 0.5,
         connections: int | None = None,
     ) -> None:
-        check(timeout > 0, f"timeout must be a positive number of seconds, not {timeout}.")
+        check(timeout > 0, f"timeout must be a positive number of seconds, got {timeout}.")
         check(retries >= 0, f"retries must not be negative, got {retries}.")
         try:
             host = httpx.URL(address).host
         except httpx.InvalidURL as error:
-            raise SettingError(f"{address!r} is not an address: {error}.") from error
-        check(bool(host), f"The address {address!r} names no host: http://host:port/path is one that does.")
+            raise SettingError(f"{address!r} is not a valid address: {error}.") from error
+        check(bool(host), f"The address must have the form http://host:port/path, got {address!r}.")
         self.address = address.rstrip("/")
         self.timeout, self.retries, self.backoff, self.connections = timeout, retries, backoff, connections
         key = api_key or os.environ.get("CARDS_API_KEY")
@@ -77,16 +80,16 @@ class Client:
         finalize(self, _close, self._pools).atexit = False
 
     async def get(self, path: str) -> Any:
-        """The JSON that is found there."""
-        return await self._whole("GET", path, None)
+        """Return the JSON of a GET request."""
+        return await self._request("GET", path, None)
 
     async def post(self, path: str, body: Any) -> Any:
-        """The JSON that is answered."""
-        return await self._whole("POST", path, body)
+        """Return the JSON of a POST request."""
+        return await self._request("POST", path, body)
 
     async def events(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
-        """The JSON of each event of a streamed answer, up to its [DONE]; use contextlib.aclosing."""
-        taken = done = False
+        """Yield the JSON of each server-sent event before [DONE]. Use contextlib.aclosing."""
+        received = done = False
         for attempt in count():
             try:
                 async with self._pool().stream("POST", self.address + path, json=body) as response:
@@ -96,30 +99,32 @@ class Client:
                             continue
                         if (data := line.removeprefix("data:").strip()) == "[DONE]":
                             done = True
-                            continue  # to the end, for only then the connection can be used again
+                            continue  # the connection can be reused only after the stream has been read to its end
                         event = self._json(data)
                         if isinstance(event, dict) and "error" in event:
-                            raise UnavailableError(f"{self._place(path)} broke off: {_reason(data)}")
-                        taken = True
+                            raise UnavailableError(f"{self._server(path)} sent an error in a stream: {_reason(data)}")
+                        received = True
                         yield event
                 if done:
                     return
-                raise httpx.RemoteProtocolError("the stream ended before its end")
-            except (httpx.TransportError, _PassingError) as error:
-                if taken:
-                    raise UnavailableError(f"{self._place(path)} broke off in mid-answer: {_said(error)}.") from error
-                await self._pause(path, attempt, error)
+                raise httpx.RemoteProtocolError("the stream ended without [DONE]")
+            except (httpx.TransportError, _TransientError) as error:
+                if received:
+                    raise UnavailableError(
+                        f"{self._server(path)} interrupted a stream of events: {_description(error)}."
+                    ) from error
+                await self._delay(path, attempt, error)
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop, and of others that still run."""
+        """Close the connections of this event loop, and of all others that are still running."""
         if pool := self._pools.pop(asyncio.get_running_loop(), None):
             await pool.aclose()
         _close(self._pools)
 
-    def at_once(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The result of what asks this server, for callers that cannot wait: in a thread, with a loop of its own."""
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine that uses this client, for synchronous callers. It runs in a new event loop in another thread."""
 
-        async def alone() -> T:
+        async def run_and_close() -> T:
             try:
                 return await coroutine
             finally:
@@ -127,7 +132,7 @@ class Client:
                     await pool.aclose()
 
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, alone()).result()
+            return thread.submit(asyncio.run, run_and_close()).result()
 
     def _pool(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
@@ -139,14 +144,14 @@ class Client:
             )
         return self._pools[loop]
 
-    async def _whole(self, method: str, path: str, body: Any) -> Any:
+    async def _request(self, method: str, path: str, body: Any) -> Any:
         for attempt in count():
             try:
                 response = await self._pool().request(method, self.address + path, json=body)
                 await self._check(response)
                 return self._json(response.text)
-            except (httpx.TransportError, _PassingError) as error:
-                await self._pause(path, attempt, error)
+            except (httpx.TransportError, _TransientError) as error:
+                await self._delay(path, attempt, error)
         raise AssertionError("unreachable")
 
     async def _check(self, response: httpx.Response) -> None:
@@ -155,43 +160,43 @@ class Client:
         await response.aread()
         status, reason = response.status_code, _reason(response.text)
         if status >= 500 or status in (408, 429):
-            raise _PassingError(f"it answered {status}: {reason}", _seconds(response.headers.get("Retry-After")))
-        place = f"The server at {response.url}"
+            raise _TransientError(f"status {status}: {reason}", _seconds(response.headers.get("Retry-After")))
+        server = f"The server at {response.url}"
         if status in (401, 403):
-            raise RefusedError(
-                f"{place} does not let us in ({status}: {reason}): give its key (api_key=..., or CARDS_API_KEY).", status
+            raise RejectedRequestError(
+                f"{server} denied access ({status}: {reason}). Give its key (api_key=... or CARDS_API_KEY).", status
             )
-        raise RefusedError(f"{place} refuses the request ({status}): {reason}", status)
+        raise RejectedRequestError(f"{server} rejected the request ({status}): {reason}", status)
 
     def _json(self, text: str) -> Any:
         try:
             return json.loads(text)
         except json.JSONDecodeError:
             raise UnavailableError(
-                f"The server at {self.address} answered something that is not JSON: {text[:80]!r}. Is the address right?"
+                f"The server at {self.address} did not return JSON, got {text[:80]!r}. Is the address right?"
             ) from None
 
-    async def _pause(self, path: str, attempt: int, error: Exception) -> None:
-        """Wait before the next attempt; raise UnavailableError if there is none."""
+    async def _delay(self, path: str, attempt: int, error: Exception) -> None:
+        """Wait before the next attempt. Raises UnavailableError if no attempt is left."""
         if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
             raise UnavailableError(
-                f"{self._place(path)} was silent for {self.timeout:g} s: it is overloaded, or timeout is too short."
+                f"{self._server(path)} sent nothing for {self.timeout:g} s. It may be overloaded, or timeout may be too short."
             ) from error
         if attempt >= self.retries:
             raise UnavailableError(
-                f"{self._place(path)} is not available: {_said(error)} (tried {attempt + 1} times). "
-                "Does it run, and is the address right?"
+                f"{self._server(path)} is not available: {_description(error)} (tried {attempt + 1} times). "
+                "Is it running, and is the address right?"
             ) from error
-        after = error.after if isinstance(error, _PassingError) else None
-        pause = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
-        await asyncio.sleep(min(pause if after is None else after, LONGEST_PAUSE))
+        retry_after = error.retry_after if isinstance(error, _TransientError) else None
+        delay = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
+        await asyncio.sleep(min(delay if retry_after is None else retry_after, MAX_RETRY_DELAY))
 
-    def _place(self, path: str) -> str:
+    def _server(self, path: str) -> str:
         return f"The server at {self.address}{path}"
 
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
-    """Split at new lines alone: httpx also splits at other characters, which stand in JSON as they are."""
+    """Yield the lines of a body, split at newlines only. httpx also splits at characters that JSON strings may contain."""
     rest = b""
     async for part in response.aiter_bytes():
         *lines, rest = (rest + part).split(b"\n")
@@ -200,19 +205,19 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
 
 
 def _close(pools: Pools) -> None:
-    """Close them in their loops, as far as these run."""
+    """Close each pool in its event loop, if the loop is running."""
     for loop, pool in list(pools.items()):
         if loop.is_running():
             asyncio.run_coroutine_threadsafe(pool.aclose(), loop)
     pools.clear()
 
 
-def _said(error: Exception) -> str:
+def _description(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Of a Retry-After header, where it is a number."""
+    """Return the seconds of a Retry-After header, or None if it is missing or a date."""
     try:
         return None if retry_after is None else max(0.0, float(retry_after))
     except ValueError:
@@ -220,7 +225,7 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _reason(text: str) -> str:
-    """What a server says of an error, in the shapes of OpenAI, vLLM, text-embeddings-inference and FastAPI."""
+    """Return the message of an error response of OpenAI, vLLM, text-embeddings-inference or FastAPI."""
     try:
         found: Any = json.loads(text)
     except json.JSONDecodeError:

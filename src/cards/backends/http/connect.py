@@ -1,4 +1,4 @@
-"""Find out what serves a model at an address, and make the engine or the reward for it."""
+"""Detect the server at an address, and create the engine or reward for it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cards.backends.http.client import Client, RefusedError
+from cards.backends.http.client import Client, RejectedRequestError
 from cards.backends.http.openai import OpenAIEngine, tokens_of
-from cards.backends.http.rewards import SHAPES, PlainReward
-from cards.backends.http.served import ModelFiles, ServedModel, card_of
+from cards.backends.http.rewards import TEI_REWARDS, PlainReward
+from cards.backends.http.served import ModelFiles, ServedModel, model_card
 from cards.engines.base import Engine
 from cards.engines.text import UNFINISHED
 from cards.errors import ModelError, SettingError, check
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from cards.backends.classifier import Output
 
 log = logging.getLogger("cards")
-LARGEST_CONTEXT = 2**20  # where a server does not say: it refuses what is too long for it
-LARGEST_VOCABULARY = 2**18
-TOPS = (20, 10, 5, 1, 0)  # log-probabilities to ask for; servers refuse more than they show
+UNKNOWN_CONTEXT = 2**20  # if the server does not report it; the server then rejects texts that are too long
+UNKNOWN_VOCABULARY = 2**18  # an upper bound
+TOP_COUNTS = (20, 10, 5, 1, 0)  # numbers of log-probabilities to try, because servers reject more than they support
 EXTRAS = (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("return_token_ids", True))
 LLAMA_CPP = (
-    ("repeat_penalty", 1.0),  # 1.1 by default in llama-cpp-python
-    ("samplers", ("temperature", "top_k", "top_p")),  # by default top_p comes first, and there may be penalties
-    ("timings_per_token", True),  # they say what it found in its cache
+    ("repeat_penalty", 1.0),  # llama-cpp-python's default is 1.1
+    ("samplers", ("temperature", "top_k", "top_p")),  # the default applies top_p first and may apply penalties
+    ("timings_per_token", True),  # reports the number of cached tokens
 )
 PROBE = "The quick brown"
 
@@ -48,38 +48,40 @@ def connect_engine(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Engine:
-    """The engine of a model served at http(s)://host:port/v1, or, of several there, at http(s)://host:port/v1#name.
+    """Return the engine for a model at http(s)://host:port/v1, or http(s)://host:port/v1#NAME if the server has several.
 
-    tokenizer: the model's, or its folder or Hugging Face name; without it that of the served model is looked for if the
-    server is vLLM, and llama.cpp's server is asked for its chat template. slots: requests that are made at once. Raises
-    SettingError, ModelError or UnavailableError.
+    tokenizer: the model's tokenizer, or its folder or Hugging Face name. By default, the name that vLLM reports is tried,
+    and llama.cpp's server is asked for its chat template.
+    slots: maximum number of simultaneous requests.
+
+    Raises SettingError, ModelError or UnavailableError.
     """
     check_placement(device, dtype)
-    address, _, wanted = address.partition("#")
+    address, _, name = address.partition("#")
     key = api_key or os.environ.get("CARDS_API_KEY") or os.environ.get("OPENAI_API_KEY")
     client = Client(address, api_key=key, timeout=timeout, retries=retries, connections=slots)
-    card = client.at_once(card_of(client, "/models", wanted))
+    card = client.run(model_card(client, "/models", name))
     vllm = card.get("owned_by") == "vllm"
     local = ModelFiles.find(tokenizer, [card["root"], card["id"]] if vllm else [], "lm")
-    meta = card.get("meta") or {}  # llama.cpp's
-    most = card.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train") or LARGEST_CONTEXT
-    vocabulary = vocabulary_size or meta.get("n_vocab") or (local.vocabulary if local else LARGEST_VOCABULARY)
-    served = ServedModel(card["id"], min(context or most, most), vocabulary)
-    if vllm and client.at_once(has_processor(client, served.model)):
+    meta = card.get("meta") or {}  # sent by llama.cpp
+    limit = card.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train") or UNKNOWN_CONTEXT
+    vocabulary = vocabulary_size or meta.get("n_vocab") or (local.vocabulary if local else UNKNOWN_VOCABULARY)
+    served = ServedModel(card["id"], min(context or limit, limit), vocabulary)
+    if vllm and client.run(has_processor(client, served.model)):
         from cards.backends.http.vllm import VLLMHTTPEngine, check_mode
 
         if local is None:
             raise ModelError(
-                f"The tokenizer of {served.model!r} is not to be found here, neither at {card['root']!r} nor by that name: "
-                "give its folder or Hugging Face name (tokenizer=...)."
+                f"The tokenizer of {served.model!r} was found neither at {card['root']!r} nor by its name. "
+                "Give its folder or Hugging Face name (tokenizer=...)."
             )
-        client.at_once(check_mode(client, served.model))
+        client.run(check_mode(client, served.model))
         return VLLMHTTPEngine(client, replace(served, ids=True), local, slots=slots)
-    served = client.at_once(probed(client, served, local.tokenizer if local else None))
+    served = client.run(probe(client, served, local.tokenizer if local else None))
     if local is None and card.get("owned_by") == "llamacpp":
         root = Client(address.rstrip("/").removesuffix("/v1"), api_key=key, timeout=timeout, retries=retries)
-        with suppress(RefusedError):
-            local = ModelFiles.of_props(root.at_once(root.get("/props")))
+        with suppress(RejectedRequestError):
+            local = ModelFiles.from_props(root.run(root.get("/props")))
     return OpenAIEngine(client, served, local, slots=slots)
 
 
@@ -97,115 +99,126 @@ def connect_reward(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Reward:
-    """The reward at an address: vLLM's .../classify or .../pooling, text-embeddings-inference's .../rerank or .../predict, any
-    other path for plain JSON. Without a path, or with /v1, the server is asked what it is.
+    """Return the reward at an address. The path selects the format.
 
-    output: which of several outputs counts, as in ClassifierReward. tokenizer: of a vLLM model, if it is not found by itself.
+    .../classify and .../pooling are vLLM's, .../rerank and .../predict are text-embeddings-inference's, and any other path
+    uses plain JSON. Without a path, or with /v1, the format is detected.
+
+    output: the output to use, as in ClassifierReward.
+    tokenizer: folder or Hugging Face name of the tokenizer of a vLLM model, if the name that vLLM reports does not work.
+
     Raises SettingError, ModelError or UnavailableError.
     """
     check_placement(device, dtype)
     address = address.rstrip("/")
     client = Client(address, api_key=api_key, timeout=timeout, retries=retries, connections=slots)
     server, _, kind = address.rpartition("/")
-    if "://" not in server:  # no path at all
+    if "://" not in server:  # the address has no path
         server, kind = address, ""
     if kind in ("", "v1"):
         client.address = server = address.removesuffix("/v1")
-        kind = client.at_once(kind_of_reward(client))
-    elif kind in ("classify", "pooling", *SHAPES):
+        kind = client.run(detect_reward_kind(client))
+    elif kind in ("classify", "pooling", *TEI_REWARDS):
         client.address = server.removesuffix("/v1")
     if kind in ("classify", "pooling"):
         from cards.backends.http.vllm_rewards import VLLMHTTPReward
 
         return VLLMHTTPReward.connect(client, kind, tokenizer, output=output, target=target, context=context)
-    if kind in SHAPES:
-        return SHAPES[kind](client, output=output, target=target)
+    if kind in TEI_REWARDS:
+        return TEI_REWARDS[kind](client, output=output, target=target)
     return PlainReward(client, output=output, target=target)
 
 
-async def kind_of_reward(client: Client) -> str:
-    """What serves there: the path to ask for scores, or nothing, which is plain JSON."""
+async def detect_reward_kind(client: Client) -> str:
+    """Return the last part of the path that gives scores, or an empty string for plain JSON. Raises SettingError."""
     for path in ("/v1/models", "/info"):
         try:
             found = await client.get(path)
-        except RefusedError as error:
+        except RejectedRequestError as error:
             if error.status in (401, 403):
                 raise
             continue
         if path == "/v1/models":
             return "classify"
-        kinds = found.get("model_type") or {}
-        for kind, shape in (("reranker", "rerank"), ("classifier", "predict")):
-            if kind in kinds:
-                return shape
-        raise SettingError(f"The model at {client.address} ({', '.join(kinds)}) gives no scores: a reward is a classifier.")
+        types = found.get("model_type") or {}
+        for model_type, kind in (("reranker", "rerank"), ("classifier", "predict")):
+            if model_type in types:
+                return kind
+        raise SettingError(
+            f"The model at {client.address} must be a classifier or a reranker to be a reward, got {', '.join(types)}."
+        )
     return ""
 
 
 def check_placement(device: str, dtype: str) -> None:
-    check(device == dtype == "auto", "device and dtype are the server's business: leave them out for a model at an address.")
+    """Raise SettingError if a device or dtype is given for a model on a server."""
+    check(device == dtype == "auto", "The server chooses device and dtype. Leave them out for a model at an address.")
 
 
 async def has_processor(client: Client, model: str) -> bool:
-    """Whether the logits processor of this package runs in a vLLM server: it refuses an option that it does not know."""
-    asked = {"model": model, "prompt": PROBE, "max_tokens": 1, "vllm_xargs": {"cards_probe": 1}}
+    """Return whether a vLLM server runs the logits processor of this package, which rejects unknown options."""
+    body = {"model": model, "prompt": PROBE, "max_tokens": 1, "vllm_xargs": {"cards_probe": 1}}
     try:
-        await client.post("/completions", asked)
-    except RefusedError as error:
+        await client.post("/completions", body)
+    except RejectedRequestError as error:
         if "cards_probe" not in str(error):
             raise
         return True
     return False
 
 
-async def probed(client: Client, served: ServedModel, tokenizer: PreTrainedTokenizerBase | None) -> ServedModel:
-    """What the server takes and tells, tried out on a few words."""
-    refused: RefusedError | None = None
-    for top in TOPS:
-        for extras in (EXTRAS + LLAMA_CPP, EXTRAS, ()):  # servers may refuse what they do not know
-            asked = {"model": served.model, "prompt": PROBE, "max_tokens": 1, "temperature": 1.0} | dict(extras)
-            asked |= {"logprobs": top} if top else {}
+async def probe(client: Client, served: ServedModel, tokenizer: PreTrainedTokenizerBase | None) -> ServedModel:
+    """Return `served` with the features that short test requests detect.
+
+    Raises ModelError if the server has no completions, or has another tokenizer.
+    """
+    rejection: RejectedRequestError | None = None
+    for top in TOP_COUNTS:
+        for extras in (EXTRAS + LLAMA_CPP, EXTRAS, ()):  # servers may reject unknown fields
+            body = {"model": served.model, "prompt": PROBE, "max_tokens": 1, "temperature": 1.0} | dict(extras)
+            body |= {"logprobs": top} if top else {}
             try:
-                [choice] = (await client.post("/completions", asked))["choices"]
-                [cooler] = (await client.post("/completions", asked | {"temperature": 0.1}))["choices"]
-            except RefusedError as error:
+                [choice] = (await client.post("/completions", body))["choices"]
+                [cool] = (await client.post("/completions", body | {"temperature": 0.1}))["choices"]
+            except RejectedRequestError as error:
                 if error.status == 404:
                     raise ModelError(
-                        f"{error} Completions are needed: a chat endpoint cannot go on from the middle of an answer."
+                        f"{error} A server must have /completions, because a chat endpoint cannot continue a response."
                     ) from error
                 if error.status in (401, 403):
                     raise
-                refused = error
+                rejection = error
                 continue
             if not extras:
-                log.warning("%s takes no top_k: candidates are drawn from all tokens that top_p leaves.", client.address)
+                log.warning("%s does not support top_k: candidates are drawn with temperature and top_p only.", client.address)
             return replace(
                 served,
-                top=_shown(choice, cooler, top),
+                top=_usable_logprobs(choice, cool, top),
                 extras=extras,
-                ids=tokenizer is not None and _ids_told(choice, tokenizer),
+                ids=tokenizer is not None and _returns_ids(choice, tokenizer),
             )
-    assert refused is not None
-    raise refused
+    assert rejection is not None
+    raise rejection
 
 
-def _shown(warm: dict[str, Any], cool: dict[str, Any], asked: int) -> int:
-    """How many log-probabilities come; 0 if they change with the temperature, so that they are not the model's."""
+def _usable_logprobs(warm: dict[str, Any], cool: dict[str, Any], requested: int) -> int:
+    """Return the number of log-probabilities per token, or 0 if they depend on the temperature, unlike the model's."""
     tops = [tokens[0].top if (tokens := tokens_of(choice)) else () for choice in (warm, cool)]
     if not all(tops) or abs(max(tops[0]) - max(tops[1])) > 0.1:
         return 0
-    return min(asked, *map(len, tops))
+    return min(requested, *map(len, tops))
 
 
-def _ids_told(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the server tells ids; raises ModelError if they are not those of the tokenizer."""
+def _returns_ids(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the server returns token ids. Raises ModelError if they differ from those of the tokenizer."""
     tokens = tokens_of(choice)
     if not tokens or tokens[0].id is None:
         return False
     content = (choice.get("logprobs") or {}).get("content") or ()
     names = {other["id"]: other["token"].strip() for entry in content for other in entry.get("top_logprobs") or ()}
     readable = {id_: name for id_, name in names.items() if name and UNFINISHED not in name}
-    given = choice.get("prompt_token_ids") or tokenizer(PROBE)["input_ids"]
-    if given != tokenizer(PROBE)["input_ids"] or any(str(tokenizer.decode([i])).strip() != readable[i] for i in readable):
-        raise ModelError("The tokenizer is not the served model's: the server has other tokens for the same text.")
+    expected = tokenizer(PROBE)["input_ids"]
+    returned = choice.get("prompt_token_ids") or expected
+    if returned != expected or any(str(tokenizer.decode([i])).strip() != readable[i] for i in readable):
+        raise ModelError("The given tokenizer does not match the served model. Give the tokenizer of that model.")
     return True

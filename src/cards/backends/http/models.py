@@ -1,4 +1,4 @@
-"""Models on servers, by address."""
+"""Loaders of models on servers, by address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewards from servers, in the forms of text-embeddings-inference and plain JSON."""
+"""Rewards on HTTP servers, in the formats of text-embeddings-inference or in plain JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cards.backends.http.client import Client, RefusedError
+from cards.backends.http.client import Client, RejectedRequestError
 from cards.errors import CardsError, RewardError, SettingError, UnavailableError, UnknownNameError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
@@ -15,11 +15,11 @@ from cards.rewards.base import Reward
 if TYPE_CHECKING:
     from cards.backends.classifier import Output
 
-BATCH = 32  # texts in a request: what text-embeddings-inference takes unless told otherwise
+BATCH = 32  # texts per request, the default limit of text-embeddings-inference
 
 
 class HTTPReward(Reward, ABC):
-    """Texts go to a server, scores come back, BATCH at a time. What the server does not do is a RewardError."""
+    """A reward that sends at most BATCH texts per request to a server. Raises RewardError if the server does not score them."""
 
     path: str
 
@@ -29,63 +29,71 @@ class HTTPReward(Reward, ABC):
 
     @abstractmethod
     def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
-        """What is asked."""
+        """Return the JSON body of a request."""
 
     @abstractmethod
-    def read(self, answer: Any) -> list[float]:
-        """The scores, in the order of the responses."""
+    def read(self, reply: Any) -> list[float]:
+        """Return the scores of a reply, in the order of the responses."""
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        parts = [responses[i : i + BATCH] for i in range(0, len(responses), BATCH)]
-        answers = await asked(self.client, self.path, [self.body(prompt, part) for part in parts])
+        batches = [responses[i : i + BATCH] for i in range(0, len(responses), BATCH)]
+        replies = await post_all(self.client, self.path, [self.body(prompt, batch) for batch in batches])
         scores: list[float] = []
-        for answer, part in zip(answers, parts, strict=True):
+        for reply, batch in zip(replies, batches, strict=True):
             try:
-                found = [float(score) for score in self.read(answer)]
+                batch_scores = [float(score) for score in self.read(reply)]
             except (KeyError, TypeError, ValueError) as error:
                 if isinstance(error, CardsError):
                     raise
-                raise RewardError(f"The reward at {self.name} answered in another form: {str(answer)[:200]}") from error
-            if len(found) != len(part):
-                raise RewardError(f"The reward at {self.name} gave {len(found)} scores for {len(part)} responses.")
-            scores += found
+                raise unexpected_reply(self.name, reply) from error
+            if len(batch_scores) != len(batch):
+                raise RewardError(f"The reward at {self.name} gave {len(batch_scores)} scores for {len(batch)} responses.")
+            scores += batch_scores
         return scores
 
     async def aclose(self) -> None:
         await self.client.aclose()
 
 
-async def asked(client: Client, path: str, bodies: Sequence[Any]) -> list[Any]:
-    """The answers to all bodies, asked at once. Raises RewardError where there are none, SettingError on a wrong request."""
+def unexpected_reply(address: str, reply: Any) -> RewardError:
+    """Return the error for a reply in another format than expected."""
+    return RewardError(f"The reward at {address} replied in an unknown format, got {str(reply)[:200]}")
+
+
+async def post_all(client: Client, path: str, bodies: Sequence[Any]) -> list[Any]:
+    """Return the replies to simultaneous requests.
+
+    Raises RewardError if the server is not available or a text is too long, SettingError if it rejects a request otherwise.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(client.post(path, body)) for body in bodies]
     except ExceptionGroup as errors:
         error = errors.exceptions[0]
-        if isinstance(error, UnavailableError) or (isinstance(error, RefusedError) and error.too_long):
-            raise RewardError(f"No reward: {error}") from error
+        if isinstance(error, UnavailableError) or (isinstance(error, RejectedRequestError) and error.too_long):
+            raise RewardError(f"The reward could not be computed: {error}") from error
         raise error from None
     return [task.result() for task in tasks]
 
 
 class PlainReward(HTTPReward):
-    """{"prompt": text, "messages": [...] or null, "responses": [texts]} -> {"rewards": [numbers]}."""
+    """Plain JSON: {"prompt": text, "messages": [...] or null, "responses": [texts]} -> {"rewards": [numbers]}."""
 
     path = ""
 
     def __init__(self, client: Client, *, output: Output = None, target: float | None = None) -> None:
-        check(output is None, f"The reward at {client.address} has one output: leave output out.")
+        check(output is None, f"The reward at {client.address} has only one output. Leave output out, got {output!r}.")
         super().__init__(client, target=target)
 
     def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
         return {"prompt": prompt.text, "messages": prompt.messages, "responses": [r.text for r in responses]}
 
-    def read(self, answer: Any) -> list[float]:
-        return list(answer["rewards"])
+    def read(self, reply: Any) -> list[float]:
+        return list(reply["rewards"])
 
 
 class RerankReward(PlainReward):
-    """text-embeddings-inference's /rerank: how well each response fits the prompt, which is the messages' contents."""
+    """The /rerank format of text-embeddings-inference. The query is the contents of the messages, or the text of the prompt."""
 
     path = "/rerank"
 
@@ -93,22 +101,22 @@ class RerankReward(PlainReward):
         query = prompt.text if prompt.messages is None else "\n\n".join(m["content"] for m in prompt.messages)
         return {"query": query, "texts": [r.text for r in responses], "raw_scores": True}
 
-    def read(self, answer: Any) -> list[float]:
-        return [rank["score"] for rank in sorted(answer, key=lambda rank: int(rank["index"]))]
+    def read(self, reply: Any) -> list[float]:
+        return [rank["score"] for rank in sorted(reply, key=lambda rank: int(rank["index"]))]
 
 
 class PredictReward(HTTPReward):
-    """text-embeddings-inference's /predict: the raw score of a label (`output`) for the text of prompt and response."""
+    """The /predict format of text-embeddings-inference: the raw score of a label (`output`) for prompt + response."""
 
     path = "/predict"
 
     def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
         return {"inputs": [[prompt.text + r.text] for r in responses], "raw_scores": True}
 
-    def read(self, answer: Any) -> list[float]:
-        return [self._chosen({label["label"]: label["score"] for label in labels}) for labels in answer]
+    def read(self, reply: Any) -> list[float]:
+        return [self._score({label["label"]: label["score"] for label in labels}) for labels in reply]
 
-    def _chosen(self, scores: Mapping[str, float]) -> float:
+    def _score(self, scores: Mapping[str, float]) -> float:
         if self.output is None and len(scores) == 1:
             return next(iter(scores.values()))
         if self.output is None:
@@ -120,4 +128,4 @@ class PredictReward(HTTPReward):
         return scores[self.output]
 
 
-SHAPES: Mapping[str, type[HTTPReward]] = {"rerank": RerankReward, "predict": PredictReward}
+TEI_REWARDS: Mapping[str, type[HTTPReward]] = {"rerank": RerankReward, "predict": PredictReward}

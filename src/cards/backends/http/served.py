@@ -1,4 +1,4 @@
-"""What is known of a model that a server has: from the server, and from the model's files here."""
+"""Facts about a served model, from the server and from local model files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cards.backends.http.client import Client, RefusedError
+from cards.backends.http.client import Client, RejectedRequestError
 from cards.errors import SettingError, check
 
 if TYPE_CHECKING:
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a server says of a model, and what it was found to take and to tell."""
+    """A model on a server, and the features that the server offers."""
 
     model: str
     context: int
-    vocabulary: int  # how many tokens it has, or an upper bound
-    top: int = 0  # log-probabilities that the server shows, the highest ones
-    extras: tuple[tuple[str, Any], ...] = ()  # fields beyond OpenAI's that it takes
-    ids: bool = False  # whether it takes token ids and tells them
+    vocabulary: int  # number of tokens, or an upper bound
+    top: int = 0  # number of top log-probabilities per token; 0 if they cannot be used
+    extras: tuple[tuple[str, Any], ...] = ()  # supported fields beyond OpenAI's, with their neutral values
+    ids: bool = False  # whether the server accepts and returns token ids
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What the files of a model say: its tokenizer, and, where there are more, its configuration."""
+    """The local files of a model: its tokenizer, and its configuration if there is one."""
 
     tokenizer: PreTrainedTokenizerBase
     end_ids: frozenset[int]
@@ -36,14 +36,16 @@ class ModelFiles:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the model has logits for."""
+        """Return the number of tokens that the model has logits for."""
         return int(self.config.get_text_config().vocab_size) if self.config else len(self.tokenizer)
 
     @classmethod
-    def find(cls, tokenizer: str | PreTrainedTokenizerBase | None, likely: Sequence[str], embedded: str) -> ModelFiles | None:
-        """By the tokenizer or its place, if one is given, else in the first of the likely places that has one.
+    def find(
+        cls, tokenizer: str | PreTrainedTokenizerBase | None, candidates: Sequence[str], embedded: str
+    ) -> ModelFiles | None:
+        """Return the files of the given tokenizer, or those at the first of `candidates` (folders or names) that has them.
 
-        `tiny` is the embedded model in folder `embedded`. Raises SettingError if there is none in the place given.
+        `tiny` is the embedded model in folder `embedded`. Raises SettingError if the given tokenizer is not found.
         """
         from transformers import AutoConfig, GenerationConfig
 
@@ -51,48 +53,51 @@ class ModelFiles:
 
         if tokenizer is not None and not isinstance(tokenizer, str):
             return cls(tokenizer, _ids(tokenizer.eos_token_id))
-        for place in likely if tokenizer is None else (tokenizer,):
+        for name in candidates if tokenizer is None else (tokenizer,):
             with suppress(OSError, ValueError):
-                source = locate(place, embedded)
+                source = locate(name, embedded)
                 found = load_tokenizer(source)
-                config, ends = None, found.eos_token_id
+                config, end_ids = None, found.eos_token_id
                 with suppress(OSError, ValueError):
                     config = AutoConfig.from_pretrained(source)
-                    ends = GenerationConfig.from_pretrained(source).eos_token_id or ends
-                return cls(found, _ids(ends), config)
-        check(tokenizer is None, f"There is no tokenizer at {tokenizer!r}: give a folder or a Hugging Face name.")
+                    end_ids = GenerationConfig.from_pretrained(source).eos_token_id or end_ids
+                return cls(found, _ids(end_ids), config)
+        check(tokenizer is None, f"No tokenizer was found at {tokenizer!r}. Give a folder or a Hugging Face name.")
         return None
 
     @classmethod
-    def of_props(cls, props: dict[str, Any]) -> ModelFiles:
-        """The chat template among the properties that llama.cpp's server tells, in a tokenizer that knows no tokens."""
+    def from_props(cls, props: dict[str, Any]) -> ModelFiles:
+        """Wrap the chat template in the properties of llama.cpp's server in a tokenizer without a vocabulary."""
         from tokenizers import Tokenizer, models
         from transformers import PreTrainedTokenizerFast
 
-        told = {name: props.get(name) or None for name in ("chat_template", "bos_token", "eos_token")}
+        options = {name: props.get(name) or None for name in ("chat_template", "bos_token", "eos_token")}
         tokenizer: Any = PreTrainedTokenizerFast
-        return cls(tokenizer(tokenizer_object=Tokenizer(models.BPE()), **told), frozenset())
+        return cls(tokenizer(tokenizer_object=Tokenizer(models.BPE()), **options), frozenset())
 
 
-def _ids(given: int | list[int] | None) -> frozenset[int]:
-    return frozenset([] if given is None else [given] if isinstance(given, int) else given)
+def _ids(ids: int | list[int] | None) -> frozenset[int]:
+    return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
 
 
-async def card_of(client: Client, path: str, wanted: str) -> dict[str, Any]:
-    """What a server's list of models has of the one wanted, or of its only one. Raises SettingError."""
+async def model_card(client: Client, path: str, name: str) -> dict[str, Any]:
+    """Return the entry of model `name` in the server's model list, or its only entry if `name` is empty.
+
+    Raises SettingError.
+    """
     try:
-        listed = await client.get(path)
-    except RefusedError as error:
+        models = await client.get(path)
+    except RejectedRequestError as error:
         if error.status != 404:
             raise
-        raise SettingError(f"{error} The address of an OpenAI-compatible server ends in /v1 as a rule.") from error
+        raise SettingError(f"{error} The address of an OpenAI-compatible server usually ends in /v1.") from error
     try:
-        cards: dict[str, Any] = {card["id"]: card for card in listed["data"]}
+        cards: dict[str, Any] = {card["id"]: card for card in models["data"]}
     except (KeyError, TypeError) as error:
-        raise SettingError(f"What {client.address} lists are no models: it is no OpenAI-compatible server.") from error
+        raise SettingError(f"{client.address} did not return a model list. Is it an OpenAI-compatible server?") from error
     names = ", ".join(cards)
-    if wanted:
-        check(wanted in cards, f"The server at {client.address} does not have {wanted!r}; it has: {names}.")
-        return dict(cards[wanted])
-    check(len(cards) == 1, f"The server at {client.address} has several models: add #NAME to its address, NAME one of {names}.")
+    if name:
+        check(name in cards, f"The server at {client.address} does not have model {name!r}. It has: {names}.")
+        return dict(cards[name])
+    check(len(cards) == 1, f"The server at {client.address} has several models: {names}. Add #NAME to the address.")
     return dict(*cards.values())

@@ -1,1 +1,1 @@
-"""Models of transformers, run in this process."""
+"""Transformers models in this process."""

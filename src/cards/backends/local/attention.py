@@ -1,8 +1,8 @@
-"""Attention over slots: one packed forward pass in which every row has its own length and its own place in the cache.
+"""The attention implementation `cards_slots` of transformers, for packed forward passes over cache slots.
 
-Registered with transformers as the attention implementation `cards_slots`. Linear layers see the new tokens of all rows
-side by side, without padding ([1, tokens, hidden]); only here are rows told apart. Each layer writes the new keys and
-values to (slot, position) of a preallocated cache, then every row attends to its own slot up to its own position.
+Linear layers process the new tokens of all rows side by side, without padding ([1, tokens, hidden]). Only attention
+separates the rows. Each layer writes the new keys and values to (slot, position) of a preallocated cache. Then every row
+attends to its slot, up to its position.
 """
 
 from __future__ import annotations
@@ -21,37 +21,39 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "cards_slots"
-_running = threading.local()
+_local = threading.local()
 
 
 @dataclass(slots=True)
 class Group:
-    """Rows that attend in one call: they read about as many new tokens each, so that padding to the longest costs little.
+    """Rows that attend in one call. They have similar numbers of new tokens T, so that padding to the longest costs little.
 
-    rows: their slots, as a slice (a view of the cache) or an index; count: how many; length: keys to look at; alike: whether
-    all rows read one token and look at all keys; queries: their packed tokens, side by side as a slice, or an index
-    [count, T], padded with any of them.
+    rows: the slots of the rows, as a slice (a view of the cache) or an index.
+    count: number of rows.
+    length: number of keys to attend to.
+    unmasked: whether each row has one new token and attends to all keys.
+    queries: the packed tokens of the rows, as a slice, or as an index [count, T] whose padding repeats any of them.
     """
 
     rows: slice | Tensor
     count: int
     length: int
-    alike: bool
+    unmasked: bool
     queries: slice | Tensor
     masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
-    def of(self, packed: Tensor) -> Tensor:
-        """The group's share of what each packed token has, [tokens, ...] -> [count, T, ...]."""
-        own = packed[self.queries]
-        return own.view(self.count, -1, *packed.shape[1:]) if isinstance(self.queries, slice) else own
+    def select(self, packed: Tensor) -> Tensor:
+        """Select this group's part of a packed tensor, [tokens, ...] -> [count, T, ...]."""
+        selected = packed[self.queries]
+        return selected.view(self.count, -1, *packed.shape[1:]) if isinstance(self.queries, slice) else selected
 
     def mask(self, position: Tensor, window: int | None, heads_per_key: int, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask [count, 1, heads_per_key * T, length]: keys up to each token's position, within the window."""
-        if self.alike and (window is None or self.length <= window):
+        """Return the additive causal mask [count, 1, heads_per_key * T, length], or None if every key is visible."""
+        if self.unmasked and (window is None or self.length <= window):
             return None
         if (mask := self.masks.get((window, heads_per_key))) is None:
             key = torch.arange(self.length, device=position.device)
-            query = self.of(position).unsqueeze(-1)
+            query = self.select(position).unsqueeze(-1)
             hidden = key > query
             if window is not None:
                 hidden |= key <= query - window
@@ -62,12 +64,13 @@ class Group:
 
 @dataclass(slots=True)
 class PackedStep:
-    """One forward pass: where its packed tokens go, and how its rows attend.
+    """One packed forward pass: the cache entries of its tokens, and the groups in which its rows attend.
 
-    place, position: [tokens], of each packed token in the flattened cache and in its row; unpack: [tokens], where each
-    packed token's output lies in the groups' outputs laid end to end, or None if they already lie in packed order;
-    cache(layer, key, value): the layer's whole cache, a pair of [slots, length, heads, dim], made on first use for keys
-    and values like these.
+    place: [tokens], index of each packed token in the flattened cache.
+    position: [tokens], position of each packed token in its row.
+    unpack: [tokens], index of each packed token's output in the concatenated outputs of the groups; None if the orders agree.
+    cache(layer, key, value): return the keys and values of a layer, [slots, length, heads, dim] each. The first call
+    allocates them with the shape and dtype of `key` and `value`.
     """
 
     place: Tensor
@@ -86,7 +89,7 @@ class PackedStep:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
-        """[tokens, heads, dim] each, fewer heads of keys and values -> [tokens, heads, dim]."""
+        """Store keys and values [tokens, key heads, dim], and return the output for queries [tokens, heads, dim]."""
         keys, values = self.cache(layer, key, value)
         keys.flatten(0, 1).index_copy_(0, self.place, key)
         values.flatten(0, 1).index_copy_(0, self.place, value)
@@ -95,7 +98,7 @@ class PackedStep:
         outputs = []
         for group in self.groups:
             k, v = (cache[group.rows, : group.length].transpose(1, 2) for cache in (keys, values))
-            q = group.of(query).transpose(1, 2).reshape(group.count, key_heads, -1, query.shape[2])
+            q = group.select(query).transpose(1, 2).reshape(group.count, key_heads, -1, query.shape[2])
             mask = group.mask(self.position, window, ratio, query.dtype)
             if softcap is None:
                 out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
@@ -109,18 +112,18 @@ class PackedStep:
 
 
 @contextmanager
-def running(step: PackedStep) -> Iterator[None]:
-    """Make `step` the one that attention in this thread serves."""
-    _running.step = step
+def use_step(step: PackedStep) -> Iterator[None]:
+    """Make `step` the current step of this thread."""
+    _local.step = step
     try:
         yield
     finally:
-        del _running.step
+        del _local.step
 
 
-def under_way() -> PackedStep | None:
-    """The step that attention in this thread serves."""
-    return getattr(_running, "step", None)
+def current_step() -> PackedStep | None:
+    """Return the current step of this thread, if there is one."""
+    return getattr(_local, "step", None)
 
 
 def attend(
@@ -135,8 +138,8 @@ def attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention contract: [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
-    if (step := under_way()) is None:  # somebody else runs this model
+    """Implement transformers' attention interface: [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
+    if (step := current_step()) is None:  # the model was called from outside this package
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
@@ -145,4 +148,4 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # for runs that are not ours
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for calls from outside this package

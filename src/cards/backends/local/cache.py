@@ -1,4 +1,4 @@
-"""The KV cache of transformers models: preallocated tensors, read by packed forward passes."""
+"""The KV cache of transformers models: preallocated tensors for packed forward passes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cards.backends.local.attention import Group, PackedStep, running
+from cards.backends.local.attention import Group, PackedStep, use_step
 from cards.engines.slots import Cache, Read
 from cards.errors import ModelError
 
-GRAIN = 64  # keys: on a GPU attention looks at a multiple of them, since some kernels are planned for each length anew
-SPREAD = 2  # a view of the cache, idle rows included, costs less than a copy of the rows up to so many times their number
+KEY_MULTIPLE = 64  # on a GPU the number of keys is rounded up to this, because some kernels are planned anew for each length
+SPREAD = 2  # a view of the cache with idle rows is cheaper than a copy of the rows up to this ratio of slots to rows
 
 
 class TorchCache(Cache):
-    """The cache of a transformers model. Memory: rows * length tokens of keys and values, taken at the first step.
+    """The cache of a transformers model: keys and values of rows * length tokens, allocated at the first step.
 
-    forward(input_ids [1, n], position_ids [1, n], last [outputs]) runs the model on packed tokens and gives its outputs at
-    the packed indices `last`.
+    forward(input_ids [1, n], position_ids [1, n], last [outputs]) runs the model on packed tokens and returns its outputs
+    at the packed indices `last`.
     """
 
     device: torch.device
@@ -33,13 +33,13 @@ class TorchCache(Cache):
         super().__init__(rows, length, device)
         self.forward = forward
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.grain = 1 if device.type == "cpu" else GRAIN
-        self.apart = SPREAD if device.type == "cpu" else rows  # slots from one row to the next that attends with it
+        self.key_multiple = 1 if device.type == "cpu" else KEY_MULTIPLE
+        self.max_distance = SPREAD if device.type == "cpu" else rows  # in slots, between neighbouring rows of a group
 
     @torch.inference_mode()
     def read(self, rows: Sequence[Read], counts: Sequence[int]) -> Tensor:
         step, ids, last = self._pack(rows, counts)
-        with running(step):
+        with use_step(step):
             output = self.forward(ids, step.position.unsqueeze(0), last)
         if output.is_cuda:
             torch.cuda.synchronize(output.device)
@@ -57,34 +57,34 @@ class TorchCache(Cache):
     def clear(self) -> None:
         self.layers.clear()
 
-    def translate_error(self, error: Exception) -> Exception:
-        return translate_error(error, self.device)
+    def in_words(self, error: Exception) -> Exception:
+        return explain_error(error, self.device)
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of a layer; zeros at first, because even what the mask hides must be finite."""
+        """Return the keys and values of a layer. They start as zeros, because masked entries must be finite too."""
         if layer not in self.layers:
             keys, values = (x.new_zeros(self.rows, self.length, *x.shape[1:]) for x in (key, value))
             self.layers[layer] = keys, values
         return self.layers[layer]
 
     def _pack(self, rows: Sequence[Read], outputs: Sequence[int]) -> tuple[PackedStep, Tensor, Tensor]:
-        """Return the step, the packed token ids [1, tokens], and the packed indices of the tokens whose outputs are wanted."""
+        """Return the step, the packed token ids [1, tokens], and the packed indices of the last `outputs` tokens per row."""
         slots, held, counts = [slot for slot, _, _ in rows], [start for _, start, _ in rows], [len(new) for _, _, new in rows]
         ends = list(accumulate(counts))
         starts = [end - count for end, count in zip(ends, counts, strict=True)]
         position = np.concatenate([np.arange(h, h + count) for h, count in zip(held, counts, strict=True)])
         place = np.repeat(np.array(slots) * self.length, counts) + position
-        groups, laid = [], []
-        for members in self._together(slots, counts):
+        groups, orders = [], []
+        for members in self._groups(slots, counts):
             first, height = slots[members[0]], slots[members[-1]] - slots[members[0]] + 1
             if view := height <= SPREAD * len(members):
-                at = [slots[i] - first for i in members]
+                places = [slots[i] - first for i in members]
             else:
-                at, height = list(range(len(members))), len(members)
-            most, keys = max(counts[i] for i in members), [held[i] + counts[i] for i in members]
-            length = min(-(-max(keys) // self.grain) * self.grain, self.length)
-            tokens = np.full((height, most), -1)
-            for row, i in zip(at, members, strict=True):
+                places, height = list(range(len(members))), len(members)
+            width, keys = max(counts[i] for i in members), [held[i] + counts[i] for i in members]
+            length = min(-(-max(keys) // self.key_multiple) * self.key_multiple, self.length)
+            tokens = np.full((height, width), -1)
+            for row, i in zip(places, members, strict=True):
                 tokens[row, : counts[i]] = np.arange(starts[i], ends[i])
             order = tokens.ravel()
             adjacent = bool((np.diff(order) == 1).all())
@@ -93,14 +93,14 @@ class TorchCache(Cache):
                     rows=slice(first, first + height) if view else self._tensor(np.array([slots[i] for i in members])),
                     count=height,
                     length=length,
-                    alike=most == 1 and min(keys) == length,
+                    unmasked=width == 1 and min(keys) == length,
                     queries=slice(int(order[0]), int(order[-1]) + 1)
                     if adjacent
                     else self._tensor(np.where(tokens < 0, order[0], tokens)),
                 )
             )
-            laid.append(order)
-        order = np.concatenate(laid)
+            orders.append(order)
+        order = np.concatenate(orders)
         unpack = None
         if len(order) != ends[-1] or (order != np.arange(ends[-1])).any():
             unpack = self._tensor(np.argsort(order, kind="stable")[len(order) - ends[-1] :])
@@ -109,24 +109,24 @@ class TorchCache(Cache):
         last = [i for end, count in zip(ends, outputs, strict=True) for i in range(end - count, end)]
         return step, ids, self._tensor(np.array(last))
 
-    def _together(self, slots: Sequence[int], counts: Sequence[int]) -> Iterable[list[int]]:
-        """Group rows that read 1, 2-3, 4-7, ... tokens and lie near each other: on a CPU idle slots cost more than calls."""
-        runs: dict[int, list[list[int]]] = {}
+    def _groups(self, slots: Sequence[int], counts: Sequence[int]) -> Iterable[list[int]]:
+        """Group neighbouring rows with 1, 2-3, 4-7, ... new tokens. On a CPU, idle slots cost more than additional calls."""
+        by_size: dict[int, list[list[int]]] = {}
         for i, (slot, count) in enumerate(zip(slots, counts, strict=True)):
-            of_size = runs.setdefault(count.bit_length(), [[]])
-            if of_size[-1] and slot - slots[of_size[-1][-1]] > self.apart:
-                of_size.append([])
-            of_size[-1].append(i)
-        return chain.from_iterable(runs.values())
+            groups = by_size.setdefault(count.bit_length(), [[]])
+            if groups[-1] and slot - slots[groups[-1][-1]] > self.max_distance:
+                groups.append([])
+            groups[-1].append(i)
+        return chain.from_iterable(by_size.values())
 
     def _tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-def translate_error(error: Exception, device: torch.device) -> Exception:
-    """Return a lack of memory as an error that says what to lower, and any other error unchanged."""
+def explain_error(error: Exception, device: torch.device) -> Exception:
+    """Return a ModelError with advice for an out-of-memory error, and any other error unchanged."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     return ModelError(
-        f"{device} was out of memory in a step of the model: load it with fewer slots or another dtype. ({error})"
+        f"{device} ran out of memory in a step of the model. Load the model with fewer slots or another dtype. ({error})"
     )

@@ -1,4 +1,4 @@
-"""The in-process engine: any causal LM of Hugging Face transformers, in slots, with continuous batching."""
+"""The in-process engine: causal LMs of Hugging Face transformers in cache slots, with continuous batching."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_of, end_ids
-from cards.backends.local.loading import load, pick_device
-from cards.backends.local.proof import lm_outputs, slotted
+from cards.backends.configuration import context_length, end_ids
+from cards.backends.local.loading import load, resolve_device
+from cards.backends.local.proof import lm_outputs, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
@@ -33,10 +33,10 @@ Reduce = Callable[[Tensor], NDArray[Any]]
 
 
 class TransformersEngine(Engine):
-    """A causal LM whose rows share one KV cache of `slots` x `context` tokens; more requests than that wait.
+    """A causal LM whose rows share one KV cache of `slots` x `context` tokens. Further rows wait for a free slot.
 
-    On a CPU prefer `load` to handing in a model: what another thread has computed can slow every step (see DeviceWorker.call).
-    Raises ModelError if the model's attention cannot be run in slots exactly.
+    On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
+    Raises ModelError if the model's attention does not run exactly in slots.
     """
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
@@ -53,17 +53,19 @@ class TransformersEngine(Engine):
     ) -> None:
         self.model, self.tokenizer = model.train(False), tokenizer
         self.name = name or model.name_or_path or type(model).__name__
-        self.context, self.rows = context_of(model, context), slots
+        self.context, self.rows = context_length(model, context), slots
         self.chats = tokenizer.chat_template is not None
         self.vocabulary = fingerprint(tokenizer)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
-        held = DeviceWorker.on(model.device).call(
-            lambda: slotted(model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1])
+        verified = DeviceWorker.on(model.device).call(
+            lambda: verified_slots(
+                model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1]
+            )
         )
-        self.scheduler = Scheduler(held, self._consume)
+        self.scheduler = Scheduler(verified, self._consume)
         self.end_ids = end_ids(model, tokenizer)
-        self._shorter: dict[float, TransformersEngine] = {}  # by the fraction of layers that they skip
-        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent texts
+        self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
+        self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent sequences
 
     @property
     def rows_in_use(self) -> int:
@@ -73,9 +75,11 @@ class TransformersEngine(Engine):
     def load(
         cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
     ) -> TransformersEngine:
-        """`tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        place = pick_device(device)
-        model, tokenizer = DeviceWorker.on(place).call(lambda: load(AutoModelForCausalLM, name, "lm", place, dtype))
+        """Load `tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
+        torch_device = resolve_device(device)
+        model, tokenizer = DeviceWorker.on(torch_device).call(
+            lambda: load(AutoModelForCausalLM, name, "lm", torch_device, dtype)
+        )
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -89,7 +93,7 @@ class TransformersEngine(Engine):
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             while proposal.segments.remaining:
-                yield await proposal.segments.receive()  # the others are paused until the caller comes back for them
+                yield await proposal.segments.receive()  # the remaining candidates pause until the caller asks for them
                 proposal.paused = False
                 self.scheduler.worker.wake(expected=True)
         finally:
@@ -98,12 +102,12 @@ class TransformersEngine(Engine):
 
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
         ids = [*prompt.token_ids, *response.token_ids]
-        return cast("NDArray[np.float32]", await self._look(prompt, ids, last, lambda logits: _numpy(logits.float())))
+        return cast("NDArray[np.float32]", await self._read(prompt, ids, last, lambda logits: _numpy(logits.float())))
 
     async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
         ids = list(response.token_ids)
         last = len(ids) if last is None else last
-        check(0 <= last <= len(ids), f"last must lie in [0, {len(ids)}], the tokens of the response, not {last}.")
+        check(0 <= last <= len(ids), f"last must be between 0 and {len(ids)}, the length of the response, got {last}.")
         if not last:
             return np.zeros(0)
         drawn = torch.tensor(ids[len(ids) - last :]).unsqueeze(1)
@@ -111,21 +115,21 @@ class TransformersEngine(Engine):
         def reduce(logits: Tensor) -> NDArray[np.float64]:
             return _numpy(logits.double().log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
 
-        return cast("NDArray[np.float64]", await self._look(prompt, [*prompt.token_ids, *ids[:-1]], last, reduce))
+        return cast("NDArray[np.float64]", await self._read(prompt, [*prompt.token_ids, *ids[:-1]], last, reduce))
 
-    async def _look(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
-        check(1 <= last <= len(tokens), f"Logits after {last} tokens cannot be had of a text of {len(tokens)}.")
+    async def _read(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
+        check(1 <= last <= len(tokens), f"last must be between 1 and {len(tokens)}, the length of the text, got {last}.")
         pending = PendingResult()
 
-        def answer(logits: Tensor) -> NDArray[Any]:
-            self.scheduler.worker.expected += 1  # who looks mostly looks again
+        def result(logits: Tensor) -> NDArray[Any]:
+            self.scheduler.worker.expected += 1  # callers that read logits usually call again
             return reduce(logits)
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                pending.resolve(answer(known))
+                pending.resolve(result(known))
                 return ()
-            return [Look(pending, prompt, tokens, last, answer)]
+            return [LogitsRow(pending, prompt, tokens, last, result)]
 
         self.scheduler.submit(begin, pending)
         try:
@@ -134,7 +138,7 @@ class TransformersEngine(Engine):
             pending.cancelled = True
 
     async def settle(self) -> None:
-        """Wait until cancelled rows are free and their costs are counted."""
+        """Wait until the slots of cancelled rows are free and their usage is recorded."""
         if self.scheduler.closed:
             return
         loop, done = asyncio.get_running_loop(), asyncio.Event()
@@ -147,18 +151,23 @@ class TransformersEngine(Engine):
         await done.wait()
 
     def width(self, acceptance_rate: float, most: int) -> int:
-        """The k with the least work per accepted segment: each row costs its share of a step, in LM and RM, to everyone."""
+        """Return the number of candidates with the least work per accepted segment.
+
+        Each row adds `row_cost` to a step, in the LM and in the RM, for all requests.
+        """
         requests = max(1, self.requests)
         cost = 2 * self.scheduler.pace.row_cost * requests
         limit = max(1, min(most, self.rows // requests))
         return min(range(1, limit + 1), key=lambda k: (1 + cost * k) / (1 - (1 - acceptance_rate) ** k))
 
     def without_layers(self, share: float) -> TransformersEngine:
-        if share not in self._shorter:
+        if share not in self._without_layers:
             skipped = layers_to_skip(self.model, share)
             model, name = without_layers(self.model, skipped), f"{self.name} without {len(skipped)} layers"
-            self._shorter[share] = TransformersEngine(model, self.tokenizer, slots=self.rows, context=self.context, name=name)
-        return self._shorter[share]
+            self._without_layers[share] = TransformersEngine(
+                model, self.tokenizer, slots=self.rows, context=self.context, name=name
+            )
+        return self._without_layers[share]
 
     def forget(self) -> None:
         self.scheduler.forget()
@@ -167,10 +176,10 @@ class TransformersEngine(Engine):
     async def aclose(self) -> None:
         self.scheduler.close()
 
-    # What follows runs in the worker thread.
+    # The methods below run in the worker thread.
 
     def _begin(self, proposal: PendingProposal) -> Sequence[Row]:
-        """Return the candidates if the logits before them are known, else one row that reads the text before them."""
+        """Return the candidates if the logits after their prefix are known, otherwise one row that reads the prefix."""
         slots = self.scheduler.slots
         logits = self._logits.get(tuple(proposal.prefix))
         if logits is None or slots.match(np.array(proposal.prefix)).max() < len(proposal.prefix):
@@ -194,21 +203,22 @@ class TransformersEngine(Engine):
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
         for sampling, members in by_sampling.items():
             u = torch.tensor([c.uniforms[c.drawn] for c, _ in members], dtype=torch.float64, device=logits.device)
-            for (candidate, _), token in zip(members, draw(_take(logits, members), sampling, u).tolist(), strict=True):
+            for (candidate, _), token in zip(members, draw(_rows_of(logits, members), sampling, u).tolist(), strict=True):
                 candidate.push(token)
         for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
-            call.hand_out()
+            call.deliver()
         return admitted
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
-        """End the candidates whose segment ends here; return the others."""
+        """End the candidates whose boundary precedes the next token. Return the remaining candidates."""
         by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
             boundary = candidate.call.ask.boundary
             if boundary.reads_logits and candidate.drawn >= boundary.minimum:
                 by_boundary.setdefault(boundary, []).append((candidate, i))
         for boundary, members in by_boundary.items():
-            for (candidate, i), value in zip(members, uncertainty(boundary, _take(logits, members)).tolist(), strict=True):
+            values = uncertainty(boundary, _rows_of(logits, members)).tolist()
+            for (candidate, i), value in zip(members, values, strict=True):
                 if boundary.ends_before(value):
                     self._remember(candidate.tokens, logits[i : i + 1])
                     candidate.end(value)
@@ -221,7 +231,7 @@ class TransformersEngine(Engine):
 
 
 class PendingProposal(PendingCall):
-    """A call of `propose`: its candidates, and the queue that hands them out in order."""
+    """A call of `propose`, with its candidates and the queue that returns them in order."""
 
     def __init__(self, ask: Ask, engine: TransformersEngine) -> None:
         super().__init__()
@@ -232,9 +242,9 @@ class PendingProposal(PendingCall):
     def candidates(self, logits: Tensor) -> list[Row]:
         return [Candidate(self, i, logits) for i in range(self.ask.n)]
 
-    def hand_out(self) -> None:
-        """Hand out all candidates up to the first unfinished one. The others pause until the caller comes back."""
-        self.paused = True  # beforehand, since the caller may come back at once
+    def deliver(self) -> None:
+        """Hand out all candidates up to the first unfinished one. The rest pause until the caller asks for them."""
+        self.paused = True  # set before the hand-out, because the caller may ask for more at once
         if self.segments.deliver():
             self.engine.scheduler.worker.expected += 1
         else:
@@ -245,7 +255,7 @@ class PendingProposal(PendingCall):
 
 
 class Candidate(Row):
-    """A row that draws tokens until its segment or its answer ends."""
+    """A row that draws tokens until its segment or its response ends."""
 
     __slots__ = ("number", "uniforms", "writer")
     call: PendingProposal
@@ -263,20 +273,20 @@ class Candidate(Row):
         self.tokens.append(token)
         self.call.account.add(decoded_tokens=1)
         self.writer.push(token)
-        self._note()
+        self._check_done()
 
     def end(self, entropy: float) -> None:
         self.writer.end(entropy=entropy)
-        self._note()
+        self._check_done()
 
-    def _note(self) -> None:
+    def _check_done(self) -> None:
         if self.writer.segment is not None:
             self.done = True
             self.call.segments.finish(self.number, self.writer.segment)
 
 
-class Look(Tail):
-    """A text for which the caller wants next-token logits [last, vocabulary], reduced to what it needs."""
+class LogitsRow(Tail):
+    """A row whose last next-token logits [last, vocabulary] are passed through `reduce` and returned to the caller."""
 
     call: PendingResult
 
@@ -293,5 +303,5 @@ def _numpy(values: Tensor) -> NDArray[Any]:
     return values.cpu().numpy()
 
 
-def _take(logits: Tensor, members: Sequence[tuple[Candidate, int]]) -> Tensor:
+def _rows_of(logits: Tensor, members: Sequence[tuple[Candidate, int]]) -> Tensor:
     return logits if len(members) == len(logits) else logits[[i for _, i in members]]

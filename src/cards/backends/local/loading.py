@@ -1,4 +1,4 @@
-"""Load transformers models onto a device of this machine."""
+"""Loading of transformers models onto a device of this machine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import pick_dtype
+from cards.backends.configuration import resolve_dtype
 from cards.backends.files import load_tokenizer, locate, unknown_model
 from cards.errors import ModelError, SettingError
 
 
-def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one; `cuda` is the caller's current one, which the worker's thread does not know.
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device for a name. `auto` means CUDA if available, and the CPU otherwise.
 
+    `cuda` becomes the caller's current device here, because the worker thread does not know it.
     Raises SettingError if the device does not exist.
     """
     if device == "auto":
@@ -29,14 +30,14 @@ def pick_device(device: str) -> torch.device:
 def load(
     auto: Any, name: str, embedded: str, device: torch.device, dtype: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer: `tiny` (the embedded one in folder `embedded`), another of the embedded ones, a folder, or
-    a Hugging Face name.
+    """Load a model and its tokenizer from a folder, from Hugging Face, or embedded (`tiny` is in folder `embedded`).
 
-    Raises UnknownNameError if there is no such model, ModelError if weights that matter are missing from it.
+    Raises UnknownNameError if the model does not exist, ModelError if weights are missing, SettingError if it does not fit
+    into the memory of the device.
     """
-    kind, source = pick_dtype(dtype, device), locate(name, embedded)
+    torch_dtype, source = resolve_dtype(dtype, device), locate(name, embedded)
     try:
-        model, report = auto.from_pretrained(source, dtype=kind, output_loading_info=True)
+        model, report = auto.from_pretrained(source, dtype=torch_dtype, output_loading_info=True)
         tokenizer = load_tokenizer(source)
     except OSError as error:
         raise unknown_model(name) from error
@@ -44,12 +45,12 @@ def load(
         raise ModelError(f"Model {name!r} cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):
         if any(key.startswith(("score", "classifier")) for key in missing):
-            raise ModelError(f"Model {name!r} has no trained score head: a reward model is a trained sequence classifier.")
-        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}): it is no {auto.__name__[13:]}.")
+            raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
+        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}). Is it a model for {auto.__name__[13:]}?")
     try:
         return model.to(device).eval(), tokenizer
     except torch.OutOfMemoryError as error:
         raise SettingError(
-            f"Model {name!r} does not fit into the memory of {device}: choose a smaller one, another dtype or another device. "
-            f"({error})"
+            f"Model {name!r} does not fit into the memory of {device}. Choose a smaller model, another dtype or another "
+            f"device. ({error})"
         ) from error

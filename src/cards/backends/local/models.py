@@ -1,4 +1,4 @@
-"""Models in this process, by name."""
+"""Loaders of models in this process, by name."""
 
 from __future__ import annotations
 

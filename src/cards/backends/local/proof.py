@@ -1,4 +1,4 @@
-"""The proof, at loading, that a cache in slots gives what the model itself gives."""
+"""Verification at load time that a model gives the same outputs in cache slots as in a full forward pass."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from transformers import PreTrainedModel
 from cards.backends.configuration import flops_per_token
 from cards.backends.local.attention import NAME
 from cards.backends.local.cache import TorchCache
-from cards.backends.local.lean import Output, lean
+from cards.backends.local.lean import Output, lean_forward
 from cards.engines.slots import Slots
 from cards.errors import ModelError, SettingError
 
-OTHER = "its attention or state does not go through transformers' attention interface. Use another engine for it."
-DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # a 4-D mask is passed through, which saves making one that nobody reads
+ADVICE = "Its attention or state does not use transformers' attention interface. Use another engine for it."
+DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # transformers passes a 4-D mask through and does not build one that is not used
 
 
-def slotted(
+def verified_slots(
     model: PreTrainedModel,
     outputs: Sequence[Callable[..., Tensor] | None],
     rows: int,
     context: int,
     reference: Callable[[Tensor], Tensor],
 ) -> Slots:
-    """Slots that run the first of `outputs(input_ids, position_ids, last)` that gives what `reference(input_ids)` does.
+    """Return slots that use the first of `outputs(input_ids, position_ids, last)` that agrees with `reference(input_ids)`.
 
-    Raises ModelError if none does: the model then keeps state, or computes attention, in a way that slots do not know.
+    Raises ModelError if none agrees, because the model then has state or attention that slots do not support.
+    Raises SettingError if the slots do not fit into memory.
     """
     config = model.config.get_text_config()
     ids = torch.randint(0, config.vocab_size, (1, 21), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -48,24 +49,23 @@ def slotted(
                     return slots
     except torch.OutOfMemoryError as problem:
         raise SettingError(
-            f"{rows} slots of {context} tokens do not fit into the memory of {model.device} beside {type(model).__name__}: "
-            f"lower slots or context. ({problem})"
+            f"{rows} slots of {context} tokens do not fit into the memory of {model.device} next to {type(model).__name__}. "
+            f"Lower slots or context. ({problem})"
         ) from problem
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
-        raise ModelError(f"{type(model).__name__} cannot be decoded in slots ({problem}): {OTHER}") from problem
+        raise ModelError(f"{type(model).__name__} cannot be decoded in slots ({problem}). {ADVICE}") from problem
     raise ModelError(
-        f"{type(model).__name__} cannot be decoded in slots (read in pieces, it differs from a full pass by {error:.2g}): "
-        f"{OTHER}"
+        f"{type(model).__name__} cannot be decoded in slots (its outputs differ from a full pass by {error:.2g}). {ADVICE}"
     )
 
 
 def _error(slots: Slots, row: list[int], expected: Tensor) -> float:
-    """How far the output after a row that is read in pieces is from what it should be."""
+    """Return the relative error of the output after a row that is read in three parts."""
     slot, _ = slots.acquire(row, 0) or (0, 0)
-    for piece in filter(None, (row[:5], row[5:6], row[6:])):
-        got = cast(Tensor, slots.read([(slot, piece)])).float()
+    for part in filter(None, (row[:5], row[5:6], row[6:])):
+        output = cast(Tensor, slots.read([(slot, part)])).float()
     slots.release(slot)
-    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+    return ((output - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
 
 
 def accepts(function: Callable[..., Any], argument: str) -> bool:
@@ -73,13 +73,13 @@ def accepts(function: Callable[..., Any], argument: str) -> bool:
 
 
 def lm_outputs(model: PreTrainedModel, context: int) -> tuple[Output | None, Output]:
-    """Ways to the next-token logits [rows, vocabulary] of packed tokens, at the packed indices `last`; the fastest first."""
-    keeps = accepts(model.forward, "logits_to_keep")
+    """Return functions for the next-token logits [rows, vocabulary] at the packed indices `last`, the faster one first."""
+    has_keep = accepts(model.forward, "logits_to_keep")
     mask = DUMMY_MASK.to(model.device)
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
-        keep = {"logits_to_keep": last} if keeps else {}
+        keep = {"logits_to_keep": last} if has_keep else {}
         out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **keep)
-        return cast(Tensor, out.logits[0] if keeps else out.logits[0, last])
+        return cast(Tensor, out.logits[0] if has_keep else out.logits[0, last])
 
-    return lean(model, getattr(model, "lm_head", None), context), output
+    return lean_forward(model, getattr(model, "lm_head", None), context), output

@@ -1,4 +1,4 @@
-"""How reward models read texts: causal models in slots, only what is new; other models whole texts, in batches."""
+"""Scoring of texts by reward models: causal models in cache slots, other models in padded batches."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
-from cards.backends.local.cache import translate_error
-from cards.backends.local.lean import lean
-from cards.backends.local.proof import DUMMY_MASK, slotted
+from cards.backends.local.cache import explain_error
+from cards.backends.local.lean import lean_forward
+from cards.backends.local.proof import DUMMY_MASK, verified_slots
 from cards.engines.scheduler import PendingResult, Row, Scheduler
 from cards.engines.worker import DeviceWorker
 
-Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] to one reward a row
+Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] -> one reward per row
 
 
 class TextScorer(Protocol):
-    """Scores texts given as token ids."""
+    """A scorer of rows of token ids."""
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]: ...
 
@@ -31,8 +31,8 @@ class TextScorer(Protocol):
     def close(self) -> None: ...
 
 
-class Slotted:
-    """Scores with a causal RM in slots: it reads only the tokens of a text that no slot holds."""
+class SlotScorer:
+    """A scorer for causal RMs in cache slots, which reads only the tokens that no slot holds."""
 
     def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
         mask = DUMMY_MASK.to(model.device)
@@ -47,10 +47,10 @@ class Slotted:
         def reference(ids: Tensor) -> Tensor:
             return cast(Tensor, head(model.base_model(ids).last_hidden_state[:, -1]))
 
-        held = DeviceWorker.on(model.device).call(
-            lambda: slotted(model, (lean(model, head, context), output), slots, context, reference)
+        verified = DeviceWorker.on(model.device).call(
+            lambda: verified_slots(model, (lean_forward(model, head, context), output), slots, context, reference)
         )
-        self.scheduler = Scheduler(held, self._consume)
+        self.scheduler = Scheduler(verified, self._consume)
         self.combine = combine
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
@@ -68,8 +68,8 @@ class Slotted:
         self.scheduler.close()
 
     def _begin(self, pending: PendingScores) -> list[Row]:
-        """Return a row for each text. If several share a prefix that no slot holds, return the prefix first, once."""
-        texts: list[Row] = [Text(pending, i, row) for i, row in enumerate(pending.rows)]
+        """Return a row for each text. If texts share a prefix that no slot holds, return one row for the prefix first."""
+        texts: list[Row] = [TextRow(pending, i, row) for i, row in enumerate(pending.rows)]
         if len(texts) > 1:
             shared = _common_prefix(pending.rows)
             if self.scheduler.slots.match(np.array(shared, np.int64)).max() < len(shared):
@@ -82,7 +82,7 @@ class Slotted:
         for row, reward in zip(rows, self.combine(outputs), strict=True):
             row.done = True
             pending = cast(PendingScores, row.call)
-            if isinstance(row, Text):
+            if isinstance(row, TextRow):
                 self.scheduler.worker.expected += pending.deliver(row.number, reward)
             else:
                 admitted += pending.then
@@ -90,7 +90,7 @@ class Slotted:
 
 
 class PendingScores(PendingResult):
-    """A call with texts to score, which waits for all rewards."""
+    """A call that waits for the rewards of several texts."""
 
     def __init__(self, rows: Sequence[list[int]]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class PendingScores(PendingResult):
         self.rewards: dict[int, float] = {}
 
     def deliver(self, number: int, reward: float) -> bool:
-        """Note a reward. With the last one, give all of them to the caller and return True."""
+        """Store a reward. Return whether it was the last one, in which case the caller gets all of them."""
         self.rewards[number] = reward
         if len(self.rewards) < len(self.rows):
             return False
@@ -107,8 +107,8 @@ class PendingScores(PendingResult):
         return True
 
 
-class Text(Row):
-    """A text to score."""
+class TextRow(Row):
+    """A row with a text to score."""
 
     __slots__ = ("number",)
 
@@ -117,8 +117,8 @@ class Text(Row):
         self.number = number
 
 
-class Padded:
-    """Scores whole texts in batches: encoders padded on the right under a mask, other models with texts of equal length."""
+class PaddedScorer:
+    """A scorer for complete texts in batches. Encoders get texts padded on the right, other models texts of equal length."""
 
     urgent = True
     batch_tokens = 8192
@@ -146,26 +146,26 @@ class Padded:
             pending.cancelled = True
 
     def forget(self) -> None:
-        """Do nothing: no text is kept."""
+        """Do nothing, because there is no cache."""
 
     def close(self) -> None:
-        """Do nothing: no memory is held."""
+        """Do nothing, because no memory is allocated."""
 
     @torch.inference_mode()
     def step(self) -> None:
         """Score all waiting texts."""
         waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]
-        texts = [Text(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
+        texts = [TextRow(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
         texts = sorted((t for t in texts if not t.call.cancelled), key=lambda t: len(t.tokens))
         try:
             while texts:
                 texts = texts[self._forward(texts) :]
         except Exception as error:
             for call in {text.call for text in texts}:
-                call.fail(translate_error(error, self.model.device))
+                call.fail(explain_error(error, self.model.device))
 
-    def _forward(self, texts: Sequence[Text]) -> int:
-        """Score as many of the texts (by rising length) as fit into one batch; return how many."""
+    def _forward(self, texts: Sequence[TextRow]) -> int:
+        """Score the texts (by rising length) that fit into one batch. Return their number."""
         longest, count = 0, 0
         for text in texts:
             longest = max(longest, len(text.tokens))
@@ -182,7 +182,7 @@ class Padded:
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         if self.pads:
             outputs = self.model(input_ids=ids, attention_mask=mask).logits
-        else:  # the head sits at the last token: read there, not where the model thinks padding begins
+        else:  # the head is applied at the last token here, because the model would look for padding
             head = cast(torch.nn.Module, self.model.score)
             outputs = head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1])
         for text, reward in zip(batch, self.combine(outputs), strict=True):
@@ -192,7 +192,7 @@ class Padded:
 
 
 def is_causal(model: PreTrainedModel) -> bool:
-    """Decoder classifiers put a head called `score` on the last token; encoders have a `classifier`."""
+    """Return whether a classifier is a decoder. Decoders have a head called `score`, encoders have a `classifier`."""
     return isinstance(getattr(model, "score", None), torch.nn.Module) and not model.config.is_encoder_decoder
 
 

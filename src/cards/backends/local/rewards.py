@@ -1,4 +1,4 @@
-"""Reward models in this process: sequence classifiers, causal (in slots, prefixes reused) or encoders (whole texts)."""
+"""Reward models in this process: causal classifiers with prefix reuse, and encoders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load, pick_device
-from cards.backends.local.readers import Padded, Slotted, TextScorer, is_causal
+from cards.backends.local.loading import load, resolve_device
+from cards.backends.local.readers import PaddedScorer, SlotScorer, TextScorer, is_causal
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
@@ -17,7 +17,7 @@ log = logging.getLogger("cards")
 
 
 class ClassifierReward(SequenceClassifier):
-    """A sequence classifier in this process: causal ones in slots, with prefixes reused; encoders read whole texts."""
+    """A sequence classifier in this process. Causal models run in cache slots and reuse prefixes; encoders read full texts."""
 
     def __init__(
         self,
@@ -45,20 +45,20 @@ class ClassifierReward(SequenceClassifier):
         slots: int = 32,
         context: int | None = None,
     ) -> ClassifierReward:
-        """`tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
-        place = pick_device(device)
-        model, tokenizer = DeviceWorker.on(place).call(
-            lambda: load(AutoModelForSequenceClassification, name, "rm", place, dtype)
+        """Load `tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
+        torch_device = resolve_device(device)
+        model, tokenizer = DeviceWorker.on(torch_device).call(
+            lambda: load(AutoModelForSequenceClassification, name, "rm", torch_device, dtype)
         )
         return cls(model, tokenizer, output=output, target=target, slots=slots, context=context, name=name)
 
     def _reader(self, slots: int) -> TextScorer:
         if is_causal(self.model):
             try:
-                return Slotted(self.model, self.combine, slots, self.limit)
+                return SlotScorer(self.model, self.combine, slots, self.limit)
             except ModelError as error:
-                log.warning("Reward %r is read without reuse of prefixes: %s", self.name, error)
-        return Padded(self.model, self.combine, self.tokenizer.pad_token_id)
+                log.warning("Reward %r runs without prefix reuse: %s", self.name, error)
+        return PaddedScorer(self.model, self.combine, self.tokenizer.pad_token_id)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)

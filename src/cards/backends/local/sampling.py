@@ -1,4 +1,4 @@
-"""The proposal distribution and uncertainties on the model's device: the twins of `cards.sampling` and `Entropy` in torch."""
+"""Sampling and uncertainties on the model's device, equal to `cards.sampling` and `Entropy`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cards.sampling import Sampling
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Token ids [rows, k] in rising order and their probabilities [rows, k] (float64) under the proposal.
+    """Return token ids [rows, k] in ascending order and their probabilities [rows, k] (float64) under the proposal.
 
-    Rising ids, not falling probabilities: the order then does not flip on rounding noise between near-equal logits.
+    The order by id, unlike an order by probability, does not depend on rounding errors in nearly equal logits.
     """
     rows, vocabulary = logits.shape
     if sampling.top_k is not None and sampling.top_k < vocabulary:
@@ -22,15 +22,15 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         ids = torch.arange(vocabulary, device=logits.device).expand(rows, -1)
     p = (logits.double() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
-        falling, order = p.sort(dim=-1, descending=True)
-        beyond = falling.cumsum(-1) - falling >= sampling.top_p
+        descending, order = p.sort(dim=-1, descending=True)
+        beyond = descending.cumsum(-1) - descending >= sampling.top_p
         p = p.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
         p = p / p.sum(-1, keepdim=True)
     return ids, p
 
 
 def draw(logits: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
-    """One token id a row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows]."""
+    """Draw one token id per row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows]."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     ids, p = probabilities(logits, sampling)
@@ -40,9 +40,9 @@ def draw(logits: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
 
 
 def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:
-    """The boundary's uncertainty of each next token, [rows, vocabulary] -> [rows].
+    """Return the boundary's uncertainty about each next token, [rows, vocabulary] -> [rows].
 
-    The measures of `Entropy` are computed on the device. Any other boundary gets the rows as numpy arrays, one at a time.
+    The measures of `Entropy` are computed on the device. Other boundaries get the rows as numpy arrays, one at a time.
     """
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     if type(boundary).uncertainty is not Entropy.uncertainty:
@@ -53,4 +53,4 @@ def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:
     logp = logits.log_softmax(-1)
     if boundary.measure == "mcp":
         return 1 - logp.amax(-1).exp()
-    return -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf out
+    return -(logp.exp() * logp.clamp(min=-1e30)).sum(-1)  # the clamp prevents 0 * -inf

@@ -1,4 +1,4 @@
-"""An LM without some of its layers, as a draft for itself: the same weights, slots of its own."""
+"""Layer skipping: an LM without some of its layers, which shares its weights and serves as its draft model."""
 
 from __future__ import annotations
 
@@ -13,42 +13,52 @@ from cards.errors import ModelError, check
 
 
 def layers_to_skip(model: PreTrainedModel, share: float) -> list[int]:
-    """The numbers of this fraction of the layers. Raises SettingError or ModelError if the model has no such layers."""
+    """Return the indices of the layers to skip, about this fraction of all.
+
+    Raises SettingError if the fraction is out of range, ModelError if the model has too few layers.
+    """
     check(0 < share < 1, f"skip_layers must be above 0 and below 1, got {share}.")
     count = len(layers_of(model)[1])
-    if skipped := hierarchy(count, share):
+    if skipped := skipped_layers(count, share):
         return skipped
-    raise ModelError(f"{type(model).__name__} has too few layers ({count}) to skip {share:.0%} of them.")
+    raise ModelError(
+        f"{type(model).__name__} has too few layers ({count}) to skip {share:.0%} of them. Raise skip_layers or leave it out."
+    )
 
 
-def hierarchy(count: int, share: float) -> list[int]:
-    """The layers to skip: about `share` of all, ever more of them higher up, never the first or the last."""
-    kept = max(2, count - round(share * count))
-    run = {max(i, round((count - 1) * (i / (kept - 1)) ** 1.5)) for i in range(kept)}
-    return [i for i in range(count) if i not in run]
+def skipped_layers(count: int, share: float) -> list[int]:
+    """Return about a fraction `share` of the layer indices, denser among the later layers, without the first and last."""
+    kept_count = max(2, count - round(share * count))
+    kept = {max(i, round((count - 1) * (i / (kept_count - 1)) ** 1.5)) for i in range(kept_count)}
+    return [i for i in range(count) if i not in kept]
 
 
 def without_layers(model: PreTrainedModel, skipped: Sequence[int]) -> PreTrainedModel:
-    """A model that runs the other layers of this one. Raises ModelError if the model has no list of layers."""
+    """Return a model that runs the remaining layers and shares their weights.
+
+    Raises ModelError if the list of layers is not found.
+    """
     path, layers = layers_of(model)
     kept = nn.ModuleList([layer for i, layer in enumerate(layers) if i not in skipped])
-    return cast(PreTrainedModel, _replaced(model, path.split("."), kept))
+    return cast(PreTrainedModel, _with_submodule(model, path.split("."), kept))
 
 
 def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of the model's layers and where it is. Raises ModelError if there is not one such list."""
+    """Return the path of the model's list of layers, and the list. Raises ModelError unless there is exactly one."""
     count = model.config.get_text_config().num_hidden_layers
     lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:
-        raise ModelError(f"{type(model).__name__} has {len(lists)} lists of {count} layers, so none can be skipped.")
+        raise ModelError(
+            f"Skipping layers needs a model with one list of {count} layers, got {len(lists)} in {type(model).__name__}."
+        )
     return lists[0]
 
 
-def _replaced(module: nn.Module, path: Sequence[str], part: nn.Module) -> nn.Module:
-    """The module with another part at the path; all else is shared."""
+def _with_submodule(module: nn.Module, path: Sequence[str], submodule: nn.Module) -> nn.Module:
+    """Return a copy of the module with another submodule at the path. All other submodules are shared."""
     if not path:
-        return part
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    twin._modules[path[0]] = _replaced(getattr(module, path[0]), path[1:], part)
-    return twin
+        return submodule
+    result = copy.copy(module)
+    result._modules = dict(module._modules)
+    result._modules[path[0]] = _with_submodule(getattr(module, path[0]), path[1:], submodule)
+    return result

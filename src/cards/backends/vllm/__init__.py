@@ -1,1 +1,1 @@
-"""vLLM in processes of its own."""
+"""Models in vLLM, which runs in separate processes."""

@@ -1,4 +1,4 @@
-"""vLLM as an engine: draws and boundaries are made inside vLLM, by the logits processor; token ids go in and come out."""
+"""The vLLM engine: a logits processor inside vLLM draws the tokens and ends the segments."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_of, end_ids, flops_per_token, skeleton
+from cards.backends.configuration import context_length, end_ids, flops_per_token, load_without_weights
 from cards.backends.files import locate
 from cards.backends.vllm.host import Host
-from cards.backends.vllm.options import options_of
+from cards.backends.vllm.options import request_options
 from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, encode
@@ -25,11 +25,11 @@ from cards.usage import current_account
 
 
 class VLLMEngine(Engine):
-    """A causal LM in vLLM, `slots` sequences at once, more requests than that wait; in float32 its answers are those of
-    TransformersEngine, token by token. `model` has the configuration, not the weights.
+    """A causal LM in vLLM that decodes up to `slots` sequences at once. Further requests wait.
 
-    On a GPU vLLM takes a share of the memory at the start (`gpu_memory_utilization`); here 0.5, so that a reward model has
-    room beside it.
+    In float32 its tokens equal those of TransformersEngine. `model` has the configuration, but no weights. On a GPU, vLLM
+    allocates a fraction of the memory at the start (`gpu_memory_utilization`). The default here is 0.5, which leaves room
+    for a reward model.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,16 +56,19 @@ class VLLMEngine(Engine):
         context: int | None = None,
         **options: Any,
     ) -> VLLMEngine:
-        """`tiny`, a folder, or a Hugging Face name; options are those of vLLM's AsyncEngineArgs.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs.
 
         Raises UnknownNameError, ModelError or SettingError.
         """
-        check("speculative_config" not in options, "speculative_config is refused: with a draft, vLLM may leave our draws out.")
+        check(
+            "speculative_config" not in options,
+            "speculative_config is not supported, because vLLM may then skip the logits processor. Leave it out.",
+        )
         source = locate(name, "lm")
-        model, tokenizer = skeleton(AutoModelForCausalLM, source)
-        length = context_of(model, context)
-        own = {"gpu_memory_utilization": 0.5, "logprobs_mode": "processed_logits", "generation_config": "vllm"}
-        host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, **own | options)
+        model, tokenizer = load_without_weights(AutoModelForCausalLM, source)
+        length = context_length(model, context)
+        defaults = {"gpu_memory_utilization": 0.5, "logprobs_mode": "processed_logits", "generation_config": "vllm"}
+        host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, **defaults | options)
         return cls(host, model, tokenizer, slots=slots, context=length, name=f"vllm:{name}")
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -74,29 +77,29 @@ class VLLMEngine(Engine):
     def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def params(self, ask: Ask, number: int, most: int) -> dict[str, Any]:
-        """vLLM's SamplingParams for candidate `number`, from 0, of an ask."""
+    def params(self, ask: Ask, number: int, max_tokens: int) -> dict[str, Any]:
+        """Return vLLM's SamplingParams for candidate `number` (from 0) of an ask."""
         return {
             "temperature": 0.0,
             "seed": ask.first + number,
-            "max_tokens": most,
-            "ignore_eos": True,  # end_ids say it all
+            "max_tokens": max_tokens,
+            "ignore_eos": True,  # end_ids has all end tokens
             "stop_token_ids": sorted(self.end_ids),
             "logprobs": 0,
-            "extra_args": options_of(ask, stop=min(self.end_ids, default=0)),
+            "extra_args": request_options(ask, stop=min(self.end_ids, default=0)),
         }
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         requests = VLLMRequests(ask, self)
-        work = self.host.begin(requests.run)
+        future = self.host.submit(requests.run)
         try:
             while requests.candidates.remaining:
                 yield await requests.candidates.receive()
         finally:
-            work.cancel()
+            future.cancel()
 
     def width(self, acceptance_rate: float, most: int) -> int:
-        """About as many as one acceptance takes, for rows are cheap here; fewer where requests share them."""
+        """Return the expected number of candidates until an acceptance, or fewer if many requests share the slots."""
         return max(1, min(most, self.rows // max(1, self.requests), math.ceil(1 / acceptance_rate)))
 
     async def settle(self) -> None:
@@ -110,7 +113,7 @@ class VLLMEngine(Engine):
 
 
 class VLLMRequests:
-    """The requests to vLLM of an ask, one for each candidate; the candidates are handed out in order."""
+    """The vLLM requests of an ask, one per candidate. The candidates are returned in order."""
 
     def __init__(self, ask: Ask, engine: VLLMEngine) -> None:
         self.ask, self.engine, self.account = ask, engine, current_account()
@@ -121,7 +124,7 @@ class VLLMRequests:
         self.read = 0
 
     async def run(self) -> None:
-        """Draw all candidates; runs in the host's loop."""
+        """Draw all candidates, in the event loop of the host."""
         start = time.perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
@@ -134,10 +137,10 @@ class VLLMRequests:
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
-            call_in_loop(self.loop, self._book)
+            call_in_loop(self.loop, self._record_usage)
 
     async def _write(self, number: int) -> None:
-        """Draw a candidate: take tokens as they come until its segment ends."""
+        """Draw tokens of a candidate until its segment ends."""
         writer = self.engine.writer(self.ask)
         params = self.engine.params(self.ask, number, writer.most)
         steps = 0
@@ -163,5 +166,5 @@ class VLLMRequests:
         self.candidates.finish(number, writer.segment)
         self.candidates.deliver()
 
-    def _book(self) -> None:
+    def _record_usage(self) -> None:
         self.account.add(flops=self.engine.flops * self.read, **self.costs)

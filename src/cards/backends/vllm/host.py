@@ -1,4 +1,4 @@
-"""A vLLM engine, in processes of its own, and the thread whose event loop talks to it."""
+"""The host of a vLLM engine: its processes, and the thread whose event loop communicates with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from cards.backends.configuration import pick_dtype
+from cards.backends.configuration import resolve_dtype
 from cards.errors import MissingExtraError, ModelError, SettingError, UnavailableError, UnknownNameError
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for what the user asked for
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is reserved for responses
 
 try:
     from vllm import PoolingParams, SamplingParams
@@ -35,14 +35,18 @@ except ImportError as error:
     raise MissingExtraError(f"Models named vllm:NAME need vLLM ({error})", "vllm") from error
 
 T = TypeVar("T")
-ON_CPU = {"block_size": 32, "kv_cache_memory_bytes": 2**30}  # vLLM's own blocks of 128 tokens share no short prompts
-PATIENCE = 20.0  # seconds for vLLM's processes to end by themselves
-ALWAYS = {"skip_tokenizer_init": True, "enable_prefix_caching": True, "disable_log_stats": True}
+CPU_OPTIONS = {
+    "block_size": 32,
+    "kv_cache_memory_bytes": 2**30,
+}  # vLLM's default blocks of 128 tokens do not share short prompts
+SHUTDOWN_TIMEOUT = 20.0  # seconds for vLLM's processes to end by themselves
+BASE_OPTIONS = {"skip_tokenizer_init": True, "enable_prefix_caching": True, "disable_log_stats": True}
 
 
 class Host:
-    """`model`, a folder or a Hugging Face name, in vLLM; options are those of its AsyncEngineArgs, `name` is for messages.
+    """A model in vLLM.
 
+    model: folder or Hugging Face name. name: the name in messages. options: those of vLLM's AsyncEngineArgs.
     Raises SettingError or UnknownNameError on a wrong option, ModelError if vLLM does not start.
     """
 
@@ -51,15 +55,15 @@ class Host:
         kind = current_platform.device_type
         if device not in ("auto", kind):
             raise SettingError(
-                f"This vLLM runs on {kind!r}, not on {device!r}: set device to auto, and choose among GPUs by the environment "
-                "(CUDA_VISIBLE_DEVICES)."
+                f"device must be auto or {kind!r} for this installation of vLLM, got {device!r}. Choose among GPUs with "
+                "CUDA_VISIBLE_DEVICES."
             )
         known = AsyncEngineArgs.__dataclass_fields__
         for option in options:
             if option not in known:
-                raise UnknownNameError("option of vLLM", option, known)
-        dtype = str(pick_dtype(dtype, torch.device(kind))).removeprefix("torch.")
-        options = ALWAYS | (ON_CPU if kind == "cpu" else {}) | options
+                raise UnknownNameError("vLLM option", option, known)
+        dtype = str(resolve_dtype(dtype, torch.device(kind))).removeprefix("torch.")
+        options = BASE_OPTIONS | (CPU_OPTIONS if kind == "cpu" else {}) | options
         self.numbers = count()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.loop = asyncio.new_event_loop()
@@ -67,20 +71,20 @@ class Host:
         thread.start()
 
         async def start() -> AsyncLLM:
-            resource_tracker.ensure_running()  # which else, once it is needed, would undo the next line
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # vLLM's processes inherit that: Ctrl-C is for us
+            resource_tracker.ensure_running()  # starting it later would unblock SIGINT again
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, so that Ctrl-C does not end vLLM's processes
             return AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, dtype=dtype, **options))
 
         try:
             self.llm: AsyncLLM = asyncio.run_coroutine_threadsafe(start(), self.loop).result()
         except Exception as error:
-            _end(self.loop, thread, self.tasks)
-            raise ModelError(f"vLLM does not start with model {name!r}: {error}") from error
-        self._ending = weakref.finalize(self, _end, self.loop, thread, self.tasks, self.llm)
+            _shut_down(self.loop, thread, self.tasks)
+            raise ModelError(f"vLLM did not start with model {name!r}: {error}") from error
+        self._finalizer = weakref.finalize(self, _shut_down, self.loop, thread, self.tasks, self.llm)
 
-    def begin(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-        """Have the loop do some work, from any thread; cancelling the future cancels the work."""
-        if not self._ending.alive:
+    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Run a coroutine in the event loop, from any thread. Cancelling the future cancels the coroutine."""
+        if not self._finalizer.alive:
             raise ModelError("This model was closed; load it again to use it.")
 
         async def tracked() -> T:
@@ -95,8 +99,10 @@ class Host:
         return asyncio.run_coroutine_threadsafe(tracked(), self.loop)
 
     async def generate(self, tokens: list[int], **params: Any) -> AsyncGenerator[Any, None]:
-        """vLLM's RequestOutputs of what is new, under its SamplingParams; closing the iterator aborts the request. Runs in
-        the loop."""
+        """Yield vLLM's RequestOutputs with the new tokens, in the event loop. `params` are those of SamplingParams.
+
+        Closing the iterator aborts the request.
+        """
         sampling = SamplingParams(**params, detokenize=False, output_kind=RequestOutputKind.DELTA)
         async with aclosing(self.llm.generate(tokens_input(tokens), sampling, str(next(self.numbers)))) as outputs:
             with self._failures():
@@ -104,7 +110,7 @@ class Host:
                     yield output
 
     async def classify(self, tokens: list[int]) -> Any:
-        """vLLM's PoolingRequestOutput of a text, with the raw outputs of the classifier. Runs in the loop."""
+        """Return vLLM's PoolingRequestOutput of a text, with the raw classifier outputs, in the event loop."""
         params = PoolingParams(task="classify", use_activation=False)
         with self._failures():
             return await anext(self.llm.encode(tokens_input(tokens), params, str(next(self.numbers))))
@@ -114,33 +120,33 @@ class Host:
         try:
             yield
         except (EngineDeadError, EngineGenerateError) as error:
-            cause = error.__cause__ or "its processes ended; what they wrote to standard error says why"
+            cause = error.__cause__ or "its processes ended; see their messages on standard error"
             raise UnavailableError(f"vLLM failed while it served model {self.name!r}: {cause}.") from error
 
     async def settle(self) -> None:
-        """Wait until what was cancelled has ended."""
+        """Wait until cancelled tasks have ended."""
 
-        async def ended() -> None:
+        async def wait_for_cancelled() -> None:
             await asyncio.gather(*(task for task in self.tasks if task.cancelling()), return_exceptions=True)
 
-        if self._ending.alive:
-            await asyncio.wrap_future(self.begin(ended))
+        if self._finalizer.alive:
+            await asyncio.wrap_future(self.submit(wait_for_cancelled))
 
     def forget(self) -> None:
         """Drop the prefix cache."""
-        self.begin(self.llm.reset_prefix_cache)
+        self.submit(self.llm.reset_prefix_cache)
 
     async def aclose(self) -> None:
-        """End vLLM's processes; requests that are being served are cancelled."""
-        await asyncio.to_thread(self._ending)
-        self.__dict__.pop("llm", None)  # not at the interpreter's end, when its own clean-up fails
+        """Cancel all requests and end vLLM's processes."""
+        await asyncio.to_thread(self._finalizer)
+        self.__dict__.pop("llm", None)  # freed here, because vLLM's clean-up fails when the interpreter exits
 
 
-def _end(
+def _shut_down(
     loop: asyncio.AbstractEventLoop, thread: threading.Thread, tasks: set[asyncio.Task[Any]], llm: AsyncLLM | None = None
 ) -> None:
-    if threading.current_thread() is thread:  # as when its last task held the last reference
-        threading.Thread(target=_end, args=(loop, thread, tasks, llm)).start()
+    if threading.current_thread() is thread:  # if the thread's last task held the last reference to the host
+        threading.Thread(target=_shut_down, args=(loop, thread, tasks, llm)).start()
         return
 
     async def cancel() -> None:
@@ -149,12 +155,12 @@ def _end(
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         if llm is not None:
-            llm.shutdown(timeout=PATIENCE)
+            llm.shutdown(timeout=SHUTDOWN_TIMEOUT)
 
     asyncio.run_coroutine_threadsafe(cancel(), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
     if llm is not None:
-        llm.engine_core.resources.ctx.destroy(linger=0)  # which vLLM leaves to the garbage collector
-        llm.shutdown = lambda *_, **__: None  # which its __del__ calls, at the interpreter's end too
+        llm.engine_core.resources.ctx.destroy(linger=0)  # vLLM leaves this to the garbage collector
+        llm.shutdown = lambda *_, **__: None  # vLLM's __del__ calls it again, even when the interpreter exits

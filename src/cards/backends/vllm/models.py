@@ -1,4 +1,4 @@
-"""Models in vLLM, by name: `vllm:NAME`."""
+"""Loaders of models in vLLM, by name: `vllm:NAME`."""
 
 from __future__ import annotations
 

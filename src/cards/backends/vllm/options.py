@@ -1,22 +1,22 @@
-"""What a vLLM that draws and ends segments by the laws of this package is told with each request.
+"""Request options for the logits processor of this package in vLLM.
 
-The options stand in `SamplingParams.extra_args` (over HTTP: `vllm_xargs`) of every request that is to be drawn so:
+The options are fields of `SamplingParams.extra_args` (over HTTP: `vllm_xargs`). Defaults are in parentheses.
 
-    cards_seed                  seed of the answer
-    cards_segment               number of the segment in it (0)
-    cards_temperature           the draw, as in `Sampling` (1); cards_top_k (0: off), cards_top_p (1)
-    cards_threshold             the segment ends before a token of this uncertainty; without it, never by uncertainty
+    cards_seed                  seed of the response (required)
+    cards_segment               index of the segment in the response (0)
+    cards_temperature           as in `Sampling` (1)
+    cards_top_k, cards_top_p    as in `Sampling` (0: off; 1)
+    cards_threshold             a segment ends before a token with this uncertainty (default: uncertainty ends no segment)
     cards_measure               entropy, mcp or evidential (entropy)
-    cards_minimum               tokens that the segment has at least (1)
-    cards_stop                  id that is given out in place of a token where the segment ends; among the request's
-                                `stop_token_ids` it ends the request too
+    cards_minimum               minimum number of tokens of the segment (1)
+    cards_stop                  token id returned at a boundary; if it is in `stop_token_ids`, it also ends the request
 
-The request's own `seed` is the number of the candidate (vLLM itself adds 1 to it for each further one of `n`); its
-`temperature` must be 0, or 1 where `n` is larger, as vLLM wants; penalties would spoil the draw and are refused.
+The `seed` of the request is the number of the candidate. With `n` above 1, vLLM adds 1 for each further candidate. vLLM
+requires that `temperature` is 0, or 1 if `n` is above 1. Penalties are rejected, because they would change the draw.
 
-Of a row of logits only one token is left: with the value -1 if it was drawn, with the uncertainty (never negative) if it is the
-stop id. So under vLLM's `logprobs_mode="processed_logits"` the log-probability of the token (`logprobs=0`) tells a boundary
-and its uncertainty; under any other, `cards_stop` must be an id that the LM never draws.
+The processor leaves one token in a row of logits. Its value is -1 if the token was drawn, and the uncertainty (never
+negative) if it is the stop id. With vLLM's `logprobs_mode="processed_logits"`, the log-probability of the token
+(`logprobs=0`) is this value. With any other mode, `cards_stop` must be an id that the LM never draws.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "threshold", "measure", "minimum", "stop")
-LARGEST = 2**31  # number of a candidate, segment or token
-DRAWN = -1.0  # what is left of the logits for a drawn token
+LIMIT = 2**31  # of the numbers of candidates, segments and tokens
+DRAWN = -1.0  # the remaining logit of a drawn token
 
 
-def options_of(ask: Ask, stop: int) -> dict[str, str | int | float]:
-    """The options for candidates of an ask; `stop` is given out at a boundary by uncertainty.
+def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
+    """Return the options for the candidates of an ask. `stop` is the token id returned at a boundary by uncertainty.
 
-    Raises MismatchError if the boundary reads logits in a way of its own.
+    Raises MismatchError if the boundary reads logits and is not Entropy.
     """
     sampling, boundary = ask.sampling, ask.boundary
     if boundary.reads_logits and type(boundary) is not Entropy:
         raise MismatchError(
-            f"vLLM does not know the boundary {type(boundary).__name__}: use Entropy, or the transformers engine."
+            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, or the transformers engine."
         )
     options: dict[str, str | int | float] = {
-        "seed": ask.seed % 2**64,  # as `uniforms` takes it, and small enough to be sent
+        "seed": ask.seed % 2**64,  # as in `uniforms`, and small enough for the protocol
         "segment": ask.segment,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k or 0,
@@ -63,37 +63,40 @@ def options_of(ask: Ask, stop: int) -> dict[str, str | int | float]:
 
 
 @dataclass(slots=True)
-class Rule:
-    """How a request is drawn, and how it ends."""
+class DrawSpec:
+    """The sampling and the boundary of a request, and its random numbers."""
 
     sampling: Sampling
     boundary: Entropy | None
     stop: int
     stream: tuple[int, int, int]  # seed, segment, candidate
-    known: NDArray[np.float64]  # the first of its random numbers
+    cached: NDArray[np.float64]  # the first random numbers of the stream
 
     def uniform(self, drawn: int) -> float:
-        """The random number of the next token, in [0, 1)."""
-        if drawn >= len(self.known):
-            self.known = uniforms(*self.stream, 2 * drawn + 64)
-        return float(self.known[drawn])
+        """Return the random number in [0, 1) for the token after `drawn` tokens."""
+        if drawn >= len(self.cached):
+            self.cached = uniforms(*self.stream, 2 * drawn + 64)
+        return float(self.cached[drawn])
 
     @classmethod
-    def of(cls, params: SamplingParams) -> Rule | None:
-        """The rule that the options of a request say; None where it has none. Raises SettingError."""
+    def parse(cls, params: SamplingParams) -> DrawSpec | None:
+        """Parse the options of a request. Return None if there are none. Raises SettingError or UnknownNameError."""
         given = {k.removeprefix("cards_"): v for k, v in (params.extra_args or {}).items() if k.startswith("cards_")}
         if not given:
             return None
         for key in given:
             if key not in KEYS:
                 raise UnknownNameError("option", f"cards_{key}", (f"cards_{k}" for k in KEYS))
-        seed, segment, top_k = (_whole(given, key) for key in ("seed", "segment", "top_k"))
-        check("seed" in given, "A request with cards_ options needs cards_seed, the seed of the answer.")
+        seed, segment, top_k = (_integer(given, key) for key in ("seed", "segment", "top_k"))
+        check("seed" in given, "A request with cards_ options needs cards_seed, the seed of the response.")
         check(
-            params.seed is not None and 0 <= params.seed < LARGEST,
-            "A request with cards_ options needs a seed: the number of the candidate, from 0.",
+            params.seed is not None and 0 <= params.seed < LIMIT,
+            f"A request with cards_ options needs a seed, the number of the candidate from 0, got {params.seed}.",
         )
-        check(params.temperature in (0, 1), "cards_temperature is what tokens are drawn with: leave vLLM's temperature at 0.")
+        check(
+            params.temperature in (0, 1),
+            f"temperature must be 0 with cards_ options, got {params.temperature}. Use cards_temperature.",
+        )
         check(
             (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0, 0, 1),
             "Penalties cannot be combined with cards_ options.",
@@ -102,19 +105,22 @@ class Rule:
         boundary, stop = None, 0
         if "threshold" in given:
             measure = given.get("measure", "entropy")
-            boundary = Entropy(_whole(given, "minimum", 1), None, _number(given, "threshold", 0.0), measure)
-            check("stop" in given, "A request with cards_threshold needs cards_stop, the id that ends the segment.")
-            stop = _whole(given, "stop")
+            boundary = Entropy(_integer(given, "minimum", 1), None, _number(given, "threshold", 0.0), measure)
+            check("stop" in given, "A request with cards_threshold needs cards_stop, the token id that ends the segment.")
+            stop = _integer(given, "stop")
         return cls(sampling, boundary, stop, (seed, segment, cast(int, params.seed)), np.zeros(0))
 
 
-def _whole(given: dict[str, Any], key: str, default: int = 0) -> int:
-    value, end = given.get(key, default), 2**64 if key == "seed" else LARGEST
-    check(isinstance(value, int) and 0 <= value < end, f"cards_{key} must be a whole number below {end}, not {value!r}.")
+def _integer(given: dict[str, Any], key: str, default: int = 0) -> int:
+    value, limit = given.get(key, default), 2**64 if key == "seed" else LIMIT
+    check(
+        isinstance(value, int) and 0 <= value < limit,
+        f"cards_{key} must be an integer between 0 and {limit - 1}, got {value!r}.",
+    )
     return cast(int, value)
 
 
 def _number(given: dict[str, Any], key: str, default: float) -> float:
     value = given.get(key, default)
-    check(isinstance(value, int | float), f"cards_{key} must be a number, not {value!r}.")
+    check(isinstance(value, int | float), f"cards_{key} must be a number, got {value!r}.")
     return float(value)

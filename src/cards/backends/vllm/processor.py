@@ -1,7 +1,7 @@
-"""Draws and ends segments inside vLLM, by the laws of this package: a logits processor for both of vLLM's model runners.
+"""The logits processor that draws tokens and ends segments inside vLLM, for both of vLLM's model runners.
 
-It runs in vLLM's engine process, on the requests that have the options of `vllm_options.py`, and leaves all others alone. A
-server finds it by itself where this package is installed (entry point `vllm.logits_processors`).
+It runs in vLLM's engine process and changes only requests with the options of `cards.backends.vllm.options`. vLLM servers
+load it through the entry point `vllm.logits_processors` if this package is installed.
 """
 
 from __future__ import annotations
@@ -16,88 +16,88 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as RunnerV2
 
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.vllm.options import DRAWN, Rule
+from cards.backends.vllm.options import DRAWN, DrawSpec
 from cards.boundaries import Entropy
 from cards.sampling import Sampling
 
 
 class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
-    """Serves both interfaces: V1 keeps rows up to date itself (`update_state`), V2 names them at each step (`ctx`)."""
+    """A logits processor for both interfaces: V1 tracks the rows in `update_state`, V2 gets them in each step (`ctx`)."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raises SettingError, a ValueError, which a server answers with 400."""
-        Rule.of(sampling_params)
+        """Raise SettingError on wrong options. It is a ValueError, so a server replies with status 400."""
+        DrawSpec.parse(sampling_params)
 
     def __init__(self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool = False) -> None:
-        self.rows: dict[int, tuple[Rule, list[int]]] = {}  # V1: by place in the batch, with the tokens so far
-        self.slots: dict[int, Rule] = {}  # V2: by slot
+        self.rows: dict[int, tuple[DrawSpec, list[int]]] = {}  # V1: by row of the batch, with the tokens so far
+        self.slots: dict[int, DrawSpec] = {}  # V2: by slot
         self.states = device_or_states
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        def begin(params: SamplingParams, prompt: list[int] | None, output: list[int]) -> tuple[Rule, list[int]] | None:
-            rule = Rule.of(params)
-            return None if rule is None else (rule, output)
+        def begin(params: SamplingParams, prompt: list[int] | None, output: list[int]) -> tuple[DrawSpec, list[int]] | None:
+            spec = DrawSpec.parse(params)
+            return None if spec is None else (spec, output)
 
         process_dict_updates(self.rows, batch_update, begin)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.slots.pop(req_idx, None)
-        rule = Rule.of(sampling_params)
-        if rule is not None:
-            self.slots[req_idx] = rule
-        return rule is not None
+        spec = DrawSpec.parse(sampling_params)
+        if spec is not None:
+            self.slots[req_idx] = spec
+        return spec is not None
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         if ctx is None:
-            rows = [(row, rule, len(output)) for row, (rule, output) in self.rows.items()]
+            rows = [(row, spec, len(output)) for row, (spec, output) in self.rows.items()]
         else:
             slots, lengths = ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np
-            if len(slots) != len(logits):  # a row for each token that a draft wrote
+            if len(slots) != len(logits):  # with a draft model, there is a row for each drafted token
                 slots, lengths = ctx.expanded_idx_mapping.numpy(force=True), ctx.pos.numpy(force=True) + 1
-            given = self.states.prompt_len.np
+            prompt_lengths = self.states.prompt_len.np
             rows = [
-                (row, rule, int(lengths[row] - given[slot]))
+                (row, spec, int(lengths[row] - prompt_lengths[slot]))
                 for row, slot in enumerate(slots.tolist())
-                if (rule := self.slots.get(slot)) is not None
+                if (spec := self.slots.get(slot)) is not None
             ]
-        rows = [(row, rule, drawn) for row, rule, drawn in rows if drawn >= 0]  # no part of a prompt
+        rows = [(row, spec, drawn) for row, spec, drawn in rows if drawn >= 0]  # negative while the prompt is read
         if rows:
-            choose(logits, rows)
+            draw_rows(logits, rows)
         return logits
 
 
-def choose(logits: Tensor, rows: list[tuple[int, Rule, int]]) -> None:
-    """Leave one token to each of the rows (place, rule, tokens drawn so far) of logits [batch, vocabulary], in place.
+def draw_rows(logits: Tensor, rows: list[tuple[int, DrawSpec, int]]) -> None:
+    """Draw a token for each row (index, spec, tokens drawn so far) of logits [batch, vocabulary].
 
-    Without waiting for the device: everything stays in tensors.
+    In place: all other logits of the row become -inf. No value is copied to the CPU, so that vLLM need not wait for the device.
     """
-    places = _tensor([row for row, _, _ in rows], logits)
-    raw = logits[places]
-    tokens = torch.zeros_like(places)
+    indices = _tensor([row for row, _, _ in rows], logits)
+    raw = logits[indices]
+    tokens = torch.zeros_like(indices)
     values = torch.full_like(raw[:, 0], DRAWN)
     by_sampling: dict[Sampling, list[int]] = {}
     by_boundary: dict[Entropy, list[int]] = {}
-    for i, (_, rule, drawn) in enumerate(rows):
-        by_sampling.setdefault(rule.sampling, []).append(i)
-        if rule.boundary is not None and drawn >= rule.boundary.minimum:
-            by_boundary.setdefault(rule.boundary, []).append(i)
-    u = _tensor([rule.uniform(drawn) for _, rule, drawn in rows], logits, torch.float64)
+    for i, (_, spec, drawn) in enumerate(rows):
+        by_sampling.setdefault(spec.sampling, []).append(i)
+        if spec.boundary is not None and drawn >= spec.boundary.minimum:
+            by_boundary.setdefault(spec.boundary, []).append(i)
+    u = _tensor([spec.uniform(drawn) for _, spec, drawn in rows], logits, torch.float64)
     for sampling, members in by_sampling.items():
         at = _tensor(members, logits)
         tokens[at] = draw(raw[at], sampling, u[at])
-    stops = _tensor([rule.stop for _, rule, _ in rows], logits).clamp(max=raw.shape[1] - 1)
+    stops = _tensor([spec.stop for _, spec, _ in rows], logits).clamp(max=raw.shape[1] - 1)
     for boundary, members in by_boundary.items():
         at = _tensor(members, logits)
-        unsure = uncertainty(boundary, raw[at])
-        ends = cast(Tensor, boundary.ends_before(unsure))  # type: ignore[arg-type]
+        measured = uncertainty(boundary, raw[at])
+        ends = cast(Tensor, boundary.ends_before(measured))  # type: ignore[arg-type]
         tokens[at] = torch.where(ends, stops[at], tokens[at])
-        values[at] = torch.where(ends, unsure, values[at])
-    logits[places] = float("-inf")
-    logits[places, tokens] = values
+        values[at] = torch.where(ends, measured, values[at])
+    logits[indices] = float("-inf")
+    logits[indices, tokens] = values
 
 
 def _tensor(values: list[Any], like: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:

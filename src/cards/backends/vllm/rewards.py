@@ -1,4 +1,4 @@
-"""Reward models in vLLM: the scores of ClassifierReward, with vLLM's prefix cache."""
+"""Reward models in vLLM, with vLLM's prefix cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier, output_weights
-from cards.backends.configuration import context_of, flops_per_token, skeleton
+from cards.backends.configuration import context_length, flops_per_token, load_without_weights
 from cards.backends.files import locate
 from cards.backends.vllm.host import Host
 from cards.errors import ModelError
@@ -18,7 +18,7 @@ from cards.usage import current_account
 
 
 class VLLMReward(SequenceClassifier):
-    """A sequence classifier in vLLM. `model` has the configuration, not the weights."""
+    """A sequence classifier in vLLM. `model` has the configuration, but no weights."""
 
     def __init__(self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
@@ -37,25 +37,25 @@ class VLLMReward(SequenceClassifier):
         context: int | None = None,
         **options: Any,
     ) -> VLLMReward:
-        """`tiny`, a folder, or a Hugging Face name; options are those of vLLM's AsyncEngineArgs.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs.
 
         Raises ModelError if the model has no trained score head.
         """
         source = locate(name, "rm")
-        model, tokenizer = skeleton(AutoModelForSequenceClassification, source)
+        model, tokenizer = load_without_weights(AutoModelForSequenceClassification, source)
         if not any("ForSequenceClassification" in kind for kind in model.config.architectures or ()):
-            raise ModelError(f"Model {name!r} has no trained score head: a reward model is a trained sequence classifier.")
-        output_weights(model, output, name)  # raises before vLLM takes its time to start
-        length = context_of(model, context)
+            raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
+        output_weights(model, output, name)  # raises here, because vLLM takes long to start
+        length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
         host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, runner="pooling", **options)
         return cls(host, model, tokenizer, output=output, target=target, context=context, name=f"vllm:{name}")
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
-        async def classified() -> list[Any]:
+        async def classify_all() -> list[Any]:
             return await asyncio.gather(*(self.host.classify(row) for row in rows))
 
-        outputs = await asyncio.wrap_future(self.host.begin(classified))
+        outputs = await asyncio.wrap_future(self.host.submit(classify_all))
         cached = sum(output.num_cached_tokens for output in outputs)
         read = sum(map(len, rows)) - cached
         current_account().add(prefill_tokens=read, cached_tokens=cached, flops=self.flops * read)

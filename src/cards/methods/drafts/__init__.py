@@ -1,1 +1,1 @@
-"""Methods in which a second model writes ahead."""
+"""Methods in which a second, smaller model generates ahead."""

@@ -10,8 +10,8 @@ from typing import ClassVar
 from cards.boundaries import Boundary, Step
 from cards.engines.base import Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored
-from cards.methods.base import EngineLike, Request, RewardLike, Sampled, loaded, proposals, required
-from cards.methods.tokens.driver import within
+from cards.methods.base import EngineLike, Request, RewardLike, Sampled, loaded, propose_all, required
+from cards.methods.tokens.driver import limit_to_context
 from cards.rewards.base import Reward
 from cards.settings import setting
 from cards.usage import booked_as
@@ -21,48 +21,50 @@ BLANK_LINE = Step()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RSD(Sampled):
-    """A small model writes each step of the answer; the LM writes those over again that the reward does not like.
+    """Generate each step with a small model, and again with the LM if the reward of the step is too low.
 
-        s = sigmoid(r(x, y + step))      step: drawn by `proposer`
-        keep it if s >= threshold (delta), else take the step that the LM draws, untested
+        s = sigmoid(r(x, y + step)),   step ~ proposer
+        accept the step if s >= threshold (delta), else take a step of the LM, unscored
 
-    So a step follows q_proposer 1[s >= threshold] + P(s < threshold) q. `process` scores steps (None: the reward);
-    its scores are taken for log-odds. A kept step's threshold is shown on the scale of r.
+    A step follows q_proposer 1[s >= threshold] + P(s < threshold) q. `process` scores steps; without it the reward does. Its
+    scores are read as log-odds. Events show the threshold on the scale of r.
 
-    Differs from the published code: end of text is honoured within a step, and a step of the LM is never scored.
+    Differs from the published code: the end-of-text token is respected within a step.
     """
 
     name: ClassVar[str] = "rsd"
     family: ClassVar[str] = "drafts"
-    summary: ClassVar[str] = "A small model writes each step; the model rewrites the steps that the reward does not like."
+    summary: ClassVar[str] = "Generate each step with a small model, and again with the model if its reward is too low."
     siblings: ClassVar[bool] = True
 
-    proposer: EngineLike = setting("tiny-draft", help="Smaller LM of the same tokenizer that writes the steps.", loads="engine")
+    proposer: EngineLike = setting(
+        "tiny-draft", help="Smaller LM with the same tokenizer, which generates the steps.", loads="engine"
+    )
     process: RewardLike | None = setting(None, help="Reward model that scores steps (none: the reward).", loads="reward")
-    threshold: float = setting(0.7, help="Sigmoid of the reward from which a step is kept.", above=0, below=1)
+    threshold: float = setting(0.7, help="Minimum sigmoid of the reward at which a step is accepted.", above=0, below=1)
     boundary: Boundary = setting(BLANK_LINE, help="Rule that ends a step.", advanced=True)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         process = required(reward if self.process is None else loaded(self.process), self)
         proposer = loaded(self.proposer)
-        request = within(request, (engine, proposer))
-        least = math.log(self.threshold / (1 - self.threshold))
-        response, position = Response(), 0
+        request = limit_to_context(request, (engine, proposer))
+        minimum = math.log(self.threshold / (1 - self.threshold))
+        response, index = Response(), 0
         while response.finish_reason is None:
-            ask = replace(request.ask(response), boundary=self.boundary, sampling=self.sampling, segment=position)
+            ask = replace(request.ask(response), boundary=self.boundary, sampling=self.sampling, segment=index)
             with booked_as("draft"):
-                [[step]] = await proposals(proposer, ask)
-            yield Proposed(position, 0, step, "draft")
+                [[step]] = await propose_all(proposer, ask)
+            yield Proposed(index, 0, step, "draft")
             [r] = await process.score(request.prompt, [response + step])
-            step = replace(step, reward=r, threshold=least)
-            yield Scored(position, 0, step)
-            if r >= least:
-                yield Accepted(position, 0, step)
+            step = replace(step, reward=r, threshold=minimum)
+            yield Scored(index, 0, step)
+            if r >= minimum:
+                yield Accepted(index, 0, step)
             else:
-                yield Rejected(position, 0, step)
-                refused = (step,) if request.trace else ()
-                [[step]] = await proposals(engine, replace(ask, first=1))  # random numbers of its own
-                yield Proposed(position, 1, step)
-                yield Accepted(position, 1, replace(step, candidates=2, rejected=refused))
+                yield Rejected(index, 0, step)
+                rejected = (step,) if request.trace else ()
+                [[step]] = await propose_all(engine, replace(ask, first=1))  # other random numbers than the rejected step
+                yield Proposed(index, 1, step)
+                yield Accepted(index, 1, replace(step, candidates=2, rejected=rejected))
             response = response + step
-            position += 1
+            index += 1

@@ -1,1 +1,1 @@
-"""Methods that choose among whole responses."""
+"""Methods that choose among complete responses."""

@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from cards.events import Segment
 from cards.methods.base import argmax
-from cards.methods.responses.driver import Answers
+from cards.methods.responses.driver import ResponseMethod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfN(Answers):
-    """argmax of r(x, y_i) over y_1 .. y_n drawn from the LM; the first of equals."""
+class BestOfN(ResponseMethod):
+    """Return argmax of r(x, y_i) over y_1 .. y_n ~ q (the first one in case of ties)."""
 
     name: ClassVar[str] = "best-of-n"
-    summary: ClassVar[str] = "The response of highest reward out of n."
+    summary: ClassVar[str] = "Return the response with the highest reward out of n."
 
-    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
-        return argmax(answers)
+    async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
+        return argmax(candidates)

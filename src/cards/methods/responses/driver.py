@@ -1,4 +1,4 @@
-"""Whole answers: draw them, score them, take one. What best-of-n and its relatives share."""
+"""Sample complete responses, score them and choose one: the part shared by best-of-n and related methods."""
 
 from __future__ import annotations
 
@@ -17,61 +17,64 @@ from cards.settings import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers(Sampled):
-    """Draw n whole answers from q at once, score them if the method needs that, and take the one that `choose` says."""
+class ResponseMethod(Sampled):
+    """Base class of methods that sample n complete responses from q, score them if needed, and `choose` one of them."""
 
     family: ClassVar[str] = "responses"
 
-    n: int = setting(8, help="Number of responses to draw.", at_least=1, typical=(1, 32), client_at_most=64)
+    n: int = setting(8, help="Number of responses to sample.", at_least=1, typical=(1, 32), client_at_most=64)
 
     @property
     def kl_bound(self) -> float:
-        """log n - (n - 1) / n (arXiv 2401.01879): best-of-n is, of all choices among n draws, the one that may change most.
+        """Return log n - (n - 1) / n (arXiv 2401.01879), which bounds every choice among n samples, not only best-of-n.
 
-        For P(the answer taken lies in A) <= 1 - (1 - q(A))^n, with equality for the answers of highest reward.
+        For P(response in A) <= 1 - (1 - q(A))^n for every set A, with equality for best-of-n and the sets of highest reward.
         """
         return math.log(self.n) - (self.n - 1) / self.n
 
     @abstractmethod
-    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
-        """The number of the answer to take."""
+    async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
+        """Return the index of the response to return. Each candidate is a complete response."""
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self) if "reward" in self.needed else None
-        answers: list[Segment] = []
+        candidates: list[Segment] = []
         ask = replace(request.ask(Response()), sampling=self.sampling, n=self.n)
-        async with aclosing(draw(request.prompt, ask, engine, reward, answers)) as events:
+        async with aclosing(propose_responses(request.prompt, ask, engine, reward, candidates)) as events:
             async for event in events:
                 yield event
-        for event in taken(answers, await self.choose(answers, request.seed), request.trace):
+        for event in verdicts(candidates, await self.choose(candidates, request.seed), request.trace):
             yield event
 
 
-async def draw(
-    prompt: Prompt, ask: Ask, engine: Engine, reward: Reward | None, answers: list[Segment]
+async def propose_responses(
+    prompt: Prompt, ask: Ask, engine: Engine, reward: Reward | None, candidates: list[Segment]
 ) -> AsyncGenerator[Event, None]:
-    """Draw what is asked for; with what it continues, it is scored as answers to `prompt` and added to `answers`."""
+    """Propose responses, score them as responses to `prompt`, append them to `candidates`, and yield the events.
+
+    A candidate includes the text that the ask continues. The prompt of the ask may differ from `prompt`.
+    """
     async with aclosing(propose(engine, ask)) as batches:
         async for batch in batches:
-            whole = [ask.response + segment for segment in batch]
-            rewards = [None] * len(batch) if reward is None else await reward.score(prompt, whole)
-            for segment, response, r in zip(batch, whole, rewards, strict=True):
-                number = len(answers)
-                answers.append(replace(segment, text=response.text, token_ids=response.token_ids, reward=r))
-                yield Proposed(0, number, replace(answers[number], reward=None))
+            responses = [ask.response + segment for segment in batch]
+            rewards = [None] * len(batch) if reward is None else await reward.score(prompt, responses)
+            for segment, response, r in zip(batch, responses, rewards, strict=True):
+                number = len(candidates)
+                candidates.append(replace(segment, text=response.text, token_ids=response.token_ids, reward=r))
+                yield Proposed(0, number, replace(candidates[number], reward=None))
                 if reward is not None:
-                    yield Scored(0, number, answers[number])
+                    yield Scored(0, number, candidates[number])
 
 
-def taken(answers: Sequence[Segment], chosen: int, trace: bool) -> Iterator[Event]:
-    """The verdicts: one answer is accepted, the others are rejected."""
-    others = [(i, answer) for i, answer in enumerate(answers) if i != chosen]
-    for i, answer in others:
-        yield Rejected(0, i, answer)
-    rejected = tuple(answer for _, answer in others) if trace else ()
-    yield Accepted(0, chosen, replace(answers[chosen], candidates=len(answers), rejected=rejected))
+def verdicts(candidates: Sequence[Segment], chosen: int, trace: bool) -> Iterator[Event]:
+    """Yield the verdicts: the chosen candidate is accepted, the others are rejected."""
+    others = [(i, candidate) for i, candidate in enumerate(candidates) if i != chosen]
+    for i, candidate in others:
+        yield Rejected(0, i, candidate)
+    rejected = tuple(candidate for _, candidate in others) if trace else ()
+    yield Accepted(0, chosen, replace(candidates[chosen], candidates=len(candidates), rejected=rejected))
 
 
-def rewards_of(answers: Sequence[Segment]) -> list[float]:
-    """The rewards of scored answers."""
-    return [cast(float, answer.reward) for answer in answers]
+def rewards_of(candidates: Sequence[Segment]) -> list[float]:
+    """Return the rewards of scored candidates."""
+    return [cast(float, candidate.reward) for candidate in candidates]

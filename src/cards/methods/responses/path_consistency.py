@@ -13,8 +13,8 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Event, Response, Segment
 from cards.methods.base import Request, Sampled
-from cards.methods.responses.driver import draw, taken
-from cards.methods.responses.self_consistency import check_pattern, final_answer, leader
+from cards.methods.responses.driver import propose_responses, verdicts
+from cards.methods.responses.self_consistency import check_pattern, final_answer, leading_answer
 from cards.rewards.base import Reward
 from cards.settings import setting
 
@@ -23,30 +23,30 @@ SENTENCES = Punctuation()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathConsistency(Sampled):
-    """Self-consistency in windows: once a final answer leads clearly, later branches begin with steps that led to it.
+    """Self-consistency in windows; later branches begin with the first steps of a branch with the leading answer.
 
-        v1, v2:     votes of the two commonest final answers among all branches so far
-        confidence = P(p > 1/2), p ~ Beta(v1 + 1, v2 + 1)
-        confidence >= `confidence`: of the last window take the first branch with the leading answer; what all branches
-        after it begin with grows by that branch's next step
+        v1, v2 = votes of the two most frequent final answers among all branches so far
+        c      = P(p > 1/2),  p ~ Beta(v1 + 1, v2 + 1)
+        after each window, if c >= confidence: the first branch of this window with the leading answer adds its next step to
+        the prefix, with which all later branches begin
 
-    A majority vote over all `branches` decides. `boundary` cuts the steps; `pattern` is that of self-consistency.
-    Where we choose for ourselves: votes are counted over all windows; the prefix never shrinks, and stays as it is where no
-    branch of the window has the leading answer or the next step is the branch's last, which is always drawn anew.
+    A majority vote over all `branches` decides. `boundary` ends the steps; `pattern` is that of self-consistency.
+    Our choices: votes are counted over all windows, and the prefix never shrinks. It stays as it is if no branch of the window
+    has the leading answer. The last step of a branch is never added.
     """
 
     name: ClassVar[str] = "path-consistency"
     family: ClassVar[str] = "responses"
-    summary: ClassVar[str] = "Self-consistency whose later branches begin with steps that led to the leading answer."
+    summary: ClassVar[str] = "Run self-consistency whose later branches begin with steps that led to the leading answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
-    branches: int = setting(20, help="Responses that vote.", at_least=1, typical=(1, 40), client_at_most=64)
+    branches: int = setting(20, help="Number of responses that vote.", at_least=1, typical=(1, 40), client_at_most=64)
     window: int = setting(
-        5, help="Branches drawn at once before the votes are counted.", at_least=1, typical=(1, 20), advanced=True
+        5, help="Number of branches sampled before each count of the votes.", at_least=1, typical=(1, 20), advanced=True
     )
     confidence: float = setting(
         0.8,
-        help="Probability of the leading answer from which later branches begin with its steps.",
+        help="Probability that the leading answer wins, above which the prefix grows.",
         at_least=0,
         at_most=1,
         typical=(0.5, 1),
@@ -55,7 +55,7 @@ class PathConsistency(Sampled):
     pattern: str | None = setting(
         None,
         help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression may run for ever
+        client=False,  # a regular expression can run forever
         advanced=True,
     )
     boundary: Boundary = setting(SENTENCES, help="Rule that ends a step; it must not read logits.", advanced=True)
@@ -64,29 +64,29 @@ class PathConsistency(Sampled):
         check_pattern(self.pattern)
         check(
             not self.boundary.reads_logits,
-            f"boundary must be one that reads text or counts tokens, such as Punctuation or Step, got {self.boundary!r}.",
+            f"boundary must read text or count tokens, as Punctuation and Step do, got {self.boundary!r}.",
         )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        answers: list[Segment] = []
+        candidates: list[Segment] = []
         finals: list[str | None] = []
         prefix = Response()
-        while (first := len(answers)) < self.branches:
+        while (first := len(candidates)) < self.branches:
             n = min(self.window, self.branches - first)
             ask = replace(request.ask(prefix), sampling=self.sampling, first=first, n=n)
-            async with aclosing(draw(request.prompt, ask, engine, None, answers)) as events:
+            async with aclosing(propose_responses(request.prompt, ask, engine, None, candidates)) as events:
                 async for event in events:
                     yield event
-            finals += [final_answer(answer.text, self.pattern) for answer in answers[first:]]
-            winner = leader(finals, [1.0] * len(finals))
-            if winner is not None and winner in finals[first:] and lead(finals) >= self.confidence:
-                prefix = self.extended(prefix, answers[finals.index(winner, first)], request, engine)
+            finals += [final_answer(candidate.text, self.pattern) for candidate in candidates[first:]]
+            winner = leading_answer(finals, [1.0] * len(finals))
+            if winner is not None and winner in finals[first:] and confidence_of(finals) >= self.confidence:
+                prefix = self.extend(prefix, candidates[finals.index(winner, first)], request, engine)
         chosen = finals.index(winner) if winner is not None else 0
-        for event in taken(answers, chosen, request.trace):
+        for event in verdicts(candidates, chosen, request.trace):
             yield event
 
-    def extended(self, prefix: Response, branch: Segment, request: Request, engine: Engine) -> Response:
-        """The prefix with the branch's next step, or the prefix if that step is the branch's last."""
+    def extend(self, prefix: Response, branch: Segment, request: Request, engine: Engine) -> Response:
+        """Return the prefix with the next step of the branch, or the prefix if that step is the last."""
         writer = engine.writer(replace(request.ask(prefix), boundary=self.boundary))
         for token in branch.token_ids[len(prefix.token_ids) :]:
             writer.push(token)
@@ -96,9 +96,9 @@ class PathConsistency(Sampled):
         return prefix
 
 
-def lead(finals: Sequence[str | None]) -> float:
-    """P(p > 1/2), p ~ Beta(v1 + 1, v2 + 1): a binomial tail, as v1 and v2 are whole numbers."""
+def confidence_of(finals: Sequence[str | None]) -> float:
+    """Return P(p > 1/2), p ~ Beta(v1 + 1, v2 + 1), as a binomial tail, because v1 and v2 are whole numbers."""
     votes = sorted((finals.count(final) for final in set(finals) - {None}), reverse=True)
     v1, v2 = [*votes, 0, 0][:2]
-    tosses = v1 + v2 + 1
-    return sum(comb(tosses, k) for k in range(v1 + 1)) / (1 << tosses)
+    trials = v1 + v2 + 1
+    return sum(comb(trials, k) for k in range(v1 + 1)) / (1 << trials)

@@ -11,36 +11,37 @@ from typing import ClassVar
 
 from cards.errors import SettingError
 from cards.events import Segment
-from cards.methods.responses.driver import Answers, rewards_of
+from cards.methods.responses.driver import ResponseMethod, rewards_of
 from cards.settings import setting
 
 NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-USUAL = (r"####\s*(.+)", r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", NUMBER)
+DEFAULTS = (r"####\s*(.+)", r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", NUMBER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelfConsistency(Answers):
-    """Of n answers take the first whose final answer is the commonest: argmax_a of sum_i w_i [a_i = a], ties to the first.
+class SelfConsistency(ResponseMethod):
+    """Return the first of n responses with the most frequent final answer: argmax_a of sum_i w_i [a_i = a].
 
-    The final answer is the last match of `pattern` (of its groups, the first with a text); None looks for what follows
-    "####", then for \\boxed{...}, then for the last number. Letter case, a full stop at the end and how a number is written
-    do not matter. An answer without one has no vote; if none has one, the first answer is taken.
-    beta None counts votes (w_i = 1). A number weighs them by reward, w_i = exp(r_i / beta), which estimates the commonest
-    final answer under q(y) exp(r / beta), and takes the answer of highest reward among those that agree.
+    The final answer a_i is the last match of `pattern`, or the first non-empty group of that match. None looks for the text
+    after "####", then for \\boxed{...}, then for the last number. Letter case, a final full stop and the format of a number
+    do not matter. Ties go to the answer that came first. A response without a final answer has no vote; if no response has
+    one, the first response is returned.
+    beta None counts votes (w_i = 1). Otherwise w_i = exp(r_i / beta), which estimates the most frequent final answer under
+    q(y) exp(r / beta); of the responses with the winning answer, the one with the highest reward is returned.
     """
 
     name: ClassVar[str] = "self-consistency"
-    summary: ClassVar[str] = "A vote of n responses on the final answer."
+    summary: ClassVar[str] = "Sample n responses and return the first with the most frequent final answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
     pattern: str | None = setting(
         None,
         help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression may run for ever
+        client=False,  # a regular expression can run forever
         advanced=True,
     )
     beta: float | None = setting(
-        None, help="Softness of votes weighted by reward (none: every vote counts the same).", above=0, typical=(0.05, 3)
+        None, help="Softness of the weights of votes by reward (none: equal weights).", above=0, typical=(0.05, 3)
     )
 
     def validate(self) -> None:
@@ -50,27 +51,27 @@ class SelfConsistency(Answers):
     def needed(self) -> frozenset[str]:
         return self.needs if self.beta is None else self.needs | {"reward"}
 
-    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
-        weights = [1.0] * len(answers)
+    async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
+        weights = [1.0] * len(candidates)
         if self.beta is not None:
-            rewards = rewards_of(answers)
+            rewards = rewards_of(candidates)
             weights = [math.exp((r - max(rewards)) / self.beta) for r in rewards]
-        finals = [final_answer(answer.text, self.pattern) for answer in answers]
-        winner = leader(finals, weights)
+        finals = [final_answer(candidate.text, self.pattern) for candidate in candidates]
+        winner = leading_answer(finals, weights)
         agreeing = [i for i, final in enumerate(finals) if final == winner] if winner is not None else [0]
         return max(agreeing, key=lambda i: weights[i])
 
 
 def final_answer(text: str, pattern: str | None = None) -> str | None:
-    """The final answer in a text, in a form in which equal answers are equal, or None if there is none."""
-    for each in USUAL if pattern is None else (pattern,):
-        if found := list(re.finditer(each, text)):
+    """Return the final answer in a text, normalized so that equal answers compare equal, or None if there is none."""
+    for expression in DEFAULTS if pattern is None else (pattern,):
+        if found := list(re.finditer(expression, text)):
             return _normal(next(filter(None, found[-1].groups()), found[-1][0]))
     return None
 
 
-def leader(finals: Sequence[str | None], weights: Sequence[float]) -> str | None:
-    """The final answer of the most weight, the first of equals; None if there are none."""
+def leading_answer(finals: Sequence[str | None], weights: Sequence[float]) -> str | None:
+    """Return the final answer with the most weight (the first one in case of ties), or None if there are none."""
     votes: dict[str, list[float]] = {}
     for final, weight in zip(finals, weights, strict=True):
         if final is not None:
@@ -79,10 +80,11 @@ def leader(finals: Sequence[str | None], weights: Sequence[float]) -> str | None
 
 
 def check_pattern(pattern: str | None) -> None:
+    """Raise SettingError if the pattern is not a regular expression."""
     try:
         re.compile(pattern or "")
     except re.error as error:
-        raise SettingError(f"pattern {pattern!r} is not a regular expression: {error}.") from error
+        raise SettingError(f"pattern must be a regular expression, got {pattern!r}: {error}.") from error
 
 
 def _normal(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""How alike two texts are, in [0, 1]: utilities for methods that look for agreement among answers."""
+"""Similarity of two texts in [0, 1]: the utilities of methods that compare responses."""
 
 from __future__ import annotations
 
@@ -11,59 +11,60 @@ from typing import Literal
 
 from cards.errors import check
 
-Utility = Callable[[str, str], float]  # (answer, reference)
+Utility = Callable[[str, str], float]  # (response, reference)
 Similarity = Literal["chrf", "rouge-l", "jaccard", "exact"]
 
 
-def chrf(answer: str, reference: str, orders: int = 6, beta: float = 2.0) -> float:
-    """chrF (Popovic 2015): F-score of the mean precision and recall of character n-grams, n = 1 .. 6, spaces aside."""
-    counts = [(_grams(answer, n), _grams(reference, n)) for n in range(1, orders + 1)]
+def chrf(response: str, reference: str, orders: int = 6, beta: float = 2.0) -> float:
+    """Return chrF (Popovic 2015): the F-score of mean precision and recall of character n-grams, n = 1 .. 6, without spaces."""
+    counts = [(_grams(response, n), _grams(reference, n)) for n in range(1, orders + 1)]
     both = [(a, b, (a & b).total()) for a, b in counts if a and b]
     if not both:
-        return float(answer == reference)
+        return float(response == reference)
     precision = sum(common / a.total() for a, _, common in both) / len(both)
     recall = sum(common / b.total() for _, b, common in both) / len(both)
     return _f_score(precision, recall, beta)
 
 
-def rouge_l(answer: str, reference: str) -> float:
-    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words."""
-    a, b = _words(answer), _words(reference)
+def rouge_l(response: str, reference: str) -> float:
+    """Return ROUGE-L (Lin 2004): F1 of the longest common subsequence of words."""
+    a, b = _words(response), _words(reference)
     if not (a and b):
         return float(a == b)
     common = _longest_common(a, b)
     return _f_score(common / len(a), common / len(b))
 
 
-def jaccard(answer: str, reference: str) -> float:
-    """Shared words over all words, each counted once."""
-    a, b = set(_words(answer)), set(_words(reference))
+def jaccard(response: str, reference: str) -> float:
+    """Return the number of shared words divided by the number of all words, each counted once."""
+    a, b = set(_words(response)), set(_words(reference))
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
-def exact(answer: str, reference: str) -> float:
-    """1 for equal texts, white space around them aside."""
-    return float(answer.strip() == reference.strip())
+def exact(response: str, reference: str) -> float:
+    """Return 1 for texts that are equal up to surrounding white space, else 0."""
+    return float(response.strip() == reference.strip())
 
 
 UTILITIES: dict[str, Utility] = {"chrf": chrf, "rouge-l": rouge_l, "jaccard": jaccard, "exact": exact}
 
 
 def check_utility(utility: str | Utility) -> None:
+    """Raise SettingError if the utility is neither a known name nor a function."""
     check(
         callable(utility) or utility in UTILITIES,
-        f"utility must be one of {', '.join(UTILITIES)}, or a function of (answer, reference), not {utility!r}.",
+        f"utility must be one of {', '.join(UTILITIES)}, or a function of (response, reference), got {utility!r}.",
     )
 
 
 def agreement(texts: Sequence[str], utility: str | Utility) -> list[float]:
-    """Mean utility of each text with each of the others as reference; 0 for a text that is alone."""
+    """Return the mean utility of each text with each of the others as reference, or 0 if there are no others."""
     function = UTILITIES[utility] if isinstance(utility, str) else utility
     means = []
     for i, text in enumerate(texts):
         values = [float(function(text, other)) for j, other in enumerate(texts) if j != i]
-        check(all(map(math.isfinite, values)), f"utility gave {values} for {text!r}; it must return finite numbers.")
-        means.append(math.fsum(values) / max(1, len(values)))  # fsum: equal texts get equal means, to the last bit
+        check(all(map(math.isfinite, values)), f"utility must return finite numbers, got {values} for {text!r}.")
+        means.append(math.fsum(values) / max(1, len(values)))  # fsum gives equal texts equal means, to the last bit
     return means
 
 
@@ -84,7 +85,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, with the rows of the usual table as the bits of one integer."""
+    """Return the length of the longest common subsequence. A row of the dynamic program is the bits of one integer."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i

@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cards.events import Segment
-from cards.methods.responses.driver import Answers, rewards_of
+from cards.methods.responses.driver import ResponseMethod, rewards_of
 from cards.sampling import VERDICT, pick, uniforms
 from cards.settings import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftBestOfN(Answers):
-    """Of y_1 .. y_n drawn from the LM take y_i with probability exp(r_i / beta) / sum_j exp(r_j / beta).
+class SoftBestOfN(ResponseMethod):
+    """Return one of y_1 .. y_n ~ q with probability exp(r_i / beta) / sum_j exp(r_j / beta).
 
-    With more answers the law of the one taken approaches q(y) exp(r(x, y) / beta), normalised: self-normalised importance
-    resampling. n = 1 is plain sampling, beta near 0 is best-of-n. beta is the paper's temperature lambda.
+    For large n the law approaches q(y) exp(r(x, y) / beta), normalized (self-normalized importance resampling). n = 1 is plain
+    sampling, and beta near 0 is best-of-n. beta is the paper's temperature lambda.
     """
 
     name: ClassVar[str] = "soft-best-of-n"
-    summary: ClassVar[str] = "One of n responses, drawn with probability proportional to exp(reward / beta)."
+    summary: ClassVar[str] = "Return one of n responses, with probability proportional to exp(reward / beta)."
 
-    beta: float = setting(0.7, help="Softness of the choice by reward; lower is stricter.", above=0, typical=(0.05, 3))
+    beta: float = setting(0.7, help="Softness of the choice; lower prefers high rewards more.", above=0, typical=(0.05, 3))
 
-    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
+    async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
         import numpy as np
 
-        rewards = np.array(rewards_of(answers))
+        rewards = np.array(rewards_of(candidates))
         [u] = uniforms(seed, 0, 0, 1, VERDICT)
         return pick(np.exp((rewards - rewards.max()) / self.beta), float(u))

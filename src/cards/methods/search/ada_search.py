@@ -1,4 +1,4 @@
-"""AdaSearch: blockwise search that spends most of its candidates on the first blocks (arXiv 2510.23334)."""
+"""AdaSearch: blockwise search that spends most of its candidates on the first segments (arXiv 2510.23334)."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ from cards.settings import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaSearch(SearchMethod):
-    """Best of T_k for block k = 0 .. B - 1 of B = max_tokens / block (rounded up), with T_k falling and of mean K:
+    """Keep the best of T_k candidates for segment k = 0 .. B - 1, B = ceil(max_tokens / block), where T_k falls with k.
 
-        z_k* = argmax over T_k draws of r(x, y + z),   sum_k T_k = K B
-        T_k  = 1 + share of B (K - 1) by w_k,          w_k = decay^k (exponential) or B - k (linear)
+        T_k  = 1 + share of B (K - 1), proportional to w_k      sum of T_k over k = K B
+        w_k  = decay^k (exponential)  or  B - k (linear)
+        z_k* = argmax of r(x, y + z) over T_k candidates z ~ q(. | x, y),   |z| = block
 
-    `candidates` is K, so that an answer of full length costs as much as blockwise best-of-K, and a short one more.
-    Shares are rounded down, and what is left goes to the first blocks, one each. The paper's schedules are not
-    published as code: these two, and the floor of one candidate, are ours. decay 1 is blockwise best-of-K.
+    `candidates` is K, so a response of full length costs as much as blockwise best-of-K, and a shorter one more. Shares are
+    rounded down, and the remainder goes to the first segments, one candidate each. The paper has no published code: the two
+    schedules and the minimum of one candidate are ours. decay 1 is blockwise best-of-K.
     """
 
     name: ClassVar[str] = "ada-search"
-    summary: ClassVar[str] = "Blockwise best-of-K with more candidates for the first blocks."
+    summary: ClassVar[str] = "Run blockwise search with more candidates for the first segments."
     siblings: ClassVar[bool] = True
 
-    candidates: int = setting(8, help="Mean number of candidates of a block.", at_least=1, typical=(1, 32), client_at_most=64)
-    block: int = setting(16, help="Number of tokens of a block.", at_least=1, typical=(1, 64))
+    candidates: int = setting(8, help="Mean number of candidates per segment.", at_least=1, typical=(1, 32), client_at_most=64)
+    block: int = setting(16, help="Number of tokens per segment.", at_least=1, typical=(1, 64))
     schedule: Literal["exponential", "linear"] = setting(
-        "exponential", help="How the number of candidates falls from block to block."
+        "exponential", help="Rule by which the number of candidates falls from segment to segment."
     )
     decay: float = setting(
         0.5,
-        help="Ratio of the candidates of a block, beyond one, to those of the block before (exponential schedule).",
+        help="Factor by which the candidates of a segment, beyond the first, shrink (exponential schedule).",
         above=0,
         at_most=1,
     )
 
     def counts(self, max_tokens: int) -> list[int]:
-        """T_k for each block of an answer of so many tokens."""
-        blocks = -(-max_tokens // self.block)
-        weights = [self.decay**k if self.schedule == "exponential" else blocks - k for k in range(blocks)]
-        extra = blocks * (self.candidates - 1)
+        """Return T_k for each segment of a response of `max_tokens` tokens."""
+        segments = -(-max_tokens // self.block)
+        weights = [self.decay**k if self.schedule == "exponential" else segments - k for k in range(segments)]
+        extra = segments * (self.candidates - 1)
         shares = [int(extra * w / sum(weights)) for w in weights]
-        left = extra - sum(shares)
-        return [1 + share + (k < left) for k, share in enumerate(shares)]
+        remainder = extra - sum(shares)
+        return [1 + share + (k < remainder) for k, share in enumerate(shares)]
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         counts = self.counts(request.ask(Response()).max_tokens)

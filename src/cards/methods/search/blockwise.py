@@ -18,20 +18,20 @@ from cards.settings import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blockwise(SearchMethod):
-    """Draw K blocks of M tokens, keep the one with the highest value, go on from it until the answer ends.
+    """Sample K candidate segments of M tokens, keep the one with the highest value, and repeat until the response ends.
 
-        z* = argmax over z_1 .. z_K of V(x, y + z_i),   z_i ~ q(. | x, y)
+        z* = argmax of V(x, y + z_i) over z_1 .. z_K ~ q(. | x, y),   |z_i| = M
 
-    `candidates` is K (4 to 32 in the paper), `block` M (up to 32). The value V is the reward of the incomplete answer;
-    the paper trains a prefix scorer for it, which fits here as any other reward does.
+    `candidates` is K (4 to 32 in the paper), `block` is M (up to 32). The value V is the reward of the incomplete response.
+    The paper trains a prefix scorer for it, which can be used here like any other reward.
     """
 
     name: ClassVar[str] = "blockwise"
-    summary: ClassVar[str] = "Best of K blocks of tokens, again and again."
+    summary: ClassVar[str] = "Sample K candidates for each segment of M tokens and keep the best."
     siblings: ClassVar[bool] = True
 
-    candidates: int = setting(8, help="Candidates of a block.", at_least=1, typical=(1, 32), client_at_most=64)
-    block: int = setting(16, help="Number of tokens of a block.", at_least=1, typical=(1, 64))
+    candidates: int = setting(8, help="Number of candidates per segment.", at_least=1, typical=(1, 32), client_at_most=64)
+    block: int = setting(16, help="Number of tokens per segment.", at_least=1, typical=(1, 64))
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         plan = repeat((FixedLength(maximum=self.block), self.candidates))

@@ -18,26 +18,29 @@ from cards.settings import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CBS(SearchMethod):
-    """Continue each of W beams by K chunks of L tokens, keep the W of highest score, until all kept are finished.
+    """Continue each of W beams with K segments of L tokens, and keep the W best, until all beams are finished.
 
-        beams* = top W of V(x, y + z),   V(x, y) = log pi_tuned(y | x) - log pi_untuned(y | x)
+        beams   = top W of V(x, y + z) over beams y and their K segments z ~ q,   |z| = L
+        V(x, y) = log pi_tuned(y | x) - log pi_untuned(y | x)
 
-    `beams` is W, `children` K, `block` L; the paper uses 4, 4, 10, and 2, 2, 30 for chat. V is the reward of the decoder: an
-    implicit reward gives the paper's, from two small models, any other one its own. The answer is the best beam.
+    `beams` is W, `children` is K, `block` is L. The paper uses 4, 4, 10, and 2, 2, 30 for chat. V is the reward of the
+    decoder: an implicit reward of two small models gives the paper's V. The response is the best beam.
 
-    Differs from the published code: a finished beam is kept once and not copied K times, so it takes no places from others.
+    Differs from the published code: a finished beam is kept once. The code copies it K times, and the copies displace others.
     """
 
     name: ClassVar[str] = "cbs"
-    summary: ClassVar[str] = "Beam search over chunks of tokens by reward (weak-to-strong search)."
+    summary: ClassVar[str] = "Run beam search over segments by reward (weak-to-strong search)."
 
-    beams: int = setting(4, help="Incomplete responses kept after each chunk.", at_least=1, typical=(1, 16), client_at_most=32)
-    children: int = setting(4, help="Continuations of each beam.", at_least=1, typical=(1, 16), client_at_most=32)
-    block: int = setting(10, help="Number of tokens of a chunk.", at_least=1, typical=(1, 64))
+    beams: int = setting(
+        4, help="Number of partial responses kept after each segment.", at_least=1, typical=(1, 16), client_at_most=32
+    )
+    children: int = setting(4, help="Number of continuations of each beam.", at_least=1, typical=(1, 16), client_at_most=32)
+    block: int = setting(10, help="Number of tokens per segment.", at_least=1, typical=(1, 64))
     top_k: int | None = 50
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        chunk = FixedLength(maximum=self.block)
-        plan = chain([(chunk, self.beams * self.children)], repeat((chunk, self.children)))
+        boundary = FixedLength(maximum=self.block)
+        plan = chain([(boundary, self.beams * self.children)], repeat((boundary, self.children)))
         search = Search(plan, lambda scores: top(scores, self.beams), self.sampling)
         return search.stream(request, engine, required(reward, self))

@@ -12,7 +12,7 @@ from cards.boundaries import FixedLength
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Event, Response
-from cards.methods.base import Request, proposals, required
+from cards.methods.base import Request, propose_all, required
 from cards.methods.search.driver import Candidates, Key, SearchMethod
 from cards.rewards.base import Reward
 from cards.rewards.process import sigmoid
@@ -21,7 +21,7 @@ from cards.settings import setting
 
 @dataclass(slots=True)
 class Node:
-    """An answer so far in the tree: its value is the mean score of what was judged in it and below it."""
+    """A partial response in the tree. Its value is the mean score of its own segment and those below it."""
 
     response: Response
     path: tuple[Key, ...] = ()
@@ -43,79 +43,80 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RAIN(SearchMethod):
-    """Tree search over short pieces of the answer, judged as it stands; before each piece is written the search rewinds.
+    """Search a tree of short segments, and rewind before each segment is committed.
 
         select   from the root down, the child with the highest v + c p sqrt(N) / (1 + n)
-                 v: mean score, n: visits, N: those of all siblings, p: share of the draws that gave it
-        expand   `children` pieces drawn behind a leaf, equal ones put together; all are judged at once
-        back up  each score counts at every node above it; a finished leaf that is selected again counts its own score again
-        commit   after `searches` rounds the most visited child of the root, of equals that of the highest value
+                 v: mean score, n: visits, N: visits of the node and its siblings, p: share of the candidates equal to it
+        expand   sample `children` segments after the leaf, merge equal ones, score all
+        back up  add each score to the segment and to all before it; a finished leaf that is selected adds its score again
+        commit   after `searches` rounds the most visited child of the root (ties: the highest v)
 
-    A piece has 1, 2 or 4 tokens where the answer begins and 10 from then on (`lengths`), c is `exploration`. The judge is the
-    reward: a SelfEvaluation as in the paper, or an RM, which `squash` puts into [0, 1] by a sigmoid (set it to no for
-    rewards that lie there).
+    Segments have 1, 2, 4 and then always 10 tokens, counted from the start of the response (`lengths`). `exploration` is c.
+    The score is the reward: a SelfEvaluation as in the paper, or a reward model. `squash` passes rewards through a sigmoid;
+    set it to no for rewards in [0, 1].
 
-    Differs from the published code: p is the share of draws, not the LM's own probability of a piece, which for ten tokens is
-    next to nothing; all children of a leaf are judged, as they stand, not one with text looked ahead; similar pieces do not
-    share their scores, which takes a sentence encoder; the number of rounds is fixed.
+    Differs from the published code: p is the share of candidates, not the LM's probability of a segment, which is tiny for
+    ten tokens. All children of a leaf are scored, without a lookahead. Similar segments do not share scores, which would need
+    a sentence encoder. The number of rounds is fixed.
     """
 
     name: ClassVar[str] = "rain"
-    summary: ClassVar[str] = "Tree search over short segments that are scored as they stand, with rewinding."
+    summary: ClassVar[str] = "Search a tree of short segments, and rewind before each segment is committed."
 
     searches: int = setting(
-        4, help="Rounds of search before each segment is chosen.", at_least=1, typical=(1, 32), client_at_most=64
+        4, help="Number of search rounds before each segment is committed.", at_least=1, typical=(1, 32), client_at_most=64
     )
-    children: int = setting(4, help="Segments drawn behind a leaf.", at_least=1, typical=(1, 16), client_at_most=32)
+    children: int = setting(4, help="Number of segments proposed after a leaf.", at_least=1, typical=(1, 16), client_at_most=32)
     exploration: float = setting(
-        2.0, help="Weight of rarely visited segments in the search, c.", at_least=0, typical=(0, 10), advanced=True
+        2.0, help="Weight c of rarely visited segments in the search.", at_least=0, typical=(0, 10), advanced=True
     )
     lengths: tuple[int, ...] = setting(
-        (1, 2, 4, 10), help="Tokens of a segment by its depth in the tree.", at_least=1, advanced=True
+        (1, 2, 4, 10), help="Number of tokens per segment, by its depth in the tree.", at_least=1, advanced=True
     )
-    squash: bool = setting(True, help="Put rewards through a sigmoid; no for rewards between 0 and 1.", advanced=True)
+    squash: bool = setting(True, help="Whether rewards pass through a sigmoid; no for rewards between 0 and 1.", advanced=True)
 
     def validate(self) -> None:
-        check(bool(self.lengths), "lengths must have at least one number of tokens.")
+        check(bool(self.lengths), f"lengths must have at least one number of tokens, got {self.lengths!r}.")
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
-        root, candidates, drawn = Node(Response()), Candidates(request.trace), Counter[int]()
+        root, candidates, counts = Node(Response()), Candidates(request.trace), Counter[int]()
         while root.response.finish_reason is None:
             for _ in range(self.searches):
-                line = self.select(root)
-                leaf = line[-1]
+                path = self.select(root)
+                leaf = path[-1]
                 if leaf.response.finish_reason is not None:
-                    back_up(line, leaf.value)
+                    back_up(path, leaf.value)
                     continue
                 depth = len(leaf.path)
                 boundary = FixedLength(maximum=self.lengths[min(depth, len(self.lengths) - 1)])
                 ask = replace(request.ask(leaf.response), boundary=boundary, sampling=self.sampling, segment=depth)
-                [found] = await proposals(engine, replace(ask, first=drawn[depth], n=self.children))
-                pieces = Counter(found)
-                answers = [leaf.response + piece for piece in pieces]
-                rewards = await reward.score(request.prompt, answers)
-                for (piece, count), answer, r in zip(pieces.items(), answers, rewards, strict=True):
-                    key = depth, drawn[depth]
-                    drawn[depth] += count
-                    yield candidates.add(key, piece)
+                [proposed] = await propose_all(engine, replace(ask, first=counts[depth], n=self.children))
+                segments = Counter(proposed)
+                responses = [leaf.response + segment for segment in segments]
+                rewards = await reward.score(request.prompt, responses)
+                for (segment, count), response, r in zip(segments.items(), responses, rewards, strict=True):
+                    key = depth, counts[depth]
+                    counts[depth] += count
+                    yield candidates.add(key, segment)
                     yield candidates.score(key, r)
-                    leaf.children.append(Node(answer, (*leaf.path, key), count / self.children))
-                    back_up([*line, leaf.children[-1]], sigmoid(r) if self.squash else r)
+                    leaf.children.append(Node(response, (*leaf.path, key), count / self.children))
+                    back_up([*path, leaf.children[-1]], sigmoid(r) if self.squash else r)
             root = max(root.children, key=lambda child: (child.visits, child.value))
             for event in candidates.settle([leaf.path for leaf in root.leaves()], root.response.finish_reason is not None):
                 yield event
 
     def select(self, root: Node) -> list[Node]:
-        """The nodes from the root down to the leaf that looks best or least known."""
-        line = [root]
-        while siblings := line[-1].children:
+        """Return the path from the root to the leaf with the highest upper confidence bound at each level."""
+        path = [root]
+        while siblings := path[-1].children:
             spread = self.exploration * math.sqrt(sum(node.visits for node in siblings))
-            line.append(max(siblings, key=lambda node: node.value + spread * node.prior / (1 + node.visits)))
-        return line
+            path.append(max(siblings, key=lambda node: node.value + spread * node.prior / (1 + node.visits)))
+        return path
 
 
-def back_up(line: Iterable[Node], score: float) -> None:
-    for node in line:
+def back_up(path: Iterable[Node], score: float) -> None:
+    """Add a score to every node of a path."""
+    for node in path:
         node.visits += 1
         node.total += score

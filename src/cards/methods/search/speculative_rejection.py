@@ -1,4 +1,4 @@
-"""Speculative rejection: best-of-N that stops the worst answers on the way (Sun et al., NeurIPS 2024, arXiv 2410.20290)."""
+"""Speculative rejection: best-of-N that drops the worst partial responses (Sun et al., NeurIPS 2024, arXiv 2410.20290)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from cards.settings import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculativeRejection(SearchMethod):
-    """Begin n answers; at each decision point drop the fraction alpha whose texts so far score lowest; give the best one left.
+    """Start n responses, drop the fraction alpha with the lowest rewards at each decision point, and return the best left.
 
-        decision points at t = f, 2 f, 4 f, 8 f, ... tokens:   keep the top (1 - alpha) of r(x, y_1:t), rounded up
+        decision points: after t = f, 2 f, 4 f, 8 f, ... tokens
+        at each point:   keep the top (1 - alpha) by r(x, y_1:t), rounded up
 
-    `reject` is alpha, `first` f. Survivors go on from their own text, finished ones stay as they are.
+    `reject` is alpha, `first` is f. Surviving responses continue from their own text; finished ones keep their reward.
 
-    Differs from the published code: that decides whenever the rows have filled the memory of the device, which the
-    surviving half does after twice the tokens. Here these lengths are settings, so that a text does not depend on the device.
+    Differs from the published code, which decides whenever GPU memory is full; the surviving half then has room for twice
+    the tokens. Here the lengths are settings, so the response does not depend on the device.
     """
 
     name: ClassVar[str] = "speculative-rejection"
-    summary: ClassVar[str] = "Best-of-N that drops the worst responses on the way."
+    summary: ClassVar[str] = "Run best-of-n, but drop the worst partial responses at each decision point."
 
-    n: int = setting(16, help="Responses that the search begins with.", at_least=1, typical=(1, 32), client_at_most=64)
-    reject: float = setting(0.5, help="Fraction of the responses that each decision drops.", at_least=0, below=1)
+    n: int = setting(16, help="Number of responses at the start.", at_least=1, typical=(1, 32), client_at_most=64)
+    reject: float = setting(0.5, help="Fraction of the responses dropped at each decision point.", at_least=0, below=1)
     first: int = setting(
-        16, help="Tokens before the first decision; each later decision comes at twice as many.", at_least=1, typical=(1, 64)
+        16, help="Number of tokens before the first decision point; doubled for each later one.", at_least=1, typical=(1, 64)
     )
     temperature: float = 1.0
     top_k: int | None = 50

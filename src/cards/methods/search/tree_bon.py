@@ -1,4 +1,4 @@
-"""TreeBoN: best-of-N over a tree that is pruned on the way (Qiu et al., 2024, arXiv 2410.16033)."""
+"""TreeBoN: best-of-N over a tree that is pruned layer by layer (Qiu et al., 2024, arXiv 2410.16033)."""
 
 from __future__ import annotations
 
@@ -12,39 +12,41 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Event, Response
 from cards.methods.base import Request, RewardLike, loaded, required
-from cards.methods.search.driver import Block, Search, SearchMethod, top
+from cards.methods.search.driver import Search, SearchMethod, Stage, top
 from cards.rewards.base import Reward
 from cards.settings import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeBoN(SearchMethod):
-    """N roots; after each of `layers` layers the N / C best live on with C children each; the answer is the best leaf.
+    """Run best-of-n over a tree: after each of D layers keep the N / C best responses with C children each.
 
-        layer 1 .. D - 1, ceil(max_tokens / D) tokens each:  keep the top N / C by g(x, y)
-        layer D, to the end of the answers:                  argmax r(x, y)
+        layers 1 .. D - 1, ceil(max_tokens / D) tokens each:  keep the top N / C by g(x, y)
+        layer D, to the end of the responses:                 return argmax r(x, y)
 
-    `n` is N, `children` C, `layers` D. The guide g scores the incomplete texts (None: the reward r does); the paper's is
-    an implicit reward, sum_k log(pi_DPO(y_k | .) / pi_ref(y_k | .)) / (k + 1) over the tokens k of the answer.
+    `n` is N, `children` is C, `layers` is D. The guide g scores incomplete responses; without one, g = r. The paper's guide is
+    an implicit reward: sum of log(pi_DPO(y_k | .) / pi_ref(y_k | .)) / (k + 1) over the tokens k of the response.
 
-    Answers that end in an early layer stay in the tree as they are, beside the incomplete ones.
+    Responses that end in an early layer stay in the tree and compete as they are.
     """
 
     name: ClassVar[str] = "tree-bon"
-    summary: ClassVar[str] = "Best-of-N over a tree of responses that is pruned layer by layer."
+    summary: ClassVar[str] = "Run best-of-n over a tree of partial responses that is pruned layer by layer."
 
-    n: int = setting(16, help="Responses that the tree begins with.", at_least=1, typical=(1, 32), client_at_most=64)
+    n: int = setting(16, help="Number of responses at the start.", at_least=1, typical=(1, 32), client_at_most=64)
     children: int = setting(
-        4, help="Continuations of each response that is kept.", at_least=1, typical=(1, 16), client_at_most=32
+        4, help="Number of continuations of each kept response.", at_least=1, typical=(1, 16), client_at_most=32
     )
-    layers: int = setting(4, help="Layers into which the length of a response is divided.", at_least=1, typical=(1, 16))
-    guide: RewardLike | None = setting(None, help="Reward that scores incomplete responses (none: the reward).", loads="reward")
+    layers: int = setting(4, help="Number of layers into which max_tokens is divided.", at_least=1, typical=(1, 16))
+    guide: RewardLike | None = setting(
+        None, help="Reward that scores partial responses (none: the reward itself).", loads="reward"
+    )
 
     def validate(self) -> None:
         check(self.children <= self.n, f"children must be between 1 and n = {self.n}, got {self.children}.")
 
-    def plan(self, max_tokens: int) -> list[Block]:
-        """What each layer draws, for answers of so many tokens."""
+    def plan(self, max_tokens: int) -> list[Stage]:
+        """Return the boundary and the number of continuations of each layer."""
         layer = FixedLength(maximum=-(-max_tokens // self.layers))
         counts = chain([self.n], repeat(self.children))
         return list(zip([*[layer] * (self.layers - 1), Whole()], counts, strict=False))

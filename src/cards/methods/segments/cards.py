@@ -13,72 +13,74 @@ from cards.engines.base import Ask, Engine
 from cards.errors import check
 from cards.events import Event, Proposed, Segment
 from cards.methods.base import Request
-from cards.methods.responses.driver import draw
-from cards.methods.segments.driver import Rising
+from cards.methods.responses.driver import propose_responses
+from cards.methods.segments.driver import SegmentMethod
 from cards.rewards.base import Reward
 from cards.settings import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CARDS(Rising):
-    """Accept segments, cut where the LM is unsure, by a quasi-rejection test against a rising reward threshold.
+class CARDS(SegmentMethod):
+    """Accept or reject segments, which end where the LM is uncertain, by a test against a rising reward threshold.
 
-        r0     = (1 - alpha) r(x) + alpha r*
-        tau(t) = min(r*, r0 + t (r* - r0) / n)           t: response tokens with the candidate's, n: max_tokens
-        accept   if u < min(1, exp((r(x, y + s) - tau(t)) / beta))
-        after max_rejections rejections draw one more and keep the best of all, untested (a fallback)
+        r0      = (1 - alpha) r(x) + alpha r*
+        tau(t)  = min(r*, r0 + t (r* - r0) / n)       t: response tokens including the candidate's, n: max_tokens
+        segment = sample q until H(next token) >= tau_u and len >= min_segment, or len = max_segment
+        accept    if u < min(1, exp((r(x, y + segment) - tau(t)) / beta)),   u ~ U(0, 1)
+        fallback  after max_rejections rejections propose one more and keep the best of all, untested
 
-    Without fallbacks an accepted segment follows q(s) min(1, exp((r - tau(t)) / beta)), normalised for each prefix, with q
-    the proposal: among segments of one length, q(s) exp(min(r, tau) / beta). target is r*, entropy_threshold tau_u; None
-    takes what the RM and the LM are known to need (tau_u: 3.0 unless known). temperature None means beta, as in the paper.
-    `width` candidates are drawn at once, which changes the speed and nothing else. `boundary` replaces the entropy rule.
+    Without fallbacks an accepted segment s follows q(s) min(1, exp((r - tau(t)) / beta)), normalized for each prefix, where q
+    is the proposal. Among segments of one length this is q(s) exp(min(r, tau) / beta). `target` is r* and
+    `entropy_threshold` is tau_u; None takes the values suggested by the reward model and the LM. `temperature` None means
+    beta, as in the paper. `width` affects only the speed. `boundary` replaces the entropy rule.
 
-    With `quantile` r* is the prompt's own, from the first `pilots` candidates of the first segment:
+    With `quantile`, each prompt has its own r*, taken from the first `pilots` candidates of the first segment:
 
         r* = the ceil(quantile pilots)-th smallest of r(x, s_1) .. r(x, s_pilots),   s_i ~ q
 
-    They are all drawn, then judged in order as the first candidates. Given r*, the first segment is the first pilot that
-    passes: with alpha 1 one always does, and with the hard test each of the pilots - ceil(quantile pilots) + 1 of highest
-    reward is as likely. Later segments have the law above, given r*. So r* needs no scale of rewards; this option is ours.
+    The pilots are all proposed first and then tested in order. Given r*, the first segment is the first pilot that passes.
+    With alpha 1 one always does; with alpha 1 and the hard test, each of the pilots - ceil(quantile pilots) + 1 pilots of
+    highest reward is equally likely. Later segments follow the law above, given r*. This option is ours.
 
-    Differs from the published code: one KV cache and no second pass at a boundary, end of text is honoured, the
-    reward of the prompt is counted, the test is done on the log scale, non-finite rewards are refused.
+    Differs from the published code: one KV cache and no second pass at a boundary; the end-of-text token ends the response;
+    the reward of the prompt is counted; the test runs on the log scale; non-finite rewards are errors.
     """
 
     name: ClassVar[str] = "cards"
     summary: ClassVar[str] = (
-        "Accepts segments, cut where the model is uncertain, by a quasi-rejection test against a rising reward threshold."
+        "Accept or reject segments, which end where the model is uncertain, by their reward against a rising threshold."
     )
 
     quantile: float | None = setting(
         None,
-        help="Target reward of each prompt: this quantile of the rewards of its own pilots (none: target).",
+        help="Quantile of the rewards of a prompt's pilots that becomes its target reward (none: target is used).",
         at_least=0,
         at_most=1,
     )
     pilots: int = setting(
         8,
-        help="First candidates of the first segment, whose rewards give the quantile.",
+        help="Number of first candidates of the first segment, from which the quantile is taken.",
         at_least=1,
         typical=(1, 32),
         advanced=True,
     )
     entropy_threshold: float | None = setting(
         None,
-        help="Uncertainty tau_u of a next token that ends a segment (none: suggested by the model, else 3.0).",
+        help="Uncertainty tau_u of the next token that ends a segment (none: suggested by the model).",
         at_least=0,
         typical=(0, 10),
     )
-    measure: Measure = setting("entropy", help="Measure of uncertainty.", advanced=True)
-    min_segment: int = setting(4, help="Minimum number of tokens of a segment.", at_least=1, typical=(1, 64), advanced=True)
-    max_segment: int = setting(64, help="Maximum number of tokens of a segment.", at_least=1, typical=(1, 256), advanced=True)
+    measure: Measure = setting("entropy", help="Measure of uncertainty of the next token.", advanced=True)
+    min_segment: int = setting(4, help="Minimum number of tokens per segment.", at_least=1, typical=(1, 64), advanced=True)
+    max_segment: int = setting(64, help="Maximum number of tokens per segment.", at_least=1, typical=(1, 256), advanced=True)
     boundary: Boundary | None = setting(
-        None, help="Rule that ends a segment (entropy: the rule of CARDS, by uncertainty).", advanced=True
+        None, help="Rule that ends a segment (entropy: by uncertainty, the rule of CARDS).", advanced=True
     )
 
     def validate(self) -> None:
         check(
-            self.quantile is None or self.target is None, "quantile finds the target reward r*: set one of the two, not both."
+            self.quantile is None or self.target is None,
+            f"quantile and target both set the target reward r*, got {self.quantile} and {self.target}: set only one.",
         )
         check(
             self.quantile is None or self.pilots <= self.max_rejections,
@@ -86,24 +88,25 @@ class CARDS(Rising):
         )
         check(
             self.measure == "entropy" or self.entropy_threshold is not None or self.boundary is not None,
-            f"measure {self.measure!r} has its own scale: set entropy_threshold too (mcp and evidential lie between 0 and 1).",
+            f"measure {self.measure!r} has its own scale, between 0 and 1: set entropy_threshold too.",
         )
-        self.segments(3.0)
+        self.segment_boundary(3.0)
 
-    def segments(self, known: float) -> Boundary:
-        threshold = known if self.entropy_threshold is None else self.entropy_threshold
+    def segment_boundary(self, suggested_threshold: float) -> Boundary:
+        threshold = suggested_threshold if self.entropy_threshold is None else self.entropy_threshold
         return self.boundary or Entropy(self.min_segment, self.max_segment, threshold, self.measure)
 
-    async def draw_pilots(
-        self, request: Request, ask: Ask, engine: Engine, reward: Reward, drawn: list[Segment]
+    async def propose_pilots(
+        self, request: Request, ask: Ask, engine: Engine, reward: Reward, pilots: list[Segment]
     ) -> AsyncGenerator[Event, None]:
         if self.quantile is not None:
-            async with aclosing(draw(request.prompt, replace(ask, n=self.pilots), engine, reward, drawn)) as events:
+            pilots_ask = replace(ask, n=self.pilots)
+            async with aclosing(propose_responses(request.prompt, pilots_ask, engine, reward, pilots)) as events:
                 async for event in events:
-                    if isinstance(event, Proposed):  # they are scored once there is a threshold
+                    if isinstance(event, Proposed):  # Scored needs the threshold, which the pilots determine
                         yield event
 
-    def aim(self, reward: Reward, drawn: Sequence[Segment]) -> float:
+    def target_reward(self, reward: Reward, pilots: Sequence[Segment]) -> float:
         if self.quantile is None:
-            return Rising.aim(self, reward, drawn)
-        return quantile_of([cast(float, pilot.reward) for pilot in drawn], self.quantile)
+            return SegmentMethod.target_reward(self, reward, pilots)
+        return quantile_of([cast(float, pilot.reward) for pilot in pilots], self.quantile)

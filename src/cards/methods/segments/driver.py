@@ -1,4 +1,4 @@
-"""Accept or reject one segment after another: the loop that CARDS and its relatives share."""
+"""Accept or reject one segment after another: the loop shared by CARDS and related methods."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cards.settings import setting
 from cards.usage import current_account
 
 Width = int | Literal["auto"]
-Score = tuple[bool, float]  # whether the reward was asked, and its score, else a cheaper one
+Score = tuple[bool, float]  # (True, reward), or (False, the guide's reward) if the guide rejected the candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accepting(Truncated):
-    """Base of methods that accept a candidate by a test of its reward."""
+class AcceptanceMethod(Truncated):
+    """Base class of methods that accept a candidate by a test of its reward."""
 
     family: ClassVar[str] = "segments"
 
@@ -36,7 +36,7 @@ class Accepting(Truncated):
     )
     width: Width = setting(
         "auto",
-        help="Candidates drawn at once; changes the speed, never the text.",
+        help="Number of candidates proposed at a time; affects the speed, never the response.",
         at_least=1,
         choices=("auto", "1", "2", "4", "8", "16"),
         advanced=True,
@@ -44,135 +44,141 @@ class Accepting(Truncated):
 
     @property
     def verdict(self) -> Verdict:
+        """Return the acceptance test."""
         return Verdict(self.beta, self.acceptance)
 
     @property
     def sampling(self) -> Sampling:
+        """Return the sampling parameters of the proposal."""
         return Sampling(self.beta if self.temperature is None else self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True, slots=True)
-class Sieve:
-    """A cheaper test before the reward: only what passes it is scored by the reward."""
+class GuideFilter:
+    """A cheaper test before the reward: the reward scores only candidates that pass it."""
 
     guide: Reward
     passes: Callable[[float, float], bool]  # (guide's reward, u)
-    stream: int = GUIDE_VERDICT  # of u; VERDICT makes it the number that the reward's test compares too
+    stream: int = GUIDE_VERDICT  # random stream of u; VERDICT shares u with the test of the reward
 
     async def score(self, prompt: Prompt, responses: Sequence[Response], reward: Reward, u: Sequence[float]) -> list[Score]:
-        guides = await self.guide.score(prompt, responses)
-        passed = [self.passes(guide, x) for guide, x in zip(guides, u, strict=True)]
-        asked = [response for response, good in zip(responses, passed, strict=True) if good]
-        rewards = iter(await reward.score(prompt, asked) if asked else ())
-        return [(good, next(rewards) if good else guide) for guide, good in zip(guides, passed, strict=True)]
+        """Score responses by the guide, and those that pass its test by the reward."""
+        guide_rewards = await self.guide.score(prompt, responses)
+        passed = [self.passes(guide_reward, x) for guide_reward, x in zip(guide_rewards, u, strict=True)]
+        passing = [response for response, passes in zip(responses, passed, strict=True) if passes]
+        rewards = iter(await reward.score(prompt, passing) if passing else ())
+        return [
+            (passes, next(rewards) if passes else guide_reward)
+            for guide_reward, passes in zip(guide_rewards, passed, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
-    """Draw candidates for one segment until one passes; after `limit` rejections take the best seen, untested.
+class SegmentSampler:
+    """Propose candidates for one segment until one passes; after `limit` rejections fall back to the best, untested.
 
-    With `extra`, one more candidate is drawn before that choice (CARDS: 20 rejections, best of 21). Candidates
-    are drawn `width` at a time, yet judged strictly in order and no later than the first that passes, so the outcome
-    has the law of drawing them one by one, and the same seed gives the same outcome at every width.
+    With `extra`, one more candidate is proposed before the fallback (CARDS: 20 rejections, best of 21). Candidates are
+    proposed `width` at a time but tested strictly in order, and none after the first that passes. The outcome therefore has
+    the law of one candidate at a time, and the same seed gives the same outcome at every width.
 
-    What a sieve holds back is rejected without a reward; the best seen is then one that the reward has scored, if there is
-    any, else the one the sieve's guide likes best.
+    A candidate that the guide rejects gets no reward. The fallback is the candidate with the highest reward, or, if no
+    candidate passed the guide, the one with the highest reward of the guide.
     """
 
     passes: Callable[[float, float, float], bool]  # (reward, threshold, u)
-    threshold: Callable[[int], float]  # of the number of response tokens, the candidate's included
+    threshold: Callable[[int], float]  # takes the number of response tokens, including the candidate's
     limit: int
     extra: bool
     width: Width
-    sieve: Sieve | None = None
+    guide_filter: GuideFilter | None = None
 
     async def stream(
         self,
         request: Request,
         ask: Ask,
         response: Response,
-        position: int,
+        index: int,
         engine: Engine,
         reward: Reward,
-        drawn: Sequence[Segment] = (),
+        pilots: Sequence[Segment] = (),
     ) -> AsyncGenerator[Event, None]:
-        """Yield the events of one segment; the last one is Accepted or Fallback.
+        """Yield the events of segment number `index`; the last one is Accepted or Fallback.
 
-        `drawn` are the first candidates, where those have been proposed and scored already.
+        `pilots` are the first candidates, if they have been proposed and scored already.
         """
         total = self.limit + self.extra
-        seen: list[Segment] = []
-        ranks: list[Score] = []
-        u = uniforms(request.seed, position, 0, total, VERDICT)
+        candidates: list[Segment] = []
+        scores: list[Score] = []
+        u = uniforms(request.seed, index, 0, total, VERDICT)
 
-        def taken(segment: Segment) -> Segment:
-            rejected = tuple(s for s in seen if s is not segment) if request.trace else ()
-            return replace(segment, candidates=len(seen), rejected=rejected)
+        def with_rejected(segment: Segment) -> Segment:
+            rejected = tuple(s for s in candidates if s is not segment) if request.trace else ()
+            return replace(segment, candidates=len(candidates), rejected=rejected)
 
-        def held(segment: Segment, r: float) -> Segment:
+        def with_reward(segment: Segment, r: float) -> Segment:
             return replace(segment, reward=r, threshold=self.threshold(len(response.token_ids) + len(segment.token_ids)))
 
-        for number, segment in enumerate(drawn):
-            yield Scored(position, number, held(segment, cast(float, segment.reward)))
-        async with aclosing(self._candidates(request, ask, response, position, engine, reward, drawn)) as candidates:
-            async for segment, (scored, r) in candidates:
-                number = len(seen)
-                if number >= len(drawn):
-                    yield Proposed(position, number, segment)
+        for number, segment in enumerate(pilots):
+            yield Scored(index, number, with_reward(segment, cast(float, segment.reward)))
+        async with aclosing(self._candidates(request, ask, response, index, engine, reward, pilots)) as proposed:
+            async for segment, (scored, r) in proposed:
+                number = len(candidates)
+                if number >= len(pilots):
+                    yield Proposed(index, number, segment)
                 if scored:
-                    segment = held(segment, r)
-                    if number >= len(drawn):
-                        yield Scored(position, number, segment)
-                seen.append(segment)
-                ranks.append((scored, r))
+                    segment = with_reward(segment, r)
+                    if number >= len(pilots):
+                        yield Scored(index, number, segment)
+                candidates.append(segment)
+                scores.append((scored, r))
                 if number >= self.limit:
                     continue
                 if scored and self.passes(r, cast(float, segment.threshold), float(u[number])):
-                    yield Accepted(position, number, taken(segment))
+                    yield Accepted(index, number, with_rejected(segment))
                     return
-                yield Rejected(position, number, segment)
-        best = max(range(total), key=ranks.__getitem__)  # the first of equals
-        yield Fallback(position, best, replace(taken(seen[best]), fallback=True))
+                yield Rejected(index, number, segment)
+        best = max(range(total), key=scores.__getitem__)  # the first one in case of ties
+        yield Fallback(index, best, replace(with_rejected(candidates[best]), fallback=True))
 
     async def _candidates(
         self,
         request: Request,
         ask: Ask,
         response: Response,
-        position: int,
+        index: int,
         engine: Engine,
         reward: Reward,
-        drawn: Sequence[Segment],
+        pilots: Sequence[Segment],
     ) -> AsyncGenerator[tuple[Segment, Score], None]:
-        """All candidates in order, with their scores."""
-        for segment in drawn:
+        """Yield all candidates in order, with their scores."""
+        for segment in pilots:
             yield segment, (True, cast(float, segment.reward))
-        total, count = self.limit + self.extra, len(drawn)
+        total, count = self.limit + self.extra, len(pilots)
         while count < total:
             usage = current_account().usage
             rate = (usage.accepted + 1) / (usage.accepted + usage.rejected + 2)
             n = engine.width(rate, total - count) if self.width == "auto" else self.width
-            ask = replace(ask, segment=position, first=count, n=min(n, total - count))
+            ask = replace(ask, segment=index, first=count, n=min(n, total - count))
             async with aclosing(propose(engine, ask)) as batches:
                 async for batch in batches:
                     responses = [response + segment for segment in batch]
-                    scores = await self._scores(request, responses, reward, position, count)
+                    scores = await self._scores(request, responses, reward, index, count)
                     count += len(batch)
                     for candidate in zip(batch, scores, strict=True):
                         yield candidate
 
     async def _scores(
-        self, request: Request, responses: Sequence[Response], reward: Reward, position: int, first: int
+        self, request: Request, responses: Sequence[Response], reward: Reward, index: int, first: int
     ) -> list[Score]:
-        if self.sieve is None:
+        if self.guide_filter is None:
             return [(True, r) for r in await reward.score(request.prompt, responses)]
-        u = uniforms(request.seed, position, 0, first + len(responses), self.sieve.stream)
-        return await self.sieve.score(request.prompt, responses, reward, u[first:].tolist())
+        u = uniforms(request.seed, index, 0, first + len(responses), self.guide_filter.stream)
+        return await self.guide_filter.score(request.prompt, responses, reward, u[first:].tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rising(Accepting):
-    """Base of methods that hold segments against the rising threshold of CARDS; `segments` says where they end."""
+class SegmentMethod(AcceptanceMethod):
+    """Base class of methods that test segments against the rising threshold of CARDS."""
 
     siblings: ClassVar[bool] = True
 
@@ -184,43 +190,46 @@ class Rising(Accepting):
     )
 
     @abstractmethod
-    def segments(self, known: float) -> Boundary:
-        """The boundary, given the entropy threshold tau_u that suits the LM."""
+    def segment_boundary(self, suggested_threshold: float) -> Boundary:
+        """Return the rule that ends segments, given the entropy threshold tau_u that the LM suggests."""
 
     @property
-    def sieve(self) -> Sieve | None:
-        """A test before that of the reward."""
+    def guide_filter(self) -> GuideFilter | None:
+        """Return the test that precedes the reward, or None."""
         return None
 
-    async def draw_pilots(
-        self, request: Request, ask: Ask, engine: Engine, reward: Reward, drawn: list[Segment]
+    async def propose_pilots(
+        self, request: Request, ask: Ask, engine: Engine, reward: Reward, pilots: list[Segment]
     ) -> AsyncGenerator[Event, None]:
-        """Draw candidates of the first segment that are needed to know the target."""
+        """Propose the candidates of the first segment that determine the target reward, and append them to `pilots`."""
         for event in list[Event]():
             yield event
 
-    def aim(self, reward: Reward, drawn: Sequence[Segment]) -> float:
-        """The target reward r*. Raises SettingError if none is known."""
+    def target_reward(self, reward: Reward, pilots: Sequence[Segment]) -> float:
+        """Return the target reward r*. Raises SettingError if none is known."""
         return target_of(self.target, reward)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
-        response, drawn = Response(), list[Segment]()
+        response, pilots = Response(), list[Segment]()
         [prompt_reward] = await reward.score(request.prompt, [response])
-        boundary = self.segments(engine.entropy_threshold)
+        boundary = self.segment_boundary(engine.entropy_threshold)
         ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)
-        async with aclosing(self.draw_pilots(request, ask, engine, reward, drawn)) as events:
+        async with aclosing(self.propose_pilots(request, ask, engine, reward, pilots)) as events:
             async for event in events:
                 yield event
-        schedule = Schedule.from_prompt(self.aim(reward, drawn), self.alpha, prompt_reward, request.max_tokens)
-        search = Rejection(self.verdict.passes, schedule.threshold, self.max_rejections, True, self.width, self.sieve)
-        position = 0
+        target = self.target_reward(reward, pilots)
+        schedule = Schedule.from_prompt(target, self.alpha, prompt_reward, request.max_tokens)
+        sampler = SegmentSampler(
+            self.verdict.passes, schedule.threshold, self.max_rejections, True, self.width, self.guide_filter
+        )
+        index = 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)
-            first = drawn if position == 0 else ()
-            async with aclosing(search.stream(request, ask, response, position, engine, reward, first)) as events:
+            first = pilots if index == 0 else ()
+            async with aclosing(sampler.stream(request, ask, response, index, engine, reward, first)) as events:
                 async for event in events:
                     if isinstance(event, Accepted | Fallback):
                         response = response + event.segment
                     yield event
-            position += 1
+            index += 1

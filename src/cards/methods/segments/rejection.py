@@ -1,4 +1,4 @@
-"""Item-level rejection sampling: whole answers against one constant threshold."""
+"""Item-level rejection sampling: complete responses against a constant threshold."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import ClassVar
 from cards.engines.base import Engine
 from cards.events import Event, Response
 from cards.methods.base import Request, required, target_of
-from cards.methods.segments.driver import Accepting, Rejection
+from cards.methods.segments.driver import AcceptanceMethod, SegmentSampler
 from cards.rewards.base import Reward
 from cards.settings import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RejectionSampling(Accepting):
-    """Accept an answer if u < min(1, exp((r(x, y) - r*) / beta)); after `max_candidates` rejections keep the best.
+class RejectionSampling(AcceptanceMethod):
+    """Accept a response y if u < min(1, exp((r(x, y) - r*) / beta)); after `max_candidates` rejections keep the best.
 
-    Without fallbacks the answer follows q(y) exp(min(r, r*) / beta), normalised. The item-level baseline of the CARDS
-    paper (arXiv 2406.16306). temperature None means beta.
+    Without fallbacks the response follows q(y) exp(min(r, r*) / beta), normalized. This is the item-level baseline of the
+    CARDS paper (arXiv 2406.16306). `temperature` None means beta.
     """
 
     name: ClassVar[str] = "rejection-sampling"
-    summary: ClassVar[str] = "Accepts or rejects whole responses by the test of CARDS against a constant threshold."
+    summary: ClassVar[str] = "Accept or reject complete responses by the test of CARDS against a constant threshold."
 
     max_candidates: int = setting(
-        20, help="Responses drawn before a fallback to the best of them.", at_least=1, typical=(1, 64)
+        20, help="Number of responses before a fallback to the best one.", at_least=1, typical=(1, 64)
     )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
         target = target_of(self.target, reward)
-        search = Rejection(self.verdict.passes, lambda tokens: target, self.max_candidates, False, self.width)
+        sampler = SegmentSampler(self.verdict.passes, lambda tokens: target, self.max_candidates, False, self.width)
         ask = replace(request.ask(Response()), sampling=self.sampling)
-        async for event in search.stream(request, ask, Response(), 0, engine, reward):
+        async for event in sampler.stream(request, ask, Response(), 0, engine, reward):
             yield event

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cards.methods.tokens.contrastive_decoding import Contrast
+from cards.methods.tokens.contrastive_decoding import ContrastiveMethod
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastiveDecodingLogits(Contrast):
-    """The LM's logits, pushed away from those of an amateur, a smaller LM.
+class ContrastiveDecodingLogits(ContrastiveMethod):
+    """Push the logits of the LM away from those of an amateur, a smaller LM, and sample.
 
-        score(v) = (1 + weight) s_LM(v) - weight s_amateur(v)     where s_LM(v) >= log(plausibility) + max s_LM, -inf elsewhere
+        score(v) = (1 + weight) s_LM(v) - weight s_amateur(v)     if s_LM(v) >= log(plausibility) + max s_LM, else -inf
         y_t      ~ softmax(score / temperature)
 
-    s are raw logits. weight is the paper's beta, plausibility its alpha. With weight 0 tokens are drawn from the LM.
+    s are raw logits. weight is beta in the paper, plausibility is alpha. weight 0 samples plausible tokens from the LM.
 
-    Written from the paper's formula; no published code was compared.
+    Written from the formula of the paper, without published code to compare.
     """
 
     name: ClassVar[str] = "contrastive-decoding-logits"
-    summary: ClassVar[str] = "The model's logits, pushed away from those of a smaller model, then sampled."
+    summary: ClassVar[str] = "Sample from the model's logits, pushed away from those of a smaller model."
 
     temperature: float = 0.7
     weight: float = setting(0.5, help="Weight of the amateur's logits.", at_least=0, typical=(0, 20))
 
-    def mix(self, logits: Floats, *others: Floats) -> Floats:
+    def combine(self, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others
         return self.contrast(logits, (1 + self.weight) * logits, self.weight * amateur)

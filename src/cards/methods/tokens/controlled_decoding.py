@@ -5,30 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cards.methods.tokens.driver import Guided
+from cards.methods.tokens.driver import RewardGuidedMethod
 from cards.rewards.base import Reward
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.methods.tokens.driver import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlledDecoding(Guided):
-    """Next-token probabilities are tilted by the value of what they lead to.
+class ControlledDecoding(RewardGuidedMethod):
+    """Tilt next-token probabilities by the value of the response that each token leads to.
 
-        y_t ~ q(v) exp(weight V(x, y + v)), normalised     q: the LM under temperature, on its top_k likeliest tokens
+        y_t ~ q(v) exp(weight V(x, y + v)), normalized     q: the LM under temperature, restricted to its top_k tokens
 
-    weight is the paper's lambda. V(x, y) is the reward expected of answers that the LM begins with y. It is what the
-    reward gives to incomplete answers: a value head gives it as meant, an RM of whole answers only roughly.
+    weight is lambda in the paper. V(x, y) is the expected reward of the responses that begin with y. The reward of the
+    incomplete response stands in for it: a value head gives V itself, a reward model of complete responses only an estimate.
 
-    Differs from the paper: a reward reads top_k texts a token, so tokens beyond the top_k get none.
+    Differs from the paper: the reward reads top_k texts per token, so tokens beyond the top_k are excluded.
     """
 
     name: ClassVar[str] = "controlled-decoding"
-    summary: ClassVar[str] = "Next-token probabilities are tilted by the value of the text with each token."
+    summary: ClassVar[str] = "Tilt next-token probabilities by the value of the response with each token."
 
+    weight: float = setting(
+        1.5, help="Weight of the value; probabilities are multiplied by exp(weight * value).", at_least=0, typical=(0, 20)
+    )
     top_k: int = 20
-    temperature: float = 0.7
+    temperature: float = setting(
+        0.7, help="Temperature of the LM, before the tilt; 0 is greedy and ignores the reward.", at_least=0, typical=(0, 2)
+    )
 
     def score(self, logits: Floats, rewards: Floats, reward: Reward) -> Floats:
-        return logits + self.temperature * self.weight * rewards  # the weight outlives the division by the temperature
+        return logits + self.temperature * self.weight * rewards  # sampling divides by the temperature

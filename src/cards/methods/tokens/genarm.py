@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.methods.base import EngineLike, loaded
-from cards.methods.tokens.driver import Mixed
+from cards.methods.tokens.driver import LogitsMethod
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenARM(Mixed):
-    """Next-token probabilities are multiplied by those of LMs that were tuned towards a reward.
+class GenARM(LogitsMethod):
+    """Multiply next-token probabilities by those of guides, LMs that were tuned towards a reward.
 
         y_t ~ softmax((log pi(v) + sum_i weights_i log pi_i(v)) / temperature)
 
-    pi_i are the guides, one or several, of the LM's own tokenizer; weights has one number for each (the paper's 1/beta,
-    or alpha_i for several). Guides are named in one text, separated by commas, or given as engines.
+    pi is the LM and pi_i are the guides, which share its tokenizer. `weights` has one number for each guide (1/beta in the
+    paper, or alpha_i for several). `guides` is a text of names separated by commas, or a tuple of engines.
 
-    Differs from the published code: top_k, by the mixture, keeps the tail of the vocabulary out (None: all of it).
+    Differs from the published code: top_k is applied to the mixture and removes the tail of the vocabulary (None: all of it).
     """
 
     name: ClassVar[str] = "genarm"
-    summary: ClassVar[str] = "The model's probabilities times those of models that were tuned towards a reward."
+    summary: ClassVar[str] = "Multiply next-token probabilities by those of models tuned towards a reward."
 
     guides: str | tuple[EngineLike, ...] = setting(
-        "tiny-aligned", help="LMs of the same tokenizer, tuned towards a reward, separated by commas.", loads="engines"
+        "tiny-aligned", help="LMs with the same tokenizer, tuned towards a reward, separated by commas.", loads="engines"
     )
     weights: tuple[float, ...] = setting((1.0,), help="Weight of each guide.", advanced=True)
 
@@ -44,8 +44,8 @@ class GenARM(Mixed):
         )
 
     @property
-    def others(self) -> Sequence[Engine]:
+    def other_models(self) -> Sequence[Engine]:
         return [loaded(guide) for guide in self.guides]
 
-    def mix(self, logits: Floats, *others: Floats) -> Floats:
+    def combine(self, logits: Floats, *others: Floats) -> Floats:
         return sum((w * other for w, other in zip(self.weights, others, strict=True)), start=logits)

@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SIA(ControlledDecoding):
-    """Controlled decoding of the tokens that the LM is unsure of; all others come from the LM as they are.
+    """Apply controlled decoding only to tokens that the LM is uncertain about.
 
-        y_t ~ q(v) exp(weight r(x, y + v)), normalised     if H(p) >= min_entropy
+        y_t ~ q(v) exp(weight r(x, y + v)), normalized     if H(p) >= min_entropy
         y_t ~ q(v)                                         otherwise
 
-    H(p) is the entropy, in nats, of the LM's next token (temperature 1, whole vocabulary), q the LM under temperature and
-    top_k. The lower min_entropy, the more tokens are steered, and the more is paid; the paper steers 20% to 80% of them.
+    H(p) is the entropy, in nats, of the LM's next token (temperature 1, whole vocabulary). q is the LM under temperature and
+    top_k. A lower min_entropy steers more tokens and costs more; the paper steers 20% to 80% of them.
 
-    The rule that tilts and the threshold are ours: of the paper we know the idea and its findings.
+    The form of the tilt and the threshold are ours. We know only the idea and the findings of the paper.
     """
 
     name: ClassVar[str] = "sia"
-    summary: ClassVar[str] = "Controlled decoding of the tokens of which the model is uncertain."
+    summary: ClassVar[str] = "Apply controlled decoding only to tokens that the model is uncertain about."
 
     min_entropy: float = setting(
-        3.0, help="Entropy (nats) of the next token from which it is steered.", at_least=0, typical=(0, 10)
+        3.0, help="Minimum entropy of the next token, in nats, at which the reward is used.", at_least=0, typical=(0, 10)
     )
 
-    def steers(self, logits: Floats) -> bool:
+    def uses_reward(self, logits: Floats) -> bool:
         import numpy as np
 
         p = np.exp(logits - logits.max())

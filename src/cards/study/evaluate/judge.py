@@ -46,8 +46,8 @@ def connect(specs: Sequence[str], timeout: float = 120.0, retries: int = 4, back
 
     Servers are contacted only if no model is given. Raises SettingError or UnavailableError.
     """
-    from cards.backends.http.client import Client  # importing httpx is slow
-    from cards.backends.http.served import card_of
+    from cards.backends.http.client import Client  # with httpx, which takes a while
+    from cards.backends.http.served import model_card
 
     judges: list[Judge] = []
     key = os.environ.get("CARDS_API_KEY") or os.environ.get("OPENAI_API_KEY")
@@ -56,8 +56,7 @@ def connect(specs: Sequence[str], timeout: float = 120.0, retries: int = 4, back
         check(valid, f"A judge must be http://host/v1 or http://host/v1#MODEL, got {spec!r}.")
         address, _, name = spec.partition("#")
         client = Client(address, api_key=key, timeout=timeout, retries=retries, backoff=backoff)
-        name = name or client.at_once(card_of(client, "/models", ""))["id"]
-        unique = name not in [judge.name for judge in judges]
-        check(unique, f"Two judges have the model {name!r}: give judges with different models.")
+        name = name or client.run(model_card(client, "/models", ""))["id"]
+        check(name not in [judge.name for judge in judges], f"Two judges have the model {name!r}: judgements go by the model.")
         judges.append(Judge(name, client))
     return judges

@@ -19,8 +19,8 @@ class LongestOfN(BestOfN):
 
     bonus: float = setting(0.0, help="Characters that a reward of 1 is worth.", at_least=0, at_most=100)
 
-    async def choose(self, answers: Sequence[Segment], seed: int) -> int:
-        values = [len(answer.text) + self.bonus * (answer.reward or 0.0) for answer in answers]
+    async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
+        values = [len(candidate.text) + self.bonus * (candidate.reward or 0.0) for candidate in candidates]
         return values.index(max(values))
 
 
