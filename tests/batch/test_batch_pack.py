@@ -49,7 +49,7 @@ def test_gzip(tmp_path: Path) -> None:
 def test_columns_of_two_types_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
     rows = [{"row": i, "mark": i if i < 4 else "none"} for i in range(8)]
     path = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(SettingError, match=r"cannot be written as Parquet: .* They are all in .*rows\.jsonl"):
+    with pytest.raises(SettingError, match=r"cannot be written as Parquet: .* All of them are in .*rows\.jsonl"):
         pack.pack(path, tmp_path / "out.parquet")
     assert read(path) == rows
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -103,7 +103,7 @@ def test_a_stop_finishes_what_is_under_way_and_begins_nothing(tmp_path: Path) ->
         async def decode(self, number: int, raw: RawRow) -> Outcome:
             assert not stop.is_set()
             begun.add(number)
-            return await RowDecoder.answer(self, number, raw)
+            return await RowDecoder.decode(self, number, raw)
 
     def write_one(outcome: Outcome) -> None:
         found.append(outcome)

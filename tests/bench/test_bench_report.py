@@ -102,7 +102,7 @@ def test_without_gold_the_reward_counts_and_what_is_not_there_is_left_out() -> N
 def test_tables_say_the_same_in_all_forms() -> None:
     found = report(HEADER, ROWS)
     quality, against, cost, text = tables(found)
-    assert quality.columns == ["method", "answers", "gold", "reward"]
+    assert quality.columns == ["method", "responses", "gold", "reward"]
     assert quality.rows[0] == ["vanilla", "2", "0.50 [0.00, 1.00]", "1.00 [0.00, 2.00]"]
     assert [r[0] for r in against.rows] == ["best-of-n:n=2", "best-of-n:n=4"]
     assert against.rows[0][1:] == ["0.50 [0.00, 1.00]", "50% [0, 100]", "50% [0, 100]", "0% [0, 0]"]

@@ -58,7 +58,7 @@ def test_a_damaged_line_in_the_middle_is_refused_by_number(path: Path) -> None:
 
 def test_results_of_other_models_are_refused_and_left_alone(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(SettingError, match=r"made with model 'tiny', now 'big'; versions .* choose another output"):
+    with pytest.raises(SettingError, match=r"made with model 'tiny', now 'big'; versions .* Choose another output"):
         Journal.open(path, HEADER | {"model": "big", "versions": {"torch": "3"}})
     assert path.read_bytes() == before
 

@@ -24,7 +24,7 @@ from cards.settings import settings_of
         (["--top-k", "2.5"], "--top-k must be a whole number or none, got '2.5'."),
         (["--acceptance", "softt"], "--acceptance must be 'soft' or 'hard', got 'softt'."),
         (["--boundary", "ponctuation"], "Unknown boundary 'ponctuation'. Did you mean 'punctuation'?"),
-        (["--boundary", "fixed:many"], "for instance fixed:15"),
+        (["--boundary", "fixed:many"], "such as fixed:15"),
         (["--boundary", "fixed:0"], "maximum length must be at least its minimum length of 1, got 0"),
         (["--boundary", "whole:3"], "takes no value"),
         (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),

@@ -68,7 +68,7 @@ async def test_noise_is_not_fit_and_the_words_say_why() -> None:
     assert finding(judged, "prefixes").grade == "poor"
     assert judged.grade == "poor"
     assert judged.words.startswith("Not fit for segments")
-    assert "incomplete answers" in judged.words
+    assert "incomplete responses" in judged.words
 
 
 async def test_length_is_not_fit() -> None:

@@ -68,7 +68,7 @@ async def test_replies_that_cannot_be_read_and_failures_are_neither_ties_nor_los
         assert (found["wins"], found["ties"], found["losses"]) == pytest.approx((2 / 7, 1 / 7, 4 / 7))
         assert len(errors) == 4
         assert any("500: told to fail (tried 3 times)" in error for error in errors)
-        assert any("answered without a message" in error for error in errors)
+        assert any("has no message text" in error for error in errors)
         said.clear()
         asked = len(server.texts)
         evaluated, errors = await judged(tmp_path / "j.jsonl", answers, judges)
@@ -123,11 +123,11 @@ def test_a_judgement_is_known_by_judge_question_prompt_and_texts_in_their_order(
     others = [
         replace(one, judge="another"),
         replace(one, question=replace(pair, template=pair.template + " Be fair.")),
-        replace(one, answer=other),
+        replace(one, response=other),
         replace(one, texts=("b", "a")),
     ]
     assert len({found.key for found in (one, *others)}) == 5
-    assert replace(one, answer=replace(answer, system="renamed", id="7")).key == one.key
+    assert replace(one, response=replace(answer, system="renamed", id="7")).key == one.key
 
 
 async def test_scores_and_safety_are_read_of_each_answer(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ async def test_two_judges_and_the_gold_reward_are_compared(tmp_path: Path) -> No
     work = Evaluation(Session(Journal.open(path, HEADER), show=False))
     await work.grade(FunctionReward(lambda _, text: len(text), name="length"), answers.all)
     with judge(longer, models=("a",)) as (_, one), judge(lambda x, t: longer(x[::-1], t), models=("b",)) as (_, other):
-        evaluated, _ = await judged(path, answers, [*one, *other], rewards={"gold": "length"}, anew=frozenset({"gold"}))
+        evaluated, _ = await judged(path, answers, [*one, *other], rewards={"gold": "length"}, regraded=frozenset({"gold"}))
     for name, agree in (("a", 1.0), ("b", 0.0)):
         assert figures(evaluated, f"{name} and gold, decided pairs", "agreement")["agree"] == agree
     found = figures(evaluated, "a and b, pairs", "agreement")

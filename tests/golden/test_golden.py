@@ -20,7 +20,15 @@ from record import read
 RENAMED: dict[str, dict[str, str]] = {
     "keys": {},
     "values": {"method.speculative": "vanilla", "method.skip-decoding": "vanilla"},
-    "parts": {},
+    "parts": {  # the words of a diagnosis, which are for people
+        "Rewards of incomplete answers (cut": "Rewards of incomplete responses (cut",
+        "those of whole ones at": "those of complete ones at",
+        "To say an answer twice changes": "Repeating a response changes",
+        "The same text differs by up to": "The reward of the same text changes by up to",
+        "Half of both answers is enough to tell the better one": "The first half of both responses identifies the better one",
+        "answer of highest reward is below their gold average": "gold reward of the highest-reward response is below average",
+        "choose whole answers (best-of-n), or another reward": "use complete responses (best-of-n) or another reward",
+    },
 }
 DROPPED: set[str] = {
     *("stdout.speculative", "stdout.skip-decoding", "settings.--draft", "settings.--gamma"),

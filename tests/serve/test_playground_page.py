@@ -15,6 +15,7 @@ from helpers.running_server import Running, assert_free, serving, until
 
 from cards import CARDS
 from cards.events import Prompt
+from cards.methods import BestOfN, Blockwise
 from cards.rewards.base import Reward
 
 pytest.importorskip("gradio", reason="the playground needs Gradio")
@@ -185,7 +186,7 @@ def test_two_methods_side_by_side(tiny_page: Running, visit: Open) -> None:
     expect(second.get_by_text("Settings")).to_be_visible(timeout=WAIT)
     second.get_by_role("combobox", name="Method").click()
     page.get_by_role("option", name="best-of-n", exact=True).click()
-    expect(second.get_by_text("argmax of r(x, y_i)")).to_be_visible(timeout=WAIT)
+    expect(second.get_by_text(BestOfN.summary)).to_be_visible(timeout=WAIT)
     run(page, "What makes a good film?")
     expect_state(page, "ended", 0)
     expect_state(page, "ended", 1)
@@ -207,7 +208,7 @@ def test_settings_are_those_of_the_method_and_count(tiny_page: Running, visit: O
     page.get_by_role("combobox", name="Method").click()
     page.get_by_role("option", name="blockwise", exact=True).click()
     first = page.locator("#cp-panel-0")
-    expect(first.get_by_text("Draw K blocks")).to_be_visible(timeout=WAIT)
+    expect(first.get_by_text(Blockwise.summary)).to_be_visible(timeout=WAIT)
     first.get_by_role("button", name="Settings").click()
     first.get_by_label("number input for block").fill("3")
     first.get_by_label("number input for block").press("Tab")
@@ -223,7 +224,7 @@ def test_what_is_wrong_is_said_in_words(tiny_page: Running, visit: Open) -> None
     expect_state(page, "failed")
     expect(page.get_by_role("alert")).to_have_text("The prompt is empty: give a text.")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
-    page.get_by_label("target").first.fill("high")
+    page.get_by_label("target", exact=True).first.fill("high")
     run(page, "What makes a good film?")
     expect(page.get_by_role("alert")).to_have_text("target must be a number or none, got 'high'.", timeout=WAIT)
 
@@ -234,7 +235,7 @@ def test_html_in_texts_is_text(stepped: Running, visit: Open) -> None:
     run(page, "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">")
     expect_state(page, "ended")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
-    page.get_by_label("target").first.fill("<img src=x onerror=\"document.title = 'broken'\">")
+    page.get_by_label("target", exact=True).first.fill("<img src=x onerror=\"document.title = 'broken'\">")
     run(page, "hello")
     expect(page.get_by_role("alert")).to_contain_text("<img src=x", timeout=WAIT)
     assert page.title() == "CARDS playground"

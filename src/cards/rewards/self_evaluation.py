@@ -29,7 +29,7 @@ LEAD = "The right statement is"  # the beginning of the LM's reply
 
 
 class SelfEvaluation(Reward):
-    """The probability, in [0, 1], that an LM assigns to the good of two statements about the response.
+    """The probability, in [0, 1], that an LM assigns to the good one of two statements about the response.
 
     The LM is asked in both orders, and the mean is taken, so that a preference for A or B cancels out. Similar to RAIN
     (arXiv 2309.07124), which words the question differently and scores only the likelier letter.
@@ -86,8 +86,8 @@ class SelfEvaluation(Reward):
         prompt = self.model.encode([Message(role="user", content=text)] if self.model.chats else text + "\n")
         lead = self.lead if prompt.text[-1:].isspace() else f" {self.lead}"
         [logits] = await self.model.logits(prompt, Response(lead, self.model.tokenize(lead)))
-        log_a, log_b = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
-        return sigmoid(float(log_a - log_b))
+        score_a, score_b = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
+        return sigmoid(float(score_a - score_b))
 
 
 def conversation(prompt: Prompt, response: Response) -> str:

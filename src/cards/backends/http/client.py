@@ -164,7 +164,7 @@ class Client:
         server = f"The server at {response.url}"
         if status in (401, 403):
             raise RejectedRequestError(
-                f"{server} denied access ({status}: {reason}). Give its key (api_key=... or CARDS_API_KEY).", status
+                f"{server} denied access ({status}: {reason}). Give the server's key (api_key=... or CARDS_API_KEY).", status
             )
         raise RejectedRequestError(f"{server} rejected the request ({status}): {reason}", status)
 

@@ -57,7 +57,7 @@ class TorchCache(Cache):
     def clear(self) -> None:
         self.layers.clear()
 
-    def in_words(self, error: Exception) -> Exception:
+    def translate_error(self, error: Exception) -> Exception:
         return explain_error(error, self.device)
 
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

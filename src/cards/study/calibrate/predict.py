@@ -31,7 +31,7 @@ ORDERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A list of settings of CARDS, with one array per setting."""
+    """Combinations of settings of CARDS, with one array per setting."""
 
     target: Floats
     beta: Floats

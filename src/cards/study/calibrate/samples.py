@@ -43,7 +43,7 @@ class SamplingPlan:
 
 
 async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engine: Engine, reward: Reward) -> Row:
-    """Return a row on plain responses: lengths, entropies before their tokens, rewards of their prefixes, and usage.
+    """Sample plain responses. Return their lengths, entropies before their tokens, rewards of their prefixes, and usage.
 
     Entropies are empty if the engine has no logits.
     """
@@ -86,7 +86,7 @@ async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engi
 async def sample_tree(
     plan: SamplingPlan, prompt: Prompt, number: int, engine: Engine, reward: Reward, boundary: Boundary
 ) -> Row:
-    """Return a row with a tree of candidate segments. `select` chooses the candidates that are continued at the next index."""
+    """Sample a tree of candidate segments. `select` chooses the candidates that are continued at the next index."""
     levels: list[list[Row]] = []
     share = 1.0  # of candidates that have not ended
     frontier: list[Prefix] = [(Response(), (await reward.score(prompt, [Response()]))[0], -1, -1)]
