@@ -137,9 +137,11 @@ def test_the_configuration_is_one_of_this_application() -> None:
     made = ray_serve.app(found.args)
     assert found.import_path == "cards.integrations.ray_serve:app"
     assert made._bound_deployment.name == "Front"
-    assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.Decoder.name}
+    assert {deployment.name for deployment in found.deployments} == {"Front", ray_serve.DecoderReplica.name}
     deadline = ServerOptions(**found.args["server"]).deadline
-    for given, own in zip(found.deployments, (ray_serve.Front, ray_serve.Decoder), strict=True):  # removed ones can finish
+    for given, own in zip(
+        found.deployments, (ray_serve.Front, ray_serve.DecoderReplica), strict=True
+    ):  # removed ones can finish
         assert given.graceful_shutdown_timeout_s == own._deployment_config.graceful_shutdown_timeout_s > deadline
 
 

@@ -222,7 +222,7 @@ def test_what_is_wrong_is_said_in_words(tiny_page: Running, visit: Open) -> None
     page = visit(tiny_page)
     run(page, "  ")
     expect_state(page, "failed")
-    expect(page.get_by_role("alert")).to_have_text("The prompt is empty. Enter a text.")
+    expect(page.get_by_role("alert")).to_have_text("The prompt is empty: give a text.")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
     page.get_by_label("target", exact=True).first.fill("high")
     run(page, "What makes a good film?")

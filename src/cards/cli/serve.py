@@ -108,7 +108,7 @@ def serve(
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     keys = tuple(api_key or ())
     if not keys and host not in LOCAL:
-        show_warning(f"No --api-key is set: whoever reaches {host} is let in.")
+        show_warning(f"No --api-key is set: everyone who can reach {host} can use the server.")
     options = ServerOptions(
         name=name,
         api_keys=keys,

@@ -47,7 +47,7 @@ class Settings(BaseModel):
     method: str = "cards"
     settings: dict[str, Any] = {}  # settings of the method
     loading: dict[str, Any] = {}  # options of the loaders: device, dtype, slots, context
-    server: dict[str, Any] = {}  # cards.serve.options.ServerOptions
+    server: dict[str, Any] = {}  # fields of cards.serve.options.ServerOptions
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -86,8 +86,10 @@ class DecoderReplica:
         """Load the models and return the server's app."""
         settings = self.settings
         engine = load_engine(model, **settings.loading)
-        steers = load_reward(reward, **settings.loading) if reward else None
-        return make_app(engine, steers, make_method(settings.method, **settings.settings), ServerOptions(**settings.server))
+        loaded_reward = load_reward(reward, **settings.loading) if reward else None
+        return make_app(
+            engine, loaded_reward, make_method(settings.method, **settings.settings), ServerOptions(**settings.server)
+        )
 
     async def respond(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """Yield the messages that the app sends for a request. Closing the iterator disconnects the client."""

@@ -26,7 +26,7 @@ _numbers = count()
 
 @dataclass(slots=True)
 class Run:
-    """A method decoding one prompt.
+    """One run of a method on a prompt.
 
     `pending` has the candidates of the current segment by position and candidate number, `rejected` all rejected
     candidates. `ending` is empty until the run ends.
@@ -112,7 +112,7 @@ class Run:
     async def _follow(self, decoder_of: Callable[[], Decoder], admission: Admission) -> None:
         try:
             if not self.prompt.strip():
-                raise PromptError("The prompt is empty. Enter a text.")
+                raise PromptError("The prompt is empty: give a text.")
             decoder = self.decoder = decoder_of()
             prompt = format_prompt(self.prompt, "auto", decoder.engine.chats)
             self.stream = decoder.astream(prompt, max_tokens=self.max_tokens, seed=self.seed, trace=True)
