@@ -94,7 +94,7 @@ def test_quantiles_are_order_statistics() -> None:
     ("settings", "says"),
     [
         ({"quantile": 1.2}, "quantile must be between 0 and 1"),
-        ({"quantile": 0.5, "target": 1.0}, "one of the two"),
+        ({"quantile": 0.5, "target": 1.0}, "set only one"),
         ({"quantile": 0.5, "pilots": 0}, "pilots must be at least 1"),
         ({"quantile": 0.5, "pilots": 9, "max_rejections": 8}, "max_rejections = 8"),
     ],
@@ -105,5 +105,5 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says:
 
 
 def test_a_cascade_has_no_quantile() -> None:
-    with pytest.raises(SettingError, match="set target"):
+    with pytest.raises(SettingError, match="Set target"):
         Cascade(quantile=0.5)

@@ -90,7 +90,7 @@ def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytes
         write = _recorder(journal, report)
 
         def writing(outcome: Any) -> None:
-            if report.here == 4:
+            if report.decoded == 4:
                 raise OSError(28, "No space left")
             write(outcome)
 

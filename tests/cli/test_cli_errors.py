@@ -27,7 +27,10 @@ from cards.settings import settings_of
         (["--boundary", "fixed:many"], "such as fixed:15"),
         (["--boundary", "fixed:0"], "maximum length must be at least its minimum length of 1, got 0"),
         (["--boundary", "whole:3"], "takes no value"),
-        (["--boundary", "step", "--measure", "mcp"], "--measure set the entropy rule, which --boundary step replaces."),
+        (
+            ["--boundary", "step", "--measure", "mcp"],
+            "--measure set the entropy rule, which --boundary step replaces: leave out one of them.",
+        ),
         (["--target", "none", "--alpha", "2"], "alpha must be between 0 and 1, got 2.0."),
     ],
 )

@@ -53,7 +53,7 @@ def test_methods_on_the_embedded_models_from_prompts_to_a_report() -> None:
         asked = len(server.bodies)
         again = CliRunner().invoke(cards.cli.app, options)
         assert (again.stdout, len(server.bodies)) == (ran.stdout, asked)
-        assert "0 responses added" in again.stderr
+        assert "added 0 responses" in again.stderr
         assert "added 0 judgements to evaluate.jsonl" in again.stderr
     found = figures()
     row = "cards:target=1"

@@ -90,7 +90,7 @@ async def test_a_reward_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     reward = cards.rewards.FunctionReward(lambda _, text: math.nan if "broken" in text else len(text), name="gold")
     await work.grade(reward, answers.all)
     assert len(session.errors) == 1
-    assert "must be a finite number" in session.errors[0]
+    assert "must return finite numbers" in session.errors[0]
     rewards, anew = {"gold": "gold"}, frozenset({"gold"})
     evaluated = EvaluationReport(answers, "base", Judgements.of(session.rows), rewards=rewards, regraded=anew)
     assert figures(evaluated, "mine", "gold against base")["pairs"] == 1
