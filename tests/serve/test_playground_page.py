@@ -224,7 +224,7 @@ def test_what_is_wrong_is_said_in_words(tiny_page: Running, visit: Open) -> None
     expect_state(page, "failed")
     expect(page.get_by_role("alert")).to_have_text("The prompt is empty: give a text.")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
-    page.get_by_label(re.compile("^target")).first.fill("high")
+    page.get_by_label(re.compile(r"^\s*target\b")).first.fill("high")
     run(page, "What makes a good film?")
     expect(page.get_by_role("alert")).to_have_text("target must be a number or none, got 'high'.", timeout=WAIT)
 
@@ -235,7 +235,7 @@ def test_html_in_texts_is_text(stepped: Running, visit: Open) -> None:
     run(page, "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">")
     expect_state(page, "ended")
     page.locator("#cp-panel-0").get_by_role("button", name="Settings").click()
-    page.get_by_label(re.compile("^target")).first.fill("<img src=x onerror=\"document.title = 'broken'\">")
+    page.get_by_label(re.compile(r"^\s*target\b")).first.fill("<img src=x onerror=\"document.title = 'broken'\">")
     run(page, "hello")
     expect(page.get_by_role("alert")).to_contain_text("<img src=x", timeout=WAIT)
     assert page.title() == "CARDS playground"

@@ -10,11 +10,12 @@ from itertools import count
 
 from starlette.exceptions import HTTPException
 
-from cards.boundaries import Boundary, Entropy
+from cards.boundaries import Entropy
 from cards.console import ENDINGS
 from cards.decoder import Decoder
 from cards.errors import CardsError, PromptError
 from cards.events import Accepted, Done, Event, Fallback, Fold, Rejected, Response, Result, Scored, Segment
+from cards.methods.segments.driver import SegmentMethod
 from cards.prompts import format_prompt
 from cards.streams import AsyncStream
 from cards.usage import Usage
@@ -88,8 +89,8 @@ class Run:
         if self.decoder is None:
             return None
         method = self.decoder.method
-        segments: Callable[[float], Boundary] | None = getattr(method, "segments", None)
-        boundary = segments(self.decoder.engine.entropy_threshold) if segments else getattr(method, "boundary", None)
+        known = self.decoder.engine.entropy_threshold
+        boundary = method.segment_boundary(known) if isinstance(method, SegmentMethod) else getattr(method, "boundary", None)
         return boundary.threshold if isinstance(boundary, Entropy) else None
 
     async def frames(self, decoder_of: Callable[[], Decoder], admission: Admission = nullcontext) -> AsyncGenerator[Run, None]:
