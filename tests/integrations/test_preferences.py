@@ -130,7 +130,7 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
     assert table
     assert all(row["prompt"].startswith("\n\nHuman:") and row["score_chosen"] > row["score_rejected"] for row in table)
     for arguments, message in (
-        (["tiny", "pairs.txt"], "written to a .jsonl or .parquet file"),
+        (["tiny", "pairs.txt"], "must be a .jsonl or .parquet file"),
         (["tiny", "pairs.jsonl", "--method", "vanilla"], "does not score responses"),
         (["tiny", "pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
         (["tiny", "pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),

@@ -74,7 +74,7 @@ def test_nothing_is_lost_or_doubled_when_a_worker_and_a_node_die(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ray_data, "BLOCK", 4)
+    monkeypatch.setattr(ray_data, "BLOCK_ROWS", 4)
     Path("in.jsonl").write_text(
         "".join(json.dumps({"prompt": "" if i % 50 == 7 else f"What is number {i}?"}) + "\n" for i in range(ROWS))
     )

@@ -11,7 +11,7 @@ import pytest
 from cards import CARDS, Accepted, Decoder, Entropy, Fallback, FixedLength, Rejected, Result
 from cards.engines.base import Ask, Engine
 from cards.engines.mock import MockEngine
-from cards.errors import MismatchError, SettingError
+from cards.errors import MismatchError, SettingError, UnreachableTargetWarning
 from cards.events import Event, Prompt, Response
 from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method, Request
@@ -62,7 +62,7 @@ def test_cards_gives_up_after_twenty_rejections_and_takes_the_best_of_21_unteste
         rewards[best] = -49.0
         given = tuple(rewards)
         reward = Scripted(given)
-        with pytest.warns(UserWarning, match="untested"):
+        with pytest.warns(UnreachableTargetWarning):
             events, result = run(CARDS(target=1.0, beta=1e-2, boundary=PAIR, width=1), reward, trace=True)
         assert verdicts(events) == [("Rejected", 0, i) for i in range(20)] + [("Fallback", 0, best)]
         [segment] = result.segments
@@ -72,14 +72,14 @@ def test_cards_gives_up_after_twenty_rejections_and_takes_the_best_of_21_unteste
 
 
 def test_the_21st_candidate_is_not_tested_even_if_it_would_pass() -> None:
-    with pytest.warns(UserWarning, match="untested"):
+    with pytest.warns(UnreachableTargetWarning):
         events, result = run(CARDS(target=1.0, beta=1e-2, boundary=PAIR, width=1), Scripted([-9.0] * 20 + [5.0]))
     assert verdicts(events)[-1] == ("Fallback", 0, 20)
     assert result.usage.accepted == 0
 
 
 def test_item_level_rejection_stops_at_its_cap_with_the_best() -> None:
-    with pytest.warns(UserWarning, match="untested"):
+    with pytest.warns(UnreachableTargetWarning):
         events, result = run(
             RejectionSampling(target=9.0, beta=1e-2, max_candidates=4, width=3), Scripted([1.0, 3.0, 2.0, 0.0])
         )
@@ -90,7 +90,7 @@ def test_item_level_rejection_stops_at_its_cap_with_the_best() -> None:
 def test_of_equal_rewards_the_first_is_taken() -> None:
     events, _ = run(BestOfN(n=4), Scripted([1.0, 2.0, 2.0, 2.0]))
     assert verdicts(events)[-1] == ("Accepted", 0, 1)
-    with pytest.warns(UserWarning, match="untested"):
+    with pytest.warns(UnreachableTargetWarning):
         events, _ = run(CARDS(target=9.0, beta=1e-2, boundary=PAIR, max_rejections=2, width=1), Scripted([-1.0] * 3))
     assert verdicts(events)[-1] == ("Fallback", 0, 0)
 
@@ -121,7 +121,7 @@ def test_a_round_is_scored_in_one_call() -> None:
 
 def test_the_last_round_asks_for_no_more_than_may_be_judged() -> None:
     reward = Scripted([-9.0] * 21)
-    with pytest.warns(UserWarning, match="untested"):
+    with pytest.warns(UnreachableTargetWarning):
         run(CARDS(target=1.0, beta=1e-2, boundary=PAIR, width=8), reward)
     assert reward.calls == [1, 8, 8, 5]
 
