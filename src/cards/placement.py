@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cards.engines.base import Engine
+from cards.engines.speculative import check_gamma
 from cards.errors import check
 from cards.registry import load_engine, load_reward
 from cards.rewards.base import Reward
@@ -30,7 +31,7 @@ class Placement:
             self.draft is None or self.skip_layers is None,
             f"Give either draft or skip_layers, got {self.draft!r} and {self.skip_layers}.",
         )
-        check(self.gamma >= 1, f"gamma must be at least 1 token, got {self.gamma}.")
+        check_gamma(self.gamma)
         check(
             self.skip_layers is None or 0 < self.skip_layers < 1,
             f"skip_layers must be above 0 and below 1, got {self.skip_layers}.",

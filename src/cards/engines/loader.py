@@ -27,12 +27,16 @@ class Backend(Protocol):
     def load_reward(self, name: str, **options: Any) -> Any: ...  # a Reward, but this layer cannot import that class
 
 
-@cache
 def backend(prefix: str) -> Backend:
     """Return the back end of a prefix of model names. Names without a known prefix run in this process."""
-    if prefix not in BACKENDS and prefix in (found := plugins("cards.backends", _prefix, BACKENDS)):
+    if prefix not in BACKENDS and prefix in (found := _plugin_backends()):
         return cast(Backend, found[prefix])
     return cast(Backend, import_module(BACKENDS.get(prefix, LOCAL)))
+
+
+@cache
+def _plugin_backends() -> dict[str, Any]:
+    return plugins("cards.backends", _prefix, BACKENDS)
 
 
 def _prefix(name: str, found: Any) -> str:
