@@ -70,10 +70,11 @@ class Generation:
         except TimeoutError:
             why = "The deadline passed while the request was waiting in the queue. Retry later."
             raise ApiError(429, why, code="deadline", retry_after=self.gate.retry_after) from None
+        finally:
+            self.queue_seconds = time.monotonic() - start
         self._tasks = [asyncio.create_task(self._generate(choice)) for choice in choices]
         for task in self._tasks:  # a task that is cancelled before it starts never runs its own cleanup
             task.add_done_callback(lambda _: self.gate.leave())
-        self.queue_seconds = time.monotonic() - start
         self._first = await self._next()
 
     async def events(self) -> AsyncIterator[ChoiceEvent]:

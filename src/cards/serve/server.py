@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cards.errors import SettingError
+from cards.serve.connections import Config
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
@@ -25,8 +26,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, ws="none"))
         self.service: Service = app.state.service
+        super().__init__(Config(app, self.service.options))
         self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -48,6 +49,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self.service.tracing.close()
         if self.close is not None:
             await self.close()
 
