@@ -15,6 +15,7 @@ from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
+from cards.streams import AsyncStream
 from cards.usage import Usage, track_usage
 
 
@@ -27,6 +28,7 @@ class Choice:
     seed: int
     usage: Usage = field(default_factory=Usage)
     emitted: str = ""  # text of the events so far
+    stream: AsyncStream | None = None  # has the response so far
     result: Result | None = None
     logprobs: list[float] | None = None
     unaligned: str | None = None
@@ -122,10 +124,16 @@ class Generation:
     async def _decode(self, choice: Choice, decoder: Decoder) -> None:
         request, choice.emitted = self.request, ""
         left = max(1e-3, request.deadline - time.monotonic())
-        stream = decoder.astream(
-            choice.prompt, max_tokens=request.max_tokens, seed=choice.seed, stop=request.stop, deadline=left, usage=choice.usage
+        choice.stream = decoder.astream(
+            choice.prompt,
+            max_tokens=request.max_tokens,
+            seed=choice.seed,
+            stop=request.stop,
+            deadline=left,
+            trace=request.trace,
+            usage=choice.usage,
         )
-        async with aclosing(stream) as events:
+        async with aclosing(choice.stream) as events:
             async for event in events:
                 match event:
                     case Done(result):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 Exporter = Literal["console", "otlp"]
-CLOSE_SECONDS = 0.5  # part of the second that a shutdown may take after the requests have ended
+CLOSE_SECONDS = 0.2  # part of the second that a shutdown may take after the last request
 
 
 class Tracing:
