@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +21,7 @@ from cards.serve.keys import Keys
 from cards.serve.login import login
 from cards.serve.options import ServerOptions
 from cards.serve.record import Recorder
+from cards.serve.responses import Status, documented
 from cards.serve.routes import routes
 from cards.serve.service import Service
 from cards.serve.streaming import DisconnectedError
@@ -49,12 +50,14 @@ def make_app(
     app.add_middleware(Guard, options=service.options)
     app.add_middleware(Recorder, observe=service.metrics.observe, log_prompts=service.options.log_prompts)
     if origins := service.options.cors:  # outermost, so that pages can read errors
-        headers = {"allow_headers": ["*"], "expose_headers": EXPOSED_HEADERS}
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], **headers)
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS
+        )
     if service.options.playground:
         from cards.serve.playground import mount
 
-        app.include_router(login(Keys(service.options.api_keys)))
+        if service.options.api_keys:
+            app.include_router(login(Keys(service.options.api_keys)))
         mount(app, service)
     return app
 
@@ -70,11 +73,14 @@ class HeadAsGet:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Report that the process is alive")
+    @app.get("/health", summary="Report that the process is alive", responses=documented(Status))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Report whether requests are accepted", responses={503: {"description": "They are not."}})
+    states = documented(Status)
+    states[503] = {"model": Status, "description": "Requests are not accepted."}
+
+    @app.get("/ready", summary="Report whether requests are accepted", responses=states)
     async def ready() -> JSONResponse:
         if service.draining:
             return JSONResponse({"status": "ending"}, 503)
@@ -84,7 +90,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
             return JSONResponse({"status": failure}, 503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", summary="Metrics for Prometheus")
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -30,7 +31,7 @@ class RateLimit(logging.Filter):
     Clients can cause such records faster than requests, for instance by connections that cannot be accepted.
     """
 
-    def __init__(self, burst: int = 5, seconds: float = 10.0) -> None:
+    def __init__(self, burst: int = 100, seconds: float = 10.0) -> None:
         super().__init__()
         self.burst, self.seconds = burst, seconds
         self.counts: dict[tuple[str, int], tuple[float, int]] = {}  # start of the interval, and records in it
@@ -46,6 +47,19 @@ class RateLimit(logging.Filter):
             start, count = now, 0
         self.counts[place] = start, count + 1
         return count < self.burst
+
+
+class LineLogger(io.TextIOBase):
+    """A replacement of standard error that logs each line that other packages print, such as tracebacks."""
+
+    def __init__(self) -> None:
+        self.line = ""
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            logging.getLogger("stderr").warning("%s", line)
+        return len(text)
 
 
 def configure() -> None:

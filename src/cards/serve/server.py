@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr
 from types import FrameType
 
 import uvicorn
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 
 from cards.errors import SettingError
 from cards.serve.connections import Config
+from cards.serve.logs import LineLogger
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
@@ -70,5 +72,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
     """Serve until a signal arrives, then call `close`."""
-    Server(app, close).run([listening])
+    with redirect_stderr(LineLogger()):
+        Server(app, close).run([listening])
     log.info("stopped")

@@ -158,10 +158,11 @@ class Run:
             raise PromptError("The prompt is empty: give a text.")
         about = {"method": self.method, "settings": settings, "trace": True}
         fields = {"seed": self.seed, "max_tokens": self.max_tokens, "stream": True, "cards": about}
+        messages = [{"role": "user", "content": self.prompt.strip()}]
         try:
             if chats:
-                return ChatBody(messages=[{"role": "user", "content": self.prompt.strip()}], **fields)
-            return CompletionBody(prompt=self.prompt, **fields)
+                return ChatBody.model_validate({"messages": messages, **fields})
+            return CompletionBody.model_validate({"prompt": self.prompt, **fields})
         except ValidationError as error:
             raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
 
