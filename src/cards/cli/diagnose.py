@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from cards.cli.models import fitting, load_models
-from cards.cli.options import FORM, MAX_TOKENS, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_placement
+from cards.cli.options import JSON, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say
 from cards.errors import SettingError, check
 from cards.placement import Placement
-from cards.sampling import Sampling
 from cards.study.diagnose import pairs as preference_pairs
 from cards.study.diagnose import plot as plots
 from cards.study.diagnose.report import to_dict
-from cards.study.diagnose.run import POSITIONS, Diagnosis, Measurements
+from cards.study.diagnose.run import POSITIONS, Diagnosis, DiagnosisPlan, Measurements
 from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, verdict
 from cards.study.prompts import read, sample
 from cards.study.tables import Table, interval, show_tables, to_json
@@ -27,6 +26,7 @@ NO_REWARD = "There is no reward to diagnose: choose one with --reward."
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
+@with_options(DiagnosisPlan, "plan")
 @with_placement
 def diagnose(
     prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)] = None,
@@ -34,22 +34,14 @@ def diagnose(
     limit: Annotated[
         int | None, typer.Option(min=2, help="Number of prompts to sample, and of pairs to read; all if omitted.")
     ] = None,
-    answers: Annotated[int, typer.Option(min=2, help="Number of plain responses per prompt.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=2, help=MAX_TOKENS)] = 128,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Temperature of the responses.")] = 0.7,
-    entropy_threshold: Annotated[
-        float | None, typer.Option(min=0, help="Entropy threshold tau_u in nats.", show_default="suggested by the model")
-    ] = None,
-    fixed: Annotated[int, typer.Option(min=1, help="Number of tokens per segment of fixed length.")] = 8,
-    form: Annotated[str, typer.Option(help=FORM)] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     gold: Annotated[str, typer.Option(help="Reward model to compare with, or none.", rich_help_panel=MODELS)] = "none",
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)] = False,
+    json: Annotated[bool, JSON] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a plot to this .png file.", rich_help_panel=OUTPUT)] = None,
     *,
-    placed: dict[str, Any],
+    plan: DiagnosisPlan,
+    placement: Placement,
 ) -> None:
     """Measure whether a reward can score incomplete responses.
 
@@ -57,26 +49,14 @@ def diagnose(
     """
     check(prompts is not None or pairs is not None, "Nothing to measure: give prompts, --pairs, or both.")
     check(reward != "none", NO_REWARD)
-    records = sample(read(prompts), limit, seed) if prompts is not None else []
+    records = sample(read(prompts), limit, plan.seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
-    models = load_models(model, reward, gold, Placement(**placed))
+    models = load_models(model, reward, gold, placement)
     if models.reward is None:
         raise SettingError(NO_REWARD)
-    records = fitting(models, records, form, max_tokens)
+    records = fitting(models, records, plan.form, plan.max_tokens)
     check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")
-    work = Diagnosis(
-        models,
-        models.reward,
-        records,
-        preferred,
-        form=form,
-        responses=answers,
-        max_tokens=max_tokens,
-        sampling=Sampling(temperature, 40),
-        threshold=entropy_threshold,
-        fixed=fixed,
-        seed=seed,
-    )
+    work = Diagnosis(models, models.reward, records, preferred, plan)
     found = work.session.run(work.run(), runner=models.run)
     judged = verdict(found)
     if plot is not None:

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from cards.cli.arms import METHOD_HELP
-from cards.cli.bench import FIRST_SEED, LIMIT, PROMPTS, SAMPLE_SEED, SEEDS, decode
+from cards.cli.bench import decode
 from cards.cli.models import load_named
-from cards.cli.options import GOLD, MAX_TOKENS, MODEL, OUTPUT, with_placement
+from cards.cli.options import MODELS, OUTPUT, with_options
 from cards.console import show_warning, stderr_console
 from cards.errors import UnknownNameError, check
-from cards.study.bench.plan import Plan
+from cards.placement import GOLD, Placement
+from cards.study.bench.plan import PROMPTS, Plan
 from cards.study.bench.plan import read as read_plan
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
@@ -33,7 +34,8 @@ STEERED = "--{} {} steered some of these responses, so it cannot grade them: cho
 DECODING, GRADING = "Decoding, as in `cards bench`", "Grading"
 
 
-@with_placement
+@with_options(Plan, "overrides", DECODING, leave_out=("methods", "prompts", "form", "stop", "concurrency", "reward", "gold"))
+@with_options(Placement, "placed", MODELS)
 def evaluate(
     files: Annotated[
         list[str] | None,
@@ -69,15 +71,9 @@ def evaluate(
     ] = 0.0,
     data: Annotated[str | None, typer.Option(help=PROMPTS, rich_help_panel=DECODING)] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, rich_help_panel=DECODING)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help=LIMIT, rich_help_panel=DECODING)] = None,
-    sample_seed: Annotated[int | None, typer.Option(min=0, help=SAMPLE_SEED, rich_help_panel=DECODING)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS, rich_help_panel=DECODING)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help=FIRST_SEED, rich_help_panel=DECODING)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help=MAX_TOKENS, rich_help_panel=DECODING)] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Plan of `cards bench`, for all other settings.", rich_help_panel=DECODING)
     ] = None,
-    model: Annotated[str | None, MODEL] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +86,7 @@ def evaluate(
         Path, typer.Option(help="Journal of judgements (.jsonl); finished ones are not repeated.", rich_help_panel=OUTPUT)
     ] = Path("evaluate.jsonl"),
     *,
+    overrides: dict[str, Any],
     placed: dict[str, Any],
 ) -> None:
     """Grade responses with reward models, LLM judges and refusal counts.
@@ -104,12 +101,9 @@ def evaluate(
         if name not in QUESTIONS:
             raise UnknownNameError("question", name, QUESTIONS)
     check(bool(judge) or not ask, "--ask needs a judge: add --judge.")
-    given: dict[str, Any] = {
-        **{"methods": tuple(method) if method else None, "prompts": data, "limit": limit, "sample_seed": sample_seed},
-        **{"seeds": seeds, "seed": seed, "max_tokens": max_tokens, "model": model, "reward": reward, "gold": gold},
-        **placed,
-    }
-    chosen = replace(read_plan(plan) if plan else Plan(), **{name: value for name, value in given.items() if value is not None})
+    named: dict[str, Any] = {"methods": tuple(method or ()), "prompts": data, "reward": reward, "gold": gold}
+    chosen = read_plan(plan) if plan else Plan()
+    chosen = replace(chosen, **overrides, **placed, **{name: value for name, value in named.items() if value})
     judges = connect(judge or ())
     sources, failures, about = list(files or ()), list[str](), dict[str, Any]()
     if method or plan:
@@ -125,7 +119,7 @@ def evaluate(
     questions = ask or (_default_questions(answers) if judge else [])
     rewards, ungraded = _rewards(answers, {"reward": reward, "gold": gold, "harm": harm})
     with opened(out, HEADER, "evaluation") as session:
-        loaded = load_named({f"--{role}": rewards[role] for role in ungraded}, chosen.placement) if ungraded else {}
+        loaded = load_named({f"--{role}": rewards[role] for role in ungraded}, chosen) if ungraded else {}
         rewards |= {role: loaded[f"--{role}"].name for role in ungraded}
         work = Evaluation(session, concurrency)
 

@@ -39,7 +39,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
             stack.enter_context(spinner(stderr_console(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
         for option, name in names.items():
             try:
-                loaded[option] = (placement.engine if option == "--model" else placement.reward)(name)
+                loaded[option] = (placement.load_engine if option == "--model" else placement.load_reward)(name)
             except UnknownNameError as error:
                 if is_local(name) or "/" not in name:
                     raise

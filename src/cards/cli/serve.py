@@ -7,16 +7,17 @@ import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from cards.cli.models import load_models
-from cards.cli.options import CONCURRENCY, DEADLINE, MODEL, REWARD, SLOTS, with_placement
+from cards.cli.options import MODEL, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
 from cards.errors import MissingExtraError, SettingError, UnreachableTargetWarning, check
 from cards.placement import Placement
+from cards.settings import CONCURRENCY, DEADLINE
 
 log = logging.getLogger("cards.serve")
 LIMITS, OBSERVABILITY = "Limits", "Observability"
@@ -73,7 +74,7 @@ def serve(
     ** 20,
     deadline: Annotated[float, typer.Option(help=DEADLINE, rich_help_panel=LIMITS)] = 120.0,
     max_running: Annotated[
-        int | None, typer.Option(min=1, help=CONCURRENCY, show_default=SLOTS, rich_help_panel=LIMITS)
+        int | None, typer.Option(min=1, help=CONCURRENCY, show_default="the number of slots", rich_help_panel=LIMITS)
     ] = None,
     max_queue: Annotated[
         int, typer.Option(min=0, help="Maximum number of waiting requests; more get status 429.", rich_help_panel=LIMITS)
@@ -102,8 +103,8 @@ def serve(
     reward: Annotated[str, REWARD] = "tiny",
     profile: Annotated[Path | None, PROFILE] = None,
     *,
-    placed: dict[str, Any],
-    **settings: str | None,
+    placement: Placement,
+    settings: dict[str, str],
 ) -> None:
     """Serve a model, a reward and a method behind an OpenAI-compatible API.
 
@@ -139,12 +140,12 @@ def serve(
         log_prompts=log_prompts,
     )
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
+    tracing = Tracing(provider_of(otel) if otel else None)
+    listening = bind(host, port)  # before models are loaded, so that a port in use is reported at once
     configure()
     if not keys and host not in LOCAL:
         log.warning("no API key is set: everyone who can reach the host can use the server", extra={"fields": {"host": host}})
-    tracing = Tracing(provider_of(otel) if otel else None)
-    listening = bind(host, port)  # before models are loaded, so that a port in use is reported at once
-    models = load_models(model, reward, "none", Placement(**placed))
+    models = load_models(model, reward, "none", placement)
     decoder = models.decoder(chosen)
     app = make_app(models.engine, models.reward, decoder.method, options, tracing)
     warnings.simplefilter("ignore", UnreachableTargetWarning)  # usage and metrics report fallbacks

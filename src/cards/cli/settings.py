@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 import cards
+from cards.cli.options import Command, extended, keyword
 from cards.errors import SettingError, UnknownNameError
 from cards.methods.base import Method
 from cards.registry import method_class, method_classes, read_method
@@ -58,22 +58,18 @@ def shared_options() -> dict[str, SharedOption]:
     return options
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for each setting of any method to a command that ends in `**settings: str | None`."""
-    signature = inspect.signature(command, eval_str=True)
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+def with_settings(command: Command) -> Command:
+    """Add an option for each setting of any method to a command. Its parameter `settings` receives those given, as text."""
+    added = []
     for name, shared in shared_options().items():
         option = typer.Option(shared.flag, metavar=shared.metavar, help=shared.help, rich_help_panel=PANEL, show_default=False)
-        annotation = Annotated[str | None, option]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-    return command
+        added.append(keyword(name, str, option))
+    return extended(command, "settings", added, dict)
 
 
-def method_of(name: str, given: Mapping[str, str | None]) -> Method:
+def method_of(name: str, texts: Mapping[str, str]) -> Method:
     """Return the method with settings given as text. Raises UnknownNameError or SettingError, naming options."""
-    known, texts = settings_of(method_class(name)), {key: text for key, text in given.items() if text is not None}
+    known = settings_of(method_class(name))
     for key in texts:
         if key not in known:
             shared = shared_options()[key]

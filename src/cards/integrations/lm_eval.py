@@ -68,9 +68,9 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         device = None if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
         options: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
         placement = Placement(**{name: value for name, value in options.items() if value is not None})
-        engine = placement.engine(pretrained)
+        engine = placement.load_engine(pretrained)
         guided = "reward" in chosen.needed and reward not in (None, "none")
-        self.decoder = Decoder(engine, placement.reward(cast(str, reward)) if guided else None, chosen)
+        self.decoder = Decoder(engine, placement.load_reward(cast(str, reward)) if guided else None, chosen)
         self.tokenizer: Any = engine.tokenizer
         self.pretrained, self.seed, self.max_gen_toks, self.explicit = pretrained, seed, max_gen_toks, set(settings)
         self._rendered: dict[str, tuple[Message, ...]] = {}  # rendered text -> messages, for rewards with another chat template

@@ -36,8 +36,8 @@ class Recipe:
 
     def work(self) -> RowDecoder:
         """Load the models and return the work of one decoder."""
-        engine = self.placement.engine(self.model)
-        reward = None if self.reward == "none" else self.placement.reward(self.reward)
+        engine = self.placement.load_engine(self.model)
+        reward = None if self.reward == "none" else self.placement.load_reward(self.reward)
         return RowDecoder(Decoder(engine, reward, self.method), self.shape)
 
 

@@ -40,7 +40,7 @@ class Models:
     def decoder(self, method: Method) -> Decoder:
         """Return a decoder for a method. Raises MismatchError if the models lack a capability that the method needs."""
         loaded = with_models(
-            method, self.engine, partial(self._load, self.placement.part), partial(self._load, self.placement.reward)
+            method, self.engine, partial(self._load, self.placement.load_part), partial(self._load, self.placement.load_reward)
         )
         return Decoder(self.engine, self.reward, loaded)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cards.errors import SettingError, check
+from cards.errors import SettingError
+from cards.settings import check_settings, setting
 from cards.study.calibrate.predict import FIGURES, Row
 from cards.study.statistics import SEED, Estimate, bounds
 
@@ -18,30 +19,36 @@ if TYPE_CHECKING:
 
 RATES = ("acceptance", "candidates", "fallback", "drawn", "cost", "reward", "tokens")
 RESAMPLES = 400
+DEFAULT_COST = 3.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
     """Constraints on the setting to choose. Without `top` the setting with the highest reward is chosen.
 
     max_cost: the highest FLOPs of a response, LM and RM, over those of a plain response.
-    max_fallback: the highest share of fallbacks among segments.
     top: the mean reward to reach is the mean over prompts of the quantile 1 - top of the plain responses. The cheapest
     setting that reaches it is chosen.
     """
 
-    max_cost: float | None = None
-    top: float | None = None
-    max_fallback: float | None = None
+    max_cost: float | None = setting(
+        None,
+        help="Maximum FLOPs of a response, as a multiple of plain sampling.",
+        above=1,
+        unset=f"{DEFAULT_COST:g} without other constraints",
+    )
+    top: float | None = setting(
+        None,
+        help="Reach the mean reward of this top share of plain responses (0.1: the best tenth) at the lowest cost.",
+        above=0,
+        below=1,
+    )
+    max_fallback: float | None = setting(
+        None, help="Maximum share of segments that are fallbacks (0.02: 2%).", above=0, below=1
+    )
 
     def __post_init__(self) -> None:
-        check(
-            self.max_cost is None or self.max_cost > 1,
-            f"max_cost must be above 1, the cost of plain sampling, got {self.max_cost}.",
-        )
-        for name in ("top", "max_fallback"):
-            value = getattr(self, name)
-            check(value is None or 0 < value < 1, f"{name} must be between 0 and 1, for instance 0.1 for 10%, got {value}.")
+        check_settings(self)
 
 
 def rates(figures: Floats) -> dict[str, Floats]:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cards.profile import Profile
-from cards.study.calibrate.choose import rates
+from cards.study.calibrate.choose import Constraints, rates
 from cards.study.calibrate.predict import Row
-from cards.study.calibrate.run import Calibration, CalibrationRequest, CalibrationResult
+from cards.study.calibrate.run import Calibration, CalibrationResult
 from cards.study.statistics import Estimate
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -60,7 +60,7 @@ def predictions(result: CalibrationResult) -> list[Row]:
 
 
 def profile_of(
-    calibration: Calibration, result: CalibrationResult, request: CalibrationRequest, prompts: str, model: str, reward: str
+    calibration: Calibration, result: CalibrationResult, constraints: Constraints, prompts: str, model: str, reward: str
 ) -> Profile:
     """Return the profile: the settings for other commands, with the rates to expect."""
     last = result.probes[-1] if result.probes else None
@@ -77,7 +77,7 @@ def profile_of(
             "form": calibration.form,
             "seed": calibration.plan.seed,
         },
-        wish={name: value for name, value in asdict(request.constraints).items() if value is not None},
+        wish={name: value for name, value in asdict(constraints).items() if value is not None},
         predicted=_plain(result.choice.rates) | {"target": asdict(result.target)},
         measured=_plain(last.measured) if is_measured and last else {},
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cards.boundaries import Entropy
+from cards.errors import check
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
+from cards.settings import check_settings, setting
 from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
 from cards.study.calibrate.predict import Grid, Row, predict
@@ -29,17 +31,29 @@ PROBE_SEED = 500_000  # far from the seeds of the samples
 TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """The constraints, and the settings that are fixed in advance (None: found by the calibration)."""
+    """The settings that are fixed in advance (None: found by the calibration), and the number of measurements."""
 
-    constraints: Constraints
-    entropy_threshold: float | None = None
-    segment_tokens: float | None = None
-    target: float | None = None
-    beta: float | None = None
-    alpha: float | None = None
-    probes: int = 2
+    entropy_threshold: float | None = setting(
+        None, help="Entropy threshold tau_u in nats.", at_least=0, unset="chosen from the measured entropies"
+    )
+    segment_tokens: float | None = setting(
+        None, help="Mean number of tokens per segment.", at_least=1, unset="derived from the mean length of responses"
+    )
+    target: float | None = setting(None, help="Target reward r*.")
+    beta: float | None = setting(None, help="Softness of the acceptance test; lower is stricter.", above=0)
+    alpha: float | None = setting(
+        None, help="Start of the threshold: 0 at the reward of the prompt, 1 at the target.", at_least=0, at_most=1
+    )
+    probes: int = setting(2, help="Number of settings to measure, with one response per prompt.", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check(
+            self.entropy_threshold is None or self.segment_tokens is None,
+            "Give the entropy threshold or the number of tokens per segment, not both.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,7 @@ class Calibration:
     session: Session
     form: str = "auto"
 
-    async def run(self, request: CalibrationRequest) -> CalibrationResult:
+    async def run(self, constraints: Constraints, request: CalibrationRequest) -> CalibrationResult:
         """Sample, predict, choose a setting and measure it.
 
         If measured rates differ from predicted ones, correct the predictions and choose again. Raises SettingError if no
@@ -93,15 +107,15 @@ class Calibration:
         trees = await self.segments(lengths.threshold)
         grid = self._grid(plain, trees, request)
         figures = predict(grid, plain, trees, self.plan.max_tokens)
-        bounds = reward_bounds(plain, request.constraints.top)
-        choice = choose(figures, grid.target, request.constraints, bounds)
+        bounds = reward_bounds(plain, constraints.top)
+        choice = choose(figures, grid.target, constraints, bounds)
         probes: list[Probe] = []
         for number in range(request.probes):
             settings = self._settings(grid.settings(choice.index), lengths)
             rows = await self.probe(settings)
             probes.append(Probe(settings, choice.rates, measured(rows, plain)))
             factors = _factors(figures, choice.index, probes[-1])
-            corrected = choose(figures, grid.target, request.constraints, bounds, factors)
+            corrected = choose(figures, grid.target, constraints, bounds, factors)
             if corrected.index == choice.index or number + 1 == request.probes:
                 break
             choice = corrected
@@ -188,7 +202,7 @@ class Calibration:
         return {
             **chosen,
             "entropy_threshold": lengths.threshold,
-            "max_rejections": self.plan.candidates - 1,
+            "max_rejections": self.plan.max_rejections,
             **{"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
         }
 

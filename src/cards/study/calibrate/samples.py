@@ -13,6 +13,7 @@ from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response, Segment
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
+from cards.settings import MAX_TOKENS, check_settings, setting
 from cards.usage import track_usage
 
 Row = dict[str, Any]
@@ -20,21 +21,30 @@ Prefix = tuple[Response, float, int, int]  # a response, its reward, and the ind
 LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # tokens of the prefixes that are scored
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingPlan:
-    """The number of samples per prompt.
+    """The proposal and the number of samples per prompt. Raises SettingError."""
 
-    responses: complete plain responses.
-    nodes: prefixes per segment index, fewer at later indices, which fewer responses reach.
-    candidates: segments after each prefix.
-    """
+    temperature: float = setting(0.7, help="Temperature of the proposal.", at_least=0.01)
+    top_k: int | None = setting(40, help="Number of most likely tokens to sample from.", at_least=1)
+    top_p: float = setting(1.0, help="Total probability of the most likely tokens to sample from.", above=0, at_most=1)
+    max_tokens: int = setting(128, help=MAX_TOKENS, at_least=1)
+    max_rejections: int = setting(20, help="Maximum number of rejections before a fallback.", at_least=1)
+    answers: int = setting(16, help="Number of plain responses per prompt.", at_least=2)
+    nodes: int = setting(4, help="Number of prefixes to continue per segment index.", at_least=1)
+    seed: int = setting(0, help="Random seed.", at_least=0)
 
-    sampling: Sampling
-    max_tokens: int
-    responses: int = 16
-    nodes: int = 4
-    candidates: int = 21
-    seed: int = 0
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+    @property
+    def candidates(self) -> int:
+        """The number of segments after each prefix."""
+        return self.max_rejections + 1
 
     def ask(self, prompt: Prompt, response: Response, boundary: Boundary, segment: int, first: int, n: int, number: int) -> Ask:
         """Return the request for `n` segments. `first` must differ between prefixes, so that their random numbers differ."""
@@ -48,7 +58,7 @@ async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engi
     Entropies are empty if the engine has no logits.
     """
     with track_usage() as drawn:
-        ask = plan.ask(prompt, Response(), Whole(), 0, 0, plan.responses, number)
+        ask = plan.ask(prompt, Response(), Whole(), 0, 0, plan.answers, number)
         responses = [Response() + segment for segment in await _all(engine, ask)]
     with track_usage() as bare:
         [prompt_reward] = await reward.score(prompt, [Response()])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, TypeVar
 
+from cards.engines.base import Ask
 from cards.errors import check
 from cards.events import Response
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
+from cards.settings import FORM, MAX_TOKENS, check_settings, setting
 from cards.study.diagnose.correlation import Item, correlation
 from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
@@ -62,43 +64,49 @@ class Measurements:
     discordant: Estimate | None = None  # share of pairs of responses that the gold reward orders differently
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnosisPlan:
+    """The plain responses to draw and the boundary rules to test. Raises SettingError."""
+
+    answers: int = setting(8, help="Number of plain responses per prompt.", at_least=2)
+    max_tokens: int = setting(128, help=MAX_TOKENS, at_least=2)
+    temperature: float = setting(0.7, help="Temperature of the responses.", at_least=0.01)
+    entropy_threshold: float | None = setting(
+        None, help="Entropy threshold tau_u in nats.", at_least=0, unset="suggested by the model"
+    )
+    fixed: int = setting(8, help="Number of tokens per segment of fixed length.", at_least=1)
+    form: str = setting("auto", help=FORM)
+    seed: int = setting(0, help="Random seed.", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
 @dataclass(slots=True)
 class Diagnosis:
-    """A diagnosis of a reward on prompts and preference pairs, with the settings for plain responses."""
+    """A diagnosis of a reward on prompts and preference pairs."""
 
     models: Models
     reward: Reward
     records: Sequence[PromptRecord] = ()
     pairs: Sequence[PairRecord] = ()
-    form: str = "auto"
-    responses: int = 8
-    max_tokens: int = 128
-    sampling: Sampling = field(default_factory=lambda: Sampling(0.7, 40))
-    threshold: float | None = None  # tau_u of the entropy rule (None: the engine's suggestion)
-    fixed: int = 8  # tokens per segment of the rule fixed
-    seed: int = 0
+    plan: DiagnosisPlan = field(default_factory=DiagnosisPlan)
     session: Session = field(default_factory=Session)
 
     async def run(self) -> Measurements:
         """Score everything and return the measurements. Raises SettingError without prompts and pairs."""
         check(bool(self.records or self.pairs), "A diagnosis needs prompts or pairs.")
         scores = await self._each(self.records, self._score, "responses")
-        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.form), "pairs")
+        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.plan.form), "pairs")
         return measure(scores, results)
 
     async def _score(self, record: PromptRecord) -> PromptScores:
         engine, reward = self.models.engine, self.reward
-        prompt = engine.encode(format_prompt(record.prompt, self.form, engine.chats))
-        segmented = await plain_responses(
-            engine,
-            prompt,
-            self.seed + record.number,
-            count=self.responses,
-            max_tokens=self.max_tokens,
-            sampling=self.sampling,
-            threshold=engine.entropy_threshold if self.threshold is None else self.threshold,
-            fixed=self.fixed,
-        )
+        prompt = engine.encode(format_prompt(record.prompt, self.plan.form, engine.chats))
+        plan = self.plan
+        threshold = engine.entropy_threshold if plan.entropy_threshold is None else plan.entropy_threshold
+        ask = Ask(prompt, Response(), plan.max_tokens, sampling=Sampling(plan.temperature, 40), seed=plan.seed + record.number)
+        segmented = await plain_responses(engine, replace(ask, n=plan.answers), threshold, plan.fixed)
         responses = [item.response for item in segmented]
         rewards = await reward.score(prompt, responses)
         batch = padding = 0.0
@@ -120,7 +128,7 @@ class Diagnosis:
     async def _other_form(self, record: PromptRecord, responses: Sequence[Response]) -> list[float]:
         """Return the rewards with the prompt as a dialogue instead of in the chat template; empty without a template."""
         engine = self.models.engine
-        if self.form not in ("auto", "chat") or not engine.chats:
+        if self.plan.form not in ("auto", "chat") or not engine.chats:
             return []
         return await self.reward.score(engine.encode(format_prompt(record.prompt, "dialogue", False)), responses)
 

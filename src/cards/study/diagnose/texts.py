@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from cards.boundaries import Entropy, Punctuation
 from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response
-from cards.sampling import Sampling
 from cards.study.calibrate.lengths import segment_lengths
 
 RULES = ("entropy", "punctuation", "fixed")
@@ -23,24 +22,11 @@ class SegmentedResponse:
     ends: dict[str, list[int]]
 
 
-async def plain_responses(
-    engine: Engine,
-    prompt: Prompt,
-    number: int,
-    *,
-    count: int,
-    max_tokens: int,
-    sampling: Sampling,
-    threshold: float,
-    fixed: int,
-) -> list[SegmentedResponse]:
+async def plain_responses(engine: Engine, ask: Ask, threshold: float, fixed: int) -> list[SegmentedResponse]:
     """Draw plain responses. `threshold` is tau_u, and `fixed` is the number of tokens per segment of the rule fixed."""
-    ask = Ask(prompt, Response(), max_tokens, sampling=sampling, seed=number, n=count)
     async with aclosing(engine.propose(ask)) as batches:
         responses = [Response() + segment async for batch in batches for segment in batch]
-    return [
-        SegmentedResponse(response, await _segment_ends(engine, prompt, response, threshold, fixed)) for response in responses
-    ]
+    return [SegmentedResponse(one, await _segment_ends(engine, ask.prompt, one, threshold, fixed)) for one in responses]
 
 
 async def _segment_ends(
