@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,17 @@ def test_pages_of_other_origins_are_refused(page: Running, path: str) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
         assert "access-control-allow-origin" not in answer.headers
     assert page.post(path, json={"data": []}, headers={"Origin": page.url}).status_code != 403
+
+
+def test_open_pages_leave_connections_to_the_api() -> None:
+    heartbeat = b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(mock(), Switch(), CARDS_IN_THREES, playground=True, max_connections=6) as running, ExitStack() as stack:
+        for _ in range(3):
+            opened = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
+            opened.sendall(heartbeat)
+            assert opened.recv(4096).startswith(b"HTTP/1.1 200")
+        assert running.get("/theme.css").json()["error"]["code"] == "busy"
+        assert running.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_deadline_that_passes_in_the_queue_is_a_429(mocked: Running, reward: S
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "deadline")
     labels = {"method": "cards", "outcome": "busy"}
     until(lambda: mocked.metric("cards_queue_seconds_count", **labels) == 1)
-    assert mocked.metric("cards_queue_seconds_sum", **labels) >= 0.1  # the time that it waited
+    assert mocked.metric("cards_queue_seconds_sum", **labels) > 0  # the time that it waited
     assert mocked.metric("cards_request_seconds_count", method="cards", outcome="ok") == 0
     for opened in sockets:
         opened.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -163,6 +164,22 @@ def test_what_other_packages_print_becomes_lines_of_the_log(caplog: pytest.LogCa
         print("half of", end="", file=sys.stderr)
         print(" a line", file=sys.stderr)
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("stderr", "half of a line")]
+
+
+def test_logs_and_warnings_of_packages_with_their_own_handlers_are_json() -> None:
+    code = """if True:
+        import logging, warnings
+        from cards.serve.logs import configure
+        other = logging.getLogger("other.part")
+        other.addHandler(logging.StreamHandler())
+        other.propagate = False
+        configure()
+        other.warning("logged")
+        warnings.warn("warned")
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    messages = [json.loads(text)["message"] for text in ran.stderr.splitlines()]
+    assert [message.split(": ")[-1].split("\n")[0] for message in messages] == ["logged", "warned"]
 
 
 @pytest.mark.parametrize("name", ["console", "otlp"])

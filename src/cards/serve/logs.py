@@ -63,7 +63,10 @@ class LineLogger(io.TextIOBase):
 
 
 def configure() -> None:
-    """Send all logs and warnings to standard error as JSON: this package from INFO, others from WARNING."""
+    """Send all logs and warnings to standard error as JSON: this package from INFO, others from WARNING.
+
+    Call it again after imports of packages that add their own handlers.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter())
     handler.addFilter(RateLimit())
@@ -72,3 +75,7 @@ def configure() -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("cards").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    for name in list(root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        if logger.handlers:
+            logger.handlers, logger.propagate = [], True

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from cards.errors import SettingError
 from cards.serve.connections import Config
-from cards.serve.logs import LineLogger
+from cards.serve.logs import LineLogger, configure
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
@@ -72,6 +72,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
     """Serve until a signal arrives, then call `close`."""
+    configure()  # the models' packages have been imported
     with redirect_stderr(LineLogger()):
         Server(app, close).run([listening])
     log.info("stopped")

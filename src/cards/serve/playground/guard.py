@@ -18,15 +18,25 @@ WRITE = re.compile(r"/gradio_api/(queue/join|run/predict|cancel)")
 
 
 class PlaygroundGuard:
-    """ASGI middleware around Gradio. All routes that it does not list are closed, such as uploads and files."""
+    """ASGI middleware around Gradio. All routes that it does not list are closed, such as uploads and files.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    At most `max_open` requests are open, because open pages keep connections that the API needs, too.
+    """
+
+    def __init__(self, app: ASGIApp, max_open: int) -> None:
+        self.app, self.max_open, self.open = app, max_open, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            receive = await self._checked(scope, receive)
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.open >= self.max_open:
+            raise ApiError(503, "Too many pages of the playground are open. Retry later.", code="busy", retry_after=5)
+        self.open += 1
+        try:
+            await self.app(scope, await self._checked(scope, receive), send)
+        finally:
+            self.open -= 1
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """Raise ApiError, or return a channel with the body that was read for the check."""

@@ -66,7 +66,7 @@ async def _mount(app: FastAPI, service: Service) -> None:
     gr.mount_gradio_app(app, make_page(service), "/", theme=THEME, head=style, **off)
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = PlaygroundGuard(mounted.app)
+    mounted.app = PlaygroundGuard(mounted.app, max(1, service.options.max_connections // 2))
 
 
 def make_page(service: Service) -> gr.Blocks:
