@@ -16,9 +16,8 @@ from cards.errors import SettingError, check
 from cards.placement import Placement
 from cards.study.diagnose import pairs as preference_pairs
 from cards.study.diagnose import plot as plots
-from cards.study.diagnose.report import to_dict
 from cards.study.diagnose.run import POSITIONS, Diagnosis, DiagnosisPlan, Measurements
-from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, verdict
+from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, to_dict, verdict
 from cards.study.prompts import read, sample
 from cards.study.tables import Table, interval, show_tables, to_json
 

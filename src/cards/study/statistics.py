@@ -69,6 +69,17 @@ def bounds(samples: Sequence[float] | NDArray[np.float64]) -> tuple[float, float
     return float(low), float(high)
 
 
+def bootstrap(count: int, resamples: int) -> NDArray[np.float64]:
+    """Return weights of items, [1 + resamples, count]: equal weights in row 0, then those of bootstrap samples."""
+    draws = np.random.default_rng(SEED).multinomial(count, [1 / count] * count, resamples)
+    return np.concatenate([np.ones((1, count)), draws]) / count
+
+
+def with_interval(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
+    """Return the first value, with the interval of the others, which are its resampled values."""
+    return Estimate(float(values[0]), *bounds(values[1:]))
+
+
 def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
     """Return the mean over prompts of each prompt's mean, from (prompt, value) pairs; None if there are no pairs.
 
@@ -146,9 +157,7 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
     for prompt, one, other in triples:
         tables[prompts[prompt], names[one], names[other]] += 1
 
-    draws = np.random.default_rng(SEED).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(prompts))), draws])
-    counts = np.einsum("rp,pij->rij", weights, tables)
+    counts = np.einsum("rp,pij->rij", bootstrap(len(prompts), RESAMPLES), tables)
     counts /= counts.sum(axis=(1, 2), keepdims=True)
     observed, chance = counts.trace(axis1=1, axis2=2), (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1)
     varied = chance < 1 - 1e-12

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from cards.errors import SettingError
 from cards.settings import check_settings, setting
-from cards.study.calibrate.predict import FIGURES, Row
-from cards.study.statistics import SEED, Estimate, bounds
+from cards.study.calibrate.predict import FIGURES
+from cards.study.journal import Row
+from cards.study.statistics import Estimate, bootstrap, with_interval
 
 Floats = NDArray[np.float64]
 
@@ -127,42 +128,33 @@ def choose(
 
     `factors` correct the predicted rates by measured ones. Raises SettingError if no setting meets the constraints.
     """
-    prompts = figures.shape[1]
-    draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
+    weights = bootstrap(figures.shape[1], RESAMPLES)
+    predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
+    predicted = {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
 
-    def corrected(weights: Floats) -> dict[str, Floats]:
-        predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
-        return {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
+    def best(number: int) -> int:
+        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights[number])
+        return best_index({name: value[number] for name, value in predicted.items()}, constraints, bound)
 
-    overall = corrected(np.full((1, prompts), 1 / prompts))
-    index = best_index(
-        {name: value[0] for name, value in overall.items()},
-        constraints,
-        None if bounds_by_prompt is None else float(bounds_by_prompt.mean()),
-    )
-    resampled = corrected(draws)
-    resampled_targets = []
-    for number, weights in enumerate(draws):
-        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights)
+    index = best(0)
+    resampled = []
+    for number in range(1, len(weights)):
         try:
-            best = best_index({name: value[number] for name, value in resampled.items()}, constraints, bound)
-            resampled_targets.append(targets[best])
+            resampled.append(targets[best(number)])
         except SettingError:  # no setting meets the constraints on these prompts
-            resampled_targets.append(targets.max() if bounds_by_prompt is not None else targets.min())
+            resampled.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
         index,
-        {name: Estimate(float(overall[name][0, index]), *bounds(resampled[name][:, index])) for name in RATES},
-        Estimate(float(targets[index]), *bounds(resampled_targets)),
+        {name: with_interval(predicted[name][:, index]) for name in RATES},
+        with_interval([targets[index], *resampled]),
     )
 
 
 def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
     figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
-    prompts = len(figures)
-    draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
-    overall, resampled = rates(figures.mean(0)), rates(draws @ figures)
-    return {name: Estimate(float(overall[name]), *bounds(resampled[name])) for name in RATES}
+    found = rates(bootstrap(len(figures), RESAMPLES) @ figures)
+    return {name: with_interval(found[name]) for name in RATES}
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from cards.boundaries import Entropy
+from cards.engines.base import Engine
 from cards.errors import MismatchError
+from cards.events import Prompt, Response
+from cards.study.journal import Row
 
-Row = dict[str, Any]
 SEGMENTS, MIN_TOKENS = 8, 8.0  # the suggested number of segments, and tokens of a segment
 
 
@@ -53,18 +55,26 @@ def segment_lengths(tokens: int, entropies: Sequence[float], threshold: float, m
     return lengths
 
 
+async def entropies(engine: Engine, prompt: Prompt, response: Response) -> list[float]:
+    """Return the entropy (nats) after each token of a response but the last; empty if the engine has no logits."""
+    if "logits" not in engine.has or len(response.token_ids) < 2:
+        return []
+    before = Response(token_ids=response.token_ids[:-1])
+    return [Entropy().uncertainty(line) for line in await engine.logits(prompt, before, len(before.token_ids))]
+
+
 def threshold_grid(rows: Sequence[Row], count: int = 9) -> list[float]:
     """Return `count` values of tau_u to compare: quantiles of the entropies from 10% to 100%, rounded to two digits.
 
     Raises MismatchError if there are no entropies.
     """
-    entropies = [entropy for row in rows for response in row["entropies"] for entropy in response]
-    if not entropies:
+    values = [entropy for row in rows for response in row["entropies"] for entropy in response]
+    if not values:
         raise MismatchError(
             "tau_u cannot be chosen: the responses have one token each, or the engine has no logits. Give --entropy-threshold."
         )
     levels = np.linspace(0.1, 1.0, count)
-    return sorted({round(float(quantile), 2) for quantile in np.quantile(entropies, levels)})
+    return sorted({round(float(quantile), 2) for quantile in np.quantile(values, levels)})
 
 
 def suggest(rows: Sequence[Row], options: Sequence[SegmentLengths], tokens: float | None = None) -> SegmentLengths:

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cards.study.journal import Row
+
 Floats = NDArray[np.float64]
 
-Row = dict[str, Any]
 FIGURES = ("segments", "candidates", "fallbacks", "drawn", "kept", "reward", "flops", "plain_drawn", "plain_flops")
 ORDERS = 8
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from cards.profile import Profile
 from cards.study.calibrate.choose import Constraints, rates
-from cards.study.calibrate.predict import Row
 from cards.study.calibrate.run import Calibration, CalibrationResult
+from cards.study.journal import Row
 from cards.study.statistics import Estimate
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

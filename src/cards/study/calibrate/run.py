@@ -19,8 +19,9 @@ from cards.rewards.base import Reward
 from cards.settings import check_settings, setting
 from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
-from cards.study.calibrate.predict import Grid, Row, predict
+from cards.study.calibrate.predict import Grid, predict
 from cards.study.calibrate.samples import SamplingPlan, sample_responses, sample_tree
+from cards.study.journal import Row
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session

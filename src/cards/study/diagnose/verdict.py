@@ -1,9 +1,9 @@
-"""The verdict of a diagnosis: findings in words, graded by fixed limits."""
+"""The verdict of a diagnosis: findings in words, graded by fixed limits, and the JSON report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from cards.study.diagnose.run import Measurements
 
@@ -92,3 +92,9 @@ def verdict(measurements: Measurements) -> DiagnosisVerdict:
         words = f"In {estimate.mean:.0%} of the prompts the gold reward of the highest-reward response is below average."
         add("hacking", estimate.mean, words)
     return DiagnosisVerdict(findings)
+
+
+def to_dict(measurements: Measurements, judged: DiagnosisVerdict) -> dict[str, Any]:
+    """Return the measurements and the verdict, with the limits that it is based on."""
+    findings = [{**asdict(finding), "limits": LIMITS[finding.name], "grade": finding.grade} for finding in judged.findings]
+    return {"verdict": judged.grade, "words": judged.words, "findings": findings, "figures": asdict(measurements)}
