@@ -165,7 +165,7 @@ def test_results_made_otherwise_are_refused(bench: Bench) -> None:
     bench()
     for change in ({"max_tokens": 13}, {"stop": ("a",)}, {"form": "dialogue"}, {"concurrency": 1}, {"prompts": "x"}):
         with pytest.raises(SettingError, match=f"made with {next(iter(change))}"):
-            bench(replace(PLAN, **change))  # type: ignore[arg-type]
+            bench(replace(PLAN, **change))
     bench.models.gold = None
     with pytest.raises(SettingError, match="gold '<lambda>', now 'none'"):
         bench()
