@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.errors import SettingError
-from cards.settings import check_settings, setting
+from cards.study.calibrate.plan import Constraints
 from cards.study.calibrate.predict import FIGURES
 from cards.study.journal import Row
 from cards.study.statistics import Estimate, bootstrap, with_interval
@@ -19,36 +19,6 @@ Floats = NDArray[np.float64]
 
 RATES = ("acceptance", "candidates", "fallback", "drawn", "cost", "reward", "tokens")
 RESAMPLES = 400
-DEFAULT_COST = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraints:
-    """Constraints on the setting to choose. Without `top` the setting with the highest reward is chosen.
-
-    max_cost: the highest FLOPs of a response, LM and RM, over those of a plain response.
-    top: the mean reward to reach is the mean over prompts of the quantile 1 - top of the plain responses. The cheapest
-    setting that reaches it is chosen.
-    """
-
-    max_cost: float | None = setting(
-        None,
-        help="Maximum FLOPs of a response, as a multiple of plain sampling.",
-        above=1,
-        unset=f"{DEFAULT_COST:g} without other constraints",
-    )
-    top: float | None = setting(
-        None,
-        help="Reach the mean reward of this top share of plain responses (0.1: the best tenth) at the lowest cost.",
-        above=0,
-        below=1,
-    )
-    max_fallback: float | None = setting(
-        None, help="Maximum share of segments that are fallbacks (0.02: 2%).", above=0, below=1
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def rates(figures: Floats) -> dict[str, Floats]:

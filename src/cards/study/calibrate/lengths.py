@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cards.boundaries import Entropy
-from cards.engines.base import Engine
 from cards.errors import MismatchError
-from cards.events import Prompt, Response
 from cards.study.journal import Row
 
 SEGMENTS, MIN_TOKENS = 8, 8.0  # the suggested number of segments, and tokens of a segment
@@ -53,14 +50,6 @@ def segment_lengths(tokens: int, entropies: Sequence[float], threshold: float, m
             lengths.append(length)
             length = 0
     return lengths
-
-
-async def entropies(engine: Engine, prompt: Prompt, response: Response) -> list[float]:
-    """Return the entropy (nats) after each token of a response but the last; empty if the engine has no logits."""
-    if "logits" not in engine.has or len(response.token_ids) < 2:
-        return []
-    before = Response(token_ids=response.token_ids[:-1])
-    return [Entropy().uncertainty(line) for line in await engine.logits(prompt, before, len(before.token_ids))]
 
 
 def threshold_grid(rows: Sequence[Row], count: int = 9) -> list[float]:

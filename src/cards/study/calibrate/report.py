@@ -1,8 +1,8 @@
-"""The report of a calibration, as JSON and as a profile."""
+"""The report of a calibration: as tables, as JSON and as a profile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from cards.profile import Profile
-from cards.study.calibrate.choose import Constraints, rates
-from cards.study.calibrate.run import Calibration, CalibrationResult
+from cards.study.calibrate.choose import rates
+from cards.study.calibrate.plan import Constraints
+from cards.study.calibrate.run import Calibration, CalibrationResult, Probe
 from cards.study.journal import Row
 from cards.study.statistics import Estimate
+from cards.study.tables import Table, interval
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -55,6 +57,33 @@ def predictions(result: CalibrationResult) -> list[Row]:
         {**result.grid.settings(index), **{name: float(value[index]) for name, value in means.items()}}
         for index in range(len(result.grid))
     ]
+
+
+def tables(result: CalibrationResult) -> Iterator[Table]:
+    """Yield tables of rewards, entropies, segment lengths, and the rates of each measured setting."""
+    heads = [f"{level:.0%}" for level in LEVELS]
+    rows = []
+    for row in rewards_by_length(result.responses):
+        correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
+        values = [f"{q:.2f}" for q in row["quantiles"]]
+        rows.append([str(row["tokens"] or "end"), str(row["texts"]), *values, correlation])
+    columns = ["tokens", "responses", *heads, "correlation with the final reward"]
+    yield Table("rewards of plain responses, by number of tokens so far", columns, rows)
+    if levels := entropies(result.responses):
+        yield Table("entropy of the next token (nats)", heads, [[f"{q:.2f}" for q in levels]])
+    rows = []
+    for option in result.options:
+        values = [f"{x:.1f}" for x in (option.tokens, *option.quartiles, option.segments)]
+        rows.append([f"{option.threshold:.2f}", *values, "chosen" if option == result.lengths else ""])
+    yield Table("segments by tau_u", ["tau_u", "mean tokens", "25%", "50%", "75%", "segments per response", ""], rows)
+    shown: Sequence[Probe | None] = result.probes or [None]
+    for probe in shown:
+        settings = result.settings if probe is None else probe.settings
+        name = ", ".join(f"{key} {settings[key]}" for key in ("target", "beta", "acceptance", "alpha") if key in settings)
+        figures = {"predicted": result.choice.rates if probe is None else probe.predicted}
+        figures |= {} if probe is None else {"measured": probe.measured}
+        rows = [[rate, *(_figure(rate, values[rate]) for values in figures.values())] for rate in result.choice.rates]
+        yield Table(f"rates for {name} (95% intervals over prompts)", ["", *figures], rows)
 
 
 def profile_of(
@@ -99,3 +128,9 @@ def to_dict(result: CalibrationResult, profile: Profile) -> dict[str, Any]:
 
 def _plain(estimates: dict[str, Estimate]) -> dict[str, Any]:
     return {name: asdict(value) for name, value in estimates.items()}
+
+
+def _figure(name: str, value: Estimate) -> str:
+    if name in ("acceptance", "fallback"):
+        return f"{value.mean:.0%} [{value.low:.0%}, {value.high:.0%}]"
+    return interval(value)

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.boundaries import Entropy
-from cards.errors import check
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
-from cards.settings import check_settings, setting
-from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
+from cards.study.calibrate.choose import Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
 from cards.study.calibrate.predict import Grid, predict
 from cards.study.calibrate.samples import SamplingPlan, sample_responses, sample_tree
 from cards.study.journal import Row
@@ -29,31 +28,6 @@ from cards.study.statistics import Estimate
 
 PROBE_SEED = 500_000  # far from the seeds of the samples
 TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationRequest:
-    """The settings that are fixed in advance (None: found by the calibration), and the number of measurements."""
-
-    entropy_threshold: float | None = setting(
-        None, help="Entropy threshold tau_u in nats.", at_least=0, unset="chosen from the measured entropies"
-    )
-    segment_tokens: float | None = setting(
-        None, help="Mean number of tokens per segment.", at_least=1, unset="derived from the mean length of responses"
-    )
-    target: float | None = setting(None, help="Target reward r*.")
-    beta: float | None = setting(None, help="Softness of the acceptance test; lower is stricter.", above=0)
-    alpha: float | None = setting(
-        None, help="Start of the threshold: 0 at the reward of the prompt, 1 at the target.", at_least=0, at_most=1
-    )
-    probes: int = setting(2, help="Number of settings to measure, with one response per prompt.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        check(
-            self.entropy_threshold is None or self.segment_tokens is None,
-            "Give the entropy threshold or the number of tokens per segment, not both.",
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from cards.boundaries import Boundary, Whole
+from cards.boundaries import Boundary, Entropy, Whole
 from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response
 from cards.methods.base import collect_segments
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.settings import MAX_TOKENS, check_settings, setting
-from cards.study.calibrate.lengths import entropies
 from cards.study.journal import Row
 from cards.usage import track_usage
 
@@ -85,6 +84,14 @@ async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engi
         row["prefixes"].append([[length, score] for length, score in zip(lengths, scores, strict=True)])
         row["entropies"].append(await entropies(engine, prompt, response))
     return row
+
+
+async def entropies(engine: Engine, prompt: Prompt, response: Response) -> list[float]:
+    """Return the entropy (nats) after each token of a response but the last; empty if the engine has no logits."""
+    if "logits" not in engine.has or len(response.token_ids) < 2:
+        return []
+    before = Response(token_ids=response.token_ids[:-1])
+    return [Entropy().uncertainty(line) for line in await engine.logits(prompt, before, len(before.token_ids))]
 
 
 async def sample_tree(

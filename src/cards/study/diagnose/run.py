@@ -15,9 +15,9 @@ from cards.events import Response
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
-from cards.settings import FORM, MAX_TOKENS, check_settings, setting
 from cards.study.diagnose.correlation import Item, correlation
 from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
+from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
 from cards.study.diagnose.texts import RULES, plain_responses, prefix
 from cards.study.models import Models
@@ -64,24 +64,6 @@ class Measurements:
     preferences: dict[str, Estimate] = field(default_factory=dict)  # accuracy by part of the responses read
     hacked: Estimate | None = None  # share of prompts whose highest-reward response has a gold reward below average
     discordant: Estimate | None = None  # share of pairs of responses that the gold reward orders differently
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiagnosisPlan:
-    """The plain responses to draw and the boundary rules to test. Raises SettingError."""
-
-    answers: int = setting(8, help="Number of plain responses per prompt.", at_least=2)
-    max_tokens: int = setting(128, help=MAX_TOKENS, at_least=2)
-    temperature: float = setting(0.7, help="Temperature of the responses.", at_least=0.01)
-    entropy_threshold: float | None = setting(
-        None, help="Entropy threshold tau_u in nats.", at_least=0, unset="suggested by the model"
-    )
-    fixed: int = setting(8, help="Number of tokens per segment of fixed length.", at_least=1)
-    form: str = setting("auto", help=FORM)
-    seed: int = setting(0, help="Random seed.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(slots=True)

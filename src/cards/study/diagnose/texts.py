@@ -9,7 +9,8 @@ from cards.boundaries import Entropy, Punctuation
 from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response
 from cards.methods.base import collect_segments
-from cards.study.calibrate.lengths import entropies, segment_lengths
+from cards.study.calibrate.lengths import segment_lengths
+from cards.study.calibrate.samples import entropies
 
 RULES = ("entropy", "punctuation", "fixed")
 
