@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cards.errors import CardsError, PromptError, SettingError, check
+from cards.errors import PromptError, SettingError, check
 from cards.events import Message
 from cards.study.journal import MARK, Journal
-from cards.study.prompts import content, rows
+from cards.study.prompts import content, parsed, rows
 from cards.usage import Usage
 
 RESPONSE_FIELDS = ("answer", "text", "response", "output")  # the first of them that a row has holds the response
@@ -152,34 +152,26 @@ def _from_bench(journal: Journal) -> list[SystemResponse]:
 
 
 def _from_rows(path: Path, groups: Mapping[str, str]) -> list[SystemResponse]:
-    responses = []
-    for number, row in enumerate(rows(path)):
-        where = f"Row number {number} of {str(path)!r}"
+    def parse(number: int, row: Any) -> SystemResponse:
         if not isinstance(row, Mapping):
-            raise PromptError(f"{where} must be an object with a prompt and a response, got {type(row).__name__}.")
+            raise PromptError(f"it must be an object with a prompt and a response, got {type(row).__name__}.")
         text = next((row[name] for name in RESPONSE_FIELDS if row.get(name) is not None), None)
         if not isinstance(text, str):
-            raise PromptError(f"{where} has no response: it needs text in one of the fields {', '.join(RESPONSE_FIELDS)}.")
+            raise PromptError(f"it has no response: it needs text in one of the fields {', '.join(RESPONSE_FIELDS)}.")
         if not any(row.get(name) for name in PROMPT_FIELDS):
-            raise PromptError(f"{where} has no prompt: pairing needs one of the fields {', '.join(PROMPT_FIELDS)}.")
-        try:
-            messages = messages_of({name: row[name] for name in PROMPT_FIELDS if name in row})
-        except CardsError as error:
-            raise PromptError(f"{where}: {error}") from error
-        prompt, seed = fingerprint(messages), row.get("seed")
+            raise PromptError(f"it has no prompt: pairing needs one of the fields {', '.join(PROMPT_FIELDS)}.")
+        messages, seed = messages_of({name: row[name] for name in PROMPT_FIELDS if name in row}), row.get("seed")
         try:
             seed = None if seed in (None, "") else int(seed)
         except (TypeError, ValueError):
-            raise PromptError(f"{where}: seed must be a whole number, got {seed!r}.") from None
+            raise PromptError(f"seed must be a whole number, got {seed!r}.") from None
+        prompt = fingerprint(messages)
         system = str(row.get("system") or row.get("generator") or path.name.split(".")[0])
         group = str(row.get("group") or groups.get(prompt, ""))
-        reason = row.get("finish_reason")
-        responses.append(
-            SystemResponse(system, prompt, messages, str(row.get("id", number)), text.strip(), seed, group, reason)
-        )
-    if not responses:
-        raise PromptError(f"There are no responses in {str(path)!r}.")
-    return responses
+        identifier, reason = str(row.get("id", number)), row.get("finish_reason")
+        return SystemResponse(system, prompt, messages, identifier, text.strip(), seed, group, reason)
+
+    return parsed(rows(path), parse, "row", str(path))
 
 
 def _check_unique(responses: Sequence[SystemResponse], source: str) -> None:
