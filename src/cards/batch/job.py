@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cards.batch import pack
-from cards.batch.journal import BatchFiles, BatchJournal, MergeJournal, count_rows, failed_rows, settle
+from cards.batch.journal import BatchFiles, MergeJournal, count_rows, failed_rows, settle
 from cards.batch.rows import FileSummary, suffix, summarize
 from cards.errors import SettingError
 from cards.files import atomic_write, check_format, locked
@@ -33,9 +33,6 @@ class BatchJob:
     def left(self) -> Sequence[int]:
         """Numbers of the rows without an outcome."""
         return range(self.succeeded + self.failed, self.total)
-
-    def journal(self) -> BatchJournal:
-        return BatchJournal(self.files)
 
     def merge(self) -> tuple[Sequence[int], MergeJournal]:
         """Return the numbers of the failed rows, and the journal for their new outcomes."""

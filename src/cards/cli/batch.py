@@ -105,7 +105,8 @@ def _run(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
                 raise InterruptedError  # the merge then leaves the files unchanged
             failed = report.failed
     if complete and job.left:
-        with BatchProgress(job.total, job.total - len(job.left), failed, stderr_console()) as report, job.journal() as journal:
+        report = BatchProgress(job.total, job.total - len(job.left), failed, stderr_console())
+        with report, BatchJournal(job.files) as journal:
             complete = decode(job.left, journal, report)
         failed = report.failed
         rate = report.usage.fallback_rate

@@ -34,13 +34,6 @@ class Pane:
     error: str = ""
     grades: dict[str, float | None] = field(default_factory=dict)
 
-    def __enter__(self) -> Pane:
-        self.ending = "decoding"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing: a pane holds no resources."""
-
     def show(self, event: Event) -> None:
         if isinstance(event, Accepted | Fallback):
             self.text += event.segment.text

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cards.cli.models import fitting, load_models
+from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say, show_warning
 from cards.errors import CardsError, check
@@ -59,7 +59,7 @@ def calibrate(
     records = sample(read(prompts), limit, plan.seed)
     models = load_models(model, reward, "none", placement)
     assert models.reward is not None
-    records = fitting(models, records, form, plan.max_tokens)
+    records = models.fitting(records, form, plan.max_tokens)
     check(len(records) > 1, f"A calibration needs at least 2 prompts, got {len(records)}.")
     samples = out.with_suffix(".samples.jsonl")
     header = {"model": model, "reward": reward, "prompts": prompts, "form": form, "limit": limit, **asdict(plan)}
@@ -80,5 +80,6 @@ def calibrate(
         show_tables(tables(result), compact=True)
         console = Console(highlight=False, markup=False)
         console.print(f"recommended: {', '.join(f'{name} {value}' for name, value in result.settings.items())}")
-        console.print(f"95% interval of r* over prompts: {result.target.low:.2f} to {result.target.high:.2f}")
+        target = result.choice.target
+        console.print(f"95% interval of r* over prompts: {target.low:.2f} to {target.high:.2f}")
     say(f"profile: {out}, with .samples.jsonl, .report.json and .png next to it", "dim")

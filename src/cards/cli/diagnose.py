@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cards.cli.models import fitting, load_models
+from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say
 from cards.errors import check
@@ -52,7 +52,7 @@ def diagnose(
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
     models = load_models(model, reward, gold, placement)
     assert models.reward is not None
-    records = fitting(models, records, plan.form, plan.max_tokens)
+    records = models.fitting(records, plan.form, plan.max_tokens)
     check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")
     work = Diagnosis(models, models.reward, records, preferred, plan)
     found = work.session.run(work.run(), runner=models.run)

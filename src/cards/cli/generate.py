@@ -58,8 +58,7 @@ def generate(
     decoder = load_decoder(model, reward, chosen, placement)
 
     def run(prompt: str | Sequence[Message]) -> Result:
-        view = View(trace=trace, silent=json, strip=not isinstance(prompt, str))
-        with one_line_warnings():
+        with one_line_warnings(), View(trace=trace, silent=json, strip=not isinstance(prompt, str)) as view:
             return respond(decoder, prompt, view, options, trace)
 
     if text is None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cards.console import one_line_warnings, show_warning, spinner, stderr_console
+from cards.console import one_line_warnings, spinner, stderr_console
 from cards.decoder import Decoder
 from cards.errors import ModelError, UnknownNameError
 from cards.methods.base import Method
 from cards.placement import Placement
 from cards.rewards.loader import reward_classes
 from cards.study.models import Models
-from cards.study.prompts import PromptRecord
 
 
 def load_models(model: str, reward: str, gold: str, placement: Placement) -> Models:
@@ -28,14 +27,6 @@ def load_decoder(model: str, reward: str, method: Method, placement: Placement) 
     models = load_models(model, reward if "reward" in method.needed else "none", "none", placement)
     with one_line_warnings():
         return models.decoder(method)
-
-
-def fitting(models: Models, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
-    """Return the prompts that leave room for `max_tokens` tokens, and warn about the others."""
-    fit = models.fitting(records, form, max_tokens)
-    if skipped := len(records) - len(fit):
-        show_warning(f"{skipped} of {len(records)} prompts leave no room for {max_tokens} new tokens and are skipped.")
-    return fit
 
 
 def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any]:

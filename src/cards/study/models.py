@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from cards.console import show_warning
 from cards.decoder import Decoder, PromptLike
 from cards.engines.base import Engine
 from cards.errors import CardsError, PromptError
@@ -45,7 +46,7 @@ class Models:
         return Decoder(self.engine, self.reward, loaded)
 
     def fitting(self, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
-        """Return the prompts that leave room for `max_tokens` tokens in the context of every model."""
+        """Return the prompts that leave room for `max_tokens` tokens in every model's context, and warn about the others."""
         contexts = [model.context for model in (self.engine, self.reward, self.gold) if model is not None]
         room = min(context for context in contexts if context is not None) - max_tokens
 
@@ -55,7 +56,10 @@ class Models:
             except PromptError:
                 return False
 
-        return [record for record in records if fits(record)]
+        fitting = [record for record in records if fits(record)]
+        if skipped := len(records) - len(fitting):
+            show_warning(f"{skipped} of {len(records)} prompts leave no room for {max_tokens} new tokens and are skipped.")
+        return fitting
 
     async def warm_up(self, prompt: PromptLike) -> None:
         """Draw and score a few tokens, so that one-time start-up work is not charged to the first method."""

@@ -17,7 +17,6 @@ from cards.study.statistics import Estimate, bootstrap, with_interval
 
 Floats = NDArray[np.float64]
 
-RATES = ("acceptance", "candidates", "fallback", "drawn", "cost", "reward", "tokens")
 RESAMPLES = 400
 
 
@@ -115,7 +114,7 @@ def choose(
             resampled.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
         index,
-        {name: with_interval(predicted[name][:, index]) for name in RATES},
+        {name: with_interval(values[:, index]) for name, values in predicted.items()},
         with_interval([targets[index], *resampled]),
     )
 
@@ -124,7 +123,7 @@ def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
     figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
     found = rates(bootstrap(len(figures), RESAMPLES) @ figures)
-    return {name: with_interval(found[name]) for name in RATES}
+    return {name: with_interval(values) for name, values in found.items()}
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

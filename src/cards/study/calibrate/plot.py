@@ -36,7 +36,7 @@ def _rewards(axis: Axes, result: CalibrationResult) -> None:
             label=f"{LEVELS[low]:.0%} to {LEVELS[high]:.0%}",
         )
     axis.plot(positions, [row["quantiles"][2] for row in rows], color="C0", marker="o", label="median")
-    axis.axhline(result.target.mean, color="C3", linewidth=1.2, label="chosen r*")
+    axis.axhline(result.choice.target.mean, color="C3", linewidth=1.2, label="chosen r*")
     axis.set_xticks(positions, [str(row["tokens"] or "end") for row in rows])
     axis.set_xlabel("tokens of the plain response")
     axis.set_ylabel("reward")

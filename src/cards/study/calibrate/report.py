@@ -90,8 +90,8 @@ def profile_of(
     calibration: Calibration, result: CalibrationResult, constraints: Constraints, prompts: str, model: str, reward: str
 ) -> Profile:
     """Return the profile: the settings for other commands, with the rates to expect."""
-    last = result.probes[-1] if result.probes else None
-    is_measured = last is not None and last.settings == result.settings
+    choice = asdict(result.choice)
+    measured = [asdict(probe)["measured"] for probe in result.probes[-1:] if probe.settings == result.settings]
     return Profile(
         model=model,
         reward=reward,
@@ -105,8 +105,8 @@ def profile_of(
             "seed": calibration.plan.seed,
         },
         wish={name: value for name, value in asdict(constraints).items() if value is not None},
-        predicted=_plain(result.choice.rates) | {"target": asdict(result.target)},
-        measured=_plain(last.measured) if is_measured and last else {},
+        predicted=choice["rates"] | {"target": choice["target"]},
+        measured=measured[0] if measured else {},
     )
 
 
@@ -118,16 +118,9 @@ def to_dict(result: CalibrationResult, profile: Profile) -> dict[str, Any]:
         "rewards": rewards_by_length(result.responses),
         "entropies": entropies(result.responses),
         "entropy_thresholds": [asdict(option) for option in result.options],
-        "probes": [
-            {"settings": probe.settings, "predicted": _plain(probe.predicted), "measured": _plain(probe.measured)}
-            for probe in result.probes
-        ],
+        "probes": [asdict(probe) for probe in result.probes],
         "predictions": predictions(result),
     }
-
-
-def _plain(estimates: dict[str, Estimate]) -> dict[str, Any]:
-    return {name: asdict(value) for name, value in estimates.items()}
 
 
 def _figure(name: str, value: Estimate) -> str:

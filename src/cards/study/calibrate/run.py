@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.boundaries import Entropy
+from cards.events import Prompt
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
 from cards.prompts import format_prompt
@@ -55,7 +56,6 @@ class CalibrationResult:
     figures: NDArray[np.float64]
     choice: Recommendation
     settings: dict[str, Any]
-    target: Estimate
     probes: list[Probe]
 
 
@@ -94,7 +94,7 @@ class Calibration:
                 break
             choice = corrected
         settings = self._settings(grid.settings(choice.index), lengths)
-        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, choice.target, probes)
+        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, probes)
 
     async def plain(self) -> list[Row]:
         """Return plain responses to each prompt, one row per prompt."""
@@ -121,9 +121,8 @@ class Calibration:
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
         async def decode(record: PromptRecord) -> Row:
-            prompt = format_prompt(record.prompt, self.form, self.models.engine.chats)
             seed = self.plan.seed + PROBE_SEED + record.number
-            result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.plan.max_tokens)
+            result = await decoder.agenerate(self._prompt(record), seed=seed, max_tokens=self.plan.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
 
         return await self._complete("probe", {**settings, "width": width}, decode, "measuring")
@@ -149,7 +148,7 @@ class Calibration:
         todo = {(stage, json.dumps(settings, sort_keys=True), record.number): record for record in self.records}
         return await self.session.complete(todo, sample, _key, self.models.engine.rows, title)
 
-    def _prompt(self, record: PromptRecord) -> Any:
+    def _prompt(self, record: PromptRecord) -> Prompt:
         return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
 
     def _grid(self, plain: Sequence[Row], trees: Sequence[Row], request: CalibrationRequest) -> Grid:

@@ -132,23 +132,16 @@ def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measu
     spread = float(np.sqrt(np.mean([np.var(item.rewards) for item in scores]))) if scores else 0.0
     unit = spread or 1.0
     prefixes = {rule: _prefixes(scores, rule) for rule in RULES} if scores else {}
-    forms = [(n, a, b) for n, item in enumerate(scores) for a, b in zip(item.rewards, item.other_form, strict=False)]
+    forms = _paired(scores, "other_form")
     shift = [abs(a - b) for _, a, b in forms]
-    twice = [
-        (str(n), (after - before) / unit)
-        for n, item in enumerate(scores)
-        for before, after in zip(item.rewards, item.twice, strict=True)
-    ]
     graded = [(n, item) for n, item in enumerate(scores) if item.gold]
     best = [(str(n), float(item.gold[int(np.argmax(item.rewards))] < np.mean(item.gold))) for n, item in graded]
     return Measurements(
         answers=sum(len(item.rewards) for item in scores),
         spread=spread,
         prefixes=prefixes,
-        length=correlation(
-            [(n, r, t) for n, item in enumerate(scores) for r, t in zip(item.rewards, item.lengths, strict=True)]
-        ),
-        repetition=estimate(twice),
+        length=correlation(_paired(scores, "lengths")),
+        repetition=estimate((str(n), (after - before) / unit) for n, before, after in _paired(scores, "twice")),
         drift={
             "batch": max(item.batch for item in scores) / unit if scores else None,
             "padding": max(item.padding for item in scores) / unit if scores else None,
@@ -159,6 +152,11 @@ def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measu
         hacked=estimate(best),
         discordant=estimate(_discordant(graded)),
     )
+
+
+def _paired(scores: Sequence[PromptScores], name: str) -> list[Item]:
+    """Return the number of the prompt, the reward and the value of `name` for each response that has one."""
+    return [(n, *pair) for n, item in enumerate(scores) for pair in zip(item.rewards, getattr(item, name), strict=False)]
 
 
 def _prefixes(scores: Sequence[PromptScores], rule: str) -> dict[str, dict[str, Estimate | None]]:
