@@ -223,7 +223,7 @@ def test_a_plan_finds_its_prompts_beside_it_and_says_what_is_wrong_with_it(tmp_p
     for text, said in (
         ("limt = 3", "Unknown entry of the plan .*Did you mean 'limit'"),
         ('limit = "3"', "limit in .* has a value of the wrong type: '3'"),
-        ("limit = 0", "limit must be at least 1, got 0"),
+        ("limit = 0", "limit must be at least 1 or none, got 0"),
         ('methods = "vanilla"', "must be a list"),
         ("methods = []", "at least one method"),
         ('form = "chatty"', "form must be one of"),
