@@ -57,12 +57,11 @@ def diagnose(
     work = Diagnosis(models, models.reward, records, preferred, plan)
     found = work.session.run(work.run(), runner=models.run)
     judged = verdict(found)
-    if plot is not None:
-        plots.save(found, plot)
     if json:
         typer.echo(to_json(to_dict(found, judged), indent=2), nl=False)
     else:
         show_tables(tables(found, judged), compact=True)
         Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
     if plot is not None:
+        plots.save(found, plot)
         say(f"plot: {plot}", "dim")

@@ -164,6 +164,5 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
     kappas = (observed[varied] - chance[varied]) / (1 - chance[varied])
     equal = share((prompt, float(one == other)) for prompt, one, other in triples)
     assert equal is not None
-    if not varied[0]:
-        return Agreement(len(prompts), equal, None)
-    return Agreement(len(prompts), equal, Estimate(float(kappas[0]), *bounds(kappas)))
+    kappa = Estimate(float(kappas[0]), *bounds(kappas)) if varied[0] else None
+    return Agreement(len(prompts), equal, kappa)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 from cards.engines.base import Ask
 from cards.errors import check
 from cards.events import Response
+from cards.methods.base import collect_segments
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
@@ -19,7 +20,7 @@ from cards.study.diagnose.correlation import Item, correlation
 from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
 from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
-from cards.study.diagnose.texts import RULES, plain_responses, prefix
+from cards.study.diagnose.texts import RULES, prefix, segment_ends
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
@@ -89,21 +90,22 @@ class Diagnosis:
         prompt = engine.encode(format_prompt(record.prompt, self.plan.form, engine.chats))
         plan = self.plan
         threshold = engine.entropy_threshold if plan.entropy_threshold is None else plan.entropy_threshold
-        ask = Ask(prompt, Response(), plan.max_tokens, sampling=Sampling(plan.temperature, 40), seed=plan.seed + record.number)
-        segmented = await plain_responses(engine, replace(ask, n=plan.answers), threshold, plan.fixed)
-        responses = [item.response for item in segmented]
+        sampling, seed = Sampling(plan.temperature, 40), plan.seed + record.number
+        ask = Ask(prompt, Response(), plan.max_tokens, sampling=sampling, seed=seed, n=plan.answers)
+        responses = [Response() + segment for segment in await collect_segments(engine, ask)]
         rewards = await reward.score(prompt, responses)
         batch = padding = 0.0
         if record in self.records[:DRIFT_PROMPTS]:
             batch = await batch_drift(reward, prompt, responses, rewards)
             padding = await padding_drift(engine, reward, prompt, responses)
         prefixes = []
-        for item in segmented:
-            lengths = sorted({length for ends in item.ends.values() for length in ends})
-            texts = [prefix(engine, prompt, item.response, length) for length in lengths]
+        for response in responses:
+            ends_by_rule = await segment_ends(engine, prompt, response, threshold, plan.fixed)
+            lengths = sorted({length for ends in ends_by_rule.values() for length in ends})
+            texts = [prefix(engine, prompt, response, length) for length in lengths]
             scores = dict(zip(lengths, await reward.score(prompt, texts) if texts else [], strict=True))
-            tokens = len(item.response.token_ids)
-            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in item.ends.items()})
+            tokens = len(response.token_ids)
+            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in ends_by_rule.items()})
         twice = await reward.score(prompt, [repeated(engine, prompt, response, 2) for response in responses])
         gold = [] if self.models.gold is None else await self.models.gold.score(prompt, responses)
         other = await self._other_form(record, responses)
