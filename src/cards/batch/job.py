@@ -22,7 +22,6 @@ FORMAT = 1  # of the state file and the rows; format 0 is the same without a ver
 class BatchJob:
     """A batch that only this process works on. `succeeded` and `failed` count rows of earlier runs."""
 
-    source: Path
     out: Path
     files: BatchFiles
     total: int
@@ -63,7 +62,7 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Itera
         summary = summarize(source)
         _check_state(out, files, {**settings, "input": asdict(summary)})
         settle(files)
-        yield BatchJob(source, out, files, summary.rows, *_counts(out, files, summary))
+        yield BatchJob(out, files, summary.rows, *_counts(out, files, summary))
 
 
 def _counts(out: Path, files: BatchFiles, summary: FileSummary) -> tuple[int, int]:

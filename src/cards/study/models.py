@@ -16,6 +16,7 @@ from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
+from cards.parts import Composite
 from cards.placement import Placement
 from cards.prompts import format_prompt
 from cards.registry import with_models
@@ -25,11 +26,11 @@ from cards.study.prompts import PromptRecord
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Models:
+@dataclass
+class Models(Composite):
     """The engine and the reward that methods use, and the gold reward, which only grades.
 
-    Models that settings name are loaded once.
+    Models that settings name are loaded once. `forget` clears all caches, so that every method starts cold.
     """
 
     engine: Engine
@@ -37,6 +38,9 @@ class Models:
     gold: Reward | None = None
     placement: Placement = field(default_factory=Placement)
     loaded: dict[tuple[str, str], Any] = field(default_factory=dict)  # models that settings name, by loader and name
+
+    def __post_init__(self) -> None:
+        self.parts = [model for model in (self.engine, self.reward, self.gold) if model is not None]
 
     def decoder(self, method: Method) -> Decoder:
         """Return a decoder for a method. Raises MismatchError if the models lack a capability that the method needs."""
@@ -68,12 +72,6 @@ class Models:
             if self.reward is not None:
                 await self.reward.score(self.engine.encode(prompt), [Response(result.text, result.token_ids)])
 
-    def forget(self) -> None:
-        """Clear all caches so that every method starts cold."""
-        for model in (self.engine, self.reward, self.gold, *self.loaded.values()):
-            if model is not None:
-                model.forget()
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in a new event loop and return its result. Ctrl-C waits for the current step of the engines."""
 
@@ -81,9 +79,7 @@ class Models:
             try:
                 return await work
             finally:  # neither the loop nor Python may end in the middle of a step
-                for model in (self.engine, *self.loaded.values()):
-                    if isinstance(model, Engine):
-                        await model.settle()
+                await self.settle()
 
         return asyncio.run(settled())
 
@@ -91,6 +87,7 @@ class Models:
         key = load.__name__, name
         if key not in self.loaded:
             self.loaded[key] = load(name)
+            self.parts = [*self.parts, self.loaded[key]]
         return cast(T, self.loaded[key])
 
     async def grades(self, prompt: PromptLike, other: PromptLike | None, response: Response) -> dict[str, float | None]:
