@@ -12,7 +12,7 @@ import numpy as np
 from cards.profile import Profile
 from cards.study.calibrate.choose import rates
 from cards.study.calibrate.plan import Constraints
-from cards.study.calibrate.run import Calibration, CalibrationResult, Probe
+from cards.study.calibrate.run import Calibration, CalibrationResult
 from cards.study.journal import Row
 from cards.study.statistics import Estimate
 from cards.study.tables import Table, interval
@@ -76,12 +76,9 @@ def tables(result: CalibrationResult) -> Iterator[Table]:
         values = [f"{x:.1f}" for x in (option.tokens, *option.quartiles, option.segments)]
         rows.append([f"{option.threshold:.2f}", *values, "chosen" if option == result.lengths else ""])
     yield Table("segments by tau_u", ["tau_u", "mean tokens", "25%", "50%", "75%", "segments per response", ""], rows)
-    shown: Sequence[Probe | None] = result.probes or [None]
-    for probe in shown:
-        settings = result.settings if probe is None else probe.settings
+    rated = [(probe.settings, {"predicted": probe.predicted, "measured": probe.measured}) for probe in result.probes]
+    for settings, figures in rated or [(result.settings, {"predicted": result.choice.rates})]:
         name = ", ".join(f"{key} {settings[key]}" for key in ("target", "beta", "acceptance", "alpha") if key in settings)
-        figures = {"predicted": result.choice.rates if probe is None else probe.predicted}
-        figures |= {} if probe is None else {"measured": probe.measured}
         rows = [[rate, *(_figure(rate, values[rate]) for values in figures.values())] for rate in result.choice.rates]
         yield Table(f"rates for {name} (95% intervals over prompts)", ["", *figures], rows)
 
