@@ -23,22 +23,22 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BuiltinBackend:
-    """A back end of this package, imported when a model is loaded: its loaders, which get names without `prefix`."""
+    """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`."""
 
     engine: str
     reward: str
     prefix: str = ""
 
     def load_engine(self, name: str, **options: Any) -> Any:
-        return resolve_name(self.engine)(name.removeprefix(self.prefix), **options)
+        return resolve_name(f"cards.backends.{self.engine}")(name.removeprefix(self.prefix), **options)
 
     def load_reward(self, name: str, **options: Any) -> Any:
-        return resolve_name(self.reward)(name.removeprefix(self.prefix), **options)
+        return resolve_name(f"cards.backends.{self.reward}")(name.removeprefix(self.prefix), **options)
 
 
-LOCAL = BuiltinBackend("cards.backends.local.engine:TransformersEngine.load", "cards.backends.local.rewards:ClassifierReward.load")
-HTTP = BuiltinBackend("cards.backends.http.connect:connect_engine", "cards.backends.http.connect:connect_reward")
-VLLM = BuiltinBackend("cards.backends.vllm.engine:VLLMEngine.load", "cards.backends.vllm.rewards:VLLMReward.load", "vllm:")
+LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load")
+HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
+VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 
 
