@@ -49,6 +49,13 @@ class PendingResult(PendingCall):
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
+    async def wait(self) -> Any:
+        """Wait for the result. If the waiting is cancelled, the call is cancelled too."""
+        try:
+            return await self.future
+        finally:
+            self.cancelled = True
+
     def resolve(self, result: Any) -> None:
         """Return a result to the caller."""
         self._settle(lambda: self.future.set_result(result))
@@ -81,14 +88,16 @@ class Row:
 
 
 class Tail(Row):
-    """A row that needs its last `last` outputs. `finish` gets them as one array [last, ...]."""
+    """A row whose last `last` outputs are needed. `finish` gets them as one array [last, ...]."""
 
-    __slots__ = ("last", "outputs")
+    __slots__ = ("finish", "outputs")
 
-    def __init__(self, call: PendingCall, tokens: list[int], last: int) -> None:
+    def __init__(
+        self, call: PendingCall, tokens: list[int], given: int, last: int, finish: Callable[[Outputs], object]
+    ) -> None:
         super().__init__(call, tokens)
-        self.last, self.outputs = last, list[Outputs]()
-        self.keep = len(tokens) - last
+        self.given, self.keep, self.finish = given, len(tokens) - last, finish
+        self.outputs: list[Outputs] = []
 
     def wanted(self, end: int, count: int) -> int:
         return max(1, min(count, end - self.keep))
@@ -98,9 +107,6 @@ class Tail(Row):
         if end > self.keep:
             self.outputs.append(outputs)
         self.done = end == len(self.tokens)
-
-    def finish(self, outputs: Outputs) -> None:
-        """Use the outputs [last, ...]."""
 
 
 class Pace:

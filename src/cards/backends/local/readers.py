@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
@@ -19,16 +20,6 @@ from cards.engines.scheduler import PendingResult, Row, Scheduler
 from cards.engines.worker import DeviceWorker
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] -> one reward per row
-
-
-class TextScorer(Protocol):
-    """A scorer of rows of token ids."""
-
-    async def score(self, rows: Sequence[list[int]]) -> list[float]: ...
-
-    def forget(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class SlotScorer:
@@ -56,10 +47,7 @@ class SlotScorer:
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
         pending = PendingScores(rows)
         self.scheduler.submit(lambda: self._begin(pending), pending)
-        try:
-            return cast("list[float]", await pending.future)
-        finally:
-            pending.cancelled = True
+        return cast("list[float]", await pending.wait())
 
     def forget(self) -> None:
         self.scheduler.forget()
@@ -140,10 +128,7 @@ class PaddedScorer:
         pending = PendingScores(rows)
         self.inbox.append(pending)
         self.worker.wake()
-        try:
-            return cast("list[float]", await pending.future)
-        finally:
-            pending.cancelled = True
+        return cast("list[float]", await pending.wait())
 
     def forget(self) -> None:
         """Do nothing, because there is no cache."""
@@ -166,20 +151,12 @@ class PaddedScorer:
 
     def _forward(self, texts: Sequence[TextRow]) -> int:
         """Score the texts (by rising length) that fit into one batch. Return their number."""
-        longest, count = 0, 0
-        for text in texts:
-            longest = max(longest, len(text.tokens))
-            if count and (longest * (count + 1) > self.batch_tokens or not (self.pads or longest == len(texts[0].tokens))):
-                break
-            count += 1
-        batch = texts[:count]
-        longest = len(batch[-1].tokens)
-        ids = torch.full((count, longest), self.pad_id)
-        mask = torch.zeros(count, longest, dtype=torch.long)
-        for i, text in enumerate(batch):
-            ids[i, : len(text.tokens)] = torch.tensor(text.tokens)
-            mask[i, : len(text.tokens)] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        batch = texts if self.pads else [text for text in texts if len(text.tokens) == len(texts[0].tokens)]
+        fitting = sum(len(text.tokens) * count <= self.batch_tokens for count, text in enumerate(batch, 1))
+        batch = batch[: max(1, fitting)]
+        rows = [torch.tensor(text.tokens, dtype=torch.long) for text in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).to(self.model.device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.model.device)
         if self.pads:
             outputs = self.model(input_ids=ids, attention_mask=mask).logits
         else:  # the head is applied at the last token here, because the model would look for padding
@@ -188,7 +165,7 @@ class PaddedScorer:
         for text, reward in zip(batch, self.combine(outputs), strict=True):
             text.call.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
             cast(PendingScores, text.call).deliver(text.number, reward)
-        return count
+        return len(batch)
 
 
 def is_causal(model: PreTrainedModel) -> bool:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load, resolve_device
-from cards.backends.local.readers import PaddedScorer, SlotScorer, TextScorer, is_causal
-from cards.engines.worker import DeviceWorker
+from cards.backends.local.loading import load
+from cards.backends.local.readers import PaddedScorer, SlotScorer, is_causal
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -46,13 +45,10 @@ class ClassifierReward(SequenceClassifier):
         context: int | None = None,
     ) -> ClassifierReward:
         """Load `tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
-        torch_device = resolve_device(device)
-        model, tokenizer = DeviceWorker.on(torch_device).call(
-            lambda: load(AutoModelForSequenceClassification, name, "rm", torch_device, dtype)
-        )
+        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
         return cls(model, tokenizer, output=output, target=target, slots=slots, context=context, name=name)
 
-    def _reader(self, slots: int) -> TextScorer:
+    def _reader(self, slots: int) -> SlotScorer | PaddedScorer:
         if is_causal(self.model):
             try:
                 return SlotScorer(self.model, self.combine, slots, self.limit)
