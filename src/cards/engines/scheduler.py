@@ -16,6 +16,7 @@ from cards.engines.base import call_in_loop
 from cards.engines.slots import Outputs, Slots
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, PromptError
+from cards.parts import Composite
 from cards.usage import Account, current_account
 
 log = logging.getLogger("cards")
@@ -136,7 +137,7 @@ class Pace:
 Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
 
 
-class Scheduler:
+class Scheduler(Composite):
     """Runs rows through cache slots. `submit` is thread-safe; everything else runs in the worker thread of the device.
 
     `consume(rows, outputs [rows, ...])` gets the rows that are completely read. It extends their tokens or marks them done, and
@@ -164,7 +165,15 @@ class Scheduler:
         self.inbox.append((begin, call))
         self.worker.wake(expected=True)
 
-    def close(self) -> None:
+    async def settle(self) -> None:
+        """Wait until the slots of cancelled rows are free and their usage is recorded."""
+        if not self.closed:
+            settled = PendingResult()
+            self.do(self.retire)
+            self.do(lambda: settled.resolve(None))
+            await settled.wait()
+
+    async def aclose(self) -> None:
         """Free the cache. Calls in progress fail with ModelError."""
         self.closed = True
         self._abort_all(lambda: ModelError("The model was closed during this request: load it again and repeat the request."))

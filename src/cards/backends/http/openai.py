@@ -64,7 +64,7 @@ class OpenAIEngine(Engine):
     """
 
     def __init__(self, client: Client, served: ServedModel, local: ModelFiles | None = None, *, slots: int = 32) -> None:
-        self.client, self.served = client, served
+        self.client, self.served, self.parts = client, served, (client,)
         self.name, self.context, self.rows = served.model, served.context, slots
         self.local_tokenizer = None if local is None else local.tokenizer
         self.chats = self.local_tokenizer is not None and self.local_tokenizer.chat_template is not None
@@ -103,9 +103,6 @@ class OpenAIEngine(Engine):
                 progress.stop_clock()
                 yield batch
                 progress.start_clock()
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
 
     def _check(self, boundary: Boundary) -> None:
         if not boundary.reads_logits:

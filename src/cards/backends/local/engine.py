@@ -62,6 +62,7 @@ class TransformersEngine(Engine):
             )
         )
         self.scheduler = Scheduler(verified, self._consume)
+        self.parts = (self.scheduler,)
         self.end_ids = end_ids(model, tokenizer)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent sequences
@@ -130,14 +131,6 @@ class TransformersEngine(Engine):
         self.scheduler.submit(begin, pending)
         return await pending.wait()
 
-    async def settle(self) -> None:
-        """Wait until the slots of cancelled rows are free and their usage is recorded."""
-        if not self.scheduler.closed:
-            settled = PendingResult()
-            self.scheduler.do(self.scheduler.retire)
-            self.scheduler.do(lambda: settled.resolve(None))
-            await settled.wait()
-
     def width(self, acceptance_rate: float, most: int) -> int:
         """Return the number of candidates with the least work per accepted segment.
 
@@ -158,11 +151,8 @@ class TransformersEngine(Engine):
         return self._without_layers[share]
 
     def forget(self) -> None:
-        self.scheduler.forget()
+        super().forget()
         self.scheduler.do(self._logits.clear)
-
-    async def aclose(self) -> None:
-        self.scheduler.close()
 
     # The methods below run in the worker thread.
 

@@ -18,11 +18,12 @@ from cards.backends.local.lean import lean_forward
 from cards.backends.local.proof import DUMMY_MASK, verified_slots
 from cards.engines.scheduler import PendingResult, Row, Scheduler
 from cards.engines.worker import DeviceWorker
+from cards.parts import Composite
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] -> one reward per row
 
 
-class SlotScorer:
+class SlotScorer(Composite):
     """A scorer for causal RMs in cache slots, which reads only the tokens that no slot holds."""
 
     def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
@@ -42,18 +43,12 @@ class SlotScorer:
             lambda: verified_slots(model, (lean_forward(model, head, context), output), slots, context, reference)
         )
         self.scheduler = Scheduler(verified, self._consume)
-        self.combine = combine
+        self.parts, self.combine = (self.scheduler,), combine
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
         pending = PendingScores(rows)
         self.scheduler.submit(lambda: self._begin(pending), pending)
         return cast("list[float]", await pending.wait())
-
-    def forget(self) -> None:
-        self.scheduler.forget()
-
-    def close(self) -> None:
-        self.scheduler.close()
 
     def _begin(self, pending: PendingScores) -> list[Row]:
         """Return a row for each text. If texts share a prefix that no slot holds, return one row for the prefix first."""
@@ -105,7 +100,7 @@ class TextRow(Row):
         self.number = number
 
 
-class PaddedScorer:
+class PaddedScorer(Composite):
     """A scorer for complete texts in batches. Encoders get texts padded on the right, other models texts of equal length."""
 
     urgent = True
@@ -129,12 +124,6 @@ class PaddedScorer:
         self.inbox.append(pending)
         self.worker.wake()
         return cast("list[float]", await pending.wait())
-
-    def forget(self) -> None:
-        """Do nothing, because there is no cache."""
-
-    def close(self) -> None:
-        """Do nothing, because no memory is allocated."""
 
     @torch.inference_mode()
     def step(self) -> None:

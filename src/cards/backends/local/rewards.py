@@ -31,6 +31,7 @@ class ClassifierReward(SequenceClassifier):
     ) -> None:
         super().__init__(model, tokenizer, output=output, target=target, context=context, name=name)
         self.reader = self._reader(slots)
+        self.parts = (self.reader,)
 
     @classmethod
     def load(
@@ -58,9 +59,3 @@ class ClassifierReward(SequenceClassifier):
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)
-
-    def forget(self) -> None:
-        self.reader.forget()
-
-    async def aclose(self) -> None:
-        self.reader.close()

@@ -37,7 +37,7 @@ class VLLMEngine(Engine):
     def __init__(
         self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, slots: int, context: int, name: str
     ) -> None:
-        self.host, self.tokenizer, self.name = host, tokenizer, name
+        self.host, self.parts, self.tokenizer, self.name = host, (host,), tokenizer, name
         self.rows, self.context = slots, context
         self.chats = tokenizer.chat_template is not None
         self.vocabulary = fingerprint(tokenizer)
@@ -101,15 +101,6 @@ class VLLMEngine(Engine):
     def width(self, acceptance_rate: float, most: int) -> int:
         """Return the expected number of candidates until an acceptance, or fewer if many requests share the slots."""
         return max(1, min(most, self.rows // max(1, self.requests), math.ceil(1 / acceptance_rate)))
-
-    async def settle(self) -> None:
-        await self.host.settle()
-
-    def forget(self) -> None:
-        self.host.forget()
-
-    async def aclose(self) -> None:
-        await self.host.aclose()
 
 
 class VLLMRequests:
