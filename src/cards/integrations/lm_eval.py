@@ -88,15 +88,8 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         return self.pretrained.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        text = cast(
-            str,
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            ),
-        )
+        ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        text: str = self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ending)
         if add_generation_prompt:
             self._rendered[text] = tuple(Message(role=m["role"], content=m["content"]) for m in chat_history)
         return text
@@ -121,24 +114,23 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def _generate(self, contexts: Sequence[str], arguments: dict[str, Any], progress: bool | None) -> list[str]:
-        decoder = Decoder(self.decoder.engine, self.decoder.reward, self.decoder.method)
-        guided = "reward" in decoder.method.needed
+        engine, reward, method = self.decoder.engine, self.decoder.reward, self.decoder.method
         sampling = {name: arguments[name] for name in SAMPLING if arguments.get(name) is not None}
         if not arguments.get("do_sample", sampling.get("temperature", 0.0) > 0):
-            sampling = {} if guided else {"temperature": 0.0}  # methods that choose by reward need different candidates
-        adjustable = settings_of(decoder.method).keys() - self.explicit
+            sampling = {"temperature": 0.0} if reward is None else {}  # methods that choose by reward need different candidates
+        adjustable = settings_of(method).keys() - self.explicit
         sampling = {name: value for name, value in sampling.items() if name in adjustable}
-        decoder.method = replace(decoder.method, **sampling)  # type: ignore[type-var]
+        method = replace(method, **sampling)  # type: ignore[type-var]
         if unused := sorted(arguments.keys() - SUPPORTED):
             log.warning("Unsupported generation arguments are ignored: %s.", ", ".join(unused))
         max_tokens = next((int(arguments[name]) for name in LENGTHS if arguments.get(name)), self.max_gen_toks)
-        reward_context = decoder.reward.context if guided and decoder.reward else None
-        context = min(decoder.engine.context, reward_context or decoder.engine.context)
+        context = min(engine.context, (reward and reward.context) or engine.context)
         room = context - max_tokens
         check(room > 0, f"max_gen_toks must leave room for a prompt in the context of {context} tokens, got {max_tokens}.")
         prompts = [self._prompt(text, room) for text in contexts]
         until = arguments.get("until") or []
         stop = [text for text in ([until] if isinstance(until, str) else until) if text]
+        decoder = Decoder(engine, reward, method)
         results = decoder.batch(prompts, seed=self.seed, max_tokens=max_tokens, stop=stop, progress=progress)
         return [result.text for result in results]
 

@@ -52,11 +52,8 @@ class SelfEvaluation(EngineReward):
     ) -> None:
         super().__init__(model, target=target, **options)
         self.context = None  # the question has more tokens than the prompt and the response
-        for placeholder in ("{conversation}", "{a}", "{b}"):
-            check(
-                placeholder in question,
-                f"question must contain {{conversation}}, {{a}} and {{b}}, but {placeholder} is missing.",
-            )
+        missing = ", ".join(name for name in ("{conversation}", "{a}", "{b}") if name not in question)
+        check(not missing, f"question must contain {{conversation}}, {{a}} and {{b}}, but {missing} is missing.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
         self.letters = [_letter_tokens(self.model, letter) for letter in "AB"]
         check(all(self.letters), f"A and B must be single tokens of {self.model.name!r}. Use another model.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,20 +35,13 @@ class ClassifierReward(SequenceClassifier):
         self.parts = (self.reader,)
 
     @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        output: Output = None,
-        target: float | None = None,
-        slots: int = 32,
-        context: int | None = None,
-    ) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
+    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class: output, target, slots and context.
+
+        Raises ModelError if the model has no trained score head.
+        """
         model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
-        return cls(model, tokenizer, output=output, target=target, slots=slots, context=context, name=name)
+        return cls(model, tokenizer, name=name, **options)
 
     def _reader(self, slots: int) -> SlotScorer | PaddedScorer:
         if is_causal(self.model):
