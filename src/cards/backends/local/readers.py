@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import cast
 
 import numpy as np
@@ -163,6 +164,5 @@ def is_causal(model: PreTrainedModel) -> bool:
 
 
 def _common_prefix(rows: Sequence[list[int]]) -> list[int]:
-    low, high = min(rows), max(rows)
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[:length]
+    extremes = zip(min(rows), max(rows), strict=False)  # in lexicographic order
+    return [low for low, _ in takewhile(lambda pair: pair[0] == pair[1], extremes)]

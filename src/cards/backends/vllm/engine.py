@@ -128,7 +128,8 @@ class VLLMRequests:
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
-            call_in_loop(self.loop, self._record_usage)
+            flops = self.engine.flops * self.read
+            call_in_loop(self.loop, lambda: self.account.add(flops=flops, **self.costs))
 
     async def _write(self, number: int) -> None:
         """Draw tokens of a candidate until its segment ends."""
@@ -156,6 +157,3 @@ class VLLMRequests:
             raise UnavailableError(f"vLLM ended a request of model {self.engine.name!r} before its segment was complete.")
         self.candidates.finish(number, writer.segment)
         self.candidates.deliver()
-
-    def _record_usage(self) -> None:
-        self.account.add(flops=self.engine.flops * self.read, **self.costs)
