@@ -24,6 +24,7 @@ def path(tmp_path: Path) -> Path:
     results = Journal.open(tmp_path / "results.jsonl", HEADER)
     for seed in range(3):
         results.append(row(seed))
+    assert results.path is not None
     return results.path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,7 @@ def test_invalid_constraints_are_rejected(values: dict[str, float]) -> None:
 
 
 def test_the_bar_is_the_quantile_of_each_prompts_own_answers() -> None:
-    rows = [{"rewards": list(range(11))}, {"rewards": [0.0] * 11}]
+    rows: list[dict[str, Any]] = [{"rewards": list(range(11))}, {"rewards": [0.0] * 11}]
     bars = reward_bounds(rows, 0.1)
     assert bars is not None
     assert bars.tolist() == [9.0, 0.0]

@@ -46,11 +46,12 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
 def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_ones(
     monkeypatch: Any, llama_float32: Pair
 ) -> None:
-    decoder = Decoder(llama_float32.engine(slots=4), None, Vanilla())
+    engine = llama_float32.engine(slots=4)
+    decoder = Decoder(engine, None, Vanilla())
     expected = [result.token_ids for result in decoder.batch(TEXTS, max_tokens=12)]
-    decoder.engine.forget()
+    engine.forget()
     with monkeypatch.context() as patched:
-        patched.setattr(decoder.engine.scheduler.slots.cache, "forward", full)
+        patched.setattr(engine.scheduler.slots.cache, "forward", full)
         with pytest.raises(BatchError) as failed:
             decoder.batch(TEXTS, max_tokens=12)
     first, second = failed.value.errors.values()

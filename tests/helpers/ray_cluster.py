@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import httpx
@@ -19,10 +20,10 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AUTH
 ray = pytest.importorskip("ray")
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`", DeprecationWarning)  # Ray's own models
-    from ray import serve
+    from ray import serve as serve
     from ray.serve.schema import ServeDeploySchema as ServeDeploySchema
 
-    from cards.integrations import ray_serve as ray_serve
+    ray_serve = import_module("cards.integrations.ray_serve")  # untyped, as Ray has no types for deployments
 
 
 @contextmanager

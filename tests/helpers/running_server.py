@@ -27,7 +27,7 @@ from cards.serve.server import Server, bind
 from cards.serve.service import Service
 from cards.serve.tracing import Tracing
 
-CHAT = [{"role": "user", "content": "What did you think of the film?"}]
+CHAT: list[Any] = [{"role": "user", "content": "What did you think of the film?"}]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from contextlib import aclosing
 from itertools import pairwise
+from typing import Any
 from xml.etree import ElementTree
 
 import gradio as gr
@@ -74,7 +75,7 @@ def test_models_and_what_a_server_keeps_to_itself_are_not_offered() -> None:
 
 def test_controls_start_with_the_values_of_the_server() -> None:
     settings = visible_settings(CARDS(beta=0.25, max_rejections=99, top_k=None))
-    made = {s.name: control(s) for s in settings}
+    made: dict[str, Any] = {s.name: control(s) for s in settings}
     assert (made["beta"].value, made["max_rejections"].value, made["max_rejections"].maximum) == (0.25, 99, 99)
     assert made["top_k"].value == ""
 

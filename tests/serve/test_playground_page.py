@@ -14,6 +14,8 @@ from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, assert_free, serving, until
 
 from cards import CARDS
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Prompt
 from cards.methods import BestOfN, Blockwise
 from cards.rewards.base import Reward
@@ -61,7 +63,7 @@ class Steps(Reward):
 
 
 @pytest.fixture(scope="module")
-def tiny_page(embedded: Any) -> Iterator[Running]:
+def tiny_page(embedded: tuple[TransformersEngine, ClassifierReward]) -> Iterator[Running]:
     """The embedded pair."""
     with serving(*embedded, CARDS(), playground=True) as running:
         yield running
@@ -127,7 +129,9 @@ def test_type_run_and_open_a_rejected_candidate(tiny_page: Running, visit: Open)
         seed=0,
         max_tokens=64,
     )
-    assert answer == direct.choices[0].message.content.lstrip()
+    content = direct.choices[0].message.content
+    assert content is not None
+    assert answer == content.lstrip()
     rejected = page.locator("#cp-run-0 tr.rejected").first
     expect(rejected).to_be_hidden()
     segments(page).first.focus()

@@ -40,7 +40,7 @@ def running() -> Iterator[Running]:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_makes_the_server_fail(running: Running, case: schemathesis.Case) -> None:
+def test_no_request_makes_the_server_fail(running: Running, case: schemathesis.Case[Any]) -> None:
     response = case.call(base_url=running.url)
     case.validate_response(response, checks=[not_a_server_error])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from helpers.mock_models import CARDS_IN_THREES, mock
@@ -118,7 +118,7 @@ def test_a_span_for_each_answer_with_its_books_under_the_clients(reward: Switch)
         answer = running.post(json={**BODY, "n": 2}, headers=parent).json()
         reward.broken = True
         running.post(json=BODY)
-    *good, bad = exporter.get_finished_spans()
+    *good, bad = cast(Any, exporter.get_finished_spans())
     assert [span.name for span in (*good, bad)] == ["cards.answer"] * 3
     assert {f"{span.context.trace_id:032x}" for span in good} == {"0af7651916cd43dd8448eb211c80319c"}
     for name in ("rm_calls", "lm_seconds", "rm_seconds"):

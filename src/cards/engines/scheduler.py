@@ -247,7 +247,7 @@ class Scheduler(Composite):
                 call.abort(error)
 
     def _abort_all(self, error: Callable[[], Exception]) -> None:
-        """Abort every call with its own error object, because a request attaches its partial response to it."""
+        """Abort every call with its own error object, because a request attaches its incomplete response to it."""
         for call in {row.call for row in (*self.active, *self.waiting)}:
             call.abort(error())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -41,9 +41,10 @@ from cards.fingerprint import Fingerprint
 from cards.methods.base import Method
 from cards.registry import load_reward, make_method, with_models
 from cards.rewards.base import Reward
+from cards.rewards.function import Scorer
 from cards.settings import settings_of
 
-RewardModel = str | Reward | Callable[[str, str], float] | tuple[PreTrainedModel, PreTrainedTokenizerBase]
+RewardModel = str | Reward | Scorer | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # defaults of transformers
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria)
@@ -86,7 +87,7 @@ def custom_generate(
 class CustomGenerate:
     """The callable that `generate` calls. transformers passes on the call arguments that are parameters of `__call__`."""
 
-    reward: Reward | Callable[[str, str], float] | None
+    reward: Reward | Scorer | None
     method: Method
     tokenizer: PreTrainedTokenizerBase | None
     streamer: Any

@@ -6,10 +6,11 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist, fmean
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 K = TypeVar("K", str, int)
 V = TypeVar("V")
@@ -65,6 +66,8 @@ def grouped(values: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 def bounds(samples: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
     """Return the percentile interval of resampled values."""
+    import numpy as np
+
     low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
@@ -74,6 +77,8 @@ def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
 
     The interval is a percentile bootstrap over prompts, because responses to the same prompt are not independent.
     """
+    import numpy as np
+
     by_prompt = grouped(values)
     if not by_prompt:
         return None
@@ -137,6 +142,8 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
 
     The interval of kappa is a percentile bootstrap over prompts.
     """
+    import numpy as np
+
     triples = list(labels)
     if not triples:
         return None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from cards.errors import SettingError
 from cards.settings import check_settings, setting
 from cards.study.calibrate.predict import FIGURES, Row
 from cards.study.statistics import SEED, Estimate, bounds
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 RATES = ("acceptance", "candidates", "fallback", "drawn", "cost", "reward", "tokens")
 RESAMPLES = 400
@@ -60,6 +61,8 @@ def rates(figures: Floats) -> dict[str, Floats]:
     cost: FLOPs of a response over those of a plain one (drawn tokens if the models count no FLOPs).
     tokens: tokens per response.
     """
+    import numpy as np
+
     part = {name: figures[..., index] for index, name in enumerate(FIGURES)}
     counted = np.all(part["plain_flops"] > 0)
     tested = part["candidates"] - part["fallbacks"]  # the last candidate before a fallback is neither accepted nor rejected
@@ -79,6 +82,8 @@ def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bo
 
     `reward_bound` is the lowest mean reward allowed by `top`. Raises SettingError if no setting meets the constraints.
     """
+    import numpy as np
+
     allowed = np.ones(len(predicted["cost"]), bool)
     if constraints.max_cost is not None:
         allowed &= predicted["cost"] <= constraints.max_cost
@@ -104,6 +109,8 @@ def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bo
 
 def reward_bounds(responses: Sequence[Row], top: float | None) -> Floats | None:
     """Return the quantile 1 - top of the rewards of each prompt's plain responses, [prompts]."""
+    import numpy as np
+
     return None if top is None else np.array([np.quantile(row["rewards"], 1 - top) for row in responses])
 
 
@@ -127,6 +134,8 @@ def choose(
 
     `factors` correct the predicted rates by measured ones. Raises SettingError if no setting meets the constraints.
     """
+    import numpy as np
+
     prompts = figures.shape[1]
     draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
 
@@ -158,6 +167,8 @@ def choose(
 
 def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
+    import numpy as np
+
     figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
     prompts = len(figures)
     draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from cards.errors import MismatchError
 
 Row = dict[str, Any]
@@ -26,6 +24,8 @@ class SegmentLengths:
 
 def lengths_by_threshold(rows: Sequence[Row], thresholds: Sequence[float], minimum: int, maximum: int) -> list[SegmentLengths]:
     """Return the segment lengths at each threshold."""
+    import numpy as np
+
     result = []
     for threshold in thresholds:
         lengths = [
@@ -58,6 +58,8 @@ def threshold_grid(rows: Sequence[Row], count: int = 9) -> list[float]:
 
     Raises MismatchError if there are no entropies.
     """
+    import numpy as np
+
     entropies = [entropy for row in rows for response in row["entropies"] for entropy in response]
     if not entropies:
         raise MismatchError(

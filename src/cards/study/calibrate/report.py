@@ -7,8 +7,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from cards.profile import Profile
 from cards.study.calibrate.choose import Constraints, rates
 from cards.study.calibrate.predict import Row
@@ -23,6 +21,8 @@ def rewards_by_length(plain: Sequence[Row]) -> list[Row]:
 
     Each row has the quantiles at LEVELS, and the correlation with the rewards of complete responses.
     """
+    import numpy as np
+
     by_length: dict[int | None, list[tuple[float, float]]] = {}
     for row in plain:
         for prefixes, final in zip(row["prefixes"], row["rewards"], strict=True):
@@ -44,6 +44,8 @@ def entropies(plain: Sequence[Row]) -> list[float]:
 
 
 def quantiles(values: Iterable[float]) -> list[float]:
+    import numpy as np
+
     values = np.array(list(values))
     return [float(q) for q in np.quantile(values, LEVELS)] if len(values) else []
 

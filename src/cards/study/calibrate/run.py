@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from cards.boundaries import Entropy
 from cards.errors import check
@@ -25,6 +22,10 @@ from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
 from cards.study.statistics import Estimate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROBE_SEED = 500_000  # far from the seeds of the samples
 TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
@@ -183,6 +184,8 @@ class Calibration:
         Targets range from the lower quartile of plain responses to the best candidates. Betas are in standard deviations of
         the rewards of a prompt.
         """
+        import numpy as np
+
         rewards = np.concatenate([row["rewards"] for row in plain])
         best = np.array([max(max(node["rewards"]) for level in tree["levels"] for node in level) for tree in trees])
         targets = np.linspace(np.quantile(rewards, 0.25), np.quantile(best, 0.75), TARGETS)

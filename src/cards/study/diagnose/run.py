@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, TypeVar
 
-import numpy as np
-
 from cards.engines.base import Ask
 from cards.errors import check
 from cards.events import Response
@@ -147,6 +145,8 @@ class Diagnosis:
 
 def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measurements:
     """Summarize the scores of prompts and the results on preference pairs."""
+    import numpy as np
+
     spread = float(np.sqrt(np.mean([np.var(item.rewards) for item in scores]))) if scores else 0.0
     unit = spread or 1.0
     prefixes = {rule: _prefixes(scores, rule) for rule in RULES} if scores else {}
