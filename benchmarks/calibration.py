@@ -25,7 +25,7 @@ from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import read, sample
 from cards.study.session import Session
-from common import machine
+from workload import machine
 
 HERE = Path(__file__).parent
 CONSTRAINTS = [*(Constraints(max_cost=cost) for cost in (2.0, 3.0, 5.0)), Constraints(top=0.1), Constraints(max_fallback=0.02)]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_segments_appear_one_by_one_and_what_is_open_stays_open(stepped: Running
     seen, rated = [""], 0
     for _ in range(40):
         reward.left += 1
-        until(lambda: shown_rm_calls(page) > rated)  # the page has caught up with the decoder
+        until(partial(lambda before: shown_rm_calls(page) > before, rated))  # the page has caught up with the decoder
         rated = shown_rm_calls(page)
         text = "".join(segments(page).all_text_contents())
         if text != seen[-1]:
