@@ -261,6 +261,23 @@ def test_it_can_be_read_on_a_phone_and_in_the_dark(tiny_page: Running, visit: Op
         assert page.locator(f"#cp-run-0 {place}").first.evaluate(CONTRAST) >= 4.5, place
 
 
+def test_with_api_keys_the_page_asks_for_one(browser: Browser) -> None:
+    with serving(mock(), Steps(), CARDS_IN_THREES, playground=True, api_keys=("first",)) as locked:
+        locked.service.reward.left = 10**9  # type: ignore[union-attr]
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(locked.url)
+        for key in ("wrong", "first"):
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Open the playground").click()
+            if key == "wrong":
+                expect(page.get_by_role("alert")).to_have_text("The server does not accept this key.")
+        expect(page.locator("#cp-panel-0").get_by_text("Settings")).to_be_visible(timeout=WAIT)
+        run(page, "hello")
+        expect_state(page, "ended")
+        page.close()
+
+
 CONTRAST = """
 element => {  // of a text with what is behind it, as WCAG counts it
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
