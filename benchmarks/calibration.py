@@ -18,8 +18,9 @@ from pathlib import Path
 
 from cards.errors import UnreachableTargetWarning
 from cards.registry import load_engine, load_reward
-from cards.study.calibrate.choose import Constraints, measured
-from cards.study.calibrate.run import Calibration, CalibrationRequest
+from cards.study.calibrate.choose import measured
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
+from cards.study.calibrate.run import Calibration
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.journal import Journal
 from cards.study.models import Models

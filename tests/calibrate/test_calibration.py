@@ -9,9 +9,9 @@ import pytest
 from helpers.mock_calibration import calibration
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Constraints
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
 from cards.study.calibrate.report import profile_of, to_dict
-from cards.study.calibrate.run import CalibrationRequest, CalibrationResult
+from cards.study.calibrate.run import CalibrationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 ASKED = CalibrationRequest(entropy_threshold=1.2)

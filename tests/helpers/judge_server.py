@@ -111,7 +111,7 @@ async def judged(
     **options: Any,
 ) -> tuple[EvaluationReport, list[str]]:
     """Return the evaluation of these responses, and the errors."""
-    session = Session(Journal.open(path, HEADER), show=False)
+    session = Session(Journal.open(path, HEADER))
     work = Evaluation(session)
     for one in judges:
         await work.judge(one, requests_to(one.name, asked, answers, baseline))
