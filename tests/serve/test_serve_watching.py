@@ -185,4 +185,4 @@ def test_logs_and_warnings_of_packages_with_their_own_handlers_are_json() -> Non
 @pytest.mark.parametrize("name", ["console", "otlp"])
 def test_exporters_can_be_had(name: Any) -> None:
     provider = provider_of(name)
-    provider.shutdown()  # type: ignore[attr-defined]
+    provider.shutdown()
