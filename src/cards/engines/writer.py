@@ -33,6 +33,11 @@ class Writer:
         self._eager = bool(ask.stop) or ask.boundary.reads_text
         self._starts: list[int] = []  # position of each token in the text
 
+    @property
+    def position(self) -> int:
+        """Number of the next token in the response, from 0."""
+        return len(self.ask.response.token_ids) + len(self.tokens)
+
     def choose(self, token: int) -> None:
         """Add a token that the caller drew from logits, and count it as decoded."""
         current_account().add(decoded_tokens=1)
