@@ -212,7 +212,8 @@ def with_held_text(result: Result) -> Result:
 def warn_if_unreachable(result: Result) -> None:
     """Warn if so many segments are fallbacks that the model probably cannot reach the target reward."""
     rate = result.usage.fallback_rate
-    if rate is not None and rate > HIGH_FALLBACK:
+    tested = any(segment.threshold is not None for segment in result.segments)  # against a target reward
+    if tested and rate is not None and rate > HIGH_FALLBACK:
         warnings.warn(
             f"{rate:.0%} of the segments are fallbacks because no candidate passed: this model probably cannot reach the "
             "target reward, and the method acts as best-of-n for each segment. Lower target or raise beta.",

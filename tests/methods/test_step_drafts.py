@@ -14,7 +14,6 @@ from cards import Decoder, FixedLength
 from cards.boundaries import Step, Whole
 from cards.engines.mock import MockEngine
 from cards.methods import CDSL, GSI, RSD, Vanilla
-from cards.methods.drafts.gsi import sigmoid
 from cards.rewards import FunctionReward
 from cards.testing import check_law
 
@@ -138,11 +137,6 @@ def test_gsi_keeps_a_step_of_the_draft_that_is_good_enough() -> None:
     result = Decoder(steps_of("aad"), reward, GSI(proposer=steps_of("aad"), n=3, boundary=Whole()))("a")
     usage = result.usage
     assert (usage.draft_kept_tokens, usage.lm_decoded_tokens, usage.lm_wasted_tokens) == (3, 0, 0)
-
-
-def test_sigmoid_of_extremes() -> None:
-    assert [sigmoid(x) for x in (-1e9, 0.0, 1e9)] == [0.0, 0.5, 1.0]
-    assert sigmoid(1.3) == pytest.approx(1 / (1 + math.exp(-1.3)))
 
 
 # cdsl

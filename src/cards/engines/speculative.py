@@ -145,8 +145,10 @@ class SpeculativeEngine(Engine):
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
         return await self.target.logits(prompt, response, last)
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
-        return await self.target.logprobs(prompt, response, last)
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
+        return await self.target.logprobs(prompt, response, last, temperature)
 
     @property
     def requests(self) -> int:

@@ -12,7 +12,7 @@ from cards.errors import check
 from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
 from cards.rewards.engines import as_engine
-from cards.rewards.process import sigmoid
+from cards.rewards.scale import sigmoid
 
 QUESTION = """\
 Read this conversation between a user and an assistant. The last answer may be unfinished.
@@ -39,6 +39,7 @@ class SelfEvaluation(Reward):
     """
 
     kind: ClassVar[str] = "self-evaluation"
+    scale = "probability"
 
     def __init__(
         self,

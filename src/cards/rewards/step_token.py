@@ -12,7 +12,8 @@ from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 from cards.rewards.engines import as_engine, encode_prompt
-from cards.rewards.process import finished_steps, sigmoid
+from cards.rewards.process import finished_steps
+from cards.rewards.scale import sigmoid
 
 
 class StepTokenReward(Reward):
@@ -25,6 +26,7 @@ class StepTokenReward(Reward):
 
     kind: ClassVar[str] = "steps"
 
+    scale = "probability"
     target = 0.5
 
     def __init__(

@@ -104,7 +104,9 @@ class TransformersEngine(Engine):
         ids = [*prompt.token_ids, *response.token_ids]
         return cast("NDArray[np.float32]", await self._read(prompt, ids, last, lambda logits: _numpy(logits.float())))
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
         ids = list(response.token_ids)
         last = len(ids) if last is None else last
         check(0 <= last <= len(ids), f"last must be between 0 and {len(ids)}, the length of the response, got {last}.")
@@ -113,7 +115,7 @@ class TransformersEngine(Engine):
         drawn = torch.tensor(ids[len(ids) - last :]).unsqueeze(1)
 
         def reduce(logits: Tensor) -> NDArray[np.float64]:
-            return _numpy(logits.double().log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
+            return _numpy((logits.double() / temperature).log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
 
         return cast("NDArray[np.float64]", await self._read(prompt, [*prompt.token_ids, *ids[:-1]], last, reduce))
 
