@@ -19,6 +19,7 @@ from cards.parts import Composite
 from cards.progress import run_concurrently
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
+from cards.sampling import seed_at
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
 
@@ -137,7 +138,9 @@ class Decoder(Composite):
         concurrency: int | None = None,
         **options: Any,
     ) -> list[Result]:
-        """Async version of `batch`. Prompt number i has seed + i, so that it can be repeated alone.
+        """Async version of `batch`. Prompt number i has the seed `cards.sampling.seed_at(seed, i)`, which its result names.
+
+        So a prompt can be repeated alone, and batches with other seeds share no random numbers with this one.
 
         concurrency: maximum number of requests in flight; None means the engine's number of sequences.
         progress: whether to show a progress bar; None shows it on terminals.
@@ -148,7 +151,7 @@ class Decoder(Composite):
         errors: dict[int, Exception] = {}
 
         async def one(i: int) -> None:
-            results[i] = await self.agenerate(prompts[i], seed=seed + i, **options)
+            results[i] = await self.agenerate(prompts[i], seed=seed_at(seed, i), **options)
 
         await run_concurrently(range(len(prompts)), one, errors.__setitem__, concurrency or self.engine.rows, progress)
         if errors:

@@ -11,6 +11,7 @@ from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
 from cards.prompts import format_prompt
+from cards.sampling import seed_at
 from cards.usage import Usage
 
 RESULT_FIELDS = ("text", "reward", "finish_reason", "seed", "method")
@@ -50,7 +51,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class RowDecoder:
-    """A decoder for batch rows. Row i has the seed `options.seed` + i unless the row gives a seed."""
+    """A decoder for batch rows. Row i has the seed `seed_at(options.seed, i)` unless it gives one."""
 
     decoder: Decoder
     options: BatchOptions
@@ -62,7 +63,7 @@ class RowDecoder:
         """
         try:
             fields = parsed(raw)
-            seed = _whole_number(fields, "seed", self.options.seed + number, 0)
+            seed = _whole_number(fields, "seed", seed_at(self.options.seed, number), 0)
             max_tokens = _whole_number(fields, "max_tokens", self.options.max_tokens, 1)
             prompt = self.prompt(fields)
             result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=max_tokens, stop=self.options.stop)

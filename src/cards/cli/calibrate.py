@@ -23,6 +23,7 @@ from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
 from cards.study.session import opened
 from cards.study.statistics import Estimate
+from cards.study.statistics import interval_name
 from cards.study.tables import Table, interval, show_tables, to_json
 
 CONSTRAINTS, FIXED, SAMPLES = "Constraints", "Fixed settings", "Samples"
@@ -162,7 +163,7 @@ def _show(result: CalibrationResult) -> None:
     console = Console(highlight=False, markup=False)
     chosen = ", ".join(f"{name} {value}" for name, value in result.settings.items())
     console.print(f"recommended: {chosen}")
-    console.print(f"95% interval of r* over prompts: {result.target.low:.2f} to {result.target.high:.2f}")
+    console.print(f"r*: {interval_name(len(result.responses))}, {result.target.low:.2f} to {result.target.high:.2f}")
 
 
 def _tables(result: CalibrationResult) -> Iterator[Table]:
@@ -188,7 +189,7 @@ def _tables(result: CalibrationResult) -> Iterator[Table]:
         figures = {"predicted": result.choice.rates if probe is None else probe.predicted}
         figures |= {} if probe is None else {"measured": probe.measured}
         rows = [[rate, *(_figure(rate, values[rate]) for values in figures.values())] for rate in result.choice.rates]
-        yield Table(f"rates for {name} (95% intervals over prompts)", ["", *figures], rows)
+        yield Table(f"rates for {name} ({interval_name(len(result.responses))})", ["", *figures], rows)
 
 
 def _figure(name: str, value: Estimate) -> str:

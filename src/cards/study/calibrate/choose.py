@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from cards.errors import SettingError, check
 from cards.study.calibrate.predict import FIGURES, Row
-from cards.study.statistics import SEED, Estimate, bounds
+from cards.study.statistics import SEED, UNBOUNDED, Estimate, bootstrapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,8 +154,8 @@ def choose(
             resampled_targets.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
         index,
-        {name: Estimate(float(overall[name][0, index]), *bounds(resampled[name][:, index])) for name in RATES},
-        Estimate(float(targets[index]), *bounds(resampled_targets)),
+        {name: _estimate(name, overall[name][0, index], resampled[name][:, index], prompts) for name in RATES},
+        bootstrapped(float(targets[index]), resampled_targets, prompts, (targets.min(), targets.max())),
     )
 
 
@@ -166,7 +167,12 @@ def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     prompts = len(figures)
     draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
     overall, resampled = rates(figures.mean(0)), rates(draws @ figures)
-    return {name: Estimate(float(overall[name]), *bounds(resampled[name])) for name in RATES}
+    return {name: _estimate(name, overall[name], resampled[name], prompts) for name in RATES}
+
+
+def _estimate(name: str, value: Any, samples: Floats, prompts: int) -> Estimate:
+    within = (0.0, 1.0) if name in ("acceptance", "fallback") else UNBOUNDED if name == "reward" else (0.0, inf)
+    return bootstrapped(float(value), samples, prompts, within)
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cards.study.statistics import SEED, Estimate, bounds, grouped
+from cards.study.statistics import SEED, Estimate, bootstrapped, grouped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | Non
         return None
     draws = np.random.default_rng(SEED).integers(len(groups), size=(RESAMPLES, len(groups)))
     resampled = [_coefficient(np.concatenate([groups[i] for i in draw]), ranks) for draw in draws]
-    return Estimate(value, *bounds([x for x in resampled if x is not None]))
+    return bootstrapped(value, [x for x in resampled if x is not None], len(groups), (-1.0, 1.0))
 
 
 def _coefficient(pairs: Floats, ranks: bool) -> float | None:
