@@ -210,7 +210,9 @@ def test_models_that_pad_their_vocabulary_differently_follow_the_law(longer: str
             return np.pad(await super().logits(prompt, response, last), ((0, 0), (0, 2)), constant_values=-1e9)
 
     models = {"target": next_token, "draft": far}
-    pair = {name: (Padded if name == longer else MockEngine)(model, LETTERS, end=LETTERS[END]) for name, model in models.items()}
+    pair = {
+        name: (Padded if name == longer else MockEngine)(model, LETTERS, end=LETTERS[END]) for name, model in models.items()
+    }
     found = drawn(SpeculativeEngine(**pair, gamma=2), n=50, seeds=DRAWS // 50)
     sampling = Sampling()
     check_law(Counter(s.token_ids for s in found), enumerated(next_token, sampling, 4), wrong=enumerated(far, sampling, 4))

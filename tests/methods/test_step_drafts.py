@@ -123,7 +123,9 @@ def gsi_law(n: int, beta: float, threshold: float, temperature: float, s: Sequen
 
 
 @pytest.mark.parametrize("scale", ["probability", "unbounded"])
-@pytest.mark.parametrize(("n", "beta", "threshold", "temperature"), [(1, 2.0, 0.5, 1.0), (3, 4.0, 0.65, 1.0), (3, 4.0, 0.6, 0.6)])
+@pytest.mark.parametrize(
+    ("n", "beta", "threshold", "temperature"), [(1, 2.0, 0.5, 1.0), (3, 4.0, 0.65, 1.0), (3, 4.0, 0.6, 0.6)]
+)
 def test_gsi_follows_its_law(n: int, beta: float, threshold: float, temperature: float, scale: Any) -> None:
     method = GSI(proposer=letter(*SMALL), n=n, beta=beta, threshold=threshold, temperature=temperature, boundary=Whole())
     rewards = {"a": 0.9, "b": 0.6, "c": 0.3} if scale == "probability" else REWARDS
@@ -133,7 +135,11 @@ def test_gsi_follows_its_law(n: int, beta: float, threshold: float, temperature:
     s = [r if scale == "probability" else 1 / (1 + math.exp(-r)) for r in rewards.values()]
     squashed = [1 / (1 + math.exp(-x)) for x in s]
     law, wrong = (gsi_law(n, beta, threshold, temperature, values) for values in (s, squashed))
-    check_law(Counter(r.text for r in draws), law, wrong=wrong if n > 1 and scale == "probability" else dict(zip("abc", BIG, strict=True)))
+    check_law(
+        Counter(r.text for r in draws),
+        law,
+        wrong=wrong if n > 1 and scale == "probability" else dict(zip("abc", BIG, strict=True)),
+    )
 
 
 def test_defaults_of_step_drafts_are_the_published_ones() -> None:

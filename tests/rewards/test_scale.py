@@ -21,7 +21,11 @@ def reward(scale: str, *values: float) -> FunctionReward:
 
 
 def test_a_probability_is_never_squashed_and_other_rewards_are_once() -> None:
-    assert [to_probability(0.84, scale) for scale in ("probability", "logit", "unbounded")] == [0.84, sigmoid(0.84), sigmoid(0.84)]
+    assert [to_probability(0.84, scale) for scale in ("probability", "logit", "unbounded")] == [
+        0.84,
+        sigmoid(0.84),
+        sigmoid(0.84),
+    ]
     for scale in ("probability", "logit", "unbounded"):
         assert to_probability(from_probability(0.7, scale), scale) == pytest.approx(0.7)
     assert [sigmoid(x) for x in (-1e4, 0.0, 1e4)] == [0.0, 0.5, 1.0]

@@ -39,7 +39,9 @@ def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"Input rows, each with a prompt or messages: {FILE_TYPES}.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=f"Output rows with the responses, in input order: {FILE_TYPES}.")],
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed. The seeds of the rows are derived from it, unless they have their own.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed. The seeds of the rows are derived from it, unless they have their own.")
+    ] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens, unless the row has its own.")] = 128,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
     prompt_field: Annotated[str | None, typer.Option(help="Name of the field with the prompt (text or messages).")] = None,

@@ -58,7 +58,9 @@ class Writer:
         elif count == self.limit:
             self.end("length")
         elif count == ask.boundary.maximum or (
-            ask.boundary.reads_text and count >= ask.boundary.minimum and ask.boundary.ends_after(self._text.text[self._before :])
+            ask.boundary.reads_text
+            and count >= ask.boundary.minimum
+            and ask.boundary.ends_after(self._text.text[self._before :])
         ):
             self.end()
 

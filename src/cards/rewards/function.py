@@ -21,7 +21,9 @@ class FunctionReward(Reward):
     `scale` is "probability" if the function returns numbers between 0 and 1. Exceptions of the function become RewardErrors.
     """
 
-    def __init__(self, function: Scorer, *, target: float | None = None, scale: Scale = "unbounded", name: str | None = None) -> None:
+    def __init__(
+        self, function: Scorer, *, target: float | None = None, scale: Scale = "unbounded", name: str | None = None
+    ) -> None:
         self.function, self.target, self.scale = function, target, scale
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
 

@@ -71,7 +71,9 @@ class ProcessReward(Reward):
         found = {k: self.cached[k] for k in wanted if k in self.cached}
         if new := {k: step for k, step in wanted.items() if k not in found}:
             scores = await self.reward.score(plain, list(new.values()))
-            fresh = dict(zip(new, [to_probability(r, self.reward.scale) for r in scores] if self.squash else scores, strict=True))
+            fresh = dict(
+                zip(new, [to_probability(r, self.reward.scale) for r in scores] if self.squash else scores, strict=True)
+            )
             found |= fresh
             self.cached |= fresh
             while len(self.cached) > CACHED_STEPS:

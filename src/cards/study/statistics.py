@@ -17,7 +17,26 @@ V = TypeVar("V")
 CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 # Quantiles of Student's t at (1 + CONFIDENCE) / 2 for 1, 2, ... 18 degrees of freedom.
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101)
+T = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+)
 FEW = len(T) + 2  # bootstrap intervals over fewer prompts are widened
 UNBOUNDED = (-inf, inf)
 

@@ -62,7 +62,9 @@ class GSI(Method):
         request = limit_to_context(request, (engine, proposer))
         response, index = Response(), 0
         while response.finish_reason is None:
-            ask = replace(request.ask(response), boundary=self.boundary, sampling=Sampling(self.temperature), segment=index, n=self.n)
+            ask = replace(
+                request.ask(response), boundary=self.boundary, sampling=Sampling(self.temperature), segment=index, n=self.n
+            )
             u = uniforms(request.seed, index, 0, 2, CHOICE)
             steps: list[Segment] = []
             sources: Sequence[tuple[Role, Engine]] = (("draft", proposer), ("lm", engine))
