@@ -13,7 +13,7 @@ from typing import Any
 from cards.background import background
 from cards.engines.base import Engine
 from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, UnreachableTargetWarning, check
-from cards.events import Done, Event, Fold, Message, Prompt, Response, Result
+from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
 from cards.parts import Composite
 from cards.progress import run_concurrently

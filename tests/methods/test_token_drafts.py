@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import softmax
 from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
+from scipy.special import softmax
 
 from cards import CARDS, Decoder, Entropy, FixedLength, Result
 from cards.engines.mock import MockEngine

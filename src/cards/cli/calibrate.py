@@ -22,8 +22,7 @@ from cards.study.calibrate.run import Calibration, CalibrationRequest, Calibrati
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
 from cards.study.session import opened
-from cards.study.statistics import Estimate
-from cards.study.statistics import interval_name
+from cards.study.statistics import Estimate, interval_name
 from cards.study.tables import Table, interval, show_tables, to_json
 
 CONSTRAINTS, FIXED, SAMPLES = "Constraints", "Fixed settings", "Samples"

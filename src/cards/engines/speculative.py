@@ -31,8 +31,8 @@ def residual(p: Floats, q: Floats) -> Floats:
 class Shift:
     """A test of drafted tokens that gives them another law than the target's.
 
-    `test` maps the next-token probabilities (p, q, s) of the target, the draft and `reference` to (accepted, proposed, weights):
-    a drafted token passes with probability min(1, accepted / proposed), and `weights` is the law of its replacement,
+    `test` maps the next-token probabilities (p, q, s) of the target, the draft and `reference` to (accepted, proposed,
+    weights): a drafted token passes with probability min(1, accepted / proposed), and `weights` is the law of its replacement,
     unnormalised. `sampling` applies to the reference.
     """
 

@@ -21,7 +21,8 @@ class Reward(Composite, ABC):
     """A score for responses to a prompt; higher is better.
 
     `scale` says what the numbers are: methods that need probabilities convert the others. `target` is the suggested target
-    reward r*, or None. `context` is the maximum number of tokens of prompt and response together, or None. Subclasses implement `rate`, and `rate_next` if they can score next tokens together.
+    reward r*, or None. `context` is the maximum number of tokens of prompt and response together, or None. Subclasses implement
+    `rate`, and `rate_next` if they can score next tokens together.
     """
 
     kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
@@ -67,8 +68,8 @@ class Reward(Composite, ABC):
                 )
             if self.scale == "probability" and not -ROUNDING <= reward <= 1 + ROUNDING:
                 raise RewardError(
-                    f"Reward {self.name!r} has the scale 'probability', so it must return numbers between 0 and 1, got {reward}. "
-                    "Set its scale to 'unbounded'."
+                    f"Reward {self.name!r} has the scale 'probability', so it must return numbers between 0 and 1, got "
+                    f"{reward}. Set its scale to 'unbounded'."
                 )
         return rewards
 

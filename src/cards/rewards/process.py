@@ -29,7 +29,8 @@ class ProcessReward(Reward):
 
     A step ends after `delimiter`, or with the response. `join` selects the last step reward, the lowest, their mean or their
     product. `squash` turns each into a probability first, which is needed for the product of log-odds; rewards that are
-    probabilities stay as they are. Without a finished step, the bare prompt is scored. Step rewards are cached. The inner reward reads text instead of the LM's tokens, because a step may end inside a token.
+    probabilities stay as they are. Without a finished step, the bare prompt is scored. Step rewards are cached. The inner
+    reward reads text instead of the LM's tokens, because a step may end inside a token.
     """
 
     kind: ClassVar[str] = "process"

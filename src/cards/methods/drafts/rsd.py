@@ -26,8 +26,8 @@ class RSD(Sampled):
         s = r(x, y + step) as a probability,   step ~ proposer
         accept the step if s >= threshold (delta), else take a step of the LM, unscored
 
-    A step follows q_proposer 1[s >= threshold] + P(s < threshold) q. `process` scores steps; without it the reward does. s is the
-    score itself if its scale is `probability`, else its sigmoid. Events show the threshold on the scale of r.
+    A step follows q_proposer 1[s >= threshold] + P(s < threshold) q. `process` scores steps; without it the reward does. s is
+    the score itself if its scale is `probability`, else its sigmoid. Events show the threshold on the scale of r.
 
     Differs from the published code: the end-of-text token is respected within a step.
     """
