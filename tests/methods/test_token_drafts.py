@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
+from numpy.typing import NDArray
 from scipy.special import softmax
 
 from cards import CARDS, Decoder, Entropy, FixedLength, Result
@@ -21,6 +22,8 @@ from cards.methods import SSS, Vanilla
 from cards.rewards import FunctionReward
 from cards.sampling import Sampling
 from cards.testing import check_law, normalised
+
+Floats = NDArray[np.float64]
 
 # speculative
 
@@ -45,16 +48,18 @@ def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> No
 # sss
 
 
-def tempered(p: Sequence[float], temperature: float) -> np.ndarray:
-    weights = np.array(p) ** (1 / temperature)
-    return weights / weights.sum()
+def tempered(p: Sequence[float], temperature: float) -> Floats:
+    weights: Floats = np.array(p) ** (1 / temperature)
+    weights /= weights.sum()
+    return weights
 
 
-def cut(p: Sequence[float], sampling: Sampling) -> np.ndarray:
+def cut(p: Sequence[float], sampling: Sampling) -> Floats:
     weights = tempered(p, sampling.temperature)
     if sampling.top_k:
         weights[weights < np.sort(weights)[-sampling.top_k]] = 0
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def sss_law(test: str, sampling: Sampling) -> Model:
@@ -80,7 +85,7 @@ def sss_law(test: str, sampling: Sampling) -> Model:
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=3)], ids=str)
 @pytest.mark.parametrize("test", ["exact", "paper", "repository"])
 def test_sss_follows_the_law_it_states(test: Any, sampling: Sampling) -> None:
-    settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "test": test, "chunk": None}
+    settings: dict[str, Any] = {"temperature": sampling.temperature, "top_k": sampling.top_k, "test": test, "chunk": None}
     for lookahead in (1, 3):
         method = SSS(aligned=engine(other(5)), reference=engine(other(6)), lookahead=lookahead, **settings)
         draws = Counter(r.token_ids for r in decoded(Decoder(engine(), None, method), 900, max_tokens=3))
@@ -109,7 +114,7 @@ def test_the_exact_test_of_sss_samples_its_aim_and_accepts_more_than_the_publish
 
 def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_once_a_round() -> None:
     def run(lookahead: int, aligned: Model, reference: Model) -> Result:
-        models = {"aligned": engine(aligned, False), "reference": engine(reference, False)}
+        models: dict[str, Any] = {"aligned": engine(aligned, False), "reference": engine(reference, False)}
         method = SSS(temperature=1.0, top_k=None, **models, lookahead=lookahead, chunk=None)
         return Decoder(engine(end=False), None, method)("a", max_tokens=12, seed=3)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -45,16 +44,6 @@ class Service:
 
     def generation(self, request: GenerationRequest) -> Generation:
         return Generation(request, self.gate, self.readiness, self.tracing)
-
-    @asynccontextmanager
-    async def admission(self) -> AsyncGenerator[None, None]:
-        """Wait for room for one response that does not come from the API. Raises ApiError."""
-        self._check_open()
-        await self.gate.enter(1)
-        try:
-            yield
-        finally:
-            self.gate.leave()
 
     def validate(self, body: Body, arrived: float) -> GenerationRequest:
         """Check a request and encode its prompts. Raises ApiError or CardsError."""

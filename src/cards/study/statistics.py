@@ -6,37 +6,20 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb, inf, sqrt
 from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 K = TypeVar("K", str, int)
 V = TypeVar("V")
 CONFIDENCE, RESAMPLES, SEED = 0.95, 2000, 0
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 # Quantiles of Student's t at (1 + CONFIDENCE) / 2 for 1, 2, ... 18 degrees of freedom.
-T = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-)
+# fmt: off
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
+     2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101)
+# fmt: on
 FEW = len(T) + 2  # bootstrap intervals over fewer prompts are widened
 UNBOUNDED = (-inf, inf)
 
@@ -88,27 +71,32 @@ def grouped(values: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
     return {key: groups[key] for key in sorted(groups)}
 
 
-def bootstrapped(
-    value: float, samples: Sequence[float] | NDArray[np.float64], prompts: int, within: tuple[float, float] = UNBOUNDED
+def interval_name(prompts: int) -> str:
+    """Return what the bootstrap intervals of this number of prompts are, for headings."""
+    widened = f", widened by Student's t for fewer than {FEW} prompts" if prompts < FEW else ""
+    return f"95% interval over prompts{widened}"
+
+
+def bootstrap(count: int, resamples: int) -> NDArray[np.float64]:
+    """Return weights of items, [1 + resamples, count]: equal weights in row 0, then those of bootstrap samples."""
+    draws = np.random.default_rng(SEED).multinomial(count, [1 / count] * count, resamples)
+    return np.concatenate([np.ones((1, count)), draws]) / count
+
+
+def with_interval(
+    values: Sequence[float] | NDArray[np.float64], prompts: int, within: tuple[float, float] = UNBOUNDED
 ) -> Estimate:
-    """Return a value with the percentile interval of its `samples`, from resamples of this number of prompts.
+    """Return the first value, with the percentile interval of the others, its values for resamples of this many prompts.
 
     Percentile intervals of few prompts are too narrow. So for fewer than 20 prompts both sides are multiplied by
     t sqrt(n / (n - 1)) / z, which turns the interval of a mean of normal values into Student's. `within` is the range of the
     value.
     """
-    import numpy as np
-
-    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    value = float(values[0])
+    low, high = np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     wider = T[prompts - 2] * sqrt(prompts / (prompts - 1)) / Z if 2 <= prompts < FEW else 1.0
     low, high = (value + wider * (end - value) for end in (low, high))
     return Estimate(value, float(max(low, within[0])), float(min(high, within[1])))
-
-
-def interval_name(prompts: int) -> str:
-    """Return what the bootstrap intervals of this number of prompts are, for headings."""
-    widened = f", widened by Student's t for fewer than {FEW} prompts" if prompts < FEW else ""
-    return f"95% interval over prompts{widened}"
 
 
 def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
@@ -116,14 +104,12 @@ def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
 
     The interval is a bootstrap over prompts, because responses to the same prompt are not independent.
     """
-    import numpy as np
-
     by_prompt = grouped(values)
     if not by_prompt:
         return None
     means = np.array([np.mean(group) for group in by_prompt.values()])
     draws = np.random.default_rng(SEED).integers(len(means), size=(RESAMPLES, len(means)))
-    return bootstrapped(float(means.mean()), means[draws].mean(axis=1), len(means))
+    return with_interval([means.mean(), *means[draws].mean(axis=1)], len(means))
 
 
 def compare(
@@ -181,8 +167,6 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
 
     The interval of kappa is a bootstrap over prompts.
     """
-    import numpy as np
-
     triples = list(labels)
     if not triples:
         return None
@@ -192,15 +176,12 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
     for prompt, one, other in triples:
         tables[prompts[prompt], names[one], names[other]] += 1
 
-    draws = np.random.default_rng(SEED).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(prompts))), draws])
-    counts = np.einsum("rp,pij->rij", weights, tables)
+    counts = np.einsum("rp,pij->rij", bootstrap(len(prompts), RESAMPLES), tables)
     counts /= counts.sum(axis=(1, 2), keepdims=True)
     observed, chance = counts.trace(axis1=1, axis2=2), (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1)
     varied = chance < 1 - 1e-12
     kappas = (observed[varied] - chance[varied]) / (1 - chance[varied])
     equal = share((prompt, float(one == other)) for prompt, one, other in triples)
     assert equal is not None
-    if not varied[0]:
-        return Agreement(len(prompts), equal, None)
-    return Agreement(len(prompts), equal, bootstrapped(float(kappas[0]), kappas, len(prompts), (-1.0, 1.0)))
+    kappa = with_interval(kappas, len(prompts), (-1.0, 1.0)) if varied[0] else None
+    return Agreement(len(prompts), equal, kappa)

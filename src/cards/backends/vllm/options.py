@@ -49,7 +49,8 @@ def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
     sampling, boundary = ask.sampling, ask.boundary
     if boundary.reads_logits and type(boundary) is not Entropy:
         raise MismatchError(
-            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, or the transformers engine."
+            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, a boundary that reads only text, or "
+            "the transformers engine."
         )
     options: dict[str, str | int | float] = {
         "seed": ask.seed % 2**64,  # as in `uniforms`, and small enough for the protocol
