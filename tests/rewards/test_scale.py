@@ -31,27 +31,24 @@ def test_a_probability_is_never_squashed_and_other_rewards_are_once() -> None:
     assert [sigmoid(x) for x in (-1e4, 0.0, 1e4)] == [0.0, 0.5, 1.0]
 
 
-P, L, U = (lambda: reward("probability"), lambda: reward("logit"), lambda: reward("unbounded"))
-
-
 @pytest.mark.parametrize(
     ("made", "scale"),
     [
         (JSONReward(), "probability"),
         (FunctionReward(lambda p, r: 0.0), "unbounded"),
-        (ProcessReward(P()), "probability"),
-        (ProcessReward(P(), join="product"), "probability"),
-        (ProcessReward(L(), join="mean"), "logit"),
-        (ProcessReward(L(), join="product"), "unbounded"),
-        (ProcessReward(U()), "unbounded"),
-        (ProcessReward(U(), squash=True), "probability"),
-        (Minimum([P(), P()]), "probability"),
-        (Minimum([P(), L()]), "unbounded"),
-        (Pessimistic([L(), L()]), "logit"),
-        (WeightedSum([P(), P()], [0.3, 0.7]), "probability"),
-        (WeightedSum.of([P(), P()]), "unbounded"),
-        (WeightedSum([P(), P()], [2.0, -1.0]), "unbounded"),
-        (WeightedSum([L(), L()], [2.0, 1.0]), "logit"),
+        (ProcessReward(reward("probability")), "probability"),
+        (ProcessReward(reward("probability"), join="product"), "probability"),
+        (ProcessReward(reward("logit"), join="mean"), "logit"),
+        (ProcessReward(reward("logit"), join="product"), "unbounded"),
+        (ProcessReward(reward("unbounded")), "unbounded"),
+        (ProcessReward(reward("unbounded"), squash=True), "probability"),
+        (Minimum([reward("probability"), reward("probability")]), "probability"),
+        (Minimum([reward("probability"), reward("logit")]), "unbounded"),
+        (Pessimistic([reward("logit"), reward("logit")]), "logit"),
+        (WeightedSum([reward("probability"), reward("probability")], [0.3, 0.7]), "probability"),
+        (WeightedSum.of([reward("probability"), reward("probability")]), "unbounded"),
+        (WeightedSum([reward("probability"), reward("probability")], [2.0, -1.0]), "unbounded"),
+        (WeightedSum([reward("logit"), reward("logit")], [2.0, 1.0]), "logit"),
     ],
     ids=str,
 )
