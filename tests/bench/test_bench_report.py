@@ -104,9 +104,9 @@ def test_tables_say_the_same_in_all_forms(tmp_path: Path) -> None:
     found = report(HEADER, ROWS)
     quality, against, cost, text = tables(found)
     assert quality.columns == ["method", "responses", "gold", "reward"]
-    assert quality.rows[0] == ["vanilla", "2", "0.50 [0.00, 1.00]", "1.00 [0.00, 2.00]"]
+    assert quality.rows[0] == ["vanilla", "2", "0.50 [-4.08, 5.08]", "1.00 [-8.17, 10.17]"]
     assert [r[0] for r in against.rows] == ["best-of-n:n=2", "best-of-n:n=4"]
-    assert against.rows[0][1:] == ["0.50 [0.00, 1.00]", "50% [0, 100]", "50% [0, 100]", "0% [0, 0]"]
+    assert against.rows[0][1:] == ["0.50 [-4.08, 5.08]", "50% [9, 91]", "50% [9, 91]", "0% [0, 66]"]
     assert cost.rows[1] == ["best-of-n:n=2", "2.0", "10.0", "20.0", "4G", "1.500", "2.000", "25%", "50%"]
     assert text.rows[1] == ["best-of-n:n=2", ".80/1.00/1.00", ".00/.00/-", "-0.19", "8.00", "1.39", "0.19"]
     markdown, rows, machine = (path.read_text(encoding="utf-8") for path in write(found, tmp_path / "results.jsonl"))

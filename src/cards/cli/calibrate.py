@@ -19,6 +19,7 @@ from cards.study.calibrate.plan import DEFAULT_COST, CalibrationRequest, Constra
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
 from cards.study.session import opened
+from cards.study.statistics import interval_name
 from cards.study.tables import show_tables, to_json
 
 
@@ -81,5 +82,5 @@ def calibrate(
         console = Console(highlight=False, markup=False)
         console.print(f"recommended: {', '.join(f'{name} {value}' for name, value in result.settings.items())}")
         target = result.choice.target
-        console.print(f"95% interval of r* over prompts: {target.low:.2f} to {target.high:.2f}")
+        console.print(f"r*: {interval_name(len(result.responses))}, {target.low:.2f} to {target.high:.2f}")
     say(f"profile: {out}, with .samples.jsonl, .report.json and .png next to it", "dim")

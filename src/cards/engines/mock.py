@@ -100,12 +100,13 @@ class MockEngine(Engine):
             for i in unfinished:
                 writer = writers[i]
                 logits, at = self._next(prefix + tuple(writer.tokens)), len(writer.tokens)
+                p = distribution(logits, ask.sampling, writer.position)
                 if ask.boundary.reads_logits and at >= ask.boundary.minimum:
                     uncertainty = ask.boundary.uncertainty(logits)
                     if ask.boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         continue
-                writer.push(pick(distribution(logits, ask.sampling), u[i][at]))
+                writer.push(pick(p, u[i][at]))
                 drew += 1
             account.add(decoded_tokens=drew, steps=1)
         yield [writer.segment for writer in writers if writer.segment is not None]
@@ -115,12 +116,14 @@ class MockEngine(Engine):
         check(1 <= last <= len(ids), f"last must be between 1 and the {len(ids)} tokens of prompt and response, got {last}.")
         return (await self._last_logits(ids, last)).astype(np.float32)
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
         ids = response.token_ids
         last = len(ids) if last is None else last
         if not last:
             return np.zeros(0)
-        logits = await self._last_logits(prompt.token_ids + ids[:-1], last)
+        logits = await self._last_logits(prompt.token_ids + ids[:-1], last) / temperature
         return np.array([row[t] - np.logaddexp.reduce(row) for row, t in zip(logits, ids[-last:], strict=True)])
 
     async def _last_logits(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:

@@ -44,7 +44,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
     """A harness model whose texts come from `method` and `reward`. Log-likelihoods are those of the LM alone.
 
     `pretrained` and `reward` are names as for `cards generate`. Further arguments are settings of the method and take
-    precedence over the sampling arguments of a task. Request number i with the same generation arguments uses seed + i.
+    precedence over the sampling arguments of a task. Requests with the same generation arguments are a batch.
     """
 
     def __init__(

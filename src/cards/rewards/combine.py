@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 from abc import abstractmethod
 from collections.abc import Awaitable, Iterable, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
+from cards.rewards.scale import shared_scale
 
 
 class Combination(Reward):
@@ -18,7 +20,7 @@ class Combination(Reward):
     def __init__(self, rewards: Sequence[Reward], *, target: float | None = None) -> None:
         check(len(rewards) > 0, f"{type(self).__name__} needs at least one reward, got none.")
         self.rewards, self.target = tuple(rewards), target
-        self.parts = self.rewards
+        self.parts, self.scale = self.rewards, shared_scale(reward.scale for reward in rewards)
         self.context = min((r.context for r in rewards if r.context is not None), default=None)
         self.name = f"{type(self).__name__}({', '.join(r.name for r in rewards)})"
 
@@ -37,12 +39,14 @@ class Combination(Reward):
 
 
 class WeightedSum(Combination):
-    """The weighted sum of rewards, sum_i w_i r_i."""
+    """The weighted sum of rewards, sum_i w_i r_i. A mean of probabilities (the weights sum to 1) is one too."""
 
     def __init__(self, rewards: Sequence[Reward], weights: Sequence[float], *, target: float | None = None) -> None:
         super().__init__(rewards, target=target)
         check(len(weights) == len(rewards), f"A sum of {len(rewards)} rewards needs as many weights, got {len(weights)}.")
         self.weights = tuple(weights)
+        if self.scale == "probability" and not (min(weights) >= 0 and math.isclose(math.fsum(weights), 1)):
+            self.scale = "unbounded"
 
     @classmethod
     def of(cls, rewards: Sequence[Reward]) -> WeightedSum:
@@ -62,7 +66,7 @@ class Minimum(Combination):
 
 
 class Pessimistic(Combination):
-    """The mean minus k population standard deviations of an ensemble.
+    """The mean minus k population standard deviations of an ensemble. For probabilities, at least 0.
 
     Disagreement of the ensemble is a sign of reward hacking. Similar to uncertainty-weighted optimisation (arXiv 2310.02743),
     which subtracts the variance.
@@ -74,4 +78,5 @@ class Pessimistic(Combination):
         self.k = k
 
     def join(self, scores: Sequence[float]) -> float:
-        return statistics.fmean(scores) - self.k * statistics.pstdev(scores)
+        bound = statistics.fmean(scores) - self.k * statistics.pstdev(scores)
+        return max(0.0, bound) if self.scale == "probability" else bound

@@ -11,7 +11,7 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
 from cards.rewards.engines import EngineReward
-from cards.rewards.process import sigmoid
+from cards.rewards.scale import sigmoid
 
 QUESTION = """\
 Read this conversation between a user and an assistant. The last answer may be unfinished.
@@ -38,6 +38,7 @@ class SelfEvaluation(EngineReward):
     """
 
     kind: ClassVar[str] = "self-evaluation"
+    scale = "probability"
 
     def __init__(
         self,

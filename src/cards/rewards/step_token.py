@@ -11,7 +11,8 @@ from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.engines import EngineReward, encode_prompt
-from cards.rewards.process import finished_steps, sigmoid
+from cards.rewards.process import finished_steps
+from cards.rewards.scale import sigmoid
 
 
 class StepTokenReward(EngineReward):
@@ -23,6 +24,8 @@ class StepTokenReward(EngineReward):
     """
 
     kind: ClassVar[str] = "steps"
+
+    scale = "probability"
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from cards.events import Prompt
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
-from cards.sampling import Sampling
+from cards.sampling import Sampling, seed_at
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.generation import Choice, Generation, GenerationRequest
@@ -79,14 +79,14 @@ class Service:
             raise ApiError(503, "The server is shutting down. Retry later.", code="ending", retry_after=1)
 
     def _choices(self, body: Body) -> list[Choice]:
-        """Return `n` choices for each prompt. Choice number i, counted over all prompts, has seed + i."""
+        """Return `n` choices for each prompt. Choice number i, counted over all prompts, has the seed `seed_at(seed, i)`."""
         n, prompts = body.n or 1, body.prompts
         if (count := n * len(prompts)) > self.gate.max_running:
             why = f"A request may have at most {self.gate.max_running} responses (n for each prompt), got {count}."
             raise ApiError(400, why, param="n")
         seed = secrets.randbits(32) if body.seed is None else body.seed
         encoded = [prompt for given in prompts for prompt in [self._encoded(given)] * n]
-        return [Choice(i, prompt, seed + i) for i, prompt in enumerate(encoded)]
+        return [Choice(i, prompt, seed_at(seed, i)) for i, prompt in enumerate(encoded)]
 
     def _encoded(self, given: Any) -> Prompt:
         from jinja2 import TemplateError

@@ -26,7 +26,7 @@ from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.fingerprint import fingerprint
-from cards.sampling import Sampling, uniforms
+from cards.sampling import Sampling, invalid_logits, uniforms
 
 Reduce = Callable[[Tensor], NDArray[Any]]
 
@@ -101,7 +101,9 @@ class TransformersEngine(Engine):
         ids = [*prompt.token_ids, *response.token_ids]
         return cast("NDArray[np.float32]", await self._read(prompt, ids, last, lambda logits: _numpy(logits.float())))
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
         ids = list(response.token_ids)
         last = len(ids) if last is None else last
         check(0 <= last <= len(ids), f"last must be between 0 and {len(ids)}, the length of the response, got {last}.")
@@ -110,7 +112,7 @@ class TransformersEngine(Engine):
         drawn = torch.tensor(ids[len(ids) - last :]).unsqueeze(1)
 
         def reduce(logits: Tensor) -> NDArray[np.float64]:
-            return _numpy(logits.double().log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
+            return _numpy((logits.double() / temperature).log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
 
         return cast("NDArray[np.float64]", await self._read(prompt, [*prompt.token_ids, *ids[:-1]], last, reduce))
 
@@ -248,6 +250,11 @@ class Candidate(Row):
         return len(self.writer.tokens)
 
     def push(self, token: int) -> None:
+        """Add a token. -1 stands for invalid logits, which fail the call."""
+        if token < 0:
+            if not self.call.cancelled:
+                self.call.abort(invalid_logits(self.writer.position))
+            return
         self.tokens.append(token)
         self.call.account.add(decoded_tokens=1)
         self.writer.push(token)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import ClassVar
 
+from cards.acceptance import portion
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
 from cards.events import Event
@@ -43,5 +44,5 @@ class SpeculativeRejection(SearchMethod):
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         doubling = ((FixedLength(maximum=self.first * 2**k), 1) for k in count())
         plan = chain([(FixedLength(maximum=self.first), self.n)], doubling)
-        search = Search(plan, lambda scores: top(scores, len(scores) - int(len(scores) * self.reject)), self.sampling)
+        search = Search(plan, lambda scores: top(scores, len(scores) - int(portion(self.reject, len(scores)))), self.sampling)
         return search.stream(request, engine, required(reward, self))

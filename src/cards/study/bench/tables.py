@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cards.study.bench.report import ArmSummary, BenchReport
+from cards.study.statistics import interval_name
 from cards.study.tables import Table, big, fractions, interval, number, percent, shares, write_report
 
 Column = tuple[str, Callable[[ArmSummary], str]]
@@ -20,7 +21,7 @@ def tables(report: BenchReport) -> list[Table]:
     if score != "reward":
         quality.append(("reward", lambda s: interval(s.reward)))
     all_tables = [
-        _table(f"{score}: mean, 95% interval over prompts", quality, report.summaries),
+        _table(f"{score}: mean, {interval_name(report.prompts)}", quality, report.summaries),
         _table(f"{score} against {base}, paired ({tie})", AGAINST, others),
         _table("cost per response", COST, report.summaries),
         _table("text", TEXT, report.summaries),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from cards.errors import SettingError
 from cards.study.calibrate.plan import Constraints
 from cards.study.calibrate.predict import FIGURES
 from cards.study.journal import Row
-from cards.study.statistics import Estimate, bootstrap, with_interval
+from cards.study.statistics import UNBOUNDED, Estimate, bootstrap, with_interval
 
 Floats = NDArray[np.float64]
 
@@ -114,8 +115,8 @@ def choose(
             resampled.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
         index,
-        {name: with_interval(values[:, index]) for name, values in predicted.items()},
-        with_interval([targets[index], *resampled]),
+        {name: _estimate(name, values[:, index], figures.shape[1]) for name, values in predicted.items()},
+        with_interval([targets[index], *resampled], figures.shape[1], (targets.min(), targets.max())),
     )
 
 
@@ -123,7 +124,12 @@ def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
     figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
     found = rates(bootstrap(len(figures), RESAMPLES) @ figures)
-    return {name: with_interval(values) for name, values in found.items()}
+    return {name: _estimate(name, values, len(figures)) for name, values in found.items()}
+
+
+def _estimate(name: str, values: Floats, prompts: int) -> Estimate:
+    within = (0.0, 1.0) if name in ("acceptance", "fallback") else UNBOUNDED if name == "reward" else (0.0, inf)
+    return with_interval(values, prompts, within)
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

@@ -14,7 +14,7 @@ from cards.study.calibrate.choose import rates
 from cards.study.calibrate.plan import Constraints
 from cards.study.calibrate.run import Calibration, CalibrationResult
 from cards.study.journal import Row
-from cards.study.statistics import Estimate
+from cards.study.statistics import Estimate, interval_name
 from cards.study.tables import Table, interval
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -80,7 +80,7 @@ def tables(result: CalibrationResult) -> Iterator[Table]:
     for settings, figures in rated or [(result.settings, {"predicted": result.choice.rates})]:
         name = ", ".join(f"{key} {settings[key]}" for key in ("target", "beta", "acceptance", "alpha") if key in settings)
         rows = [[rate, *(_figure(rate, values[rate]) for values in figures.values())] for rate in result.choice.rates]
-        yield Table(f"rates for {name} (95% intervals over prompts)", ["", *figures], rows)
+        yield Table(f"rates for {name} ({interval_name(len(result.responses))})", ["", *figures], rows)
 
 
 def profile_of(

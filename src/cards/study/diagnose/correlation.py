@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cards.study.statistics import SEED, Estimate, bounds, grouped
+from cards.study.statistics import SEED, Estimate, grouped, with_interval
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | Non
         return None
     draws = np.random.default_rng(SEED).integers(len(groups), size=(RESAMPLES, len(groups)))
     resampled = [_coefficient(np.concatenate([groups[i] for i in draw]), ranks) for draw in draws]
-    return Estimate(value, *bounds([x for x in resampled if x is not None]))
+    return with_interval([value, *(x for x in resampled if x is not None)], len(groups), (-1.0, 1.0))
 
 
 def _coefficient(pairs: Floats, ranks: bool) -> float | None:

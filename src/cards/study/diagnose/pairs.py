@@ -13,7 +13,7 @@ from cards.events import Message, Response
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.prompts import content, parsed, rows
-from cards.study.statistics import Estimate, estimate
+from cards.study.statistics import Estimate, share
 
 PARTS = (0.25, 0.5, 0.75, 1.0)
 TURN = "\n\nAssistant:"
@@ -50,7 +50,7 @@ def accuracies(results: list[list[float]]) -> dict[str, Estimate]:
     """Return the accuracy by part, from the results of `preferred`, with intervals over pairs."""
     by_part = {}
     for part, values in zip(PARTS, zip(*results, strict=True), strict=True):
-        mean = estimate((str(number), value) for number, value in enumerate(values))
+        mean = share((str(number), value) for number, value in enumerate(values))
         if mean is not None:
             by_part[f"{part:.0%}"] = mean
     return by_part

@@ -24,7 +24,7 @@ from cards.study.diagnose.texts import RULES, prefix, segment_ends
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
-from cards.study.statistics import Estimate, estimate
+from cards.study.statistics import Estimate, estimate, share
 
 DRIFT_PROMPTS = 8  # prompts on which drift is measured, one text at a time
 POSITIONS = {"early": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "late": (2 / 3, 1.0)}
@@ -151,8 +151,8 @@ def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measu
         },
         template=correlation(forms),
         preferences=accuracies(results) if results else {},
-        hacked=estimate(best),
-        discordant=estimate(_discordant(graded)),
+        hacked=share(best),
+        discordant=share(_discordant(graded)),
     )
 
 
