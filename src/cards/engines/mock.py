@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.engines.base import Ask, Engine
-from cards.errors import PromptError, check
+from cards.errors import PromptError, PromptTooLongError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.prompts import check_messages
 from cards.sampling import distribution, pick, uniforms
@@ -74,7 +74,7 @@ class MockEngine(Engine):
             raise PromptError("The prompt is empty: give a text or messages.")
         ids = self.tokenize(text)
         if len(ids) >= self.context:
-            raise PromptError(
+            raise PromptTooLongError(
                 f"The prompt has {len(ids)} tokens, but the context of {self.name!r} is {self.context}: shorten the prompt."
             )
         return Prompt(text, ids, messages, self.vocabulary)

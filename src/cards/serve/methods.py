@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -57,7 +58,7 @@ class OfferedMethods:
 
     def _parse(self, name: str, key: str, value: Any) -> Any:
         try:
-            parsed = _adapter(name, key).validate_python(value)
+            parsed = _adapter(name, key).validate_json(json.dumps(value))  # strict JSON: true is not 1, a list is a tuple
         except ValidationError as error:
             raise SettingError(f"{key}: {error.errors()[0]['msg']}, got {value!r}.") from error
         if isinstance(parsed, str):
@@ -89,4 +90,4 @@ def _adapter(name: str, key: str) -> TypeAdapter[Any]:
     hint = get_type_hints(method_class(name))[key]
     if Boundary in (hint, *get_args(hint)):
         hint = str if hint is Boundary else str | None
-    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, strict=True))

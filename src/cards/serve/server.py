@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -15,25 +17,28 @@ from cards.errors import SettingError
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
+FLUSH_SECONDS = 0.4  # for last messages to reach the clients
+EXIT_SECONDS = 0.3  # for threads to end before the process exits without them
 UNREAD_TIMEOUT = 60_000  # milliseconds until a client that reads nothing is disconnected
 
 
 class Server(uvicorn.Server):
     """A server that finishes accepted requests before it shuts down.
 
-    After the first signal, new requests fail and accepted ones have up to `drain` seconds. The second signal stops at once.
+    After the first signal, new requests fail and accepted ones have up to `drain` seconds. Then, or at the second signal, they
+    end with an error. The third signal does not wait until clients have received it.
     """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, ws="none"))
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
         self.service: Service = app.state.service
         self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.service.draining:
-            self.should_exit = self.force_exit = True
+        if self.should_exit:
+            self.force_exit = True
+        self.drain_deadline = time.monotonic() + (0 if self.service.draining else self.service.options.drain)
         self.service.draining = True
-        self.drain_deadline = time.monotonic() + self.service.options.drain
 
     async def on_tick(self, counter: int) -> bool:
         if self.service.draining and (self.service.gate.idle or time.monotonic() > self.drain_deadline):
@@ -47,6 +52,8 @@ class Server(uvicorn.Server):
             log.info("listening", extra={"fields": {"host": host, "port": port}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.end()
+        self.config.timeout_graceful_shutdown = FLUSH_SECONDS  # type: ignore[assignment]  # uvicorn's annotation lacks float
         await super().shutdown(sockets)
         if self.close is not None:
             await self.close()
@@ -67,6 +74,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
-    """Serve until a signal arrives, then call `close`."""
-    Server(app, close).run([listening])
-    log.info("stopped")
+    """Serve until a signal arrives, then call `close`. The process exits even if a thread is still busy."""
+
+    async def close_and_exit() -> None:
+        await close()
+        log.info("stopped")
+        exit_ = threading.Timer(EXIT_SECONDS, os._exit, (0,))
+        exit_.daemon = True  # ends with a process that exits by itself
+        exit_.start()
+
+    Server(app, close_and_exit).run([listening])

@@ -20,7 +20,7 @@ from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
 from cards.engines.text import UNFINISHED, check_fits, encode
 from cards.engines.writer import Writer
-from cards.errors import MismatchError, PromptError, UnavailableError
+from cards.errors import MismatchError, PromptError, PromptTooLongError, UnavailableError
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
 from cards.sampling import uniforms
@@ -137,7 +137,7 @@ class OpenAIEngine(Engine):
                         break
         except RejectedRequestError as error:
             if error.too_long:
-                raise PromptError(f"Prompt and response are too long for {self.name!r}: {error}") from error
+                raise PromptTooLongError(f"Prompt and response are too long for {self.name!r}: {error}") from error
             raise
         if writer.segment is None:
             raise UnavailableError(f"The server at {self.client.address} ended a stream without a finish_reason.")
