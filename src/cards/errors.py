@@ -43,9 +43,10 @@ class UnknownNameError(CardsError, ValueError):
     """The name of a model, method, reward or option is unknown."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        known, name = sorted(known), public_name(name)
+        known = sorted(known)
         if len(name) > MAX_NAME:
-            name = name[:MAX_NAME] + "..."
+            name = name[:MAX_NAME].partition("://")[0] + "..."
+        name = public_name(name)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(known)}.{' ' + hint if hint else ''}")

@@ -64,14 +64,14 @@ def test_utilities_lie_between_0_and_1_which_is_for_equals(name: str) -> None:
     assert UTILITIES[name](MAT, "XYZ") < 0.1
 
 
-def test_agreement_is_the_mean_utility_with_the_others() -> None:
-    assert agreement(["a b", "a", "c"], "jaccard") == [0.25, 0.25, 0.0]
-    assert agreement(["a"], "chrf") == [0.0]
-    assert agreement(["aa", "a", "b"], lambda answer, reference: len(answer) - len(reference)) == [1.0, -0.5, -0.5]
+async def test_agreement_is_the_mean_utility_with_the_others() -> None:
+    assert await agreement(["a b", "a", "c"], "jaccard") == [0.25, 0.25, 0.0]
+    assert await agreement(["a"], "chrf") == [0.0]
+    assert await agreement(["aa", "a", "b"], lambda answer, reference: len(answer) - len(reference)) == [1.0, -0.5, -0.5]
 
 
-def test_equal_texts_agree_to_the_last_bit() -> None:
+async def test_equal_texts_agree_to_the_last_bit() -> None:
     texts = [MAT, MATS, "a cat", MAT, "the mat", "on the mat", MATS]
-    means = agreement(texts, "chrf")
+    means = await agreement(texts, "chrf")
     assert means[0] == means[3]
     assert means[1] == means[6]

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetW
         ({"temperature": -1}, "temperature", "greater"),
         ({"temperature": "warm"}, "temperature", "number"),
         ({"top_p": 0}, "top_p", "greater"),
-        ({"seed": -1}, "seed", "greater"),
+        ({"seed": -2}, "seed", "greater"),
         ({"n": 33}, "n", "at most 32"),
         ({"stop": ""}, "stop", "at least 1"),
         ({"stop": ["x" * 257]}, "stop", "at most 256"),
@@ -88,7 +88,7 @@ def test_another_model_is_not_found(tiny: Running) -> None:
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         tiny.client().models.retrieve("gpt-4")
-    assert tiny.get("/nowhere").json()["error"]["type"] == "not_found_error"
+    assert tiny.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(

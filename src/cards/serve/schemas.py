@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from cards.errors import UnknownNameError
 from cards.events import Message
@@ -20,12 +20,23 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _few(messages: Any) -> Any:
+    """Raise ValueError if there are too many messages or parts of messages."""
+    contents = (
+        [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    )
+    if (count := sum(len(content) if isinstance(content, list) else 1 for content in contents)) > MAX_TEXTS:
+        raise ValueError(f"there must be at most {MAX_TEXTS} messages and parts of messages, got {count}")
+    return messages
+
+
 Text = Annotated[str, AfterValidator(_encodable)]  # JSON can contain lone surrogates, tokenizers cannot encode them
 Integer = Annotated[int, Strict()]  # JSON's true is not 1
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
+MAX_TEXTS = 2048  # prompts, messages and parts of messages; each costs time before the admission of the request
 RANDOM_SEED = -1  # the convention of vLLM and llama.cpp for a new seed
 IGNORED = frozenset(  # fields that do not change a response
     {
@@ -142,7 +153,7 @@ class Body(OpenModel):
 class CompletionBody(Body):
     """`POST /v1/completions`: raw text, continued unchanged."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
     logprobs: Literal[0] | None = None
 
     @property
@@ -172,7 +183,7 @@ class ChatMessage(OpenModel):
 class ChatBody(Body):
     """`POST /v1/chat/completions`: messages, rendered with the model's chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(_few)]
     max_completion_tokens: Integer | None = Field(default=None, ge=1)
     logprobs: Flag | None = None
     top_logprobs: Literal[0] | None = None

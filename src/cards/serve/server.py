@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
-import threading
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -17,8 +18,7 @@ from cards.errors import SettingError
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
-FLUSH_SECONDS = 0.4  # for last messages to reach the clients
-EXIT_SECONDS = 0.3  # for threads to end before the process exits without them
+FLUSH_SECONDS = 0.3  # for last messages to reach the clients
 UNREAD_TIMEOUT = 60_000  # milliseconds until a client that reads nothing is disconnected
 
 
@@ -55,6 +55,8 @@ class Server(uvicorn.Server):
         self.service.end()
         self.config.timeout_graceful_shutdown = FLUSH_SECONDS  # type: ignore[assignment]  # uvicorn's annotation lacks float
         await super().shutdown(sockets)
+        if tasks := list(self.server_state.tasks):  # cancelled by uvicorn
+            await asyncio.wait(tasks, timeout=FLUSH_SECONDS / 2)
         if self.close is not None:
             await self.close()
 
@@ -74,13 +76,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
-    """Serve until a signal arrives, then call `close`. The process exits even if a thread is still busy."""
+    """Serve until a signal arrives, then call `close` and exit.
+
+    The process does not wait for threads, which may be busy, nor for the end of the interpreter, which takes seconds with torch.
+    """
 
     async def close_and_exit() -> None:
         await close()
         log.info("stopped")
-        exit_ = threading.Timer(EXIT_SECONDS, os._exit, (0,))
-        exit_.daemon = True  # ends with a process that exits by itself
-        exit_.start()
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
     Server(app, close_and_exit).run([listening])
