@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from functools import cache
 from itertools import product
 
@@ -75,3 +77,22 @@ async def test_equal_texts_agree_to_the_last_bit() -> None:
     means = await agreement(texts, "chrf")
     assert means[0] == means[3]
     assert means[1] == means[6]
+
+
+async def test_a_cancelled_comparison_ends_after_one_text_and_does_not_hold_the_event_loop() -> None:
+    calls, go = list[str](), threading.Event()
+
+    def compare(response: str, reference: str) -> float:
+        calls.append(response)
+        assert go.wait(60)
+        return 1.0
+
+    task = asyncio.create_task(agreement(["a", "b", "c", "d"], compare))
+    while not calls:  # only possible if the event loop is free
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    go.set()
+    await asyncio.to_thread(lambda: None)
+    await asyncio.sleep(0.05)
+    assert set(calls) == {"a"}

@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
 
     def _model(service: Service) -> dict[str, Any]:
         methods = service.methods
-        extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": sorted(methods.offered)}
+        extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": methods.listed}
         extra |= {"reward": service.reward_name, "context": service.engine.context}
         extra |= {"max_tokens": service.options.max_tokens}
         return {"id": service.name, "object": "model", "created": started, "owned_by": "cards", "cards": extra}

@@ -78,7 +78,7 @@ def bind(host: str, port: int) -> socket.socket:
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
     """Serve until a signal arrives, then call `close` and exit.
 
-    The process does not wait for threads, which may be busy, nor for the end of the interpreter, which takes seconds with torch.
+    The process does not wait for busy threads, nor for the end of the interpreter, which takes seconds with torch.
     """
 
     async def close_and_exit() -> None:

@@ -97,7 +97,7 @@ class OpenAIEngine(Engine):
         return tuple(self.local_tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        self._check(ask.boundary)
+        self.check_boundary(ask.boundary)
         progress = ParallelProgress()
         async with aclosing(in_order([self._candidate(ask, ask.first + i, progress) for i in range(ask.n)])) as batches:
             async for batch in batches:
@@ -108,7 +108,7 @@ class OpenAIEngine(Engine):
     async def aclose(self) -> None:
         await self.client.aclose()
 
-    def _check(self, boundary: Boundary) -> None:
+    def check_boundary(self, boundary: Boundary) -> None:
         if not boundary.reads_logits:
             return
         if not isinstance(boundary, Entropy) or boundary.measure == "evidential":

@@ -10,7 +10,7 @@ from typing import Any
 from cards.backends.http.client import Client
 from cards.backends.http.openai import OpenAIEngine, ParallelProgress
 from cards.backends.vllm.options import DRAWN, request_options
-from cards.boundaries import Entropy
+from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.ordered import in_order
 from cards.engines.writer import Writer
@@ -33,12 +33,15 @@ class VLLMHTTPEngine(OpenAIEngine):
         """Return the token id that marks a boundary: an end token, which ends a request in any case."""
         return min(self.end_ids, default=self.served.vocabulary - 1)
 
-    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        if ask.boundary.reads_logits and not isinstance(ask.boundary, Entropy):
+    def check_boundary(self, boundary: Boundary) -> None:
+        if boundary.reads_logits and not isinstance(boundary, Entropy):
             raise MismatchError(
-                f"A vLLM server does not support the boundary {type(ask.boundary).__name__}. Use Entropy, or a boundary that "
-                "reads only text."
+                f"A vLLM server does not support the boundary {type(boundary).__name__}. Use Entropy, or a boundary that reads "
+                "only text."
             )
+
+    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
+        self.check_boundary(ask.boundary)
         progress = ParallelProgress()
         if ask.n > 1 and (ask.stop or ask.boundary.reads_text):  # a single candidate of a stream cannot be cancelled
             singles = [replace(ask, first=ask.first + i, n=1) for i in range(ask.n)]
