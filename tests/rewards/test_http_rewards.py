@@ -84,7 +84,7 @@ async def test_labels(serve: Any, tiny: TransformersEngine) -> None:
         with pytest.raises(RewardError, match=r"2 labels: .*good.*output="):
             await unclear.score(prompt, responses)
         unclear.output = "god"
-        with pytest.raises(RewardError, match="Its labels: .*good"):
+        with pytest.raises(RewardError, match=r"Its labels: .*good"):
             await unclear.score(prompt, responses)
         await unclear.aclose()
     with serve("/score") as (remote, _):

@@ -69,7 +69,7 @@ def test_a_stream_that_told_text_ends_with_an_error(reward: Switch, policy: Any)
         whole = running.post(json=BODY).json()["choices"][0]["text"]
         reward.good = reward.asked + 3  # the prompt's reward, and some segments
         chunks: list[Any] = []
-        with pytest.raises(openai.APIError, match="failed|not available"):
+        with pytest.raises(openai.APIError, match=r"failed|not available"):
             chunks.extend(running.client().completions.create(model="mock", stream=True, **BODY))  # type: ignore[call-overload]
         told = "".join(chunk.choices[0].text for chunk in chunks)
         assert not any(chunk.choices[0].finish_reason for chunk in chunks)
@@ -136,7 +136,7 @@ def test_a_model_that_goes_away_in_the_middle_of_a_stream_ends_it_with_an_error(
         engine.left = 3
         create: Any = running.client().completions.create
         chunks: list[Any] = []
-        with pytest.raises(openai.APIError, match="failed|not available"):
+        with pytest.raises(openai.APIError, match=r"failed|not available"):
             chunks.extend(create(model="mock", stream=True, prompt="abc", max_tokens=60))
         assert chunks
         assert not any(chunk.choices[0].finish_reason for chunk in chunks)
