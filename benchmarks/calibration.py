@@ -18,15 +18,15 @@ from pathlib import Path
 
 from cards.errors import UnreachableTargetWarning
 from cards.registry import load_engine, load_reward
-from cards.sampling import Sampling
-from cards.study.calibrate.choose import Constraints, measured
-from cards.study.calibrate.run import Calibration, CalibrationRequest
+from cards.study.calibrate.choose import measured
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
+from cards.study.calibrate.run import Calibration
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import read, sample
 from cards.study.session import Session
-from common import machine
+from workload import machine
 
 HERE = Path(__file__).parent
 CONSTRAINTS = [*(Constraints(max_cost=cost) for cost in (2.0, 3.0, 5.0)), Constraints(top=0.1), Constraints(max_fallback=0.02)]
@@ -48,9 +48,8 @@ def main() -> None:
     questions = sample(models.fitting(read(args.prompts), "auto", args.max_tokens), args.limit, 0)
     random.Random(0).shuffle(questions)
     half = len(questions) // 2
-    sampling = Sampling(0.7, 40)
-    plan = SamplingPlan(sampling, args.max_tokens, args.answers, args.nodes)
-    few = SamplingPlan(sampling, args.max_tokens, responses=2)  # enough for the mean length, by which costs are divided
+    plan = SamplingPlan(max_tokens=args.max_tokens, answers=args.answers, nodes=args.nodes)
+    few = SamplingPlan(max_tokens=args.max_tokens, answers=2)  # enough for the mean length, by which costs are divided
     args.samples.mkdir(exist_ok=True)
     made = {name: str(value) for name, value in vars(args).items() if name != "out"}
     parts = {"seen": (questions[:half], plan), "held-out": (questions[half:], few)}
@@ -67,7 +66,7 @@ def main() -> None:
     plain = models.run(held_out.plain())
     rows = []
     for constraints in CONSTRAINTS:
-        found = models.run(seen.run(CalibrationRequest(constraints)))
+        found = models.run(seen.run(constraints, CalibrationRequest()))
         figures = {
             "predicted": found.choice.rates,
             "tried": found.probes[-1].measured,

@@ -1,4 +1,4 @@
-"""One call, a stream or a batch: the same answers; and what cannot be answered is refused at once."""
+"""A call, a stream and a batch give the same responses, and invalid requests are refused at once."""
 
 from __future__ import annotations
 

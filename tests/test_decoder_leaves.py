@@ -1,8 +1,9 @@
-"""However a request ends, nothing of it is left behind."""
+"""A request leaves no cache slots or tasks behind, however it ends."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
@@ -80,13 +81,13 @@ async def test_a_failing_reward_is_reported_with_the_answer_so_far_and_frees_row
 @pytest.mark.parametrize("kind", ["call", "stream", "batch"])
 def test_a_failing_reward_reaches_sync_callers(kind: str) -> None:
     decoder = Decoder(mock(), lambda p, r: float("nan"), CARDS_IN_THREES)
-    run = {
+    runs: dict[str, Callable[[], object]] = {
         "call": lambda: decoder("a"),
         "stream": lambda: list(decoder.stream("a")),
         "batch": lambda: decoder.batch(["a"]),
-    }[kind]
+    }
     with pytest.raises((RewardError, BatchError), match="finite"):
-        run()
+        runs[kind]()
 
 
 async def test_a_reward_that_cancels_itself_is_an_error_not_a_hang(letters: TransformersEngine) -> None:
@@ -102,7 +103,7 @@ async def test_closing_a_decoder_closes_what_its_method_holds() -> None:
     closed: list[str] = []
 
     class Closes(FunctionReward):
-        context = 4
+        context: int | None = 4
 
         async def aclose(self) -> None:
             closed.append(self.name)

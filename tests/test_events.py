@@ -91,10 +91,12 @@ def test_every_candidate_is_proposed_scored_and_judged_in_that_order() -> None:
     method = CARDS(target=1.0, beta=0.3, boundary=FixedLength(maximum=2), width=3)
     events = list(Decoder(source, lambda p, r: r.count("b") / 4, method).stream("a", max_tokens=8, seed=5))
     assert isinstance(events[-1], Done)
-    numbers = [(e.position, e.candidate) for e in events[:-1]]
+    drawn = [e for e in events if not isinstance(e, Done)]
+    assert len(drawn) == len(events) - 1
+    numbers = [(e.position, e.candidate) for e in drawn]
     assert numbers == sorted(numbers)
     for position, candidate in set(numbers):
-        kinds = [type(e) for e in events[:-1] if (e.position, e.candidate) == (position, candidate)]
+        kinds = [type(e) for e in drawn if (e.position, e.candidate) == (position, candidate)]
         assert kinds in ([Proposed, Scored, Rejected], [Proposed, Scored, Accepted])
     scored = [e.segment for e in events if isinstance(e, Scored)]
     assert all(s.reward is not None and s.threshold is not None for s in scored)

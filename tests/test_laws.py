@@ -60,7 +60,8 @@ def test_hard_acceptance_follows_q_where_the_reward_reaches_the_threshold() -> N
 
 
 def test_whole_answers_follow_the_product_of_the_laws_of_their_segments() -> None:
-    length, law = 3, {}
+    length = 3
+    law: Law = {}
 
     def grow(prefix: Ids, p: float) -> None:
         if prefix and (prefix[-1] == END or len(prefix) == length):
@@ -148,7 +149,7 @@ def test_vanilla_follows_q_under_temperature_and_top_k() -> None:
         weights = [x ** (1 / 0.7) if x >= kept else 0.0 for x in p]
         return [w / sum(weights) for w in weights]
 
-    law = {}
+    law: Law = {}
     for first, p in enumerate(sharper(())):
         for second, w in enumerate(sharper((first,)) if first != END else [1.0]):
             law[(first, second) if first != END else (first,)] = p * w

@@ -193,9 +193,10 @@ async def test_other_methods_in_the_same_batch_change_nothing(width: Any, gpt2_f
 async def test_float64_stays_float64(gpt2_float64: Pair) -> None:
     fast = decoder(gpt2_float64, SOFT)
     await fast.agenerate("w2 w3", max_tokens=3)
+    engine: Any = fast.engine
     reward: Any = fast.reward
-    for owner in (fast.engine, reward.reader):
-        caches = owner.scheduler.slots.cache.layers  # type: ignore[attr-defined]
+    for owner in (engine, reward.reader):
+        caches = owner.scheduler.slots.cache.layers
         assert {x.dtype for pair in caches.values() for x in pair} == {torch.float64}
     await fast.aclose()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from cards.parts import Composite
 from cards.progress import run_concurrently
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
+from cards.rewards.function import FunctionReward, Scorer
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
 
@@ -38,7 +39,7 @@ class Decoder(Composite):
     def __init__(
         self,
         model: str | Engine,
-        reward: str | Reward | Callable[[str, str], float] | None = None,
+        reward: str | Reward | Scorer | None = None,
         method: str | Method = "cards",
     ) -> None:
         self.engine = load_engine(model) if isinstance(model, str) else model
@@ -221,11 +222,9 @@ def warn_if_unreachable(result: Result) -> None:
         )
 
 
-def _as_reward(reward: str | Reward | Callable[[str, str], float] | None) -> Reward | None:
+def _as_reward(reward: str | Reward | Scorer | None) -> Reward | None:
     if isinstance(reward, str):
         return load_reward(reward)
     if reward is None or isinstance(reward, Reward):
         return reward
-    from cards.rewards.function import FunctionReward
-
     return FunctionReward(reward)

@@ -47,10 +47,8 @@ def make_method(name: str, **settings: Any) -> Method:
 def read_method(name: str, texts: Mapping[str, str | None]) -> Method:
     """Make a method from its name and settings as text; None means the default. Raises UnknownNameError or SettingError."""
     known = settings_of(method_class(name))
-    for key in texts:
-        if key not in known:
-            raise UnknownNameError(f"setting of method {name!r}:", key, known)
-    return make_method(name, **{key: known[key].parse(text) for key, text in texts.items() if text is not None})
+    given = {key: text for key, text in texts.items() if text is not None}
+    return make_method(name, **{key: known[key].parse(text) if key in known else text for key, text in given.items()})
 
 
 def with_models(

@@ -1,4 +1,4 @@
-"""Settings of methods: each is declared once as a dataclass field, and every front end is derived from it."""
+"""Settings of methods and commands: each is declared once as a dataclass field, and front ends are derived from it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ NAMES = {
     WHOLE_NUMBERS: "INTEGER,...",
     NoneType: "none",
 }
+# Help texts that several dataclasses share
+MAX_TOKENS = "Maximum number of new tokens."
+STOP = "End the response before this text (repeatable; \\n is a newline)."
+DEADLINE = "Seconds after which the response so far is returned."
+FORM = "Prompt format: auto, chat, dialogue or raw."
+CONCURRENCY = "Maximum number of concurrent requests."
 BOUNDARIES = ("entropy", "fixed:8", "fixed:15", "fixed:30", "punctuation", "step", "whole")
 
 
@@ -44,6 +50,8 @@ class Spec:
     client_at_most: float | None = None
     loads: Loads | None = None
     advanced: bool = False
+    unset: str = ""
+    escapes: bool = False
 
     @property
     def range(self) -> str:
@@ -67,7 +75,7 @@ class Spec:
 
 
 def setting(default: Any, **spec: Any) -> Any:
-    """Declare a setting of a method, as a dataclass field.
+    """Declare a setting of a method or a command, as a dataclass field.
 
     help: a short phrase for `--help`, pages and the playground.
     at_least, above, at_most, below: the allowed range.
@@ -76,6 +84,8 @@ def setting(default: Any, **spec: Any) -> Any:
     client: whether clients of a server can set it. client_at_most: the highest value that they can set.
     loads: `engine`, `engines` (several) or `reward`, if the setting is a model or its name.
     advanced: whether front ends hide it by default.
+    unset: what the default None means, for `--help`.
+    escapes: whether \\n stands for a newline on the command line.
     A subclass that repeats the field with a plain default keeps this declaration.
     """
     return field(default=default, metadata={"setting": Spec(**spec)})

@@ -1,4 +1,4 @@
-"""`cards batch` on a model without weights, which takes its time: what test_kill.py kills."""
+"""`cards batch` on a slow model without weights; test_kill.py kills it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cards.cli
 import cards.cli.generate
@@ -27,9 +28,10 @@ class Slow(MockEngine):
 
 
 def main(**patches: Any) -> None:
-    cards.placement.load_engine = lambda name, **options: Slow(chances, VOCABULARY, end="</s>", rows=4)
-    cards.placement.load_reward = lambda name, **options: FunctionReward(likes, target=1.0)
-    cards.cli.main()
+    engine = Slow(chances, VOCABULARY, end="</s>", rows=4)
+    reward = FunctionReward(likes, target=1.0)
+    with patch.multiple("cards.placement", load_engine=lambda *_, **__: engine, load_reward=lambda *_, **__: reward):
+        cards.cli.main()
 
 
 main()

@@ -1,4 +1,4 @@
-"""Input in three forms is the same rows."""
+"""Three input formats give the same rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS: list[dict[str, Any]] = [{"prompt": f"Frage {i}?", "n": i, "who": ["ä", No
 
 @pytest.fixture(params=["in.jsonl", "in.jsonl.gz", "in.parquet"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    made = tmp_path / request.param
+    made: Path = tmp_path / request.param
     text = "\n\n".join(json.dumps(row) for row in ROWS).encode()  # blank lines, and none at the end
     if made.suffix == ".parquet":
         parquet.write_table(pa.Table.from_pylist(ROWS), made, row_group_size=300)

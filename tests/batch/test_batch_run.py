@@ -16,7 +16,7 @@ from cards.batch.rows import RawRow, RowReader
 from cards.batch.run import WINDOW, run
 from cards.batch.work import Outcome, RowDecoder
 from cards.errors import CardsError, SettingError, UnavailableError
-from cards.events import Prompt, Response
+from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
 
 
@@ -168,8 +168,8 @@ def test_bad_rows_fail_with_their_reason(tmp_path: Path, row: dict[str, Any], sa
 
 
 def test_prompts_in_other_fields_and_forms(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "ab"}]
-    rows = [{"q": "ab"}, {"q": messages}, {"q": None, "messages": messages}]
+    messages: list[Message] = [{"role": "user", "content": "ab"}]
+    rows: list[dict[str, Any]] = [{"q": "ab"}, {"q": messages}, {"q": None, "messages": messages}]
     reader = RowReader(write(tmp_path / "in.jsonl", rows))
     text, spoken, neither = answered(work(prompt_field="q", raw=False), reader, range(3))
     assert json.loads(text.line)["text"] == work().decoder(messages, seed=0, max_tokens=6).text

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from cards.errors import MissingExtraError, PromptError
+from cards.events import Message
 from cards.prompts import format_prompt
 from cards.study.datasets import DATASETS
 from cards.study.prompts import PromptRecord, content, read, sample
 
 DIALOGUE = "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: A joke?\n\nAssistant: No."
-TURNS = (
+TURNS: tuple[Message, ...] = (
     {"role": "user", "content": "Hi."},
     {"role": "assistant", "content": "Hello!"},
     {"role": "user", "content": "A joke?"},

@@ -1,4 +1,4 @@
-"""The results file survives what can happen to it."""
+"""The results file survives interruptions and damage."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def path(tmp_path: Path) -> Path:
     results = Journal.open(tmp_path / "results.jsonl", HEADER)
     for seed in range(3):
         results.append(row(seed))
+    assert results.path is not None
     return results.path
 
 

@@ -1,4 +1,4 @@
-"""A bench runs what its results lack, and no more."""
+"""A bench runs exactly the work that its results lack."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_results_made_otherwise_are_refused(bench: Bench) -> None:
     bench()
     for change in ({"max_tokens": 13}, {"stop": ("a",)}, {"form": "dialogue"}, {"concurrency": 1}, {"prompts": "x"}):
         with pytest.raises(SettingError, match=f"made with {next(iter(change))}"):
-            bench(replace(PLAN, **change))  # type: ignore[arg-type]
+            bench(replace(PLAN, **change))
     bench.models.gold = None
     with pytest.raises(SettingError, match="gold '<lambda>', now 'none'"):
         bench()
@@ -223,7 +223,7 @@ def test_a_plan_finds_its_prompts_beside_it_and_says_what_is_wrong_with_it(tmp_p
     for text, said in (
         ("limt = 3", "Unknown entry of the plan .*Did you mean 'limit'"),
         ('limit = "3"', "limit in .* has a value of the wrong type: '3'"),
-        ("limit = 0", "limit must be at least 1, got 0"),
+        ("limit = 0", "limit must be at least 1 or none, got 0"),
         ('methods = "vanilla"', "must be a list"),
         ("methods = []", "at least one method"),
         ('form = "chatty"', "form must be one of"),

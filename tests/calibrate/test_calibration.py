@@ -9,18 +9,21 @@ import pytest
 from helpers.mock_calibration import calibration
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Constraints
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
 from cards.study.calibrate.report import profile_of, to_dict
-from cards.study.calibrate.run import CalibrationRequest, CalibrationResult
+from cards.study.calibrate.run import CalibrationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
-ASKED = CalibrationRequest(Constraints(max_cost=2.5), entropy_threshold=1.2)
+ASKED = CalibrationRequest(entropy_threshold=1.2)
 
 
-async def run(folder: Path, asked: CalibrationRequest = ASKED) -> tuple[CalibrationResult, dict[str, object]]:
-    work = calibration(folder, 6, responses=8, nodes=3)
-    found = await work.run(asked)
-    profile = profile_of(work, found, asked, "here", "lm", "rm")
+async def run(
+    folder: Path, max_cost: float = 2.5, asked: CalibrationRequest = ASKED
+) -> tuple[CalibrationResult, dict[str, object]]:
+    work = calibration(folder, 6, answers=8, nodes=3)
+    constraints = Constraints(max_cost=max_cost)
+    found = await work.run(constraints, asked)
+    profile = profile_of(work, found, constraints, "here", "lm", "rm")
     return found, json.loads(json.dumps(to_dict(found, profile)))
 
 
@@ -60,15 +63,13 @@ async def test_the_constraints_hold_for_predicted_and_measured_rates(tmp_path: P
 
 async def test_more_reward_costs_more(tmp_path: Path) -> None:
     cheap, _ = await run(tmp_path)
-    dear, _ = await run(tmp_path, CalibrationRequest(Constraints(max_cost=6), entropy_threshold=1.2))
+    dear, _ = await run(tmp_path, max_cost=6)
     assert dear.choice.rates["reward"].mean > cheap.choice.rates["reward"].mean
     assert dear.probes[-1].measured["reward"].mean > cheap.probes[-1].measured["reward"].mean
 
 
 async def test_fixed_settings_stay(tmp_path: Path) -> None:
-    found, _ = await run(
-        tmp_path, CalibrationRequest(Constraints(max_cost=9), entropy_threshold=1.2, beta=0.4, alpha=0.5, probes=0)
-    )
+    found, _ = await run(tmp_path, 9, CalibrationRequest(entropy_threshold=1.2, beta=0.4, alpha=0.5, probes=0))
     assert set(found.grid.alpha) == {0.5}
     assert found.settings.get("beta") in (None, 0.4)
     assert found.probes == []

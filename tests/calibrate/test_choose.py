@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Constraints, best_index, choose, measured, reward_bounds
+from cards.study.calibrate.choose import best_index, choose, measured, reward_bounds
+from cards.study.calibrate.plan import Constraints
 
 FOUND = {
     "cost": np.array([1.5, 2.5, 3.5, 6.0]),
@@ -49,7 +52,7 @@ def test_invalid_constraints_are_rejected(values: dict[str, float]) -> None:
 
 
 def test_the_bar_is_the_quantile_of_each_prompts_own_answers() -> None:
-    rows = [{"rewards": list(range(11))}, {"rewards": [0.0] * 11}]
+    rows: list[dict[str, Any]] = [{"rewards": list(range(11))}, {"rewards": [0.0] * 11}]
     bars = reward_bounds(rows, 0.1)
     assert bars is not None
     assert bars.tolist() == [9.0, 0.0]

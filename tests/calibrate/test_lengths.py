@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 from helpers.mock_calibration import LETTERS, likes_b
@@ -27,7 +28,7 @@ def test_lengths_are_those_that_the_engine_cuts() -> None:
     seen = set()
     for result in decoder.batch(["ab"] * 40, max_tokens=16, progress=False):
         prompt, before = engine.encode("ab"), Response(token_ids=result.token_ids[:-1])
-        logits = asyncio.run(engine.logits(prompt, before, len(before.token_ids))) if before.token_ids else []
+        logits: Any = asyncio.run(engine.logits(prompt, before, len(before.token_ids))) if before.token_ids else []
         entropies = [boundary.uncertainty(line) for line in logits]
         assert segment_lengths(len(result.token_ids), entropies, 1.0, 1, 5) == [len(s.token_ids) for s in result.segments]
         seen |= {len(s.token_ids) for s in result.segments}

@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {
 
 def grid(target: float, beta: float | None, alpha: float = 1.0) -> Grid:
     columns = (target, float("nan") if beta is None else beta, alpha, beta is None)
-    return Grid(*(np.array([x]) for x in columns))  # type: ignore[arg-type]
+    return Grid(*(np.array([x]) for x in columns))
 
 
 def node(rewards: list[float], length: int = 5) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def test_a_profile_is_written_and_read(cli: Cards, prompts: str) -> None:
     ("arguments", "says"),
     [
         (["--max-cost", "0.5"], "above 1"),
-        (["--top", "20"], "between 0 and 1"),
+        (["--top", "20"], "above 0 and below 1"),
         (["--reward", "none"], "needs a reward"),
         (["--out", "p.txt"], "must end in .json"),
         (["--limit", "2", "--max-cost", "1.0001"], "lowest cost"),

@@ -7,7 +7,7 @@ from helpers.mock_cli import Cards, plain
 
 import cards.cli
 from cards.boundaries import read_boundary
-from cards.cli.settings import shared_options
+from cards.cli.settings import help_of, method_of, shared_options
 from cards.registry import method_class, method_classes
 from cards.settings import settings_of
 
@@ -77,16 +77,15 @@ def test_every_setting_of_every_method_is_an_option_that_takes_its_default(cli: 
     settings = list(settings_of(method_class(method)).values())
     assert settings
     arguments = [part for s in settings for part in (s.flag, s.default_text) if s.name != "boundary"]
-    assert cards.cli.generate.method_of(method, {}) == cards.cli.generate.method_of(
-        method, {s.name: s.default_text for s in settings if s.name != "boundary"}
-    )
+    defaults = {s.name: s.default_text for s in settings if s.name != "boundary"}
+    assert method_of(method, {}) == method_of(method, defaults)
     ran = cli("generate", "Well?", "--method", method, "--max-tokens", "8", *arguments)
     assert ran.exit_code == 0, ran.stderr
 
 
 def test_help_says_which_methods_take_a_setting() -> None:
-    assert "(cards, cascade, rejection-sampling, stars: auto)." in shared_options()["width"].help
-    assert "lower is stricter (cards, cascade, rejection-sampling, stars" in shared_options()["beta"].help
+    assert "(cards, cascade, rejection-sampling, stars: auto)." in help_of(shared_options()["width"])
+    assert "lower is stricter (cards, cascade, rejection-sampling, stars" in help_of(shared_options()["beta"])
 
 
 @pytest.mark.parametrize(

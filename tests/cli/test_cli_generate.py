@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from typing import Any
 
 import pytest
 from helpers.mock_cli import Cards
@@ -12,6 +13,7 @@ from helpers.mock_cli import Cards
 import cards
 from cards.cli.view import View
 from cards.events import Accepted, Event
+from cards.rewards import FunctionReward
 
 SHORT = ("--max-tokens", "24", "--entropy-threshold", "1.2")
 
@@ -41,7 +43,8 @@ def test_the_text_is_on_standard_output_and_its_cost_on_standard_error(cli: Card
 
 def test_json_is_the_result_and_nothing_else_is_on_standard_output(cli: Cards) -> None:
     ran = cli("generate", "Well?", *SHORT, "--json", "--trace", "--seed", "3")
-    printed, result = json.loads(ran.stdout), expected(cli, seed=3, trace=True).to_dict()
+    printed = json.loads(ran.stdout)
+    result: dict[str, Any] = expected(cli, seed=3, trace=True).to_dict()
     for books in (printed["usage"], result["usage"]):
         for seconds in ("seconds", "lm_seconds", "rm_seconds"):
             books.pop(seconds)
@@ -87,6 +90,8 @@ def test_a_trace_has_a_line_for_each_candidate(cli: Cards) -> None:
         number, _, verdict, reward, sign = line.split()[:5]
         assert int(number) == position + 1
         assert verdict == ("accepted" if segment in result.segments else "rejected")
+        assert segment.reward is not None
+        assert segment.threshold is not None
         assert (float(reward), sign) == (round(segment.reward, 2), "≥" if segment.reward >= segment.threshold else "<")
         assert line.endswith(json.dumps(segment.text))
     assert ran.stdout == result.text.lstrip() + "\n"
@@ -167,7 +172,7 @@ def test_a_reward_that_fails_half_way_shows_what_there_was(cli: Cards) -> None:
 
 
 def test_what_the_library_logs_is_one_line_of_warning(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, **options: object) -> cards.FunctionReward:
+    def load(name: str, **options: object) -> FunctionReward:
         logging.getLogger("cards").warning("Reward %r runs without prefix reuse.", name)
         return cli.reward
 

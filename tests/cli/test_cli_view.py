@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 from helpers.mock_cli import plain
@@ -17,14 +18,14 @@ TEXT = " It was\na very long sentence, with a great many words in it, so that it
 SEGMENT = Segment(TEXT, tuple(range(30)), entropy=3.21, reward=0.5, threshold=1.25)
 
 
-def traced(width: int, **options: bool) -> str:
-    view = View(trace=True)
-    view.console = Console(file=io.StringIO(), width=width, height=30, highlight=False, markup=False, **options)
+def traced(width: int, **options: Any) -> str:
+    view, file = View(trace=True), io.StringIO()
+    view.console = Console(file=file, width=width, height=30, highlight=False, markup=False, **options)
     view.__enter__()
     view.show(Rejected(0, 0, SEGMENT))
     view.show(Accepted(0, 1, SEGMENT))
     view.stack.close()
-    return view.console.file.getvalue()  # type: ignore[attr-defined]
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("width", [40, 60, MIN_WIDTH, 100, 300])

@@ -13,9 +13,9 @@ from cards.engines.mock import MockEngine
 from cards.errors import PromptError
 from cards.rewards.function import FunctionReward
 from cards.study.diagnose import pairs, plot
-from cards.study.diagnose.report import to_dict
+from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.diagnose.run import Diagnosis, Measurements
-from cards.study.diagnose.verdict import DiagnosisVerdict, Finding, verdict
+from cards.study.diagnose.verdict import DiagnosisVerdict, Finding, to_dict, verdict
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord, read
 
@@ -52,9 +52,8 @@ async def diagnosed(
     engine, judge = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(reward)  # type: ignore[arg-type]
     graded = None if gold is None else FunctionReward(gold)  # type: ignore[arg-type]
     questions = [PromptRecord(n, str(n), "ab"[n % 2] * (n + 1)) for n in range(12)]
-    work = Diagnosis(
-        Models(engine, judge, graded), judge, questions, found or [], form="raw", max_tokens=24, threshold=1.45, fixed=5
-    )
+    plan = DiagnosisPlan(form="raw", max_tokens=24, entropy_threshold=1.45, fixed=5)
+    work = Diagnosis(Models(engine, judge, graded), judge, questions, found or [], plan)
     figures = await work.run()
     return figures, verdict(figures)
 
@@ -146,7 +145,7 @@ async def test_the_embedded_reward_is_usable() -> None:
     from cards.backends.local.rewards import ClassifierReward
 
     engine, judge = TransformersEngine.load("tiny"), ClassifierReward.load("tiny")
-    work = Diagnosis(Models(engine, judge), judge, read("tiny")[:4], responses=6, max_tokens=24)
+    work = Diagnosis(Models(engine, judge), judge, read("tiny")[:4], plan=DiagnosisPlan(answers=6, max_tokens=24))
     figures = await work.run()
     judged = verdict(figures)
     assert judged.grade in ("good", "fair")

@@ -46,11 +46,12 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
 def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_ones(
     monkeypatch: Any, llama_float32: Pair
 ) -> None:
-    decoder = Decoder(llama_float32.engine(slots=4), None, Vanilla())
+    engine = llama_float32.engine(slots=4)
+    decoder = Decoder(engine, None, Vanilla())
     expected = [result.token_ids for result in decoder.batch(TEXTS, max_tokens=12)]
-    decoder.engine.forget()
+    engine.forget()
     with monkeypatch.context() as patched:
-        patched.setattr(decoder.engine.scheduler.slots.cache, "forward", full)
+        patched.setattr(engine.scheduler.slots.cache, "forward", full)
         with pytest.raises(BatchError) as failed:
             decoder.batch(TEXTS, max_tokens=12)
     first, second = failed.value.errors.values()
@@ -62,7 +63,7 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
 
 async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_float32: Pair) -> None:
     reward = llama_float32.reward(slots=2)
-    monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[attr-defined]
+    monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[union-attr]
     whole = PaddedScorer(llama_float32.rm, reward.combine, None)
     monkeypatch.setattr(whole, "_forward", full)
     for reader in (reward.reader, whole):

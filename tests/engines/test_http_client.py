@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -158,11 +159,11 @@ async def test_a_client_that_leaves_is_seen_to_leave(door: tuple[Faulty, str]) -
         faulty.faults.append("hang")
         before, left = len(faulty.requests), faulty.left
         task = asyncio.create_task(ask)
-        await eventually(lambda n=before: len(faulty.requests) > n, lambda: asyncio.sleep(0.01))
+        await eventually(partial(lambda n: len(faulty.requests) > n, before), lambda: asyncio.sleep(0.01))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
-        await eventually(lambda n=left: faulty.left > n, lambda: asyncio.sleep(0.01))
+        await eventually(partial(lambda n: faulty.left > n, left), lambda: asyncio.sleep(0.01))
     await client.aclose()
 
 

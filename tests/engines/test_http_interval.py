@@ -20,7 +20,7 @@ def entropy(p: np.ndarray) -> float:
 
 
 def likeliest(p: np.ndarray, k: int) -> list[float]:
-    return np.sort(p)[::-1][:k].tolist()
+    return [float(x) for x in np.sort(p)[::-1][:k]]
 
 
 @pytest.mark.parametrize("sharpness", [0.05, 0.3, 1.0, 3.0, 10.0])

@@ -1,17 +1,19 @@
 """Every supported architecture gives in slots what it gives without a cache."""
 
 import random
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers as hf
 
 from cards.backends.configuration import context_length
-from cards.backends.local.cache import SPREAD
+from cards.backends.local.cache import SPREAD, TorchCache
 from cards.backends.local.proof import lm_outputs, verified_slots
+from cards.engines.slots import Slots
 from cards.errors import ModelError, SettingError
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -25,7 +27,7 @@ SMALL = {
     "initializer_range": 0.3,
 }
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96}
-FAMILIES = {
+FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (hf.LlamaConfig, {}),
     "mistral": (hf.MistralConfig, {"sliding_window": None, "head_dim": 8}),
     "mistral-windowed": (hf.MistralConfig, {"sliding_window": 7, "head_dim": 8}),
@@ -48,7 +50,7 @@ FAMILIES = {
 LEAN = ["llama", "mistral", "mistral-windowed", "qwen2", "qwen3", "qwen3-windowed"]
 
 
-def make(family: str, seed: int = 0) -> hf.PreTrainedModel:
+def make(family: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     kind, changes = FAMILIES[family]
     model = hf.AutoModelForCausalLM.from_config(kind(**{**SMALL, **changes})).eval()
@@ -59,10 +61,10 @@ def make(family: str, seed: int = 0) -> hf.PreTrainedModel:
     return model
 
 
-def slots_of(model: hf.PreTrainedModel, rows: int, way: str | None = None):
+def slots_of(model: hf.PreTrainedModel, rows: int, way: str | None = None) -> Slots:
     context = context_length(model, None)
     lean, whole = lm_outputs(model, context)
-    ways = {None: [lean, whole], "lean": [lean], "model": [whole]}[way]
+    ways = {None: (lean, whole), "lean": (lean,), "model": (whole,)}[way]
     return verified_slots(model, ways, rows, context, lambda ids: model(ids).logits[:, -1])
 
 
@@ -71,6 +73,7 @@ def slots_of(model: hf.PreTrainedModel, rows: int, way: str | None = None):
 def test_ragged_reads_forks_and_rollbacks_equal_the_uncached_model(family: str, way: str) -> None:
     plain, model = make(family), make(family)
     slots = slots_of(model, rows=6, way=way)
+    cache = cast(TorchCache, slots.cache)
     chance = random.Random(family)
     texts: list[list[int]] = [[chance.randrange(3, 97) for _ in range(chance.randrange(3, 20))] for _ in range(2)]
     for _ in range(12):
@@ -84,9 +87,7 @@ def test_ragged_reads_forks_and_rollbacks_equal_the_uncached_model(family: str, 
             slot, held = slots.acquire(text, len(text) - 1) or pytest.fail("an idle slot is there")
             rows.append((slot, text, held))
         rows.sort()
-        slots.cache.max_distance, slots.cache.key_multiple = chance.choice(
-            ((SPREAD, 1), (slots.rows, 64))
-        )  # as on a CPU and on a GPU
+        cache.max_distance, cache.key_multiple = chance.choice(((SPREAD, 1), (slots.rows, 64)))  # as on a CPU and on a GPU
         logits = slots.read([(slot, text[held:]) for slot, text, held in rows])
         for (slot, text, _), got in zip(rows, logits, strict=True):
             expected = plain(torch.tensor([text])).logits[0, -1]
@@ -134,7 +135,7 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
     lean, whole = lm_outputs(model, 96)
     model.model.layers[2].input_layernorm = torch.nn.Identity()
     slots = verified_slots(model, [lean, whole], 2, 96, lambda ids: model(ids).logits[:, -1])
-    assert slots.cache.forward is whole
+    assert cast(TorchCache, slots.cache).forward is whole
     assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, reference)
 
 
@@ -163,7 +164,7 @@ def test_layers_in_the_hands_of_others_are_left_to_the_model() -> None:
         (hf.FalconConfig, {"alibi": True}),
     ],
 )
-def test_models_that_keep_other_state_are_refused(config: type, changes: dict) -> None:
+def test_models_that_keep_other_state_are_refused(config: type, changes: dict[str, Any]) -> None:
     model = hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **changes})).eval()
     with pytest.raises(ModelError, match="cannot be decoded in slots"):
         slots_of(model, rows=2)

@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections import Counter
 from contextlib import aclosing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ LAYERS = 5
 
 def model(kind: str, vocabulary: int = WORDS) -> PreTrainedModel:
     torch.manual_seed(5)
-    ends = {"eos_token_id": END, "bos_token_id": None}
+    ends: dict[str, Any] = {"eos_token_id": END, "bos_token_id": None}
     if kind == "gpt2":
         config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=LAYERS, n_head=4, n_positions=CONTEXT, **ends)
         made: PreTrainedModel = GPT2LMHeadModel(config)
@@ -50,7 +51,8 @@ def model(kind: str, vocabulary: int = WORDS) -> PreTrainedModel:
         for name, weight in made.named_parameters():
             if weight.dim() == 2 and "wpe" not in name:
                 weight.normal_(0.0, 0.35)
-    return made.double().eval()
+    made.double().eval()
+    return made
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -98,7 +100,7 @@ def test_its_law_is_that_of_the_whole_model(whole: PreTrainedModel) -> None:
     prompt, sampling = engine.encode(words(range(5, 15))), Sampling(0.8, top_k=4)
 
     async def two(engine: TransformersEngine) -> dict[tuple[int, ...], float]:
-        law = {}
+        law: dict[tuple[int, ...], float] = {}
         [first] = await engine.logits(prompt, Response())
         for a, p in shaped(first, sampling).items():
             [second] = await engine.logits(prompt, Response(token_ids=(a,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -35,11 +36,13 @@ class Known:
             return forward(ids, position, last)
 
         self.slots = verified_slots(model, [counted], rows, LENGTH, lambda ids: model(ids).logits[:, -1])
+        self.cache = cast(TorchCache, self.slots.cache)
         self.slots.forget()
         self.read_tokens = 0
 
     def expected(self, sequence: Sequence[int]) -> Tensor:
-        return self.plain(torch.tensor([list(sequence)])).logits[0, -1]
+        logits: Tensor = self.plain(torch.tensor([list(sequence)])).logits
+        return logits[0, -1]
 
     def complete(self, sequence: Sequence[int], *, hold: bool = False, owner: int = 0) -> tuple[int, int]:
         """Take a slot, read what is missing, check; returns (slot, tokens found)."""
@@ -119,10 +122,10 @@ def test_what_a_slot_holds_is_not_read_again(known: Known) -> None:
 def test_a_rollback_costs_nothing_but_the_new_tokens(gpt2_float64: Pair) -> None:
     known = Known(gpt2_float64, rows=1)
     slot, _ = known.complete([5, 6, 7, 8, 9, 10])
-    before = [(k.clone(), v.clone()) for k, v in known.slots.cache.layers.values()]
+    before = [(k.clone(), v.clone()) for k, v in known.cache.layers.values()]
     place = known.slots.acquire([5, 6, 7, 60], 4)
     assert place == (slot, 3)
-    for (keys, values), (old_keys, old_values) in zip(known.slots.cache.layers.values(), before, strict=True):
+    for (keys, values), (old_keys, old_values) in zip(known.cache.layers.values(), before, strict=True):
         assert torch.equal(keys, old_keys)
         assert torch.equal(values, old_values)
     known.slots.release(slot)
@@ -152,10 +155,10 @@ def test_a_fork_copies_only_the_tail_that_differs(known: Known) -> None:
         if slot not in (source, other):
             known.slots.idle[slot] = False
     known.slots.release(other)
-    marked = [[cache[other, :2].fill_(777.0) for cache in pair] for pair in known.slots.cache.layers.values()]
-    tails = [[cache[other, 5:].clone() for cache in pair] for pair in known.slots.cache.layers.values()]
+    marked = [[cache[other, :2].fill_(777.0) for cache in pair] for pair in known.cache.layers.values()]
+    tails = [[cache[other, 5:].clone() for cache in pair] for pair in known.cache.layers.values()]
     assert known.slots.acquire([5, 6, 7, 8, 9, 40], 6) == (other, 5)
-    for pair, heads, ends in zip(known.slots.cache.layers.values(), marked, tails, strict=True):
+    for pair, heads, ends in zip(known.cache.layers.values(), marked, tails, strict=True):
         for cache, head, end in zip(pair, heads, ends, strict=True):
             assert (head == 777.0).all()
             assert torch.equal(cache[other, 2:5], cache[source, 2:5])
@@ -212,13 +215,13 @@ def test_no_more_is_kept_than_the_caller_allows(known: Known) -> None:
 
 def test_memory_is_rows_times_length_and_never_grows(known: Known) -> None:
     known.complete([5])
-    caches = [cache for pair in known.slots.cache.layers.values() for cache in pair]
+    caches = [cache for pair in known.cache.layers.values() for cache in pair]
     places = [cache.data_ptr() for cache in caches]
     assert len(caches) == 2 * 2  # keys and values of two layers
     assert {tuple(cache.shape) for cache in caches} == {(ROWS, LENGTH, 4, 8)}
     for start in range(2, 40):
         known.complete(list(range(start, start + 20)))
-    assert [cache.data_ptr() for pair in known.slots.cache.layers.values() for cache in pair] == places
+    assert [cache.data_ptr() for pair in known.cache.layers.values() for cache in pair] == places
 
 
 def test_a_forgotten_slot_is_read_again_in_full(known: Known) -> None:
@@ -237,7 +240,7 @@ def test_a_row_may_fill_its_slot_to_the_last_token(known: Known) -> None:
 
 def test_garbage_behind_a_row_is_never_seen(known: Known) -> None:
     slot, _ = known.complete([5, 6, 7, 8, 9, 10])
-    for keys, values in known.slots.cache.layers.values():
+    for keys, values in known.cache.layers.values():
         keys[:, 3:] = 1e4
         values[:, 3:] = 1e4
     known.slots.held[slot] = 3

@@ -53,7 +53,8 @@ async def candidates(source: Engine, ask: Ask) -> list[Segment]:
 
 
 def drawn(source: Engine, *, seeds: int = 1, **options: Any) -> list[Segment]:
-    ask = Ask(source.encode("a"), **({"response": Response(), "max_tokens": 4} | options))
+    asked: dict[str, Any] = {"response": Response(), "max_tokens": 4} | options
+    ask = Ask(source.encode("a"), **asked)
 
     async def all_of_them() -> list[Segment]:
         return [s for seed in range(seeds) for s in await candidates(source, replace(ask, seed=seed))]
@@ -124,7 +125,7 @@ def test_a_draft_that_equals_the_target_gives_the_text_of_plain_decoding(
 
 @pytest.mark.parametrize("draft", [far, near])
 def test_greedy_decoding_is_greedy_decoding_with_any_draft(draft: Model) -> None:
-    greedy = {"sampling": Sampling(0.0), "max_tokens": 30, "boundary": FixedLength(maximum=30)}
+    greedy: dict[str, Any] = {"sampling": Sampling(0.0), "max_tokens": 30, "boundary": FixedLength(maximum=30)}
     endless = engine(next_token, end=None)
     assert drawn(SpeculativeEngine(endless, engine(draft, end=None), 4), **greedy) == drawn(endless, **greedy)
 
@@ -238,8 +239,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def small_draft(pair: Pair, seed: int) -> TransformersEngine:
-    model = language_model("gpt2", seed=seed).to(torch.float64)
-    return TransformersEngine(model, pair.tokenizer, slots=8)
+    model: Any = language_model("gpt2", seed=seed)
+    return TransformersEngine(model.to(torch.float64), pair.tokenizer, slots=8)
 
 
 ASK = {"sampling": Sampling(0.8, top_k=30), "boundary": Entropy(3, 20, 2.6), "n": 6, "seed": 11}

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from helpers.random_models import byte_tokenizer, letter_tokenizer, word_tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import cards
-from cards.engines.text import UNFINISHED, Detokenizer, encode, find_stop, fingerprint, hold_back
+from cards.engines.text import UNFINISHED, Detokenizer, encode, find_stop, hold_back
 from cards.errors import PromptError
+from cards.fingerprint import fingerprint
 
 TINY = Path(cards.__file__).parent / "tiny" / "tokenizer"
 TEXTS = [
@@ -27,7 +28,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizers() -> list[PreTrainedTokenizerFast]:
+def tokenizers() -> list[PreTrainedTokenizerBase]:
     return [byte_tokenizer(), AutoTokenizer.from_pretrained(TINY)]
 
 

@@ -211,7 +211,7 @@ async def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(engi
     ("options", "error"),
     [({"context": CONTEXT + 1}, SettingError), ({"context": 1}, SettingError), ({"slots": 0}, (SettingError, ModelError))],
 )
-def test_impossible_sizes_are_refused(options: dict[str, int], error: Any, gpt2_float64: Pair) -> None:
+def test_impossible_sizes_are_refused(options: dict[str, Any], error: Any, gpt2_float64: Pair) -> None:
     with pytest.raises(error):
         gpt2_float64.engine(**options)
 

@@ -7,13 +7,15 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 from helpers.random_models import Pair, letter_engine
 from torch import Tensor
 
 from cards import Decoder
+from cards.backends.local.cache import TorchCache
 from cards.engines.base import Ask
 from cards.errors import CardsError
 from cards.events import Event, Prompt, Response
@@ -24,7 +26,8 @@ async def test_a_model_that_fails_fails_the_request_and_the_engine_stays_usable(
     engine = letter_engine(slots=4)
     decoder = Decoder(engine, None, Vanilla(chunk=3))
     want = await decoder.agenerate("ab", max_tokens=9)
-    forward, calls = engine.scheduler.slots.cache.forward, 0
+    cache = cast(TorchCache, engine.scheduler.slots.cache)
+    forward, calls = cache.forward, 0
 
     def breaks(*given: Tensor) -> Tensor:
         nonlocal calls
@@ -33,7 +36,7 @@ async def test_a_model_that_fails_fails_the_request_and_the_engine_stays_usable(
             raise RuntimeError("the device is gone")
         return forward(*given)
 
-    engine.scheduler.slots.cache.forward = breaks
+    cache.forward = breaks
     with caplog.at_level(logging.CRITICAL, "cards"), pytest.raises(RuntimeError, match="the device is gone"):
         await decoder.agenerate("ba", max_tokens=9)
     assert (await decoder.agenerate("ab", max_tokens=9)).segments == want.segments
@@ -70,7 +73,7 @@ async def test_engines_may_come_and_go_while_others_work() -> None:
     await stays.aclose()
 
 
-async def exhaust(events: AsyncGenerator[Event, None]) -> None:
+async def exhaust(events: AsyncIterator[Event]) -> None:
     async for _ in events:
         pass
 

@@ -22,7 +22,8 @@ def lines(path: Path, *rows: Any) -> str:
 def test_results_of_a_bench_keep_what_they_know(tmp_path: Path) -> None:
     answers = read([benched(tmp_path / "b.jsonl", seeds=2)])
     assert {name: len(own) for name, own in answers.systems.items()} == {"vanilla": 6, "best-of-n:n=3": 6}
-    assert (answers.steering, answers.graders("gold"), answers.graders("harm")) == ({"steering"}, {"gold"}, {None})
+    assert answers.steering == {"steering"}
+    assert (answers.graders("gold"), answers.graders("harm")) == ({"gold"}, {None})
     one = answers.systems["best-of-n:n=3"][1]
     assert (one.id, one.group, one.seed, one.messages) == ("q1", "harmful", 8, ({"role": "user", "content": "ba c"},))
     assert one.grades == {"reward": ("steering", one.text.count("b")), "gold": ("gold", -one.text.count("c"))}
@@ -79,7 +80,7 @@ def test_answers_without_seeds_are_paired_by_prompt(tmp_path: Path) -> None:
         ),
         ('"a"\n', "must be an object with a prompt and a response, got str"),
         ('{"messages": [{"role": "user"}], "answer": "x"}\n', "Row number 0 of .*'role' and 'content'"),
-        ("\n", "no responses"),
+        ("\n", "no rows"),
         ("{prompt", "not JSONL"),
         ('{"cards-bench": {"made by": "cards evaluate"}}\n', "has no response"),
     ],

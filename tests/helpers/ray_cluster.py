@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine that serves an application, and what is asked of it."""
+"""A Ray cluster on this machine that serves an application, and requests to it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import httpx
@@ -19,15 +20,15 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AUTH
 ray = pytest.importorskip("ray")
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`", DeprecationWarning)  # Ray's own models
-    from ray import serve
+    from ray import serve as serve
     from ray.serve.schema import ServeDeploySchema as ServeDeploySchema
 
-    from cards.integrations import ray_serve as ray_serve
+    ray_serve = import_module("cards.integrations.ray_serve")  # untyped, as Ray has no types for deployments
 
 
 @contextmanager
 def cluster(application: serve.Application) -> Iterator[str]:
-    """Its address."""
+    """Yield the address of the application."""
     with bind("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

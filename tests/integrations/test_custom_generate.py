@@ -85,10 +85,12 @@ def test_the_engine_stays_with_the_model_until_its_weights_change(lm: Any, llama
 
     def ours(model: Any) -> torch.Tensor:
         generate = custom_generate(None, "vanilla", tokenizer=llama_float64.tokenizer)
-        return model.generate(**inputs, max_new_tokens=20, do_sample=False, custom_generate=generate)
+        tokens: torch.Tensor = model.generate(**inputs, max_new_tokens=20, do_sample=False, custom_generate=generate)
+        return tokens
 
     def plain(model: Any) -> torch.Tensor:
-        return model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        tokens: torch.Tensor = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        return tokens
 
     first = ours(lm)
     engine = lm._cards_engine.engine
@@ -210,7 +212,7 @@ def test_a_streamer_gets_the_prompt_and_each_accepted_segment(lm: Any, llama_flo
     silent = custom_generate(llama_float64.reward(), method, tokenizer=llama_float64.tokenizer)
     assert torch.equal(got, lm.generate(**inputs, **options, custom_generate=silent))
     parts = list(streamer)
-    assert "".join(parts).split() == llama_float64.tokenizer.decode(got[0, inputs["input_ids"].shape[1] :]).split()
+    assert "".join(parts).split() == str(llama_float64.tokenizer.decode(got[0, inputs["input_ids"].shape[1] :])).split()
     assert sum(map(bool, parts)) >= 3
     with pytest.raises(SettingError, match="single response"):
         lm.generate(**padded(llama_float64), **options, custom_generate=streaming)
@@ -240,7 +242,7 @@ def test_what_cannot_be_decoded_is_refused(lm: Any, llama_float64: Pair) -> None
     with pytest.raises(SettingError, match="inputs_embeds"):
         lm.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=4, custom_generate=generate)
     small = custom_generate(None, "vanilla", tokenizer=llama_float64.tokenizer, context=4)
-    with pytest.raises(PromptError, match="context of 4 tokens"):
+    with pytest.raises(PromptError, match=r"the context of .* is 4"):
         lm.generate(**inputs, max_new_tokens=4, custom_generate=small)
 
 
@@ -252,7 +254,7 @@ def test_the_embedded_model_brings_its_tokenizer() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")
     lm = AutoModelForCausalLM.from_pretrained(TINY / "lm", dtype=torch.float32)
     chat = [{"role": "user", "content": "Do you like films?"}]
-    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     generate = custom_generate("tiny", CARDS(target=1.0))
     result = lm.generate(**inputs, max_new_tokens=24, custom_generate=generate, seed=1, return_dict_in_generate=True).results[0]
     expected = Decoder("tiny", "tiny", CARDS(target=1.0))(chat, seed=1, max_tokens=24)  # type: ignore[arg-type]

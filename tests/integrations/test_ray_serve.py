@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_a_killed_decoder_is_replaced_and_requests_go_on(address: str) -> None:
     [victim, other] = decoders()
     victim.kill()
     for i in range(6):  # of both decoders
-        wait(lambda i=i: ask(address, [f"Question {i}?"], max_tokens=2).status_code == 200)
+        wait(partial(lambda i: ask(address, [f"Question {i}?"], max_tokens=2).status_code == 200, i))
     wait(lambda: len(decoders()) == 2 and victim not in decoders())
     assert other in decoders()
     assert text(ask(address, ["What do you like?"])) == before

@@ -135,6 +135,11 @@ def test_decoders_come_and_go_with_the_load(address: str, scores: Scores) -> Non
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.headers["x-decoder"] for answer in answers}) > 1
     few: list[httpx.Response] = []
-    wait(lambda: few.append(complete(address, len(few))) or decoders() == {"RUNNING": 1})
+
+    def alone_after_an_answer() -> bool:
+        few.append(complete(address, len(few)))
+        return decoders() == {"RUNNING": 1}
+
+    wait(alone_after_an_answer)
     assert {answer.status_code for answer in few} == {200}
     wait(lambda: complete(address, 0).headers["x-decoder"] == "0")

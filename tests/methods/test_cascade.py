@@ -225,7 +225,8 @@ def test_drawing_several_at_once_gives_the_same_text(width: Any, coupled: bool) 
 
 def implicit(pair: Pair) -> ImplicitReward:
     models = (language_model("llama", seed=5).double(), pair.lm)
-    return ImplicitReward(*(TransformersEngine(copy.deepcopy(m), word_tokenizer(), slots=16) for m in models), beta=0.3)
+    tuned, untuned = (TransformersEngine(copy.deepcopy(m), word_tokenizer(), slots=16) for m in models)
+    return ImplicitReward(tuned, untuned, beta=0.3)
 
 
 def test_the_guide_is_loaded_by_its_name() -> None:

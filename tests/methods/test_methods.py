@@ -44,7 +44,7 @@ def run(method: Method, reward: Reward | None, max_tokens: int = 2, **options: A
 
 
 def verdicts(events: list[Event]) -> list[tuple[str, int, int]]:
-    return [(type(e).__name__, e.position, e.candidate) for e in events if isinstance(e, Accepted | Rejected | Fallback)]  # type: ignore[union-attr]
+    return [(type(e).__name__, e.position, e.candidate) for e in events if isinstance(e, Accepted | Rejected | Fallback)]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8])

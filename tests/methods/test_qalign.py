@@ -14,7 +14,7 @@ from helpers.letter_world import END, LETTERS, REWARD, Ids, engine, next_token, 
 from helpers.mock_models import mock
 from helpers.random_models import Pair, words
 
-from cards import Accepted, Decoder, Proposed
+from cards import Accepted, Decoder, Done, Proposed
 from cards.methods import QAlign
 from cards.methods.base import Request
 from cards.testing import check_law, p_value
@@ -141,7 +141,7 @@ def test_after_a_few_steps_the_answer_has_the_law_of_the_chain_and_no_longer_tha
 def test_the_best_answer_seen_can_be_taken_instead_of_the_last() -> None:
     for seed in range(20):
         answers = {
-            take: Decoder(engine(), REWARD, QAlign(steps=8, take=take))("?", max_tokens=4, seed=seed, trace=True)  # type: ignore[arg-type]
+            take: Decoder(engine(), REWARD, QAlign(steps=8, take=take))("?", max_tokens=4, seed=seed, trace=True)
             for take in ("last", "best")
         }
         seen = [s.reward for r in answers.values() for s in (r.segments[0], *r.segments[0].rejected)]
@@ -153,6 +153,7 @@ def test_each_step_draws_only_what_comes_after_the_cut() -> None:
     *events, done = list(Decoder(mock(), REWARD, QAlign(steps=30)).stream("ab", max_tokens=20, seed=3))
     proposed = [e.segment for e in events if isinstance(e, Proposed)]
     assert all(len(s.token_ids) == 20 for s in proposed)
+    assert isinstance(done, Done)
     assert 31 * 20 * 0.4 < done.result.usage.lm_decoded_tokens < 31 * 20 * 0.7
     assert all(s.text == "".join("abc "[t] for t in s.token_ids) for s in proposed)
 
@@ -164,5 +165,5 @@ async def test_texts_equal_their_tokens_in_a_real_engine(seed: int, gpt2_float64
     result = await decoder.agenerate(words([5, 6, 7]), max_tokens=12, seed=seed, trace=True)
     [segment] = result.segments
     for answer in (segment, *segment.rejected):
-        assert answer.text.split() == pair.tokenizer.decode(answer.token_ids, skip_special_tokens=True).split()
+        assert answer.text.split() == str(pair.tokenizer.decode(list(answer.token_ids), skip_special_tokens=True)).split()
     await decoder.aclose()

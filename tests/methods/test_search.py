@@ -73,7 +73,8 @@ def test_a_segment_is_accepted_before_the_next_block_is_drawn_if_all_that_live_s
     for seed in range(SEEDS):
         hand = ByHand(seed)
         node = by_hand(hand)
-        accepted, before = [], []
+        accepted: list[tuple[int, int]] = []
+        before: list[tuple[tuple[int, int], ...]] = []
         for event in events_of(method, seed):
             if isinstance(event, Proposed) and event.position == len(before) + 1:
                 before.append(tuple(accepted))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from helpers.mock_models import count_of_b, mock
 from scipy import stats
 
-from cards import Decoder, Proposed, Segment, Step
+from cards import Decoder, Done, Proposed, Segment, Step
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError
 from cards.methods import PathConsistency, SelfConsistency, Vanilla
@@ -62,7 +63,7 @@ def test_how_an_answer_is_written_does_not_matter_for_the_vote() -> None:
 
 
 def chosen(method: SelfConsistency, texts: list[str], rewards: list[float] | None = None) -> int:
-    given = rewards or [None] * len(texts)
+    given: Sequence[float | None] = rewards or [None] * len(texts)
     return asyncio.run(method.choose([Segment(t, (), reward=r) for t, r in zip(texts, given, strict=True)], 0))
 
 
@@ -132,6 +133,7 @@ DIGIT = r"\d"
 
 def branches(method: PathConsistency, seed: int) -> tuple[list[Segment], Segment, int]:
     *events, done = list(Decoder(reasoner(), None, method).stream("x.", max_tokens=40, seed=seed))
+    assert isinstance(done, Done)
     [segment] = done.result.segments
     assert done.result.usage.rounds == -(-method.branches // method.window)
     return [e.segment for e in events if isinstance(e, Proposed)], segment, done.result.usage.lm_decoded_tokens

@@ -14,8 +14,8 @@ from cards import Decoder, FixedLength
 from cards.boundaries import Step, Whole
 from cards.engines.mock import MockEngine
 from cards.methods import CDSL, GSI, RSD, Vanilla
-from cards.methods.drafts.gsi import sigmoid
 from cards.rewards import FunctionReward
+from cards.rewards.process import sigmoid
 from cards.testing import check_law
 
 # rsd

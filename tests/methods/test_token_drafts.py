@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
+from numpy.typing import NDArray
 
 from cards import CARDS, Decoder, Entropy, FixedLength, Result
 from cards.engines.mock import MockEngine
@@ -48,15 +49,17 @@ def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> No
 def test_sss_follows_the_law_it_states(lookahead: int, sampling: Sampling) -> None:
     aligned, reference = other(5), other(6)
 
-    def tempered(p: Sequence[float]) -> np.ndarray:
-        weights = np.array(p) ** (1 / sampling.temperature)
-        return weights / weights.sum()
+    def tempered(p: Sequence[float]) -> NDArray[np.float64]:
+        weights: NDArray[np.float64] = np.array(p) ** (1 / sampling.temperature)
+        weights /= weights.sum()
+        return weights
 
-    def cut(p: Sequence[float]) -> np.ndarray:
+    def cut(p: Sequence[float]) -> NDArray[np.float64]:
         weights = tempered(p)
         if sampling.top_k:
             weights[weights < np.sort(weights)[-sampling.top_k]] = 0
-        return weights / weights.sum()
+        weights /= weights.sum()
+        return weights
 
     def law(ids: Ids) -> list[float]:
         pi, pi_a, pi_s = cut(next_token(ids)), cut(aligned(ids)), tempered(reference(ids))
@@ -78,7 +81,7 @@ def test_sss_follows_the_law_it_states(lookahead: int, sampling: Sampling) -> No
 
 def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_only_to_replace() -> None:
     def run(lookahead: int, aligned: Model) -> Result:
-        models = {"aligned": engine(aligned, False), "reference": engine(other(6), False)}
+        models: dict[str, Any] = {"aligned": engine(aligned, False), "reference": engine(other(6), False)}
         method = SSS(temperature=1.0, top_k=None, **models, lookahead=lookahead, chunk=None)
         return Decoder(engine(end=False), None, method)("a", max_tokens=12, seed=3)
 

@@ -81,7 +81,7 @@ by_name = pytest.mark.parametrize("name", METHODS)
 
 
 def method_of(name: str, lm: Engine, other: Engine) -> Method:
-    return replace(METHODS[name][0](lm, other), chunk=CHUNK)  # type: ignore[type-var, call-arg]
+    return replace(METHODS[name][0](lm, other), chunk=CHUNK)  # type: ignore[type-var]
 
 
 @cache

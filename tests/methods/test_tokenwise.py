@@ -65,7 +65,7 @@ def lettered() -> tuple[Engine, Engine]:
 def test_without_guidance_the_answer_is_vanillas_token_for_token(
     make: Make, chunk: int | None, lettered: tuple[Engine, Engine]
 ) -> None:
-    guided = replace(make(*lettered), chunk=chunk)  # type: ignore[type-var, call-arg]
+    guided = replace(make(*lettered), chunk=chunk)  # type: ignore[type-var]
     ends = set()
     for seed in range(8):
         options: dict[str, Any] = {"seed": seed, "max_tokens": 9, "stop": ["c", "b.f", "fe"]}
@@ -84,7 +84,7 @@ def test_a_greedy_answer_does_not_depend_on_how_it_is_handed_out(name: str, lett
     for stop in ([], ["ba", "g"], held_back):
         found = set()
         for chunk in (1, 5, None):
-            method = replace(METHODS[name][0](*lettered), chunk=chunk)  # type: ignore[type-var, call-arg]
+            method = replace(METHODS[name][0](*lettered), chunk=chunk)  # type: ignore[type-var]
             result = Decoder(lettered[0], reward_of, method)("ab cd", max_tokens=12, stop=stop)
             found.add((result.text, result.token_ids, result.finish_reason, result.reward))
         assert len(found) == 1
@@ -147,7 +147,7 @@ def test_an_answer_is_no_longer_than_all_models_can_read() -> None:
 def test_engines_that_do_not_fit_are_refused() -> None:
     class Textual(MockEngine):
         has = frozenset({"segments"})
-        logits = Engine.logits  # type: ignore[assignment]
+        logits = Engine.logits
 
     textual = Textual(lambda ids: [0.25] * 4, "abc ")
     for method in (ARGS(), GenARM(guides=(mock(),))):

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from cards.backends.local.readers import PaddedScorer, SlotScorer
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.text import encode
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
-from cards.events import Prompt, Response
+from cards.events import FinishReason, Prompt, Response
+from cards.fingerprint import fingerprint
 from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny" / "tokenizer"
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -43,7 +45,7 @@ def tokenizer() -> hf.PreTrainedTokenizerBase:
     return hf.AutoTokenizer.from_pretrained(TINY)
 
 
-def make(kind: str, tokenizer: hf.PreTrainedTokenizerBase, labels: int = 1, **changes: object) -> hf.PreTrainedModel:
+def make(kind: str, tokenizer: hf.PreTrainedTokenizerBase, labels: int = 1, **changes: object) -> Any:
     torch.manual_seed(0)
     names = {i: f"label{i}" for i in range(labels)}
     settings = {**SMALL, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "id2label": names, **changes}
@@ -96,7 +98,7 @@ async def test_pad_id_and_padding_side_do_not_move_the_score(kind: str, tokenize
         model = make(kind, tokenizer)
         model.config.pad_token_id = pad_id
         reward = ClassifierReward(model, changed, slots=4)
-        reward.vocabulary = prompt.vocabulary
+        reward.vocabulary = fingerprint(tokenizer)
         scores.append(await reward.score(prompt, ended))
         await reward.aclose()
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
@@ -144,7 +146,8 @@ async def test_a_text_under_the_same_template_reads_as_its_ids_do(tokenizer: hf.
     prompt = encode(tokenizer, [{"role": "user", "content": "Hi"}])
     ids = tuple(tokenizer(" Hello", add_special_tokens=False)["input_ids"])
     unknown = Prompt(prompt.text, (), prompt.messages, "", prompt.template)
-    for end, finish in (((), None), ((tokenizer.eos_token_id,), "stop")):
+    ends: list[tuple[tuple[int, ...], FinishReason | None]] = [((), None), ((tokenizer.eos_token_id,), "stop")]
+    for end, finish in ends:
         told = reward.tokens(unknown, Response(" Hello", (0,), finish))
         assert told == reward.tokens(prompt, Response(" Hello", ids + end, finish))
     await reward.aclose()

@@ -26,6 +26,10 @@ def parts() -> list[Reward]:
     ]
 
 
+def nothing(prompt: str, response: str) -> float:
+    return 0.0
+
+
 def score(reward: Reward, texts: Sequence[str] = TEXTS) -> list[float]:
     return asyncio.run(reward.score(Prompt("?"), [Response(t) for t in texts]))
 
@@ -92,7 +96,7 @@ def test_forgetting_a_combination_makes_all_parts_forget() -> None:
         def forget(self) -> None:
             forgot.append(self.name)
 
-    Minimum([Part(len, name="one"), Minimum([Part(len, name="two")])]).forget()
+    Minimum([Part(nothing, name="one"), Minimum([Part(nothing, name="two")])]).forget()
     assert forgot == ["one", "two"]
 
 
@@ -103,7 +107,7 @@ async def test_closing_a_combination_closes_its_parts() -> None:
         async def aclose(self) -> None:
             closed.append(self.name)
 
-    await Minimum([Part(len, name="one"), Part(len, name="two")]).aclose()
+    await Minimum([Part(nothing, name="one"), Part(nothing, name="two")]).aclose()
     assert closed == ["one", "two"]
 
 

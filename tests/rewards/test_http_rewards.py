@@ -57,7 +57,7 @@ def asked(tiny: TransformersEngine) -> tuple[Prompt, list[Response]]:
     ("path", "kind"), [("/score", PlainReward), ("/rerank", RerankReward), ("", RerankReward), ("/", RerankReward)]
 )
 async def test_scores_are_those_of_the_served_reward(
-    serve: Any, tiny: TransformersEngine, reward: ClassifierReward, path: str, kind: type
+    serve: Any, tiny: TransformersEngine, reward: ClassifierReward, path: str, kind: Any
 ) -> None:
     prompt, responses = asked(tiny)
     with serve(path, target=2.5) as (remote, _):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ IDS = tuple(int(i) for i in np.random.default_rng(5).integers(2, 80, 40))
 MODELS = [language_model("llama", seed=seed).double() for seed in (3, 4)]
 
 
-def engine(model: PreTrainedModel, **options: int) -> TransformersEngine:
+def engine(model: PreTrainedModel, **options: Any) -> TransformersEngine:
     return TransformersEngine(copy.deepcopy(model), word_tokenizer(), **options)
 
 

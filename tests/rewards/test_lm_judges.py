@@ -91,7 +91,7 @@ async def test_a_liking_for_one_letter_cancels_out() -> None:
     found = await reward.score(Prompt("y"), answers)
 
     def first(good: float) -> float:
-        return 1 / (1 + np.exp(-2 * (1 + good / 2)))
+        return float(1 / (1 + np.exp(-2 * (1 + good / 2))))
 
     assert found == pytest.approx([(first(good) + 1 - first(-good)) / 2 for good in (0, 1, -2, 9)])
     assert found[0] == pytest.approx(0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,12 @@ def test_a_step_ends_behind_a_delimiter_or_with_the_answer(text: str, finished: 
     assert [step.text for step in finished_steps(response(text, finished), ";")] == steps
 
 
-JOINED = {"last": lambda s: s[-1], "min": min, "mean": lambda s: sum(s) / len(s), "product": math.prod}
+JOINED: dict[str, Callable[[Sequence[float]], float]] = {
+    "last": lambda s: s[-1],
+    "min": min,
+    "mean": lambda s: sum(s) / len(s),
+    "product": math.prod,
+}
 
 
 @pytest.mark.parametrize("join", JOINED)
@@ -67,7 +72,7 @@ async def test_the_rewards_of_steps_are_joined(join: Any, squash: bool) -> None:
     texts = ["a;bc", "a;bc;", "", "x", "abc;d;"]
     lengths = [[2], [2, 5], [0], [0], [4, 6]]
     each = [[1 / (1 + math.exp(-n)) if squash else float(n) for n in row] for row in lengths]
-    assert await reward.score(PROMPT, [response(t) for t in texts]) == pytest.approx([JOINED[join](s) for s in each])  # type: ignore[no-untyped-call]
+    assert await reward.score(PROMPT, [response(t) for t in texts]) == pytest.approx([JOINED[join](s) for s in each])
 
 
 async def test_a_step_is_asked_for_once() -> None:

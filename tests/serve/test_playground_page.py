@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, assert_free, serving, until
 
 from cards import CARDS
+from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.rewards import ClassifierReward
 from cards.events import Prompt
 from cards.methods import BestOfN, Blockwise
 from cards.rewards.base import Reward
@@ -61,7 +64,7 @@ class Steps(Reward):
 
 
 @pytest.fixture(scope="module")
-def tiny_page(embedded: Any) -> Iterator[Running]:
+def tiny_page(embedded: tuple[TransformersEngine, ClassifierReward]) -> Iterator[Running]:
     """The embedded pair."""
     with serving(*embedded, CARDS(), playground=True) as running:
         yield running
@@ -111,6 +114,11 @@ def segments(page: Page, panel: int = 0) -> Any:
     return page.locator(f"#cp-run-{panel} .cp-seg > summary")
 
 
+def shown_rm_calls(page: Page) -> int:
+    [text] = page.locator("#cp-run-0 .cp-meters div", has_text="RM calls").all_text_contents() or ["0"]
+    return int(re.sub(r"\D", "", text) or 0)
+
+
 def test_type_run_and_open_a_rejected_candidate(tiny_page: Running, visit: Open) -> None:
     page = visit(tiny_page)
     run(page, "Is basketball more fun to watch than tennis?")
@@ -122,7 +130,9 @@ def test_type_run_and_open_a_rejected_candidate(tiny_page: Running, visit: Open)
         seed=0,
         max_tokens=64,
     )
-    assert answer == direct.choices[0].message.content.lstrip()
+    content = direct.choices[0].message.content
+    assert content is not None
+    assert answer == content.lstrip()
     rejected = page.locator("#cp-run-0 tr.rejected").first
     expect(rejected).to_be_hidden()
     segments(page).first.focus()
@@ -144,13 +154,11 @@ def test_segments_appear_one_by_one_and_what_is_open_stays_open(stepped: Running
     reward.left = 0
     run(page, "hello")
     expect_state(page, "running")
-    seen = [""]
+    seen, rated = [""], 0
     for _ in range(40):
         reward.left += 1
-        until(lambda: reward.left == 0)
-        expect(page.locator("#cp-run-0 .cp-meters div", has_text="RM calls")).to_contain_text(
-            re.compile(r"[1-9]"), timeout=WAIT
-        )
+        until(partial(lambda before: shown_rm_calls(page) > before, rated))  # the page has caught up with the decoder
+        rated = shown_rm_calls(page)
         text = "".join(segments(page).all_text_contents())
         if text != seen[-1]:
             assert text.startswith(seen[-1])
@@ -251,6 +259,23 @@ def test_it_can_be_read_on_a_phone_and_in_the_dark(tiny_page: Running, visit: Op
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     for place in (".cp-seg > summary", ".cp-state", ".cp-panel tr.rejected .cp-text", ".cp-meters dt", ".cp-plot text"):
         assert page.locator(f"#cp-run-0 {place}").first.evaluate(CONTRAST) >= 4.5, place
+
+
+def test_with_api_keys_the_page_asks_for_one(browser: Browser) -> None:
+    with serving(mock(), Steps(), CARDS_IN_THREES, playground=True, api_keys=("first",)) as locked:
+        locked.service.reward.left = 10**9  # type: ignore[union-attr]
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(locked.url)
+        for key in ("wrong", "first"):
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Open the playground").click()
+            if key == "wrong":
+                expect(page.get_by_role("alert")).to_have_text("The server does not accept this key.")
+        expect(page.locator("#cp-panel-0").get_by_text("Settings")).to_be_visible(timeout=WAIT)
+        run(page, "hello")
+        expect_state(page, "ended")
+        page.close()
 
 
 CONTRAST = """

@@ -42,7 +42,7 @@ def test_a_completion_is_what_the_decoder_says(tiny: Running, embedded: Pair) ->
 
 
 def test_usage_is_the_decoders(tiny: Running, embedded: Pair) -> None:
-    settings = {"width": 1}  # the only thing that makes the books a function of the seed alone
+    settings: dict[str, Any] = {"width": 1}  # the only thing that makes the books a function of the seed alone
     usage = ask(tiny, extra_body={"cards": {"settings": settings}}).usage
     result = Decoder(*embedded, CARDS(**settings))(PROMPT, max_tokens=12, seed=3)
     prompt = len(embedded[0].encode(PROMPT).token_ids)
@@ -53,10 +53,10 @@ def test_usage_is_the_decoders(tiny: Running, embedded: Pair) -> None:
 
 
 def test_a_chat_is_what_the_decoder_says(tiny: Running, embedded: Pair) -> None:
-    answer = tiny.client().chat.completions.create(model="tiny", messages=CHAT, max_completion_tokens=10, seed=5)  # type: ignore[call-overload]
+    answer = tiny.client().chat.completions.create(model="tiny", messages=CHAT, max_completion_tokens=10, seed=5)
     [choice] = answer.choices
     assert choice.message.role == "assistant"
-    assert choice.message.content == Decoder(*embedded, CARDS())(CHAT, max_tokens=10, seed=5).text  # type: ignore[arg-type]
+    assert choice.message.content == Decoder(*embedded, CARDS())(CHAT, max_tokens=10, seed=5).text
 
 
 def test_parts_of_text_and_developers_are_understood(tiny: Running) -> None:

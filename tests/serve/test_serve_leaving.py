@@ -131,6 +131,6 @@ def test_the_kernel_drops_clients_that_take_nothing(letters: Running, reward: Sw
     with letters.send(LONG):
         until(lambda: reward.asked)
         [connection] = letters.server.server_state.connections
-        accepted = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == UNREAD_TIMEOUT
     assert_free(letters)

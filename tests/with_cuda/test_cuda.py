@@ -16,7 +16,9 @@ if not torch.cuda.is_available():
 
 PLACES = [("cuda", "cuda"), ("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")]
 QUESTIONS = ["How do I bake bread?", "What is a good name for a dog?", "Tell me about the sea.", "Why is the sky blue?"]
-PROMPTS = [[{"role": "user", "content": f"{question} {i}"}] for i in range(2) for question in QUESTIONS]
+PROMPTS: list[list[cards.Message]] = [
+    [{"role": "user", "content": f"{question} {i}"}] for i in range(2) for question in QUESTIONS
+]
 
 
 def decoder(lm: str, rm: str, dtype: str, width: int | str = "auto") -> cards.Decoder:
@@ -48,7 +50,7 @@ def test_texts_are_those_of_the_cpu(lm: str, rm: str, width: int | str, expected
 def test_the_oracle_on_the_gpu_says_the_same(kind: str) -> None:
     pair = Pair.make(kind, torch.float64)
     for model in (pair.lm, pair.rm):
-        model.to("cuda")
+        torch.nn.Module.to(model, "cuda")
     settings = Settings(target=1.2, entropy_threshold=2.9, min_segment=2, max_segment=6, max_tokens=12, top_k=30)
     options = {name: value for name, value in vars(settings).items() if name != "max_tokens"}
     decode = cards.Decoder(pair.engine(slots=8), pair.reward(slots=8), cards.CARDS(**options))

@@ -88,7 +88,7 @@ class Batch:
                 assert torch.equal(got[row], logits[row])
                 continue
             token, value = expected(*request, logits[row], len(self.outputs[row]))
-            assert left(got[row]) == (token, pytest.approx(value, abs=1e-6))
+            assert left(got[row]) == pytest.approx((token, value), abs=1e-6)
             self.boundaries += value >= 0
             self.draws += value < 0
             self.outputs[row].append(token)
@@ -163,14 +163,14 @@ def test_the_other_interface_gives_the_same() -> None:
         slots = np.roll(np.arange(5), step)
         drawn = {0: step, 1: step, 2: step + 2, 3: step + 1, 4: -3}
         logits = logits_of(5, step)
-        lengths = np.array([prompts[slot] + drawn[slot] for slot in slots])
+        lengths = np.array([prompts[slot] + drawn[slot] for slot in slots.tolist()])
         got = processor.apply(logits.clone(), SimpleNamespace(idx_mapping_np=slots, seq_lens_upper_bound_np=lengths))
         for row, slot in enumerate(slots.tolist()):
             if slot in (1, 4):
                 assert torch.equal(got[row], logits[row])
             else:
                 token, value = expected(*rule_of(slot), logits[row], drawn[slot])
-                assert left(got[row]) == (token, pytest.approx(value, abs=1e-6))
+                assert left(got[row]) == pytest.approx((token, value), abs=1e-6)
 
 
 def test_rows_of_drafted_tokens_are_drawn_each_for_its_place() -> None:
@@ -191,7 +191,7 @@ def test_rows_of_drafted_tokens_are_drawn_each_for_its_place() -> None:
     got = processor.apply(logits.clone(), ctx)
     for row, (slot, number) in enumerate(places):
         token, value = expected(*rule_of(slot), logits[row], number)
-        assert left(got[row]) == (token, pytest.approx(value, abs=1e-6))
+        assert left(got[row]) == pytest.approx((token, value), abs=1e-6)
 
 
 def test_candidates_of_one_request_are_told_apart_by_the_seed_that_vllm_raises() -> None:

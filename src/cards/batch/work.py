@@ -11,6 +11,7 @@ from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
 from cards.prompts import format_prompt
+from cards.settings import STOP, setting
 from cards.usage import Usage
 
 RESULT_FIELDS = ("text", "reward", "finish_reason", "seed", "method")
@@ -34,13 +35,15 @@ class Outcome:
 class BatchOptions:
     """Options for reading, decoding and writing rows. Equal options and models give equal rows."""
 
-    prompt_field: str | None = None  # None: `prompt` if the row has it, else `messages`
-    raw: bool = False
-    seed: int = 0
-    max_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    full: bool = False
-    prefix: str = ""
+    prompt_field: str | None = setting(
+        None, help="Name of the field with the prompt (text or messages).", unset="prompt if the row has it, else messages"
+    )
+    raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
+    seed: int = setting(0, help="Random seed. Row i uses seed + i unless it has its own.", at_least=0)
+    max_tokens: int = setting(128, help="Maximum number of new tokens, unless the row has its own.", at_least=1)
+    stop: tuple[str, ...] = setting((), help=STOP, escapes=True)
+    full: bool = setting(False, help="Write complete results, with segments and usage.")
+    prefix: str = setting("", help="Prefix for the names of added fields.")
 
     @property
     def row(self) -> str:

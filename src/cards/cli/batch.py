@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,40 +19,32 @@ from cards.batch.progress import BatchProgress
 from cards.batch.rows import SUFFIXES, RowReader
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
-from cards.boundaries import unescape
-from cards.cli.generate import load
-from cards.cli.options import CONCURRENCY, METHOD, MODEL, OUTPUT, RAW, REWARD, SLOTS, STOP, with_placement
+from cards.cli.models import load_decoder
+from cards.cli.options import METHOD, MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check
 from cards.placement import Placement
+from cards.settings import CONCURRENCY
 
 RAY = "Ray"
 FILE_TYPES = ", ".join(SUFFIXES)
 
 
 @with_settings
+@with_options(BatchOptions, "options")
 @with_placement
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"Input rows, each with a prompt or messages: {FILE_TYPES}.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=f"Output rows with the responses, in input order: {FILE_TYPES}.")],
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed. Row i uses seed + i unless it has its own.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens, unless the row has its own.")] = 128,
-    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
-    prompt_field: Annotated[str | None, typer.Option(help="Name of the field with the prompt (text or messages).")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help=RAW)] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run the rows again that failed before.")] = False,
-    concurrency: Annotated[int | None, typer.Option(min=1, help=CONCURRENCY, show_default=SLOTS)] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help=CONCURRENCY, show_default="the number of slots")] = None,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     profile: Annotated[Path | None, PROFILE] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Write complete results, with segments and usage.", rich_help_panel=OUTPUT)
-    ] = False,
-    prefix: Annotated[str, typer.Option(help="Prefix for the names of added fields.", rich_help_panel=OUTPUT)] = "",
     ray: Annotated[bool, typer.Option("--ray", help="Decode on a Ray cluster.", rich_help_panel=RAY)] = False,
     ray_address: Annotated[
         str | None,
@@ -65,8 +57,9 @@ def batch(
     ray_workers: Annotated[int, typer.Option(min=1, help="Number of decoders on the cluster.", rich_help_panel=RAY)] = 1,
     ray_gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs per decoder.", rich_help_panel=RAY)] = 0,
     *,
-    placed: dict[str, Any],
-    **settings: str | None,
+    options: BatchOptions,
+    placement: Placement,
+    settings: dict[str, str],
 ) -> None:
     """Generate a response to each row of IN and write the results to OUT.
 
@@ -79,13 +72,10 @@ def batch(
     )
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     reward = reward if "reward" in chosen.needed else "none"
-    placement = Placement(**placed)
-    stops = tuple(unescape(s) for s in stop or ())
-    options = BatchOptions(prompt_field, raw, seed, max_tokens, stops, full, prefix)
     header = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(options)}
 
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
-        work = RowDecoder(load(model, reward, chosen, placement), options)
+        work = RowDecoder(load_decoder(model, reward, chosen, placement), options)
         write = _recorder(journal, report)
         return _run_interruptibly(work, RowReader(source), numbers, write, concurrency or work.decoder.engine.rows)
 
@@ -115,7 +105,8 @@ def _run(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
                 raise InterruptedError  # the merge then leaves the files unchanged
             failed = report.failed
     if complete and job.left:
-        with BatchProgress(job.total, job.total - len(job.left), failed, stderr_console()) as report, job.journal() as journal:
+        report = BatchProgress(job.total, job.total - len(job.left), failed, stderr_console())
+        with report, BatchJournal(job.files) as journal:
             complete = decode(job.left, journal, report)
         failed = report.failed
         rate = report.usage.fallback_rate

@@ -8,36 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from cards.boundaries import unescape
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
-from cards.cli.options import CONCURRENCY, FORM, GOLD, MAX_TOKENS, MODEL, MODELS, OUTPUT, REWARD, SLOTS, STOP, with_placement
+from cards.cli.options import MODELS, OUTPUT, with_options
 from cards.cli.profile import PROFILE, with_profile
-from cards.console import show_warning, stderr_console
+from cards.console import say, show_warning
 from cards.errors import CardsError, UnknownNameError, check
+from cards.placement import Placement
 from cards.study.bench.plan import PRESETS, Plan, preset, read
-from cards.study.bench.plot import save
-from cards.study.bench.report import report
 from cards.study.bench.run import Bench, header
-from cards.study.bench.tables import tables, to_csv, to_json, to_markdown
-from cards.study.datasets import DATASETS
 from cards.study.journal import Journal
 from cards.study.prompts import read as read_prompts
 from cards.study.session import Session, opened
 from cards.study.tables import show_tables
 
 PLAN = "Plan (options override the plan)"
-PROMPTS = (
-    f"Prompts: tiny, a data set ({', '.join(DATASETS)}), NAME=FILE for a local copy of a data set, or a file: .jsonl, "
-    ".json, .csv (also .gz), or text with one prompt per line."
-)
-LIMIT = "Number of prompts to sample; all if omitted."
-SAMPLE_SEED = "Random seed for sampling the prompts."
-SEEDS = "Number of responses per prompt."
-FIRST_SEED = "Random seed of the first prompt."
 
 
-@with_placement
+@with_options(Plan, "overrides", PLAN, leave_out=("methods",))
+@with_options(Placement, "placed", MODELS)
 def bench(
     preset_name: Annotated[str | None, typer.Option("--preset", help=f"Built-in plan: {', '.join(PRESETS)}.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Plan in a TOML file.")] = None,
@@ -49,18 +38,6 @@ def bench(
         typer.Option(help="Results file (.jsonl); its responses are not decoded again.", show_default="bench-PLAN.jsonl"),
     ] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, rich_help_panel=PLAN)] = None,
-    prompts: Annotated[str | None, typer.Option(help=PROMPTS, rich_help_panel=PLAN)] = None,
-    form: Annotated[str | None, typer.Option(help=FORM, rich_help_panel=PLAN)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help=LIMIT, rich_help_panel=PLAN)] = None,
-    sample_seed: Annotated[int | None, typer.Option(min=0, help=SAMPLE_SEED, rich_help_panel=PLAN)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS, rich_help_panel=PLAN)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help=FIRST_SEED, rich_help_panel=PLAN)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help=MAX_TOKENS, rich_help_panel=PLAN)] = None,
-    stop: Annotated[list[str] | None, typer.Option(help=STOP, rich_help_panel=PLAN)] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help=CONCURRENCY, show_default=SLOTS, rich_help_panel=PLAN)] = None,
-    model: Annotated[str | None, MODEL] = None,
-    reward: Annotated[str | None, REWARD] = None,
-    gold: Annotated[str | None, typer.Option(help=GOLD, rich_help_panel=MODELS)] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     baseline: Annotated[
         str, typer.Option(help="Method that the others are compared with.", rich_help_panel=OUTPUT)
@@ -69,6 +46,7 @@ def bench(
         float, typer.Option(min=0, help="Maximum difference of rewards that counts as a tie.", rich_help_panel=OUTPUT)
     ] = 0.0,
     *,
+    overrides: dict[str, Any],
     placed: dict[str, Any],
 ) -> None:
     """Compare methods on many prompts: tables of reward, cost and text statistics, and a plot.
@@ -82,15 +60,7 @@ def bench(
     check(preset_name is None or plan is None, "Give --preset or --plan, not both.")
     check(out is None or out.suffix == ".jsonl", f"--out must end in .jsonl, got {str(out)!r}.")
     base: Plan = read(plan) if plan else preset(preset_name or "tiny")
-    given: dict[str, Any] = {
-        "methods": tuple(method) if method else None,
-        "stop": tuple(unescape(s) for s in stop) if stop else None,
-        **{"prompts": prompts, "form": form, "limit": limit, "sample_seed": sample_seed},
-        **{"seeds": seeds, "seed": seed, "max_tokens": max_tokens},
-        **{"concurrency": concurrency, "model": model, "reward": reward, "gold": gold},
-        **placed,
-    }
-    chosen = replace(base, **{name: value for name, value in given.items() if value is not None})
+    chosen = replace(base, **overrides, **placed, methods=tuple(method or base.methods))
     chosen = replace(chosen, methods=tuple(with_profile(profile, chosen.methods, chosen.model, chosen.reward)))
     name = plan.stem if plan else preset_name or "tiny"
     path = out or Path(f"bench-{name}.jsonl")
@@ -107,7 +77,7 @@ def decode(plan: Plan, path: Path, baseline: str) -> Session:
     """Decode the responses of a plan that a results file lacks. The returned session has the errors of failed responses."""
     arms = arms_of(plan.methods)
     records = read_prompts(plan.prompts)
-    models = load_models(plan.model, plan.reward, plan.gold, plan.placement)
+    models = load_models(plan.model, plan.reward, plan.gold, plan)
     with opened(path, header(plan, models), "bench") as session:
         known = {"vanilla", *(arm.label for arm in arms), *(row["label"] for row in session.rows)}
         if baseline not in known:
@@ -118,14 +88,15 @@ def decode(plan: Plan, path: Path, baseline: str) -> Session:
 
 def _report(path: Path, results: Journal, baseline: str, tolerance: float) -> None:
     """Print tables, and write tables and a plot next to the results."""
+    from cards.study.bench.plot import save  # with numpy, which the help does not need
+    from cards.study.bench.report import report
+    from cards.study.bench.tables import tables, write
+
     found = report(results.header, results.rows, baseline, tolerance)
     show_tables(tables(found))
-    written = []
-    for suffix, text in ((".md", to_markdown(found)), (".csv", to_csv(found)), (".json", to_json(found))):
-        written.append(path.with_suffix(suffix))
-        written[-1].write_text(text, encoding="utf-8")
+    written = write(found, path)
     try:
         written += save(found, path.with_suffix(""))
     except CardsError as error:
         show_warning(str(error))
-    stderr_console().print(f"report: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
+    say(f"report: {', '.join(map(str, written))}", "dim")

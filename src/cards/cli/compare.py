@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cards.boundaries import unescape
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
 from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
-from cards.cli.options import DEADLINE, GOLD, MAX_TOKENS, MODEL, MODELS, OUTPUT, RAW, REWARD, STOP, with_placement
+from cards.cli.options import GOLD, JSON, MODEL, RAW, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, with_profile
-from cards.cli.respond import GenerateOptions, respond
+from cards.cli.respond import ResponseOptions, respond
 from cards.console import one_line_warnings
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
@@ -29,24 +28,22 @@ from cards.study.tables import FORMAT
 METHODS = ["vanilla", "best-of-n", "cards"]
 
 
+@with_options(ResponseOptions, "options")
 @with_placement
 def compare(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - or nothing reads standard input.")] = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, show_default=", ".join(METHODS))
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same responses.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help=MAX_TOKENS)] = 128,
-    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
-    deadline: Annotated[float | None, typer.Option(help=DEADLINE)] = None,
-    raw: Annotated[bool, typer.Option("--raw", help=RAW)] = False,
+    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
-    gold: Annotated[str, typer.Option(help=GOLD, rich_help_panel=MODELS)] = "none",
+    gold: Annotated[str, GOLD] = "none",
     profile: Annotated[Path | None, PROFILE] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.", rich_help_panel=OUTPUT)] = False,
+    json: Annotated[bool, JSON] = False,
     *,
-    placed: dict[str, Any],
+    options: ResponseOptions,
+    placement: Placement,
 ) -> None:
     """Compare several methods on one prompt, side by side.
 
@@ -58,10 +55,7 @@ def compare(
         text = sys.stdin.read()
     if not text or not text.strip():
         raise PromptError("The prompt is empty: give a text.")
-    models = load_models(model, reward, gold, Placement(**placed))
-    options = GenerateOptions(
-        max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=False
-    )
+    models = load_models(model, reward, gold, placement)
     prompt = format_prompt(text, "raw" if raw else "auto", models.engine.chats)
     models.run(models.warm_up(prompt))
     panes = [Pane(arm) for arm in arms]
@@ -79,11 +73,13 @@ def compare(
         raise typer.Exit(2)
 
 
-def _run(models: Models, prompt: PromptLike, pane: Pane, options: GenerateOptions) -> bool:
+def _run(models: Models, prompt: PromptLike, pane: Pane, options: ResponseOptions) -> bool:
     """Run one method and grade its response. Return whether Ctrl-C interrupted it."""
     models.forget()
     try:
-        result = respond(models.decoder(pane.arm.method), prompt, pane, options)
+        decoder = models.decoder(pane.arm.method)
+        pane.ending = "decoding"
+        result = respond(decoder, prompt, pane, options)
         interrupted = result.finish_reason == "interrupted"
         response = Response(result.text, result.token_ids, None if interrupted else result.finish_reason)
         pane.grades = models.run(models.grades(prompt, None, response))

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from cards.cli.models import fitting, load_models
-from cards.cli.options import FORM, MAX_TOKENS, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_placement
+from cards.cli.models import load_models
+from cards.cli.options import JSON, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say
-from cards.errors import SettingError, check
+from cards.errors import check
 from cards.placement import Placement
-from cards.sampling import Sampling
-from cards.study.diagnose import pairs as preference_pairs
-from cards.study.diagnose import plot as plots
-from cards.study.diagnose.report import to_dict
-from cards.study.diagnose.run import POSITIONS, Diagnosis, Measurements
-from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, verdict
+from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.prompts import read, sample
-from cards.study.tables import Table, interval, show_tables, to_json
+from cards.study.tables import show_tables, to_json
 
-NO_REWARD = "There is no reward to diagnose: choose one with --reward."
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
+@with_options(DiagnosisPlan, "plan")
 @with_placement
 def diagnose(
     prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)] = None,
@@ -34,81 +28,40 @@ def diagnose(
     limit: Annotated[
         int | None, typer.Option(min=2, help="Number of prompts to sample, and of pairs to read; all if omitted.")
     ] = None,
-    answers: Annotated[int, typer.Option(min=2, help="Number of plain responses per prompt.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=2, help=MAX_TOKENS)] = 128,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Temperature of the responses.")] = 0.7,
-    entropy_threshold: Annotated[
-        float | None, typer.Option(min=0, help="Entropy threshold tau_u in nats.", show_default="suggested by the model")
-    ] = None,
-    fixed: Annotated[int, typer.Option(min=1, help="Number of tokens per segment of fixed length.")] = 8,
-    form: Annotated[str, typer.Option(help=FORM)] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     gold: Annotated[str, typer.Option(help="Reward model to compare with, or none.", rich_help_panel=MODELS)] = "none",
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT)] = False,
+    json: Annotated[bool, JSON] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a plot to this .png file.", rich_help_panel=OUTPUT)] = None,
     *,
-    placed: dict[str, Any],
+    plan: DiagnosisPlan,
+    placement: Placement,
 ) -> None:
     """Measure whether a reward can score incomplete responses.
 
     The measurements use responses of the model to PROMPTS, preference pairs (--pairs), or both.
     """
+    from cards.study.diagnose import pairs as preference_pairs  # with numpy, which the help does not need
+    from cards.study.diagnose import plot as plots
+    from cards.study.diagnose.run import Diagnosis
+    from cards.study.diagnose.verdict import tables, to_dict, verdict
+
     check(prompts is not None or pairs is not None, "Nothing to measure: give prompts, --pairs, or both.")
-    check(reward != "none", NO_REWARD)
-    records = sample(read(prompts), limit, seed) if prompts is not None else []
+    check(reward != "none", "There is no reward to diagnose: choose one with --reward.")
+    records = sample(read(prompts), limit, plan.seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
-    models = load_models(model, reward, gold, Placement(**placed))
-    if models.reward is None:
-        raise SettingError(NO_REWARD)
-    records = fitting(models, records, form, max_tokens)
+    models = load_models(model, reward, gold, placement)
+    assert models.reward is not None
+    records = models.fitting(records, plan.form, plan.max_tokens)
     check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")
-    work = Diagnosis(
-        models,
-        models.reward,
-        records,
-        preferred,
-        form=form,
-        responses=answers,
-        max_tokens=max_tokens,
-        sampling=Sampling(temperature, 40),
-        threshold=entropy_threshold,
-        fixed=fixed,
-        seed=seed,
-    )
+    work = Diagnosis(models, models.reward, records, preferred, plan)
     found = work.session.run(work.run(), runner=models.run)
     judged = verdict(found)
-    if plot is not None:
-        plots.save(found, plot)
     if json:
         typer.echo(to_json(to_dict(found, judged), indent=2), nl=False)
     else:
-        _show(found, judged)
+        show_tables(tables(found, judged), compact=True)
+        Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
     if plot is not None:
+        plots.save(found, plot)
         say(f"plot: {plot}", "dim")
-
-
-def _show(found: Measurements, judged: DiagnosisVerdict) -> None:
-    show_tables(_tables(found, judged), compact=True)
-    Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
-
-
-def _tables(found: Measurements, judged: DiagnosisVerdict) -> Iterator[Table]:
-    if found.prefixes:
-        title = "rank correlation of the rewards of incomplete and complete responses, within prompts"
-        rows = [
-            [rule, *(interval(positions[name]["spearman"]) for name in ("all", *POSITIONS))]
-            for rule, positions in found.prefixes.items()
-        ]
-        yield Table(title, ["boundary", "all", *POSITIONS], rows)
-    if found.preferences:
-        values = list(map(interval, found.preferences.values()))
-        yield Table("accuracy on preference pairs, by part of the responses", list(found.preferences), [values])
-    rows = []
-    for finding in judged.findings:
-        good, fair = LIMITS[finding.name]
-        sign = "\N{GREATER-THAN OR EQUAL TO}" if good > fair else "\N{LESS-THAN OR EQUAL TO}"
-        value = "-" if finding.value is None else f"{finding.value:.2g}"
-        rows.append([finding.name, value, f"{sign} {good:g}", f"{sign} {fair:g}", finding.grade])
-    yield Table("findings", ["check", "value", "good", "fair", "grade"], rows)

@@ -5,35 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cards.cli.arms import METHOD_HELP
-from cards.cli.bench import FIRST_SEED, LIMIT, PROMPTS, SAMPLE_SEED, SEEDS, decode
+from cards.cli.bench import decode
 from cards.cli.models import load_named
-from cards.cli.options import GOLD, MAX_TOKENS, MODEL, OUTPUT, with_placement
-from cards.console import show_warning, stderr_console
+from cards.cli.options import MODELS, OUTPUT, with_options
+from cards.console import say, show_warning
 from cards.errors import UnknownNameError, check
-from cards.study.bench.plan import Plan
+from cards.placement import GOLD, Placement
+from cards.study.bench.plan import PROMPTS, Plan
 from cards.study.bench.plan import read as read_plan
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.report import EvaluationReport
 from cards.study.evaluate.responses import SystemResponses, fingerprint, messages_of, read, unpaired
 from cards.study.evaluate.run import HEADER, Evaluation, requests_to
-from cards.study.evaluate.tables import tables, to_csv, to_json, to_markdown
-from cards.study.evaluate.verdicts import Judgements
 from cards.study.prompts import read as read_prompts
 from cards.study.session import opened
-from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
 from cards.study.tables import show_tables
+
+if TYPE_CHECKING:
+    from cards.study.evaluate.report import EvaluationReport
 
 STEERED = "--{} {} steered some of these responses, so it cannot grade them: choose another reward model."
 DECODING, GRADING = "Decoding, as in `cards bench`", "Grading"
 
 
-@with_placement
+@with_options(Plan, "overrides", DECODING, leave_out=("methods", "prompts", "form", "stop", "concurrency", "reward", "gold"))
+@with_options(Placement, "placed", MODELS)
 def evaluate(
     files: Annotated[
         list[str] | None,
@@ -69,15 +70,9 @@ def evaluate(
     ] = 0.0,
     data: Annotated[str | None, typer.Option(help=PROMPTS, rich_help_panel=DECODING)] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, rich_help_panel=DECODING)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help=LIMIT, rich_help_panel=DECODING)] = None,
-    sample_seed: Annotated[int | None, typer.Option(min=0, help=SAMPLE_SEED, rich_help_panel=DECODING)] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS, rich_help_panel=DECODING)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help=FIRST_SEED, rich_help_panel=DECODING)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help=MAX_TOKENS, rich_help_panel=DECODING)] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Plan of `cards bench`, for all other settings.", rich_help_panel=DECODING)
     ] = None,
-    model: Annotated[str | None, MODEL] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +85,7 @@ def evaluate(
         Path, typer.Option(help="Journal of judgements (.jsonl); finished ones are not repeated.", rich_help_panel=OUTPUT)
     ] = Path("evaluate.jsonl"),
     *,
+    overrides: dict[str, Any],
     placed: dict[str, Any],
 ) -> None:
     """Grade responses with reward models, LLM judges and refusal counts.
@@ -98,18 +94,18 @@ def evaluate(
     that both have responded to. Judges see each pair in both orders, without names. Each judgement is written immediately. To
     resume, run the same command again. The report is written next to the journal.
     """
+    from cards.study.evaluate.report import EvaluationReport  # with numpy, which the help does not need
+    from cards.study.evaluate.verdicts import Judgements
+
     check(out.suffix == ".jsonl", f"--out must end in .jsonl, got {str(out)!r}.")
     check(bool(files or method or plan), "There is nothing to grade: give files of responses, or methods (-m) to decode some.")
     for name in ask or ():
         if name not in QUESTIONS:
             raise UnknownNameError("question", name, QUESTIONS)
     check(bool(judge) or not ask, "--ask needs a judge: add --judge.")
-    given: dict[str, Any] = {
-        **{"methods": tuple(method) if method else None, "prompts": data, "limit": limit, "sample_seed": sample_seed},
-        **{"seeds": seeds, "seed": seed, "max_tokens": max_tokens, "model": model, "reward": reward, "gold": gold},
-        **placed,
-    }
-    chosen = replace(read_plan(plan) if plan else Plan(), **{name: value for name, value in given.items() if value is not None})
+    named: dict[str, Any] = {"methods": tuple(method or ()), "prompts": data, "reward": reward, "gold": gold}
+    chosen = read_plan(plan) if plan else Plan()
+    chosen = replace(chosen, **overrides, **placed, **{name: value for name, value in named.items() if value})
     judges = connect(judge or ())
     sources, failures, about = list(files or ()), list[str](), dict[str, Any]()
     if method or plan:
@@ -125,7 +121,7 @@ def evaluate(
     questions = ask or (_default_questions(answers) if judge else [])
     rewards, ungraded = _rewards(answers, {"reward": reward, "gold": gold, "harm": harm})
     with opened(out, HEADER, "evaluation") as session:
-        loaded = load_named({f"--{role}": rewards[role] for role in ungraded}, chosen.placement) if ungraded else {}
+        loaded = load_named({f"--{role}": rewards[role] for role in ungraded}, chosen) if ungraded else {}
         rewards |= {role: loaded[f"--{role}"].name for role in ungraded}
         work = Evaluation(session, concurrency)
 
@@ -173,6 +169,9 @@ def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple
 
 def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> None:
     """Print tables, write them next to the journal, and warn about prompts that they leave out."""
+    from cards.study.evaluate.tables import tables, write
+    from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
+
     figures, answers = evaluated.figures(), evaluated.responses
     missing = {s: unpaired(answers.systems[s], answers.systems[evaluated.baseline]) for s in answers.systems}
     missing = {system: prompts for system, prompts in missing.items() if prompts}
@@ -193,9 +192,4 @@ def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> No
         "unpaired": missing,
     }
     show_tables(tables(figures))
-    written = {".md": to_markdown(about, figures), ".csv": to_csv(figures), ".json": to_json(about, figures)}
-    for suffix, text in written.items():
-        out.with_suffix(suffix).write_text(text, encoding="utf-8")
-    stderr_console().print(
-        f"report: {', '.join(str(out.with_suffix(suffix)) for suffix in written)}", style="dim", soft_wrap=True
-    )
+    say(f"report: {', '.join(map(str, write(about, figures, out)))}", "dim")

@@ -4,49 +4,43 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cards.boundaries import unescape
 from cards.cli.chat import chat
-from cards.cli.options import DEADLINE, MAX_TOKENS, METHOD, MODEL, OUTPUT, RAW, REWARD, STOP, with_placement
+from cards.cli.models import load_decoder
+from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, RAW, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
-from cards.cli.respond import GenerateOptions, respond
+from cards.cli.respond import ResponseOptions, respond
 from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
-from cards.console import one_line_warnings, spinner, stderr_console
-from cards.decoder import Decoder
+from cards.console import one_line_warnings
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
-from cards.methods.base import Method
 from cards.placement import Placement
 from cards.prompts import format_prompt
-from cards.rewards.loader import reward_classes
 
 
 @with_settings
+@with_options(ResponseOptions, "options")
 @with_placement
 def generate(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - reads standard input.")] = None,
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same response.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help=MAX_TOKENS)] = 128,
-    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
-    deadline: Annotated[float | None, typer.Option(help=DEADLINE)] = None,
-    raw: Annotated[bool, typer.Option("--raw", help=RAW)] = False,
+    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     profile: Annotated[Path | None, PROFILE] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show every candidate and its verdict.", rich_help_panel=OUTPUT)
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)] = False,
+    json: Annotated[bool, JSON] = False,
     *,
-    placed: dict[str, Any],
-    **settings: str | None,
+    options: ResponseOptions,
+    placement: Placement,
+    settings: dict[str, str],
 ) -> None:
     """Generate a response to TEXT, or chat if TEXT is omitted.
 
@@ -61,15 +55,11 @@ def generate(
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise PromptError("The prompt is empty: give a text.")
-    decoder = load(model, reward, chosen, Placement(**placed))
-    options = GenerateOptions(
-        max_tokens=max_tokens, seed=seed, stop=[unescape(s) for s in stop or ()], deadline=deadline, trace=trace
-    )
+    decoder = load_decoder(model, reward, chosen, placement)
 
     def run(prompt: str | Sequence[Message]) -> Result:
-        view = View(trace=trace, silent=json, strip=not isinstance(prompt, str))
-        with one_line_warnings():
-            return respond(decoder, prompt, view, options)
+        with one_line_warnings(), View(trace=trace, silent=json, strip=not isinstance(prompt, str)) as view:
+            return respond(decoder, prompt, view, options, trace)
 
     if text is None:
         if not decoder.engine.chats:
@@ -83,34 +73,5 @@ def generate(
         raise typer.Exit(130)
 
 
-def load(model: str, reward: str, method: Method, placement: Placement) -> Decoder:
-    """Load models under a spinner and return a decoder. The reward is loaded only if the method needs one."""
-    needs_reward = "reward" in method.needed and reward != "none"
-    with ExitStack() as stack:
-        stack.enter_context(one_line_warnings())
-        if all(is_local(name) for name in (model, *([reward] if needs_reward else []))):  # downloads show their own bars
-            hide_bars()
-            stack.enter_context(
-                spinner(stderr_console(), f"loading {model}{f' and the reward {reward}' if needs_reward else ''}")
-            )
-        engine = placement.engine(model)
-        return Decoder(engine, placement.reward(reward) if needs_reward else None, method)
-
-
 def at_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def is_local(name: str) -> bool:
-    """Return whether loading this model or reward downloads nothing."""
-    kind, _, details = name.partition(":")
-    if kind in ("regex", "keywords", "length", "json"):
-        return True
-    models = details.rpartition(":")[2].split(",") if kind in reward_classes() else [name]
-    return all(model.startswith("tiny") or Path(model).exists() for model in models)
-
-
-def hide_bars() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -1,60 +1,94 @@
-"""Options and help texts that several commands share."""
+"""Options and help texts that several commands share, and options derived from dataclasses."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from cards import placement
+from cards.boundaries import unescape
 from cards.placement import Placement
-from cards.prompts import FORMS
+from cards.settings import Setting, settings_of
 
 OUTPUT, MODELS = "Output", "Models"
 METHOD = "Decoding method; `cards methods` lists them."
-MAX_TOKENS = "Maximum number of new tokens."
-STOP = "End the response before this text (repeatable; \\n is a newline)."
-DEADLINE = "Seconds after which the response so far is returned."
-RAW = "Use the prompt as raw text, without the chat template."
 PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --prompts`)."
-FORM = f"Prompt format: {', '.join(FORMS)}."
-CONCURRENCY, SLOTS = "Maximum number of concurrent requests.", "the number of slots"
-GOLD = "Reward model used only for grading, or none."
-MODEL = typer.Option(
-    help="Language model: tiny, a folder, a Hugging Face name, vllm:NAME, or an http:// address.", rich_help_panel=MODELS
-)
-REWARD = typer.Option(
-    help="Reward: a model, named like --model, another kind of reward (docs/rewards.md), or none.", rich_help_panel=MODELS
-)
-DEFAULT = Placement()
-PLACEMENT: dict[str, tuple[Any, Any]] = {  # type and option by field of Placement
-    "device": (str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, ...", show_default=DEFAULT.device)),
-    "dtype": (str, typer.Option(help="Data type: auto, float32, bfloat16 or float16.", show_default=DEFAULT.dtype)),
-    "slots": (int, typer.Option(min=1, help="Number of cache slots.", show_default="chosen by the back end")),
-    "context": (int, typer.Option(min=2, help="Maximum number of tokens of prompt and response.")),
-    "draft": (str, typer.Option(help="Draft model for exact speculative sampling, with the same tokenizer.")),
-    "gamma": (int, typer.Option(min=1, help="Number of draft tokens per round.", show_default=str(DEFAULT.gamma))),
-    "skip_layers": (float, typer.Option(help="Draft with the model itself, without this fraction of its layers.")),
-}
+MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
+REWARD = typer.Option(help=placement.REWARD, rich_help_panel=MODELS)
+GOLD = typer.Option(help=placement.GOLD, rich_help_panel=MODELS)
+RAW = typer.Option("--raw", help="Use the prompt as raw text, without the chat template.")
+JSON = typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
+Command = Callable[..., None]
 
 
-def with_placement(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of Placement to a command. Its parameter `placed: dict[str, Any]` receives those that were given."""
+def with_options(
+    cls: type, parameter: str, panel: str | None = None, leave_out: Collection[str] = ()
+) -> Callable[[Command], Command]:
+    """Add an option for each setting that a dataclass itself declares to a command, except `leave_out`.
+
+    Its parameter of this name receives an instance or, if it is annotated as dict, the values of the options that were given.
+    """
+    own, hints = inspect.get_annotations(cls).keys() - set(leave_out), get_type_hints(cls)
+    declared = {name: item for name, item in settings_of(cls).items() if name in own}
+
+    def decorate(command: Command) -> Command:
+        whole = inspect.signature(command, eval_str=True).parameters[parameter].annotation is cls
+
+        def build(given: dict[str, Any]) -> Any:
+            for name, value in given.items():
+                if isinstance(value, list):
+                    given[name] = tuple(map(unescape, value) if declared[name].spec.escapes else value)
+            return cls(**given) if whole else given
+
+        added = [_option(item, hints[name], panel, whole) for name, item in declared.items()]
+        return extended(command, parameter, added, build)
+
+    return decorate
+
+
+def _option(item: Setting, hint: Any, panel: str | None, defaults: bool) -> inspect.Parameter:
+    """Return a setting as a parameter for Typer, with its default or with None."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
+    kind, spec, default = kinds[0], item.spec, item.default if defaults else None
+    flags = [item.flag]
+    if kind is bool and item.default is None:
+        flags = [f"{item.flag}/--no-{item.flag[2:]}"]
+    if get_origin(kind) is tuple:
+        kind, default = list[get_args(kind)[0]], None  # type: ignore[misc]
+    shown = (spec.unset if defaults else "") or not (default is None or default is False or default == "")
+    option = typer.Option(
+        *flags, help=spec.help, min=spec.at_least, max=spec.at_most, show_default=shown, rich_help_panel=panel
+    )
+    return keyword(item.name, kind, option, default)
+
+
+def keyword(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    """Return a keyword parameter of a command."""
+    annotation: Any = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def extended(
+    command: Command, parameter: str, added: Sequence[inspect.Parameter], build: Callable[[dict[str, Any]], Any]
+) -> Command:
+    """Replace a parameter of a command by options. It receives `build` of those that are not None, by name."""
     signature = inspect.signature(command, eval_str=True)
-    parameters = [p for p in signature.parameters.values() if p.name != "placed"]
-    for name, (kind, option) in PLACEMENT.items():
-        option.rich_help_panel = MODELS
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    parameters = [*(item for item in signature.parameters.values() if item.name != parameter), *added]
+    parameters.sort(key=lambda item: item.kind)
 
     @wraps(command)
-    def placed_command(**given: Any) -> None:
-        placed = {name: given.pop(name) for name in PLACEMENT}
-        command(placed={name: value for name, value in placed.items() if value is not None}, **given)
+    def run(**given: Any) -> None:
+        values = {item.name: given.pop(item.name) for item in added}
+        command(**given, **{parameter: build({name: value for name, value in values.items() if value is not None})})
 
-    parameters.sort(key=lambda parameter: parameter.kind)
-    placed_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    placed_command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-    return placed_command
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters} | {"return": None}
+    return run
+
+
+with_placement = with_options(Placement, "placement", MODELS)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cards.boundaries import unescape
-from cards.cli.generate import load
-from cards.cli.options import MAX_TOKENS, METHOD, MODEL, PROMPT_SOURCE, RAW, REWARD, STOP, with_placement
+from cards.cli.models import load_decoder
+from cards.cli.options import METHOD, MODEL, PROMPT_SOURCE, RAW, REWARD, with_options, with_placement
+from cards.cli.respond import ResponseOptions
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
 from cards.errors import SettingError
@@ -20,6 +20,7 @@ from cards.study.prompts import read
 
 
 @with_settings
+@with_options(ResponseOptions, "options", leave_out=("deadline",))
 @with_placement
 def preferences(
     source: Annotated[str, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)],
@@ -34,15 +35,13 @@ def preferences(
     repeats: Annotated[int, typer.Option(min=1, help="Number of times to decode each prompt.")] = 1,
     gap: Annotated[float, typer.Option(min=0, help="Keep pairs whose rewards differ by more than this.")] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts to use, from the first; all if omitted.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed. Prompt i uses seed + i.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help=MAX_TOKENS)] = 128,
-    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
-    raw: Annotated[bool, typer.Option("--raw", help=RAW)] = False,
+    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     *,
-    placed: dict[str, Any],
-    **settings: str | None,
+    options: ResponseOptions,
+    placement: Placement,
+    settings: dict[str, str],
 ) -> None:
     """Decode PROMPTS and write pairs of a better and a worse continuation to OUT, for the trainers of TRL.
 
@@ -50,22 +49,21 @@ def preferences(
     To resume after any interruption, run the same command again.
     """
     check_suffix(out)
-    placement = Placement(**placed)
     chosen = method_of(method, settings)
     compared = pair_kind(method, by)
     if "reward" not in chosen.needed:
         raise SettingError(f"Method {method!r} does not score responses, so it gives no pairs: choose a method with a reward.")
     records = read(source)[:limit]
-    stops = [unescape(text) for text in stop or ()]
+    limits = {"max_tokens": options.max_tokens, "stop": list(options.stop)}
     header = {
         **{"model": model, "reward": reward, **recorded(chosen), **placement.record},
-        **{"by": compared, "repeats": repeats, "gap": gap, "max_tokens": max_tokens, "stop": stops, "raw": raw},
+        **{"by": compared, "repeats": repeats, "gap": gap, **limits, "raw": raw},
     }
-    with opened(out, header, records, seed) as collection:
+    with opened(out, header, records, options.seed) as collection:
         if collection.missing:
-            decoder = load(model, reward, chosen, placement)
-            options = {"max_tokens": max_tokens, "stop": stops}
-            collection.collect(Pairing(decoder, compared, repeats, gap, seed, options), "raw" if raw else "auto")
+            decoder = load_decoder(model, reward, chosen, placement)
+            pairing = Pairing(decoder, compared, repeats, gap, options.seed, limits)
+            collection.collect(pairing, "raw" if raw else "auto")
         count, failed = collection.finish(), len(collection.missing)
     say(f"{count:,} pairs of {len(records) - failed:,} prompts are in {out}", "dim")
     if failed:

@@ -30,9 +30,7 @@ PROFILE = typer.Option(
 )
 
 
-def profiled(
-    path: Path | None, method: str, model: str, reward: str, given: Mapping[str, str | None]
-) -> Mapping[str, str | None]:
+def profiled(path: Path | None, method: str, model: str, reward: str, given: Mapping[str, str]) -> Mapping[str, str]:
     """Return the settings of a method as text: those given, then those of the profile if it is for this method.
 
     Raises SettingError if the profile is for another model or reward.
@@ -40,7 +38,7 @@ def profiled(
     if path is None or (profile := Profile.read(path)).method != method:
         return given
     profile.check_models(model, reward)
-    return {**given, **{key: option_text(value) for key, value in profile.settings.items() if given.get(key) is None}}
+    return {key: option_text(value) for key, value in profile.settings.items()} | {**given}
 
 
 def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str) -> Sequence[str]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing
-from typing import Any, Protocol, TypedDict
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError
 from cards.events import Event, Result
+from cards.settings import DEADLINE, MAX_TOKENS, STOP, setting
 
 
-class GenerateOptions(TypedDict):
-    """Keyword arguments of `Decoder.stream`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseOptions:
+    """Options of one response, as keyword arguments of `Decoder.stream`."""
 
-    max_tokens: int
-    seed: int
-    stop: Sequence[str]
-    deadline: float | None
-    trace: bool
+    seed: int = setting(0, help="Random seed; the same seed gives the same response.", at_least=0)
+    max_tokens: int = setting(128, help=MAX_TOKENS, at_least=1)
+    stop: tuple[str, ...] = setting((), help=STOP, escapes=True)
+    deadline: float | None = setting(None, help=DEADLINE)
 
 
-class ResponseView(AbstractContextManager[Any], Protocol):
+class ResponseView(Protocol):
     """A display of the events of a response and of its result. `ending` overrides the finish reason of the result."""
 
     def show(self, event: Event) -> None: ...
@@ -29,11 +30,11 @@ class ResponseView(AbstractContextManager[Any], Protocol):
     def close(self, result: Result, ending: str | None = None) -> None: ...
 
 
-def respond(decoder: Decoder, prompt: PromptLike, view: ResponseView, options: GenerateOptions) -> Result:
+def respond(decoder: Decoder, prompt: PromptLike, view: ResponseView, options: ResponseOptions, trace: bool = False) -> Result:
     """Decode a response, show it, and return its result. After Ctrl-C the result is partial."""
-    events = decoder.stream(prompt, **options)
+    events = decoder.stream(prompt, **asdict(options), trace=trace)
     try:
-        with view, closing(events):
+        with closing(events):
             for event in events:
                 view.show(event)
     except CardsError as error:

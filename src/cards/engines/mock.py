@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.engines.base import Ask, Engine
-from cards.errors import PromptError, PromptTooLongError, check
+from cards.engines.text import check_fits
+from cards.errors import PromptError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.prompts import check_messages
 from cards.sampling import distribution, pick, uniforms
@@ -72,12 +73,7 @@ class MockEngine(Engine):
         text = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in messages or ())
         if not text.strip():
             raise PromptError("The prompt is empty: give a text or messages.")
-        ids = self.tokenize(text)
-        if len(ids) >= self.context:
-            raise PromptTooLongError(
-                f"The prompt has {len(ids)} tokens, but the context of {self.name!r} is {self.context}: shorten the prompt."
-            )
-        return Prompt(text, ids, messages, self.vocabulary)
+        return check_fits(Prompt(text, self.tokenize(text), messages, self.vocabulary), self.name, self.context)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         ids: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 from cards.errors import check
 from cards.events import Prompt, Response
@@ -23,14 +23,13 @@ class Combination(Reward):
         self.name = f"{type(self).__name__}({', '.join(r.name for r in rewards)})"
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        return self._joined(await asyncio.gather(*(reward.score(prompt, responses) for reward in self.rewards)))
+        return await self._joined(reward.score(prompt, responses) for reward in self.rewards)
 
     async def rate_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> Sequence[float]:
-        parts = (reward.score_next(prompt, response, followers) for reward in self.rewards)
-        return self._joined(await asyncio.gather(*parts))
+        return await self._joined(reward.score_next(prompt, response, followers) for reward in self.rewards)
 
-    def _joined(self, scores: Sequence[Sequence[float]]) -> list[float]:
-        return [self.join(column) for column in zip(*scores, strict=True)]
+    async def _joined(self, scorings: Iterable[Awaitable[list[float]]]) -> list[float]:
+        return [self.join(scores) for scores in zip(*await asyncio.gather(*scorings), strict=True)]
 
     @abstractmethod
     def join(self, scores: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
+from cards.streams import AsyncStream
 from cards.usage import Usage, track_usage
 
 PromptText = str | list[Message]
@@ -31,6 +32,7 @@ class Choice:
     prompt: Prompt = NOT_ENCODED
     usage: Usage = field(default_factory=Usage)
     emitted: str = ""  # text of the events so far
+    stream: AsyncStream | None = None  # has the response so far
     result: Result | None = None
     logprobs: list[float] | None = None
     unaligned: Exception | None = None
@@ -126,8 +128,10 @@ class Generation:
         choices, start = self.request.choices, time.monotonic()
         try:
             async with asyncio.timeout(self.request.deadline - start):
-                await self.gate.enter(len(choices))
-                self.queue_seconds = time.monotonic() - start
+                try:
+                    await self.gate.enter(len(choices))
+                finally:
+                    self.queue_seconds = time.monotonic() - start
                 try:
                     await self._encode()
                 except BaseException:
@@ -174,10 +178,16 @@ class Generation:
     async def _decode(self, choice: Choice, decoder: Decoder) -> None:
         request, choice.emitted = self.request, ""
         left = max(1e-3, request.deadline - time.monotonic())
-        stream = decoder.astream(
-            choice.prompt, max_tokens=request.max_tokens, seed=choice.seed, stop=request.stop, deadline=left, usage=choice.usage
+        choice.stream = decoder.astream(
+            choice.prompt,
+            max_tokens=request.max_tokens,
+            seed=choice.seed,
+            stop=request.stop,
+            deadline=left,
+            trace=request.trace,
+            usage=choice.usage,
         )
-        async with aclosing(stream) as events:
+        async with aclosing(choice.stream) as events:
             async for event in events:
                 match event:
                     case Done(result):

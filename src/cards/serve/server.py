@@ -9,12 +9,15 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from cards.errors import SettingError
+from cards.serve.connections import Config
+from cards.serve.logs import LineLogger, configure
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
@@ -30,8 +33,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
         self.service: Service = app.state.service
+        super().__init__(Config(app, self.service.options))
         self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -57,6 +60,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if tasks := list(self.server_state.tasks):  # cancelled by uvicorn
             await asyncio.wait(tasks, timeout=FLUSH_SECONDS / 2)
+        self.service.tracing.close()
         if self.close is not None:
             await self.close()
 
@@ -88,4 +92,6 @@ def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[No
         sys.stdout.flush()
         os._exit(0)
 
-    Server(app, close_and_exit).run([listening])
+    configure()  # the models' packages have been imported
+    with redirect_stderr(LineLogger()):
+        Server(app, close_and_exit).run([listening])

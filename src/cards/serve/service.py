@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 from weakref import WeakSet
@@ -61,16 +60,6 @@ class Service:
         """End all requests with an error, because the server ends."""
         for generation in self.generations:
             generation.stop(ending())
-
-    @asynccontextmanager
-    async def admission(self) -> AsyncGenerator[None, None]:
-        """Wait for room for one response that does not come from the API. Raises ApiError."""
-        self._check_open()
-        await self.gate.enter(1)
-        try:
-            yield
-        finally:
-            self.gate.leave()
 
     def validate(self, body: Body, arrived: float) -> GenerationRequest:
         """Check a request. Its prompts are not encoded yet. Raises ApiError or CardsError."""

@@ -6,11 +6,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist, fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 K = TypeVar("K", str, int)
 V = TypeVar("V")
@@ -66,10 +65,19 @@ def grouped(values: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 def bounds(samples: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
     """Return the percentile interval of resampled values."""
-    import numpy as np
-
     low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def bootstrap(count: int, resamples: int) -> NDArray[np.float64]:
+    """Return weights of items, [1 + resamples, count]: equal weights in row 0, then those of bootstrap samples."""
+    draws = np.random.default_rng(SEED).multinomial(count, [1 / count] * count, resamples)
+    return np.concatenate([np.ones((1, count)), draws]) / count
+
+
+def with_interval(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
+    """Return the first value, with the interval of the others, which are its resampled values."""
+    return Estimate(float(values[0]), *bounds(values[1:]))
 
 
 def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
@@ -77,8 +85,6 @@ def estimate(values: Iterable[tuple[str, float]]) -> Estimate | None:
 
     The interval is a percentile bootstrap over prompts, because responses to the same prompt are not independent.
     """
-    import numpy as np
-
     by_prompt = grouped(values)
     if not by_prompt:
         return None
@@ -142,8 +148,6 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
 
     The interval of kappa is a percentile bootstrap over prompts.
     """
-    import numpy as np
-
     triples = list(labels)
     if not triples:
         return None
@@ -153,15 +157,12 @@ def agreement(labels: Iterable[tuple[str, Hashable, Hashable]]) -> Agreement | N
     for prompt, one, other in triples:
         tables[prompts[prompt], names[one], names[other]] += 1
 
-    draws = np.random.default_rng(SEED).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(prompts))), draws])
-    counts = np.einsum("rp,pij->rij", weights, tables)
+    counts = np.einsum("rp,pij->rij", bootstrap(len(prompts), RESAMPLES), tables)
     counts /= counts.sum(axis=(1, 2), keepdims=True)
     observed, chance = counts.trace(axis1=1, axis2=2), (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1)
     varied = chance < 1 - 1e-12
     kappas = (observed[varied] - chance[varied]) / (1 - chance[varied])
     equal = share((prompt, float(one == other)) for prompt, one, other in triples)
     assert equal is not None
-    if not varied[0]:
-        return Agreement(len(prompts), equal, None)
-    return Agreement(len(prompts), equal, Estimate(float(kappas[0]), *bounds(kappas)))
+    kappa = Estimate(float(kappas[0]), *bounds(kappas)) if varied[0] else None
+    return Agreement(len(prompts), equal, kappa)

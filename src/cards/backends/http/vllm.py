@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from cards.backends.http.client import Client
 from cards.backends.http.openai import OpenAIEngine, ParallelProgress
-from cards.backends.vllm.options import DRAWN, request_options
-from cards.boundaries import Boundary, Entropy
+from cards.backends.vllm.options import DRAWN, check_supported, request_options
+from cards.boundaries import Boundary
 from cards.engines.ask import Ask
-from cards.engines.ordered import in_order
 from cards.engines.writer import Writer
-from cards.errors import MismatchError, SettingError, UnavailableError
+from cards.errors import SettingError, UnavailableError
 from cards.events import Segment
 
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
@@ -34,27 +32,14 @@ class VLLMHTTPEngine(OpenAIEngine):
         return min(self.end_ids, default=self.served.vocabulary - 1)
 
     def check_boundary(self, boundary: Boundary) -> None:
-        if boundary.reads_logits and not isinstance(boundary, Entropy):
-            raise MismatchError(
-                f"A vLLM server does not support the boundary {type(boundary).__name__}. Use Entropy, or a boundary that reads "
-                "only text."
-            )
+        check_supported(boundary)
 
-    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        self.check_boundary(ask.boundary)
-        progress = ParallelProgress()
+    def _batches(self, ask: Ask, progress: ParallelProgress) -> AsyncGenerator[list[Segment], None]:
         if ask.n > 1 and (ask.stop or ask.boundary.reads_text):  # a single candidate of a stream cannot be cancelled
-            singles = [replace(ask, first=ask.first + i, n=1) for i in range(ask.n)]
-            batches = in_order([self._one(single, progress) for single in singles])
-        else:
-            batches = self._together(ask, progress)
-        async with aclosing(batches):
-            async for batch in batches:
-                progress.stop_clock()
-                yield batch
-                progress.start_clock()
+            return super()._batches(ask, progress)
+        return self._together(ask, progress)
 
-    async def _one(self, ask: Ask, progress: ParallelProgress) -> Segment:
+    async def _candidate(self, ask: Ask, progress: ParallelProgress) -> Segment:
         [segment] = [segment async for batch in self._together(ask, progress) for segment in batch]
         return segment
 

@@ -21,7 +21,7 @@ from cards.settings import setting
 
 @dataclass(slots=True)
 class Node:
-    """A partial response in the tree. Its value is the mean score of its own segment and those below it."""
+    """An incomplete response in the tree. Its value is the mean score of its own segment and those below it."""
 
     response: Response
     path: tuple[Key, ...] = ()

@@ -1,4 +1,4 @@
-"""Speculative rejection: best-of-N that drops the worst partial responses (Sun et al., NeurIPS 2024, arXiv 2410.20290)."""
+"""Speculative rejection: best-of-N that drops the worst incomplete responses (Sun et al., NeurIPS 2024, arXiv 2410.20290)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SpeculativeRejection(SearchMethod):
     """
 
     name: ClassVar[str] = "speculative-rejection"
-    summary: ClassVar[str] = "Run best-of-n, but drop the worst partial responses at each decision point."
+    summary: ClassVar[str] = "Run best-of-n, but drop the worst incomplete responses at each decision point."
 
     n: int = setting(16, help="Number of responses at the start.", at_least=1, typical=(1, 32), client_at_most=64)
     reject: float = setting(0.5, help="Fraction of the responses dropped at each decision point.", at_least=0, below=1)

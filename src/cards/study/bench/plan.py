@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
-from cards.placement import Placement
+from cards.placement import GOLD, MODEL, REWARD, Placement
 from cards.prompts import FORMS
-from cards.settings import settings_of
+from cards.settings import CONCURRENCY, FORM, MAX_TOKENS, STOP, setting, settings_of
+from cards.study.datasets import DATASETS
 
+PROMPTS = (
+    f"Prompts: tiny, a data set ({', '.join(DATASETS)}), NAME=FILE for a local copy of a data set, or a file: .jsonl, "
+    ".json, .csv (also .gz), or text with one prompt per line."
+)
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
 
 
@@ -30,53 +35,36 @@ class Arm:
         return {name: _plain(getattr(self.method, name)) for name in settings_of(self.method)}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Placement):
     """A plan: prompts x methods x budgets x seeds, and the models that run them.
 
     methods: `name:setting=value,...`; several values of a setting are several budgets.
     prompts: `tiny`, a data set, a file with the rows of a data set (`NAME=FILE`), or a file. `limit` prompts are drawn with
     `sample_seed`.
-    form: how a prompt is entries to the model: with its chat template (chat), as `Human:`/`Assistant:` turns (dialogue) or
+    form: how a prompt is given to the model: with its chat template (chat), as `Human:`/`Assistant:` turns (dialogue) or
     unchanged (raw); auto means chat if the model has a template.
-    gold: a reward model used only for grading.
     seed: repetition k of prompt number i has the seed `seed + i + 1000000 k`.
     """
 
-    model: str = "tiny"
-    reward: str = "tiny"
-    gold: str = "none"
-    prompts: str = "tiny"
-    form: str = "auto"
-    methods: tuple[str, ...] = ("vanilla", "best-of-n:n=2,4,8,16", "cards")
-    limit: int | None = None
-    sample_seed: int = 0
-    seeds: int = 1
-    seed: int = 0
-    max_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    concurrency: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    slots: int | None = None
-    context: int | None = None
-    draft: str | None = None
-    gamma: int = 4
-    skip_layers: float | None = None
+    methods: tuple[str, ...] = setting(("vanilla", "best-of-n:n=2,4,8,16", "cards"), help="Methods.")
+    prompts: str = setting("tiny", help=PROMPTS)
+    form: str = setting("auto", help=FORM)
+    limit: int | None = setting(None, help="Number of prompts to sample; all if omitted.", at_least=1)
+    sample_seed: int = setting(0, help="Random seed for sampling the prompts.", at_least=0)
+    seeds: int = setting(1, help="Number of responses per prompt.", at_least=1)
+    seed: int = setting(0, help="Random seed of the first prompt.", at_least=0)
+    max_tokens: int = setting(128, help=MAX_TOKENS, at_least=1)
+    stop: tuple[str, ...] = setting((), help=STOP, escapes=True)
+    concurrency: int | None = setting(None, help=CONCURRENCY, at_least=1, unset="the number of slots")
+    model: str = setting("tiny", help=MODEL)
+    reward: str = setting("tiny", help=REWARD)
+    gold: str = setting("none", help=GOLD)
 
     def __post_init__(self) -> None:
+        super(Plan, self).__post_init__()
         check(len(self.methods) > 0, "A bench needs at least one method.")
         check(self.form in FORMS, f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
-        for name in ("limit", "seeds", "max_tokens", "concurrency"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} must be at least 1, got {value}.")
-        for name in ("seed", "sample_seed"):
-            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}.")
-
-    @property
-    def placement(self) -> Placement:
-        """The device, dtype, cache and speculation options of the models."""
-        return Placement(**{item.name: getattr(self, item.name) for item in fields(Placement)})
 
 
 def read(path: Path) -> Plan:

@@ -4,44 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cards.errors import SettingError, check
-from cards.study.calibrate.predict import FIGURES, Row
-from cards.study.statistics import SEED, Estimate, bounds
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from cards.errors import SettingError
+from cards.study.calibrate.plan import Constraints
+from cards.study.calibrate.predict import FIGURES
+from cards.study.journal import Row
+from cards.study.statistics import Estimate, bootstrap, with_interval
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
-RATES = ("acceptance", "candidates", "fallback", "drawn", "cost", "reward", "tokens")
 RESAMPLES = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Constraints:
-    """Constraints on the setting to choose. Without `top` the setting with the highest reward is chosen.
-
-    max_cost: the highest FLOPs of a response, LM and RM, over those of a plain response.
-    max_fallback: the highest share of fallbacks among segments.
-    top: the mean reward to reach is the mean over prompts of the quantile 1 - top of the plain responses. The cheapest
-    setting that reaches it is chosen.
-    """
-
-    max_cost: float | None = None
-    top: float | None = None
-    max_fallback: float | None = None
-
-    def __post_init__(self) -> None:
-        check(
-            self.max_cost is None or self.max_cost > 1,
-            f"max_cost must be above 1, the cost of plain sampling, got {self.max_cost}.",
-        )
-        for name in ("top", "max_fallback"):
-            value = getattr(self, name)
-            check(value is None or 0 < value < 1, f"{name} must be between 0 and 1, for instance 0.1 for 10%, got {value}.")
 
 
 def rates(figures: Floats) -> dict[str, Floats]:
@@ -54,8 +30,6 @@ def rates(figures: Floats) -> dict[str, Floats]:
     cost: FLOPs of a response over those of a plain one (drawn tokens if the models count no FLOPs).
     tokens: tokens per response.
     """
-    import numpy as np
-
     part = {name: figures[..., index] for index, name in enumerate(FIGURES)}
     counted = np.all(part["plain_flops"] > 0)
     tested = part["candidates"] - part["fallbacks"]  # the last candidate before a fallback is neither accepted nor rejected
@@ -75,8 +49,6 @@ def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bo
 
     `reward_bound` is the lowest mean reward allowed by `top`. Raises SettingError if no setting meets the constraints.
     """
-    import numpy as np
-
     allowed = np.ones(len(predicted["cost"]), bool)
     if constraints.max_cost is not None:
         allowed &= predicted["cost"] <= constraints.max_cost
@@ -102,8 +74,6 @@ def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bo
 
 def reward_bounds(responses: Sequence[Row], top: float | None) -> Floats | None:
     """Return the quantile 1 - top of the rewards of each prompt's plain responses, [prompts]."""
-    import numpy as np
-
     return None if top is None else np.array([np.quantile(row["rewards"], 1 - top) for row in responses])
 
 
@@ -127,46 +97,33 @@ def choose(
 
     `factors` correct the predicted rates by measured ones. Raises SettingError if no setting meets the constraints.
     """
-    import numpy as np
+    weights = bootstrap(figures.shape[1], RESAMPLES)
+    predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
+    predicted = {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
 
-    prompts = figures.shape[1]
-    draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
+    def best(number: int) -> int:
+        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights[number])
+        return best_index({name: value[number] for name, value in predicted.items()}, constraints, bound)
 
-    def corrected(weights: Floats) -> dict[str, Floats]:
-        predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
-        return {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
-
-    overall = corrected(np.full((1, prompts), 1 / prompts))
-    index = best_index(
-        {name: value[0] for name, value in overall.items()},
-        constraints,
-        None if bounds_by_prompt is None else float(bounds_by_prompt.mean()),
-    )
-    resampled = corrected(draws)
-    resampled_targets = []
-    for number, weights in enumerate(draws):
-        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights)
+    index = best(0)
+    resampled = []
+    for number in range(1, len(weights)):
         try:
-            best = best_index({name: value[number] for name, value in resampled.items()}, constraints, bound)
-            resampled_targets.append(targets[best])
+            resampled.append(targets[best(number)])
         except SettingError:  # no setting meets the constraints on these prompts
-            resampled_targets.append(targets.max() if bounds_by_prompt is not None else targets.min())
+            resampled.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
         index,
-        {name: Estimate(float(overall[name][0, index]), *bounds(resampled[name][:, index])) for name in RATES},
-        Estimate(float(targets[index]), *bounds(resampled_targets)),
+        {name: with_interval(values[:, index]) for name, values in predicted.items()},
+        with_interval([targets[index], *resampled]),
     )
 
 
 def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
-    import numpy as np
-
     figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
-    prompts = len(figures)
-    draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
-    overall, resampled = rates(figures.mean(0)), rates(draws @ figures)
-    return {name: Estimate(float(overall[name]), *bounds(resampled[name])) for name in RATES}
+    found = rates(bootstrap(len(figures), RESAMPLES) @ figures)
+    return {name: with_interval(values) for name, values in found.items()}
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

@@ -5,41 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cards.boundaries import Entropy
+from cards.events import Prompt
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
-from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
+from cards.study.calibrate.choose import Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
-from cards.study.calibrate.predict import Grid, Row, predict
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
+from cards.study.calibrate.predict import Grid, predict
 from cards.study.calibrate.samples import SamplingPlan, sample_responses, sample_tree
+from cards.study.journal import Row
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
 from cards.study.statistics import Estimate
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 PROBE_SEED = 500_000  # far from the seeds of the samples
 TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationRequest:
-    """The constraints, and the settings that are fixed in advance (None: found by the calibration)."""
-
-    constraints: Constraints
-    entropy_threshold: float | None = None
-    segment_tokens: float | None = None
-    target: float | None = None
-    beta: float | None = None
-    alpha: float | None = None
-    probes: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +56,6 @@ class CalibrationResult:
     figures: NDArray[np.float64]
     choice: Recommendation
     settings: dict[str, Any]
-    target: Estimate
     probes: list[Probe]
 
 
@@ -82,7 +70,7 @@ class Calibration:
     session: Session
     form: str = "auto"
 
-    async def run(self, request: CalibrationRequest) -> CalibrationResult:
+    async def run(self, constraints: Constraints, request: CalibrationRequest) -> CalibrationResult:
         """Sample, predict, choose a setting and measure it.
 
         If measured rates differ from predicted ones, correct the predictions and choose again. Raises SettingError if no
@@ -93,20 +81,20 @@ class Calibration:
         trees = await self.segments(lengths.threshold)
         grid = self._grid(plain, trees, request)
         figures = predict(grid, plain, trees, self.plan.max_tokens)
-        bounds = reward_bounds(plain, request.constraints.top)
-        choice = choose(figures, grid.target, request.constraints, bounds)
+        bounds = reward_bounds(plain, constraints.top)
+        choice = choose(figures, grid.target, constraints, bounds)
         probes: list[Probe] = []
         for number in range(request.probes):
             settings = self._settings(grid.settings(choice.index), lengths)
             rows = await self.probe(settings)
             probes.append(Probe(settings, choice.rates, measured(rows, plain)))
             factors = _factors(figures, choice.index, probes[-1])
-            corrected = choose(figures, grid.target, request.constraints, bounds, factors)
+            corrected = choose(figures, grid.target, constraints, bounds, factors)
             if corrected.index == choice.index or number + 1 == request.probes:
                 break
             choice = corrected
         settings = self._settings(grid.settings(choice.index), lengths)
-        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, choice.target, probes)
+        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, probes)
 
     async def plain(self) -> list[Row]:
         """Return plain responses to each prompt, one row per prompt."""
@@ -133,9 +121,8 @@ class Calibration:
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
         async def decode(record: PromptRecord) -> Row:
-            prompt = format_prompt(record.prompt, self.form, self.models.engine.chats)
             seed = self.plan.seed + PROBE_SEED + record.number
-            result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.plan.max_tokens)
+            result = await decoder.agenerate(self._prompt(record), seed=seed, max_tokens=self.plan.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
 
         return await self._complete("probe", {**settings, "width": width}, decode, "measuring")
@@ -161,7 +148,7 @@ class Calibration:
         todo = {(stage, json.dumps(settings, sort_keys=True), record.number): record for record in self.records}
         return await self.session.complete(todo, sample, _key, self.models.engine.rows, title)
 
-    def _prompt(self, record: PromptRecord) -> Any:
+    def _prompt(self, record: PromptRecord) -> Prompt:
         return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
 
     def _grid(self, plain: Sequence[Row], trees: Sequence[Row], request: CalibrationRequest) -> Grid:
@@ -170,8 +157,6 @@ class Calibration:
         Targets range from the lower quartile of plain responses to the best candidates. Betas are in standard deviations of
         the rewards of a prompt.
         """
-        import numpy as np
-
         rewards = np.concatenate([row["rewards"] for row in plain])
         best = np.array([max(max(node["rewards"]) for level in tree["levels"] for node in level) for tree in trees])
         targets = np.linspace(np.quantile(rewards, 0.25), np.quantile(best, 0.75), TARGETS)
@@ -188,7 +173,7 @@ class Calibration:
         return {
             **chosen,
             "entropy_threshold": lengths.threshold,
-            "max_rejections": self.plan.candidates - 1,
+            "max_rejections": self.plan.max_rejections,
             **{"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
         }
 

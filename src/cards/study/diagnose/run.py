@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, TypeVar
 
+import numpy as np
+
+from cards.engines.base import Ask
 from cards.errors import check
 from cards.events import Response
+from cards.methods.base import collect_segments
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.study.diagnose.correlation import Item, correlation
 from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
+from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
-from cards.study.diagnose.texts import RULES, plain_responses, prefix
+from cards.study.diagnose.texts import RULES, prefix, segment_ends
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
@@ -64,54 +69,43 @@ class Measurements:
 
 @dataclass(slots=True)
 class Diagnosis:
-    """A diagnosis of a reward on prompts and preference pairs, with the settings for plain responses."""
+    """A diagnosis of a reward on prompts and preference pairs."""
 
     models: Models
     reward: Reward
     records: Sequence[PromptRecord] = ()
     pairs: Sequence[PairRecord] = ()
-    form: str = "auto"
-    responses: int = 8
-    max_tokens: int = 128
-    sampling: Sampling = field(default_factory=lambda: Sampling(0.7, 40))
-    threshold: float | None = None  # tau_u of the entropy rule (None: the engine's suggestion)
-    fixed: int = 8  # tokens per segment of the rule fixed
-    seed: int = 0
+    plan: DiagnosisPlan = field(default_factory=DiagnosisPlan)
     session: Session = field(default_factory=Session)
 
     async def run(self) -> Measurements:
         """Score everything and return the measurements. Raises SettingError without prompts and pairs."""
         check(bool(self.records or self.pairs), "A diagnosis needs prompts or pairs.")
         scores = await self._each(self.records, self._score, "responses")
-        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.form), "pairs")
+        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.plan.form), "pairs")
         return measure(scores, results)
 
     async def _score(self, record: PromptRecord) -> PromptScores:
         engine, reward = self.models.engine, self.reward
-        prompt = engine.encode(format_prompt(record.prompt, self.form, engine.chats))
-        segmented = await plain_responses(
-            engine,
-            prompt,
-            self.seed + record.number,
-            count=self.responses,
-            max_tokens=self.max_tokens,
-            sampling=self.sampling,
-            threshold=engine.entropy_threshold if self.threshold is None else self.threshold,
-            fixed=self.fixed,
-        )
-        responses = [item.response for item in segmented]
+        prompt = engine.encode(format_prompt(record.prompt, self.plan.form, engine.chats))
+        plan = self.plan
+        threshold = engine.entropy_threshold if plan.entropy_threshold is None else plan.entropy_threshold
+        sampling, seed = Sampling(plan.temperature, 40), plan.seed + record.number
+        ask = Ask(prompt, Response(), plan.max_tokens, sampling=sampling, seed=seed, n=plan.answers)
+        responses = [Response() + segment for segment in await collect_segments(engine, ask)]
         rewards = await reward.score(prompt, responses)
         batch = padding = 0.0
         if record in self.records[:DRIFT_PROMPTS]:
             batch = await batch_drift(reward, prompt, responses, rewards)
             padding = await padding_drift(engine, reward, prompt, responses)
         prefixes = []
-        for item in segmented:
-            lengths = sorted({length for ends in item.ends.values() for length in ends})
-            texts = [prefix(engine, prompt, item.response, length) for length in lengths]
+        for response in responses:
+            ends_by_rule = await segment_ends(engine, prompt, response, threshold, plan.fixed)
+            lengths = sorted({length for ends in ends_by_rule.values() for length in ends})
+            texts = [prefix(engine, prompt, response, length) for length in lengths]
             scores = dict(zip(lengths, await reward.score(prompt, texts) if texts else [], strict=True))
-            tokens = len(item.response.token_ids)
-            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in item.ends.items()})
+            tokens = len(response.token_ids)
+            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in ends_by_rule.items()})
         twice = await reward.score(prompt, [repeated(engine, prompt, response, 2) for response in responses])
         gold = [] if self.models.gold is None else await self.models.gold.score(prompt, responses)
         other = await self._other_form(record, responses)
@@ -120,7 +114,7 @@ class Diagnosis:
     async def _other_form(self, record: PromptRecord, responses: Sequence[Response]) -> list[float]:
         """Return the rewards with the prompt as a dialogue instead of in the chat template; empty without a template."""
         engine = self.models.engine
-        if self.form not in ("auto", "chat") or not engine.chats:
+        if self.plan.form not in ("auto", "chat") or not engine.chats:
             return []
         return await self.reward.score(engine.encode(format_prompt(record.prompt, "dialogue", False)), responses)
 
@@ -137,28 +131,19 @@ class Diagnosis:
 
 def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measurements:
     """Summarize the scores of prompts and the results on preference pairs."""
-    import numpy as np
-
     spread = float(np.sqrt(np.mean([np.var(item.rewards) for item in scores]))) if scores else 0.0
     unit = spread or 1.0
     prefixes = {rule: _prefixes(scores, rule) for rule in RULES} if scores else {}
-    forms = [(n, a, b) for n, item in enumerate(scores) for a, b in zip(item.rewards, item.other_form, strict=False)]
+    forms = _paired(scores, "other_form")
     shift = [abs(a - b) for _, a, b in forms]
-    twice = [
-        (str(n), (after - before) / unit)
-        for n, item in enumerate(scores)
-        for before, after in zip(item.rewards, item.twice, strict=True)
-    ]
     graded = [(n, item) for n, item in enumerate(scores) if item.gold]
     best = [(str(n), float(item.gold[int(np.argmax(item.rewards))] < np.mean(item.gold))) for n, item in graded]
     return Measurements(
         answers=sum(len(item.rewards) for item in scores),
         spread=spread,
         prefixes=prefixes,
-        length=correlation(
-            [(n, r, t) for n, item in enumerate(scores) for r, t in zip(item.rewards, item.lengths, strict=True)]
-        ),
-        repetition=estimate(twice),
+        length=correlation(_paired(scores, "lengths")),
+        repetition=estimate((str(n), (after - before) / unit) for n, before, after in _paired(scores, "twice")),
         drift={
             "batch": max(item.batch for item in scores) / unit if scores else None,
             "padding": max(item.padding for item in scores) / unit if scores else None,
@@ -169,6 +154,11 @@ def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measu
         hacked=estimate(best),
         discordant=estimate(_discordant(graded)),
     )
+
+
+def _paired(scores: Sequence[PromptScores], name: str) -> list[Item]:
+    """Return the number of the prompt, the reward and the value of `name` for each response that has one."""
+    return [(n, *pair) for n, item in enumerate(scores) for pair in zip(item.rewards, getattr(item, name), strict=False)]
 
 
 def _prefixes(scores: Sequence[PromptScores], rule: str) -> dict[str, dict[str, Estimate | None]]:
