@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cards.boundaries import Boundary
+
 
 class Engine(Composite, ABC):
     """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`."""
@@ -72,6 +74,9 @@ class Engine(Composite, ABC):
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Tokenize raw text without special tokens at its ends. Raises MismatchError if the engine cannot."""
         raise MismatchError(f"Engine {self.name!r} cannot split text into tokens.")
+
+    def check_boundary(self, boundary: Boundary) -> None:
+        """Raise MismatchError if this engine cannot end segments by the rule."""
 
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""

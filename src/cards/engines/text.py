@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from cards.errors import PromptError
+from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.prompts import check_messages
@@ -90,9 +90,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
 
 
 def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
-    """Return the prompt if it leaves room for a response in the context of model `name`. Raises PromptError."""
+    """Return the prompt if it leaves room for a response in the context of model `name`. Raises PromptTooLongError."""
     if (length := len(prompt.token_ids)) >= context:
-        raise PromptError(
+        raise PromptTooLongError(
             f"The prompt has {length} tokens, but the context of {name!r} is {context} with the response: shorten the prompt, "
             "or load the model with a larger context."
         )

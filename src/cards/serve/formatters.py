@@ -6,11 +6,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 from cards.engines.text import Detokenizer, TokenDecoder
 from cards.events import Accepted, Done, Event, Fallback, Result, Segment
+from cards.serve.errors import api_error
 from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
 from cards.usage import Usage
 
@@ -86,7 +87,8 @@ class ResponseFormatter(ABC):
             tokens = token_texts(self.request.decoder.engine.tokenizer, choice.prompt.token_ids, result.token_ids)
             logprobs = self.logprobs(tokens, [max(MIN_LOGPROB, value) for value in choice.logprobs])
         extra |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
-        extra |= {"aligned": choice.unaligned is None} | ({"reason": choice.unaligned} if choice.unaligned else {})
+        extra |= {"aligned": choice.unaligned is None}
+        extra |= {"reason": api_error(choice.unaligned).detail} if choice.unaligned else {}
         reason = REASONS.get(result.finish_reason, result.finish_reason)
         return {"index": choice.index, "finish_reason": reason, "logprobs": logprobs, "cards": {"format": FORMAT} | extra}
 
@@ -119,7 +121,7 @@ class CompletionFormatter(ResponseFormatter):
         return {"text": text}
 
     def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
-        starts = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        starts = [0, *accumulate(map(len, tokens))][: len(tokens)]
         return {"tokens": list(tokens), "token_logprobs": list(values), "top_logprobs": None, "text_offset": starts}
 
 

@@ -14,6 +14,7 @@ from cards.serve.errors import ApiError
 from cards.serve.keys import COOKIE, Keys
 from cards.serve.options import ServerOptions
 
+LARGE_BODY = 2**16  # bytes
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -27,6 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self.app, self.options = app, options
+        self.turn = asyncio.Lock()  # large bodies are parsed one at a time, so that the event loop can serve others in between
         self.keys = Keys(options.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,6 +82,9 @@ class Guard:
                 complete = not message.get("more_body", False)
                 if size > self.options.max_body:
                     raise self._too_large(size)
+                if complete and size > LARGE_BODY:
+                    async with self.turn:
+                        await asyncio.sleep(0)
             return message
 
         return limited

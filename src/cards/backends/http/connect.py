@@ -76,7 +76,8 @@ def connect_engine(
         return VLLMHTTPEngine(client, replace(served, ids=True), local, slots=slots)
     served = client.run(probe(client, served, local.tokenizer if local else None))
     if local is None and card.get("owned_by") == "llamacpp":
-        root = new_client(client.address.removesuffix("/v1"), **options)
+        root = new_client(address, **options)
+        root.url = root.url.copy_with(path=root.url.path.removesuffix("/v1"))
         with suppress(RejectedRequestError):
             local = ModelFiles.from_props(root.run(root.get("/props")))
     return OpenAIEngine(client, served, local, slots=slots)
@@ -103,16 +104,13 @@ def connect_reward(
 
     Raises SettingError, ModelError or UnavailableError.
     """
-    address = address.rstrip("/")
     client = new_client(address, connections=slots, **options)
-    server, _, kind = address.rpartition("/")
-    if "://" not in server:  # the address has no path
-        server, kind = address, ""
+    path, _, kind = client.url.path.rstrip("/").rpartition("/")
     if kind in ("", "v1"):
-        client.address = server = address.removesuffix("/v1")
+        client.url = client.url.copy_with(path=path)
         kind = client.run(detect_reward_kind(client))
     elif kind in ("classify", "pooling", *TEI_REWARDS):
-        client.address = server.removesuffix("/v1")
+        client.url = client.url.copy_with(path=path.removesuffix("/v1"))
     if kind in ("classify", "pooling"):
         from cards.backends.http.vllm_rewards import VLLMHTTPReward
 

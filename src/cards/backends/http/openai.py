@@ -20,7 +20,7 @@ from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
 from cards.engines.text import UNFINISHED, check_fits, encode
 from cards.engines.writer import Writer
-from cards.errors import MismatchError, PromptError, UnavailableError
+from cards.errors import MismatchError, PromptError, PromptTooLongError, UnavailableError
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
 from cards.sampling import uniforms
@@ -104,7 +104,7 @@ class OpenAIEngine(Engine):
                 yield batch
                 progress.start_clock()
 
-    def _check(self, boundary: Boundary) -> None:
+    def check_boundary(self, boundary: Boundary) -> None:
         if not boundary.reads_logits:
             return
         if not isinstance(boundary, Entropy) or boundary.measure == "evidential":
@@ -123,7 +123,7 @@ class OpenAIEngine(Engine):
         return in_order([self._candidate(replace(ask, first=ask.first + i, n=1), progress) for i in range(ask.n)])
 
     async def _candidate(self, ask: Ask, progress: ParallelProgress) -> Segment:
-        self._check(ask.boundary)
+        self.check_boundary(ask.boundary)
         writer, finish_reason = self.writer(ask), None
         body = self._body(ask, writer.most)
         sent, recorded = len(body["prompt"]) if self.served.ids else 0, (0, 0)
@@ -138,7 +138,7 @@ class OpenAIEngine(Engine):
                         break
         except RejectedRequestError as error:
             if error.too_long:
-                raise PromptError(f"Prompt and response are too long for {self.name!r}: {error}") from error
+                raise PromptTooLongError(f"Prompt and response are too long for {self.name!r}: {error}") from error
             raise
         if writer.segment is None:
             raise UnavailableError(f"The server at {self.client.address} ended a stream without a finish_reason.")
