@@ -95,7 +95,7 @@ def test_characters_are_limited_only_where_no_prompt_of_that_length_fits(embedde
 
 @pytest.mark.parametrize("limit", [None, 20])
 def test_a_prompt_that_does_not_fit_has_the_code_that_clients_look_for(embedded: Any, limit: int | None) -> None:
-    with serving(embedded[0], embedded[1], CARDS_IN_THREES, max_prompt_tokens=limit) as running:
+    with serving(embedded[0], embedded[1], CARDS_IN_THREES, limit_prompt=limit) as running:
         for size in (600, 40_000):
             answer = running.post(json={"prompt": "a b " * size})
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -277,7 +277,7 @@ def test_what_a_method_does_not_have_is_refused(mocked: Running) -> None:
 
 def test_methods_get_models_from_the_servers_own_alone(embedded: tuple[TransformersEngine, Any]) -> None:
     engine, reward = embedded
-    with serving(engine, reward, Cascade(guide=reward), max_tokens=64) as running:
+    with serving(engine, reward, Cascade(guide=reward), limit_tokens=64) as running:
         offered = running.service.methods.offered
         assert "tree-bon" in offered
         assert offered["tree-bon"].guide is reward  # type: ignore[attr-defined]

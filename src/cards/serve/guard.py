@@ -62,7 +62,7 @@ class Guard:
 
     def _check_length(self, scope: Scope) -> None:
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self.options.max_body:
+        if length.isdecimal() and int(length) > self.options.limit_body:
             raise self._too_large(int(length))
 
     def _limited(self, receive: Receive) -> Receive:
@@ -80,7 +80,7 @@ class Guard:
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
-                if size > self.options.max_body:
+                if size > self.options.limit_body:
                     raise self._too_large(size)
                 if complete and size > LARGE_BODY:
                     async with self.turn:
@@ -90,5 +90,5 @@ class Guard:
         return limited
 
     def _too_large(self, size: int) -> ApiError:
-        why = f"The body must have at most {self.options.max_body} bytes, got {size} or more. Shorten the request."
+        why = f"The body must have at most {self.options.limit_body} bytes, got {size} or more. Shorten the request."
         return ApiError(413, why, code="body_too_large")

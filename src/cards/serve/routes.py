@@ -72,7 +72,7 @@ def routes(service: Service) -> APIRouter:
         methods = service.methods
         extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": methods.listed}
         extra |= {"reward": service.reward_name, "context": service.engine.context}
-        extra |= {"max_tokens": service.options.max_tokens}
+        extra |= {"max_tokens": service.options.limit_tokens}
         return {"id": service.name, "object": "model", "created": started, "owned_by": "cards", "cards": extra}
 
     return router

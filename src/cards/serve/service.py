@@ -38,13 +38,13 @@ class Service:
         self.engine, self.reward, self.options, self.tracing = engine, reward, options, tracing
         self.name = options.name or public(engine.name)
         self.reward_name = public(reward.name) if reward else None
-        self.methods = OfferedMethods(engine, reward, method, options.max_setting)
+        self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
         self.gate = Gate(options.max_running or engine.rows, options.max_queue)
         self.metrics = Metrics(self.gate, engine)
         self.readiness = Readiness(engine, reward)
         self.generations: WeakSet[Generation] = WeakSet()  # in progress
         self.tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, "cards-tokenizing")
-        self.max_characters = _max_characters(engine, options.max_prompt_tokens)
+        self.max_characters = _max_characters(engine, options.limit_prompt)
         self.draining = False  # whether the server is shutting down, and new requests fail
 
     def decoder(self, method: str | None, settings: Mapping[str, Any]) -> Decoder:
@@ -73,9 +73,9 @@ class Service:
             why = f"Model {self.name!r} has no log-probabilities. Leave logprobs out."
             raise ApiError(400, why, param="logprobs", code="unsupported")
         limits = self.options
-        tokens = min(limits.default_tokens, limits.max_tokens) if body.tokens is None else body.tokens
-        if tokens > limits.max_tokens:
-            why = f"max_tokens must be at most {limits.max_tokens} on this server, got {tokens}."
+        tokens = min(limits.max_tokens, limits.limit_tokens) if body.tokens is None else body.tokens
+        if tokens > limits.limit_tokens:
+            why = f"max_tokens must be at most {limits.limit_tokens} on this server, got {tokens}."
             raise ApiError(400, why, param="max_tokens")
         for given in body.prompts:
             self._check_length(given)
@@ -124,7 +124,7 @@ class Service:
             raise converted from error
         except TemplateError as error:
             raise ApiError(400, f"The model's chat template rejects these messages: {error}.", param="messages") from error
-        limit = self.options.max_prompt_tokens
+        limit = self.options.limit_prompt
         if limit is not None and (length := len(prompt.token_ids)) > limit:
             why = f"The prompt must have at most {limit} tokens on this server, got {length}."
             raise ApiError(400, why, param=_param(given), code=TOO_LONG)
@@ -136,10 +136,10 @@ class Service:
         return Decoder(self.engine, None, Vanilla(**asdict(sampling)) if isinstance(sampling, Sampling) else Vanilla())
 
 
-def _max_characters(engine: Engine, max_prompt_tokens: int | None) -> int | None:
+def _max_characters(engine: Engine, limit_prompt: int | None) -> int | None:
     """Return how many characters a prompt can have if each token is the longest one; None for an unknown vocabulary."""
     vocabulary: dict[str, int] = getattr(engine.tokenizer, "get_vocab", dict)()
-    return max(map(len, vocabulary)) * min(engine.context, max_prompt_tokens or engine.context) if vocabulary else None
+    return max(map(len, vocabulary)) * min(engine.context, limit_prompt or engine.context) if vocabulary else None
 
 
 def _param(given: PromptText) -> str:
