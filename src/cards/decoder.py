@@ -229,6 +229,4 @@ def warn_if_unreachable(result: Result) -> None:
 def _as_reward(reward: str | Reward | Scorer | None) -> Reward | None:
     if isinstance(reward, str):
         return load_reward(reward)
-    if reward is None or isinstance(reward, Reward):
-        return reward
-    return FunctionReward(reward)
+    return reward if reward is None or isinstance(reward, Reward) else FunctionReward(reward)

@@ -83,7 +83,8 @@ def test_the_log_does_not_quote_texts(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "cards.serve")
     with serving(mock(), reward, CARDS_IN_THREES) as running:
         assert running.post(json={**BODY, "prompt": "abcabcabc"}).status_code == 503
-    [line] = [record.fields["details"] for record in caplog.records if "details" in getattr(record, "fields", {})]
+    logged = [getattr(record, "fields", {}) for record in caplog.records]
+    [line] = [fields["details"] for fields in logged if "details" in fields]
     assert "finite numbers" in line
     assert "abcabcabc" not in line
 
