@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 from cards.backends.local.sampling import draw, probabilities
-from cards.errors import SettingError
-from cards.sampling import TOKENS, VERDICT, Sampling, distribution, pick, uniforms
+from cards.backends.local.sampling import most_likely as torch_most_likely
+from cards.errors import ModelError, SettingError
+from cards.sampling import SEEDS, TOKENS, VERDICT, Sampling, distribution, most_likely, pick, seed_at, uniforms
 
 LOGITS = torch.tensor([[0.3, -1.0, 2.0, 1.9, -0.5, 0.0, 1.0]], dtype=torch.float64)
 
@@ -125,3 +126,47 @@ def test_seeds_of_64_bits_are_told_apart_and_larger_ones_wrap() -> None:
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float], named: str) -> None:
     with pytest.raises(SettingError, match=named):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+def by_stable_sort(logits: list[float], count: int) -> list[int]:
+    return sorted(sorted(range(len(logits)), key=lambda i: -logits[i])[:count])
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 200])
+def test_the_first_of_equal_logits_are_the_most_likely_in_torch_and_numpy(count: int) -> None:
+    generator = np.random.default_rng(count)
+    few = torch.from_numpy(generator.integers(-3, 3, (20, 150)).astype(np.float32))
+    half = torch.from_numpy(generator.normal(0, 3, (20, 5000))).bfloat16().float()
+    for rows in (few, half, torch.where(few < 2, -math.inf, few), torch.zeros(2, 150)):
+        expected = [by_stable_sort(row, count) for row in rows.tolist()]
+        assert [most_likely(row, count).tolist() for row in rows.numpy()] == expected
+        if count < rows.shape[1]:
+            assert torch_most_likely(rows, count).tolist() == expected
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7, 40), Sampling(1.0, None, 0.6), Sampling(0.9, 40, 0.8), Sampling(0.0)], ids=str)
+def test_torch_and_numpy_draw_the_same_tokens_from_16_bit_logits(sampling: Sampling) -> None:
+    rows = torch.from_numpy(np.random.default_rng(5).normal(0, 2, (300, 3000))).bfloat16().float()
+    u = torch.from_numpy(np.random.default_rng(6).random(300))
+    drawn = [pick(distribution(row, sampling), x) for row, x in zip(rows.numpy(), u.tolist(), strict=True)]
+    assert draw(rows, sampling, u).tolist() == drawn
+
+
+@pytest.mark.parametrize("sampling", [*SETTINGS, Sampling(0.0), Sampling(1e-320)], ids=str)
+def test_logits_that_define_no_distribution_are_refused_with_their_position(sampling: Sampling) -> None:
+    rows = LOGITS.repeat(5, 1)
+    rows[1, 3], rows[2, 0], rows[3] = math.nan, math.inf, -math.inf
+    drawn = draw(rows, sampling, torch.full((5,), 0.5, dtype=torch.float64)).tolist()
+    good = int(draw(LOGITS, sampling, torch.tensor([0.5], dtype=torch.float64)))
+    assert drawn == [good, -1, -1, -1, good]
+    for row in rows[1:4].numpy():
+        with pytest.raises(ModelError, match="logits of token 6 of the response"):
+            distribution(row, sampling, 5)
+
+
+def test_seeds_of_several_requests_share_no_requests_with_neighbouring_seeds() -> None:
+    seeds = [seed_at(seed, index) for seed in range(200) for index in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert [seed_at(seed, 0) for seed in (0, 7, 2**70)] == [0, 7, 2**70]
+    assert all(0 <= seed < 2**53 for seed in seeds)
+    assert seed_at(3, 5) == int(uniforms(3, 0, 5, 1, SEEDS)[0] * 2**53)

@@ -124,8 +124,8 @@ class Decoder(Composite):
             await self.settle()
             fold.usage.seconds = time.perf_counter() - fold.start
         result = fold.result("deadline" if ended_early else None)
-        if ended_early and request.stop:
-            result = with_full_text(result, self.engine.extended(request.prompt, Response(), result.token_ids).text)
+        if ended_early:
+            result = with_held_text(result)
         warn_if_unreachable(result)
         yield Done(result)
 
@@ -201,13 +201,13 @@ def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:
         )
 
 
-def with_full_text(result: Result, text: str) -> Result:
-    """Return the result with its whole `text`, including a tail held back because it may start a stop string."""
-    if len(text) <= len(result.text):
+def with_held_text(result: Result) -> Result:
+    """Return the result with the tail that is held back because it may start a stop string."""
+    if not result.segments:
         return result
-    last = result.segments[-1]
-    last = replace(last, text=last.text + text[len(result.text) :])
-    return replace(result, text=text, segments=(*result.segments[:-1], last))
+    *before, last = result.segments
+    last = replace(last, text=last.text + last.held, held="")
+    return replace(result, text=result.text + result.segments[-1].held, segments=(*before, last))
 
 
 def warn_if_unreachable(result: Result) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from cards.usage import Role, Usage
@@ -41,7 +41,8 @@ class Segment:
     `entropy` is the uncertainty of the next token (nats for the entropy measure), if the boundary measured it.
     `finish_reason` is set if the segment ends the response. `reward` scores the whole response up to the end of this segment.
     `candidates` counts the candidates tested, including this one. `fallback` is true if the segment was used without passing
-    the test. `rejected` holds the rejected candidates when tracing.
+    the test. `rejected` holds the rejected candidates when tracing. `held` is the text of the tokens that is not yet in `text`,
+    because it may start a stop string.
     """
 
     text: str
@@ -53,18 +54,25 @@ class Segment:
     candidates: int = 1
     fallback: bool = False
     rejected: tuple[Segment, ...] = ()
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The response so far. `response + segment` appends a segment."""
+    """The response so far. `response + segment` appends a segment. `held` is that of the last segment."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    held: str = ""
 
     def __add__(self, segment: Segment) -> Response:
-        return Response(self.text + segment.text, self.token_ids + segment.token_ids, segment.finish_reason)
+        return Response(self.text + segment.text, self.token_ids + segment.token_ids, segment.finish_reason, segment.held)
+
+    @property
+    def decoded(self) -> Response:
+        """The response with the text of all its tokens."""
+        return replace(self, text=self.text + self.held, held="") if self.held else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ candidates drawn together or on other requests in the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cards.errors import check
+from cards.errors import ModelError, check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,7 @@ TOKENS, VERDICT = 0, 1  # to draw tokens; to accept or reject candidates
 GUIDE_VERDICT = 2  # to accept or reject candidates by their guide score
 RESAMPLING = 11  # to choose among particles
 DRAFT_TEST, RESIDUAL, CHOICE = 21, 22, 23  # to accept drafted tokens; to replace rejected ones; to choose among steps
+SEEDS = 31  # to derive the seeds of several requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +47,63 @@ def uniforms(seed: int, segment: int, candidate: int, count: int, stream: int = 
     return np.random.Generator(bits).random(count)
 
 
-def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling) -> NDArray[np.float64]:
-    """Return the proposal's probabilities over the whole vocabulary, [..., vocabulary] -> the same shape."""
+def seed_at(seed: int, index: int) -> int:
+    """Return the seed of request number `index` of several that are made with one seed; number 0 has the seed itself.
+
+    The others are below 2**53, which JSON represents exactly. They share no random numbers with those of other seeds.
+    """
+    return seed if index == 0 else int(uniforms(seed, 0, index, 1, SEEDS)[0] * 2**53)
+
+
+def invalid_logits(position: int) -> ModelError:
+    """Return the error for logits of token number `position` (from 0) of the response that define no distribution."""
+    return ModelError(
+        f"The logits of token {position + 1} of the response have no finite maximum: the model computed NaN or infinity. Load it "
+        "with another dtype (bfloat16 or float32), and check its weights."
+    )
+
+
+def valid_logits(logits: NDArray[np.floating[Any]], position: int) -> NDArray[np.float64]:
+    """Return the logits [vocabulary] of token number `position` in float64. Raises ModelError if they contain NaN or +inf."""
     import numpy as np
 
-    logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits.max()):
+        raise invalid_logits(position)
+    return np.asarray(logits, np.float64)
+
+
+def most_likely(logits: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
+    """Return the tokens with the `count` highest logits [vocabulary], in ascending order. Of equal ones the first are taken."""
+    import numpy as np
+
+    if count >= len(logits):
+        return np.arange(len(logits))
+    lowest = np.partition(logits, -count)[-count]
+    above = (logits > lowest).nonzero()[0]
+    return np.sort(np.concatenate([above, (logits == lowest).nonzero()[0][: count - len(above)]]))
+
+
+def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling, position: int = 0) -> NDArray[np.float64]:
+    """Return the proposal's probabilities [vocabulary] for the logits [vocabulary] of token number `position`.
+
+    Raises ModelError if the logits contain NaN or +inf, or only -inf.
+    """
+    import numpy as np
+
+    logits = valid_logits(logits, position)
+    p = np.zeros_like(logits)
     if sampling.temperature == 0:
-        return np.asarray(np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None], np.float64)
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kept = np.argpartition(-logits, sampling.top_k - 1, axis=-1)[..., : sampling.top_k]
-        few = distribution(np.take_along_axis(logits, kept, -1), replace(sampling, top_k=None))
-        p = np.zeros_like(logits)
-        np.put_along_axis(p, kept, few, -1)
+        p[logits.argmax()] = 1.0
         return p
-    p = np.exp((logits - logits.max(-1, keepdims=True)) / sampling.temperature)
-    p /= p.sum(-1, keepdims=True)
+    kept = slice(None) if sampling.top_k is None else most_likely(logits, sampling.top_k)
+    p[kept] = np.exp((logits[kept] - logits.max()) / sampling.temperature)
+    p /= p.sum()
     if sampling.top_p < 1:
-        order = np.argsort(-p, axis=-1, kind="stable")
-        falling = np.take_along_axis(p, order, -1)
-        np.put_along_axis(p, order, np.where(falling.cumsum(-1) - falling >= sampling.top_p, 0.0, falling), -1)
-        p /= p.sum(-1, keepdims=True)
-    return np.asarray(p, np.float64)
+        order = np.argsort(-p, kind="stable")
+        falling = p[order]
+        p[order] = np.where(falling.cumsum() - falling >= sampling.top_p, 0.0, falling)
+        p /= p.sum()
+    return p
 
 
 def pick(p: NDArray[np.float64], u: float) -> int:

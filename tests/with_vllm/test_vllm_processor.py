@@ -16,7 +16,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample import logits_processor as v2
 
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.vllm.options import DrawSpec, request_options
+from cards.backends.vllm.options import INVALID, DrawSpec, request_options
 from cards.backends.vllm.processor import Processor
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
@@ -101,6 +101,20 @@ def test_draws_and_boundaries_are_those_of_the_package() -> None:
         batch.step(step)
     assert batch.boundaries > 20
     assert batch.draws > 50
+
+
+def test_invalid_logits_are_marked_and_others_are_not() -> None:
+    batch = Batch()
+    batch.add(*(rule_of(row) for row in range(15)))
+    logits = logits_of(15, 0)
+    clean = batch.processor.apply(logits.clone())
+    for bad, row in ((torch.nan, 3), (torch.inf, 8), (-torch.inf, slice(4, 6))):
+        logits[row, :] = bad
+    got = batch.processor.apply(logits.clone())
+    invalid = [3, 4, 5, 8]
+    assert [left(got[row])[1] for row in invalid] == [INVALID] * 4
+    valid = [row for row in range(15) if row not in invalid]
+    assert torch.equal(got[valid], clean[valid])
 
 
 def test_other_requests_are_left_alone() -> None:

@@ -104,12 +104,13 @@ class MockEngine(Engine):
             for i in unfinished:
                 writer = writers[i]
                 logits, at = self._next(prefix + tuple(writer.tokens)), len(writer.tokens)
+                p = distribution(logits, ask.sampling, writer.position)
                 if ask.boundary.reads_logits and at >= ask.boundary.minimum:
                     uncertainty = ask.boundary.uncertainty(logits)
                     if ask.boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         continue
-                writer.push(pick(distribution(logits, ask.sampling), u[i][at]))
+                writer.push(pick(p, u[i][at]))
                 drew += 1
             account.add(decoded_tokens=drew, steps=1)
         yield [writer.segment for writer in writers if writer.segment is not None]

@@ -88,12 +88,12 @@ class SpeculativeEngine(Engine):
             logits = await self.target.logits(ask.prompt, after(before, read), len(read) + 1)
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
+                p = distribution(row, sampling, writer.position)
                 if boundary.reads_logits and at >= boundary.minimum:
                     uncertainty = boundary.uncertainty(row)
                     if boundary.ends_before(uncertainty):
                         writer.end(entropy=uncertainty)
                         break
-                p = distribution(row, sampling)
                 if i == len(drafted):
                     accepted, token = False, pick(p, draws[at])
                 elif accepted := bool(tests[at] * q[i][drafted[i]] < p[drafted[i]]):
@@ -114,7 +114,7 @@ class SpeculativeEngine(Engine):
         with booked_as("draft"):
             while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
                 [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
-                q.append(distribution(logits, ask.sampling))
+                q.append(distribution(logits, ask.sampling, len(before.token_ids) + len(tokens)))
                 tokens.append(pick(q[-1], u[len(tokens)]))
             current_account().add(decoded_tokens=len(tokens))
         return tokens, q

@@ -27,10 +27,16 @@ class Writer:
             self._text = Detokenizer(tokenizer, ask.prompt.token_ids)
             self._text.push(ask.response.token_ids)
             self._emitted = len(ask.response.text)
+            self._before = len(self._text.text)
         else:
-            self._text, self._emitted = Detokenizer(tokenizer, prefix), 0
+            self._text, self._emitted, self._before = Detokenizer(tokenizer, prefix), 0, 0
         self._eager = bool(ask.stop) or ask.boundary.reads_text
         self._starts: list[int] = []  # position of each token in the text
+
+    @property
+    def position(self) -> int:
+        """Number of the next token in the response, from 0."""
+        return len(self.ask.response.token_ids) + len(self.tokens)
 
     def choose(self, token: int) -> None:
         """Add a token that the caller drew from logits, and count it as decoded."""
@@ -52,7 +58,7 @@ class Writer:
         elif count == self.limit:
             self.end("length")
         elif count == ask.boundary.maximum or (
-            ask.boundary.reads_text and count >= ask.boundary.minimum and ask.boundary.ends_after(text)
+            ask.boundary.reads_text and count >= ask.boundary.minimum and ask.boundary.ends_after(self._text.text[self._before :])
         ):
             self.end()
 
@@ -61,9 +67,8 @@ class Writer:
         if not self._eager:
             self._text.push(self.tokens)
         text = (self._text.finish() if reason else self._text.text)[self._emitted :]
-        if not reason:
-            text = hold_back(text, self.ask.stop)
-        self.segment = Segment(text, tuple(self.tokens), entropy, reason)
+        shown = text if reason else hold_back(text, self.ask.stop)
+        self.segment = Segment(shown, tuple(self.tokens), entropy, reason, held=text[len(shown) :])
 
 
 def make_segment(tokenizer: TokenDecoder, end_ids: frozenset[int], before: Sequence[int], token_ids: Sequence[int]) -> Segment:

@@ -29,8 +29,10 @@ class Reward(Composite, ABC):
     async def score(self, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
         """Return the rewards of the responses, in order. The empty response stands for the bare prompt.
 
+        The text of a response includes the tail that is held back because it may start a stop string.
         Raises RewardError if a reward is not a finite number.
         """
+        responses = [response.decoded for response in responses]
         return await self._counted(self.rate(prompt, responses), prompt, responses)
 
     async def score_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> list[float]:
@@ -38,7 +40,8 @@ class Reward(Composite, ABC):
 
         Raises RewardError if a reward is not a finite number.
         """
-        return await self._counted(self.rate_next(prompt, response, followers), prompt, followers)
+        followers = [follower.decoded for follower in followers]
+        return await self._counted(self.rate_next(prompt, response.decoded, followers), prompt, followers)
 
     async def _counted(
         self, rating: Coroutine[Any, Any, Sequence[float]], prompt: Prompt, responses: Sequence[Response]

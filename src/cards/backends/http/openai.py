@@ -148,7 +148,7 @@ class OpenAIEngine(Engine):
         sampling = ask.sampling
         body: dict[str, Any] = {
             "model": self.served.model,
-            "prompt": ids if self.served.ids else ask.prompt.text + ask.response.text,
+            "prompt": ids if self.served.ids else ask.prompt.text + ask.response.decoded.text,
             "max_tokens": max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

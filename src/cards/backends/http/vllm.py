@@ -9,13 +9,14 @@ from typing import Any
 
 from cards.backends.http.client import Client
 from cards.backends.http.openai import OpenAIEngine, ParallelProgress
-from cards.backends.vllm.options import DRAWN, request_options
+from cards.backends.vllm.options import DRAWN, INVALID, request_options
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
 from cards.engines.ordered import in_order
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, SettingError, UnavailableError
 from cards.events import Segment
+from cards.sampling import invalid_logits
 
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 FLAG = "--logprobs-mode processed_logits"
@@ -98,6 +99,8 @@ class VLLMHTTPEngine(OpenAIEngine):
         tokens = choice["token_ids"] or ()
         for token, value in zip(tokens, (choice["logprobs"] or {}).get("token_logprobs", ()), strict=True):
             progress.reach(len(writer.tokens) + 1)
+            if value == INVALID and writer.segment is None:
+                raise invalid_logits(writer.position)
             if value == DRAWN:
                 progress.account.add(decoded_tokens=1)
                 if writer.segment is None:

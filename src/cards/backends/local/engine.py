@@ -27,7 +27,7 @@ from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.fingerprint import fingerprint
-from cards.sampling import Sampling, uniforms
+from cards.sampling import Sampling, invalid_logits, uniforms
 
 Reduce = Callable[[Tensor], NDArray[Any]]
 
@@ -270,6 +270,11 @@ class Candidate(Row):
         return len(self.writer.tokens)
 
     def push(self, token: int) -> None:
+        """Add a token. -1 stands for invalid logits, which fail the call."""
+        if token < 0:
+            if not self.call.cancelled:
+                self.call.abort(invalid_logits(self.writer.position))
+            return
         self.tokens.append(token)
         self.call.account.add(decoded_tokens=1)
         self.writer.push(token)

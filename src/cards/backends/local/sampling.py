@@ -16,27 +16,46 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """
     rows, vocabulary = logits.shape
     if sampling.top_k is not None and sampling.top_k < vocabulary:
-        ids = logits.topk(sampling.top_k, dim=-1).indices.sort(dim=-1).values
+        ids = most_likely(logits, sampling.top_k)
         logits = logits.gather(-1, ids)
     else:
         ids = torch.arange(vocabulary, device=logits.device).expand(rows, -1)
-    p = (logits.double() / sampling.temperature).softmax(-1)
+    logits = logits.double()
+    p = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
-        descending, order = p.sort(dim=-1, descending=True)
+        descending, order = p.sort(dim=-1, descending=True, stable=True)
         beyond = descending.cumsum(-1) - descending >= sampling.top_p
         p = p.masked_fill(beyond.scatter(-1, order, beyond), 0.0)
         p = p / p.sum(-1, keepdim=True)
     return ids, p
 
 
+def most_likely(logits: Tensor, count: int) -> Tensor:
+    """Return the ids [rows, count] of the highest logits in ascending order. Of equal logits the first are taken.
+
+    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. Nothing is copied to the CPU.
+    """
+    top = logits.topk(count, dim=-1)
+    lowest = top.values[:, -1:]
+    ids = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
+    rank = torch.where(logits == lowest, -ids, -torch.inf)
+    rank.scatter_(-1, top.indices, torch.where(top.values > lowest, 1.0, -top.indices.float()))
+    return rank.topk(count, dim=-1).indices.sort(dim=-1).values
+
+
 def draw(logits: Tensor, sampling: Sampling, u: Tensor) -> Tensor:
-    """Draw one token id per row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows]."""
+    """Draw one token id per row by inverse CDF: logits [rows, vocabulary], u [rows] in [0, 1) (float64) -> ids [rows].
+
+    The id is -1 if the logits of the row contain NaN or +inf, or only -inf.
+    """
     if sampling.temperature == 0:
-        return logits.argmax(-1)
-    ids, p = probabilities(logits, sampling)
-    cdf = p.cumsum(-1)
-    index = (cdf <= u.unsqueeze(-1) * cdf[:, -1:]).sum(-1, keepdim=True).clamp(max=ids.shape[1] - 1)
-    return ids.gather(-1, index).squeeze(-1)
+        tokens = logits.argmax(-1)
+    else:
+        ids, p = probabilities(logits, sampling)
+        cdf = p.cumsum(-1)
+        index = (cdf <= u.unsqueeze(-1) * cdf[:, -1:]).sum(-1, keepdim=True).clamp(max=ids.shape[1] - 1)
+        tokens = ids.gather(-1, index).squeeze(-1)
+    return tokens.masked_fill(~logits.amax(-1).isfinite(), -1)
 
 
 def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:

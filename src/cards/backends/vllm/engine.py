@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from cards.backends.configuration import context_length, end_ids, flops_per_token, load_without_weights
 from cards.backends.files import locate
 from cards.backends.vllm.host import Host
-from cards.backends.vllm.options import request_options
+from cards.backends.vllm.options import INVALID, request_options
 from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, encode
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
+from cards.sampling import invalid_logits
 from cards.usage import current_account
 
 
@@ -155,6 +156,8 @@ class VLLMRequests:
                     steps += 1
                     self.read += 1
                     value = values[token].logprob
+                    if value == INVALID and writer.segment is None:
+                        raise invalid_logits(writer.position)
                     self.costs["decoded_tokens"] += value < 0
                     if writer.segment is None:
                         writer.end(entropy=value) if value >= 0 else writer.push(token)

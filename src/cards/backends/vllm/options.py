@@ -14,8 +14,8 @@ The options are fields of `SamplingParams.extra_args` (over HTTP: `vllm_xargs`).
 The `seed` of the request is the number of the candidate. With `n` above 1, vLLM adds 1 for each further candidate. vLLM
 requires that `temperature` is 0, or 1 if `n` is above 1. Penalties are rejected, because they would change the draw.
 
-The processor leaves one token in a row of logits. Its value is -1 if the token was drawn, and the uncertainty (never
-negative) if it is the stop id. With vLLM's `logprobs_mode="processed_logits"`, the log-probability of the token
+The processor leaves one token in a row of logits. Its value is -1 if the token was drawn, -2 if the logits contain NaN or
+infinity, and the uncertainty (never negative) if it is the stop id. With vLLM's `logprobs_mode="processed_logits"`, the log-probability of the token
 (`logprobs=0`) is this value. With any other mode, `cards_stop` must be an id that the LM never draws.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "threshold", "measure", "minimum", "stop")
 LIMIT = 2**31  # of the numbers of candidates, segments and tokens
-DRAWN = -1.0  # the remaining logit of a drawn token
+DRAWN, INVALID = -1.0, -2.0  # the remaining logit of a drawn token; that of a token whose logits were invalid
 
 
 def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:

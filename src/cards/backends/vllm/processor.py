@@ -16,7 +16,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as RunnerV2
 
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.vllm.options import DRAWN, DrawSpec
+from cards.backends.vllm.options import DRAWN, INVALID, DrawSpec
 from cards.boundaries import Entropy
 from cards.sampling import Sampling
 
@@ -96,6 +96,8 @@ def draw_rows(logits: Tensor, rows: list[tuple[int, DrawSpec, int]]) -> None:
         ends = cast(Tensor, boundary.ends_before(measured))  # type: ignore[arg-type]
         tokens[at] = torch.where(ends, stops[at], tokens[at])
         values[at] = torch.where(ends, measured, values[at])
+    values = values.where(tokens >= 0, INVALID)  # a boundary replaces the token, but the uncertainty of NaN ends no segment
+    tokens = tokens.clamp(min=0)
     logits[indices] = float("-inf")
     logits[indices, tokens] = values
 

@@ -12,9 +12,9 @@ from cards.engines.base import Ask, Engine
 from cards.engines.writer import Writer
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import EngineLike, Method, Request, collect_segments, loaded, propose_all, required, target_of
-from cards.methods.tokens.driver import limit_to_context, most_likely
+from cards.methods.tokens.driver import limit_to_context
 from cards.rewards.base import Reward
-from cards.sampling import Sampling
+from cards.sampling import Sampling, most_likely, valid_logits
 from cards.settings import setting
 from cards.usage import Role, booked_as, in_role
 
@@ -74,6 +74,8 @@ class CDSL(Method):
             ahead = draft.token_ids
             read = Response(token_ids=(*response.token_ids, *ahead[:-1]))
             logits = await engine.logits(request.prompt, read, len(ahead))
+            for position, row in enumerate(logits, len(response.token_ids)):
+                valid_logits(row, position)
             agreed = int((logits.argmax(-1) == ahead).cumprod().sum())
             trusted = agreed >= self.agreement * len(ahead)
             rejected: list[Segment] = []

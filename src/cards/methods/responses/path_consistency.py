@@ -92,7 +92,7 @@ class PathConsistency(Sampled):
             writer.push(token)
             if writer.segment is not None:
                 longer = prefix + writer.segment
-                return longer if branch.text[len(longer.text) :].strip() else prefix
+                return longer if branch.text[len(longer.decoded.text) :].strip() else prefix
         return prefix
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Engine
 from cards.methods.base import EngineLike, loaded
-from cards.methods.tokens.driver import LogitsMethod
+from cards.methods.tokens.driver import LogitsMethod, scaled
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ class ContrastiveMethod(LogitsMethod):
     def other_models(self) -> Sequence[Engine]:
         return (loaded(self.amateur),)
 
-    def contrast(self, logits: Floats, gain: Floats, loss: Floats) -> Floats:
-        """Return gain - loss for tokens that are plausible by the logits, and -inf for others; all arrays are [vocabulary]."""
+    def contrast(self, gain: float, logits: Floats, loss: float, amateur: Floats) -> Floats:
+        """Return gain * logits - loss * amateur for tokens that are plausible by the logits, and -inf for others."""
         import numpy as np
 
         plausible = np.exp(logits - logits.max()) >= self.plausibility
-        return np.subtract(gain, loss, where=plausible, out=np.full_like(logits, -np.inf))
+        return np.where(plausible, scaled(gain, logits) + scaled(-loss, amateur), -np.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class ContrastiveDecoding(ContrastiveMethod):
 
         score(v) = log p_LM(v) - log p_amateur(v)     if p_LM(v) >= plausibility max p_LM, else -inf
 
-    p_amateur is taken at amateur_temperature. temperature 0 takes the highest score; otherwise the token is sampled from
+    p_amateur is taken at amateur_temperature, and is at least the smallest positive float. temperature 0 takes the highest score; otherwise the token is sampled from
     softmax(score / temperature). plausibility is alpha in the paper, amateur_temperature is tau.
 
     Differs from the published code: greedy search, while the paper uses a beam of 5.
@@ -62,4 +62,4 @@ class ContrastiveDecoding(ContrastiveMethod):
 
     def combine(self, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others
-        return self.contrast(logits, logits, amateur / self.amateur_temperature)  # log p, each up to a constant
+        return self.contrast(1, logits, 1 / self.amateur_temperature, amateur)  # log p, each up to a constant

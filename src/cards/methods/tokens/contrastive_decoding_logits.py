@@ -19,7 +19,8 @@ class ContrastiveDecodingLogits(ContrastiveMethod):
         score(v) = (1 + weight) s_LM(v) - weight s_amateur(v)     if s_LM(v) >= log(plausibility) + max s_LM, else -inf
         y_t      ~ softmax(score / temperature)
 
-    s are raw logits. weight is beta in the paper, plausibility is alpha. weight 0 samples plausible tokens from the LM.
+    s are raw logits. weight is beta in the paper, plausibility is alpha. With weight 0 the law is the LM's, restricted to the
+    plausible tokens.
 
     Written from the formula of the paper, without published code to compare.
     """
@@ -32,4 +33,4 @@ class ContrastiveDecodingLogits(ContrastiveMethod):
 
     def combine(self, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others
-        return self.contrast(logits, (1 + self.weight) * logits, self.weight * amateur)
+        return self.contrast(1 + self.weight, logits, self.weight, amateur)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from cards.errors import PromptError
 from cards.events import Accepted, Event, Prompt, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
-from cards.sampling import Sampling, distribution, pick, uniforms
+from cards.sampling import Sampling, distribution, most_likely, pick, uniforms, valid_logits
 from cards.settings import setting
 from cards.usage import count_round, in_role
 
@@ -81,7 +83,7 @@ class LogitsMethod(Sampled):
             others = (in_role("draft", next_token_logits, e, request.prompt, response) for e in self.other_models)
             logits = await asyncio.gather(next_token_logits(engine, request.prompt, response), *others)
             tokens = min(map(len, logits))  # models that share a tokenizer may pad its vocabulary to different lengths
-            return distribution(self.combine(*(z[:tokens] for z in logits)), self.sampling)
+            return distribution(self.combine(*(z[:tokens] for z in logits)), self.sampling, len(response.token_ids))
 
         return sample_tokens(limit_to_context(request, engines), engine, law, self.chunk)
 
@@ -137,30 +139,34 @@ class RewardGuidedMethod(Method):
 
             logits = await next_token_logits(engine, request.prompt, response)
             if not self.uses_reward(logits):
-                return distribution(logits, self.sampling)
+                return distribution(logits, self.sampling, len(response.token_ids))
             tokens = most_likely(logits, self.top_k)
             continuations = [engine.extended(request.prompt, response, [int(token)]) for token in tokens]
             rewards = await self.rewards(limited, engine, scorer, response, continuations)
             scores = np.full_like(logits, -np.inf)
             scores[tokens] = self.score(logits[tokens], np.array(rewards), scorer)
-            return distribution(scores, self.sampling)
+            return distribution(scores, self.sampling, len(response.token_ids))
 
         return sample_tokens(limited, engine, law, self.chunk, scorer)
 
 
+def scaled(weight: float, logits: Floats) -> Floats:
+    """Return weight * logits [vocabulary], for sums with the logits of other models.
+
+    A token that the model excludes (-inf) stays excluded under a positive weight. Otherwise it counts as a token of the
+    smallest positive probability, because 0 * -inf is NaN and +inf is no score.
+    """
+    import numpy as np
+
+    if weight <= 0:
+        logits = np.maximum(logits, logits.max() + math.log(sys.float_info.min))
+    return weight * logits
+
+
 async def next_token_logits(engine: Engine, prompt: Prompt, response: Response) -> Floats:
-    """Return the logits [vocabulary] of the token after a response."""
-    import numpy as np
-
+    """Return the logits [vocabulary] of the token after a response. Raises ModelError if they are NaN or +inf."""
     [logits] = await engine.logits(prompt, response)
-    return np.asarray(logits, np.float64)
-
-
-def most_likely(logits: Floats, count: int) -> NDArray[np.intp]:
-    """Return the tokens with the `count` highest logits, in ascending order."""
-    import numpy as np
-
-    return np.sort(np.argpartition(-logits, min(count, len(logits)) - 1)[:count])
+    return valid_logits(logits, len(response.token_ids))
 
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:

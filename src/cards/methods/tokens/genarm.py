@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.methods.base import EngineLike, loaded
-from cards.methods.tokens.driver import LogitsMethod
+from cards.methods.tokens.driver import LogitsMethod, scaled
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -48,4 +48,4 @@ class GenARM(LogitsMethod):
         return [loaded(guide) for guide in self.guides]
 
     def combine(self, logits: Floats, *others: Floats) -> Floats:
-        return sum((w * other for w, other in zip(self.weights, others, strict=True)), start=logits)
+        return sum((scaled(w, other) for w, other in zip(self.weights, others, strict=True)), start=logits)
