@@ -21,7 +21,7 @@ from cards.backends.local.engine import TransformersEngine
 from cards.boundaries import Boundary, Entropy, FixedLength, Punctuation, Whole
 from cards.engines.base import Ask, Engine
 from cards.engines.mock import MockEngine
-from cards.engines.speculative import SpeculativeEngine, exact_residual
+from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response, Segment
 from cards.methods import BestOfN
@@ -204,9 +204,17 @@ async def test_a_failing_model_fails_the_proposal() -> None:
         await candidates(source, Ask(Prompt("?"), Response(token_ids=(0,)), 5, n=3))
 
 
-async def test_excess_of_a_draft_with_a_shorter_vocabulary() -> None:
-    weights = await exact_residual(Prompt("?"), Response(), np.array([0.2, 0.5, 0.3]), np.array([0.6, 0.4]))
-    assert weights.tolist() == pytest.approx([0.0, 0.1, 0.3])
+@pytest.mark.parametrize("longer", ["target", "draft"])
+def test_models_that_pad_their_vocabulary_differently_follow_the_law(longer: str) -> None:
+    class Padded(MockEngine):
+        async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> Any:
+            return np.pad(await super().logits(prompt, response, last), ((0, 0), (0, 2)), constant_values=-1e9)
+
+    models = {"target": next_token, "draft": far}
+    pair = {name: (Padded if name == longer else MockEngine)(model, LETTERS, end=LETTERS[END]) for name, model in models.items()}
+    found = drawn(SpeculativeEngine(**pair, gamma=2), n=50, seeds=DRAWS // 50)
+    sampling = Sampling()
+    check_law(Counter(s.token_ids for s in found), enumerated(next_token, sampling, 4), wrong=enumerated(far, sampling, 4))
 
 
 def test_models_that_do_not_fit_are_refused() -> None:

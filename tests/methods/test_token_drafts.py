@@ -13,6 +13,7 @@ import pytest
 from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Model, decoded, engine, other, texts, value_of
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from cards import CARDS, Decoder, Entropy, FixedLength, Result
 from cards.engines.mock import MockEngine
@@ -45,49 +46,75 @@ def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> No
 # sss
 
 
-@pytest.mark.parametrize(("lookahead", "sampling"), [(1, Sampling()), (3, Sampling(0.7, top_k=3))], ids=str)
-def test_sss_follows_the_law_it_states(lookahead: int, sampling: Sampling) -> None:
-    aligned, reference = other(5), other(6)
+def tempered(p: Sequence[float], temperature: float) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.array(p) ** (1 / temperature)
+    weights /= weights.sum()
+    return weights
 
-    def tempered(p: Sequence[float]) -> NDArray[np.float64]:
-        weights: NDArray[np.float64] = np.array(p) ** (1 / sampling.temperature)
-        weights /= weights.sum()
-        return weights
 
-    def cut(p: Sequence[float]) -> NDArray[np.float64]:
-        weights = tempered(p)
-        if sampling.top_k:
-            weights[weights < np.sort(weights)[-sampling.top_k]] = 0
-        weights /= weights.sum()
-        return weights
+def cut(p: Sequence[float], sampling: Sampling) -> NDArray[np.float64]:
+    weights = tempered(p, sampling.temperature)
+    if sampling.top_k:
+        weights[weights < np.sort(weights)[-sampling.top_k]] = 0
+    weights /= weights.sum()
+    return weights
 
+
+def sss_law(test: str, sampling: Sampling) -> Model:
     def law(ids: Ids) -> list[float]:
-        pi, pi_a, pi_s = cut(next_token(ids)), cut(aligned(ids)), tempered(reference(ids))
-        both = np.minimum(pi, pi_a)
-        shifted = pi * pi_a / pi_s
-        return [float(x) for x in both + (1 - both.sum()) * shifted / shifted.sum()]
+        pi, pi_a, pi_s = cut(next_token(ids), sampling), cut(other(5)(ids), sampling), tempered(other(6)(ids), sampling.temperature)
+        aim = pi * pi_a / pi_s / (pi * pi_a / pi_s).sum()
+        if test == "exact":
+            return [float(x) for x in aim]
+        ratio = pi / (pi_s if test == "paper" else np.maximum(pi_a, 1e-300))
+        accepted = pi_a * np.minimum(1, ratio)
+        weights = pi_a * (ratio - 1).clip(0) if test == "paper" else aim
+        if not weights.any():
+            weights = pi
+        return [float(x) for x in accepted + (1 - accepted.sum()) * weights / weights.sum()]
 
-    method = SSS(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        aligned=engine(aligned),
-        reference=engine(reference),
-        lookahead=lookahead,
-        chunk=None,
-    )
-    draws = decoded(Decoder(engine(), None, method), 700, max_tokens=3)
-    check_law(Counter(r.token_ids for r in draws), texts(law, 3), wrong=texts(lambda ids: cut(next_token(ids)).tolist(), 3))
+    return law
 
 
-def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_only_to_replace() -> None:
-    def run(lookahead: int, aligned: Model) -> Result:
-        models: dict[str, Any] = {"aligned": engine(aligned, False), "reference": engine(other(6), False)}
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=3)], ids=str)
+@pytest.mark.parametrize("test", ["exact", "paper", "repository"])
+def test_sss_follows_the_law_it_states(test: Any, sampling: Sampling) -> None:
+    settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "test": test, "chunk": None}
+    for lookahead in (1, 3):
+        method = SSS(aligned=engine(other(5)), reference=engine(other(6)), lookahead=lookahead, **settings)
+        draws = Counter(r.token_ids for r in decoded(Decoder(engine(), None, method), 900, max_tokens=3))
+        wrong = sss_law("exact" if test == "paper" else "paper", sampling)
+        check_law(draws, texts(sss_law(test, sampling), 3), wrong=texts(wrong, 3))
+
+
+def test_the_exact_test_of_sss_samples_its_aim_and_accepts_more_than_the_published_code() -> None:
+    """Tokens of any triple of models: the law is the aim, as that of GenARM with the weights 1 and -1."""
+    generator = np.random.default_rng(1)
+    rates: dict[str, list[float]] = {"exact": [], "paper": [], "repository": []}
+    for _ in range(200):
+        base = generator.normal(0, 1.5, 20)
+        pi, pi_s = (softmax(base + generator.normal(0, 0.7, 20)) for _ in range(2))
+        pi_a = pi_s * np.exp(generator.normal(0, 1, 20))
+        pi_a /= pi_a.sum()
+        aim = pi * pi_a / pi_s / (pi * pi_a / pi_s).sum()
+        for test, found in rates.items():
+            accepted, proposed, weights = SSS(test=test).shifted(pi, pi_a, pi_s)  # type: ignore[arg-type]
+            kept = pi_a * np.minimum(1, accepted / proposed)
+            law = kept + (1 - kept.sum()) * weights / weights.sum()
+            assert np.allclose(law, aim) == (test == "exact")
+            found.append(float(kept.sum()))
+    assert np.mean(rates["exact"]) > np.mean(rates["repository"]) + 0.1
+
+
+def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_once_a_round() -> None:
+    def run(lookahead: int, aligned: Model, reference: Model) -> Result:
+        models = {"aligned": engine(aligned, False), "reference": engine(reference, False)}
         method = SSS(temperature=1.0, top_k=None, **models, lookahead=lookahead, chunk=None)
         return Decoder(engine(end=False), None, method)("a", max_tokens=12, seed=3)
 
-    assert len({run(lookahead, other(5)).text for lookahead in (1, 2, 3, 7)}) == 1
-    kept = run(4, next_token).usage
-    assert (kept.lm_steps, kept.draft_steps, kept.draft_decoded_tokens) == (3, 12, 12)
+    assert len({run(lookahead, other(5), other(6)).text for lookahead in (1, 2, 3, 7)}) == 1
+    kept = run(4, next_token, next_token).usage  # aim and draft are the LM
+    assert (kept.lm_steps, kept.draft_steps, kept.draft_decoded_tokens) == (3, 12 + 3, 12)
 
 
 def test_sss_draws_from_the_lm_where_no_token_is_left() -> None:

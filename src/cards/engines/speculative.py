@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Ask, Engine
 from cards.engines.ordered import in_order
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
-from cards.sampling import DRAFT_TEST, RESIDUAL, TOKENS, distribution, pick, uniforms
+from cards.sampling import DRAFT_TEST, RESIDUAL, TOKENS, Sampling, distribution, pick, uniforms
 from cards.usage import booked_as, current_account
 
 if TYPE_CHECKING:
@@ -20,14 +21,30 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Residual = Callable[[Prompt, Response, "Floats", "Floats"], Awaitable["Floats"]]
+
+def residual(p: Floats, q: Floats) -> Floats:
+    """Return max(0, p - q). Tokens of q that are accepted with probability min(1, p / q), and else replaced so, follow p."""
+    return (p - q).clip(0)
 
 
-async def exact_residual(prompt: Prompt, response: Response, p: Floats, q: Floats) -> Floats:
-    """Return max(0, p - q). With these weights the tokens follow p for every q."""
-    rest = p.copy()
-    rest[: len(q)] -= q
-    return rest.clip(0)
+@dataclass(frozen=True)
+class Shift:
+    """A test of drafted tokens that gives them another law than the target's.
+
+    `test` maps the next-token probabilities (p, q, s) of the target, the draft and `reference` to (accepted, proposed, weights):
+    a drafted token passes with probability min(1, accepted / proposed), and `weights` is the law of its replacement,
+    unnormalised. `sampling` applies to the reference.
+    """
+
+    reference: Engine
+    sampling: Sampling
+    test: Callable[[Floats, Floats, Floats], tuple[Floats, Floats, Floats]]
+
+    async def read(self, prompt: Prompt, before: Response, drafted: Sequence[int]) -> list[Floats]:
+        """Return the reference's probabilities at each drafted token, from one step."""
+        with booked_as("draft"):
+            rows = await self.reference.logits(prompt, after(before, drafted[:-1]), len(drafted))
+        return [distribution(row, self.sampling, at) for at, row in enumerate(rows, len(before.token_ids))]
 
 
 class SpeculativeEngine(Engine):
@@ -44,16 +61,13 @@ class SpeculativeEngine(Engine):
     dropped. Random numbers depend on the position of a token in its candidate, as in plain decoding. So a draft that equals the
     target produces the same text as plain decoding.
 
-    `residual` computes the weights of the token that replaces a rejected one, from (prompt, response before it, p, q). If the
-    resulting distribution is not p, `bonus` must be False: the token after a round without rejections is then drafted too.
+    A `shift` replaces the test. All tokens are then drafted, because a further token from p would not follow the shifted law.
     Raises MismatchError if the engines do not share a tokenizer or do not provide logits, and SettingError.
     """
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
 
-    def __init__(
-        self, target: Engine, draft: Engine, gamma: int = 4, *, residual: Residual = exact_residual, bonus: bool = True
-    ) -> None:
+    def __init__(self, target: Engine, draft: Engine, gamma: int = 4, *, shift: Shift | None = None) -> None:
         check_gamma(gamma)
         for engine in (target, draft):
             if "logits" not in engine.has:
@@ -61,7 +75,7 @@ class SpeculativeEngine(Engine):
         if target.vocabulary != draft.vocabulary:
             raise MismatchError(f"Draft {draft.name!r} and target {target.name!r} do not share a tokenizer.")
         self.parts = (target, draft)
-        self.target, self.draft, self.gamma, self.residual, self.bonus = target, draft, gamma, residual, bonus
+        self.target, self.draft, self.gamma, self.shift = target, draft, gamma, shift
         self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
         self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
         self.tokenizer, self.end_ids = target.tokenizer, target.end_ids
@@ -74,7 +88,7 @@ class SpeculativeEngine(Engine):
                 yield batch
 
     async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:
-        writer, sampling, boundary = self.writer(ask), ask.sampling, ask.boundary
+        writer, sampling, boundary, shift = self.writer(ask), ask.sampling, ask.boundary, self.shift
         draws, tests, replacements = (
             uniforms(ask.seed, ask.segment, number, writer.most, stream) for stream in (TOKENS, DRAFT_TEST, RESIDUAL)
         )
@@ -82,10 +96,11 @@ class SpeculativeEngine(Engine):
             await wanted.wait()
             done = len(writer.tokens)
             before = after(ask.response, writer.tokens)
-            drafted, q = await self._drafted(ask, before, writer.most - done - self.bonus, draws[done:])
-            free = self.bonus and not self.end_ids.intersection(drafted)  # no token follows an end token
+            drafted, q = await self._drafted(ask, before, writer.most - done - (shift is None), draws[done:])
+            free = shift is None and not self.end_ids.intersection(drafted)  # no token follows an end token
             read = drafted if free else drafted[:-1]
             logits = await self.target.logits(ask.prompt, after(before, read), len(read) + 1)
+            s = await shift.read(ask.prompt, before, drafted) if shift else []
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
                 p = distribution(row, sampling, writer.position)
@@ -95,14 +110,16 @@ class SpeculativeEngine(Engine):
                         writer.end(entropy=uncertainty)
                         break
                 if i == len(drafted):
-                    accepted, token = False, pick(p, draws[at])
-                elif accepted := bool(tests[at] * q[i][drafted[i]] < p[drafted[i]]):
-                    token = drafted[i]
+                    passed, token = False, pick(p, draws[at])
                 else:
-                    weights = await self.residual(ask.prompt, after(before, drafted[:i]), p, q[i])
-                    token = pick(weights if weights.any() else p, replacements[at])  # the weights round to 0 if p equals q
+                    token = drafted[i]
+                    [p, *others] = padded(p, q[i], *s[i : i + 1])
+                    accepted, proposed, weights = shift.test(p, *others) if shift else (p, *others, residual(p, *others))
+                    passed = bool(tests[at] * proposed[token] < accepted[token])
+                    if not passed:
+                        token = pick(weights if weights.any() else p, replacements[at])  # they round to 0 if p equals q
                 writer.choose(token)
-                if writer.segment is not None or not accepted:
+                if writer.segment is not None or not passed:
                     break
         return writer.segment
 
@@ -144,6 +161,14 @@ class SpeculativeEngine(Engine):
 
     def width(self, acceptance_rate: float, most: int) -> int:
         return self.target.width(acceptance_rate, most)
+
+
+def padded(*laws: Floats) -> list[Floats]:
+    """Return the laws with zeros up to the longest: models that share a tokenizer may pad its vocabulary differently."""
+    import numpy as np
+
+    longest = max(map(len, laws))
+    return [np.pad(law, (0, longest - len(law))) for law in laws]
 
 
 def after(response: Response, tokens: Sequence[int]) -> Response:
