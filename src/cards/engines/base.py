@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
-from cards.engines.text import TokenDecoder
+from cards.engines.detokenizer import TokenDecoder
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment

@@ -1,9 +1,9 @@
-"""Text and tokens: streaming detokenisation, stop strings, and prompts."""
+"""Stop strings, and the tokens of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cards.errors import PromptError
 from cards.events import Message, Prompt
@@ -12,48 +12,6 @@ from cards.prompts import check_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class TokenDecoder(Protocol):
-    """A tokenizer that can decode tokens."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **options: Any) -> Any:
-        """Return the text of tokens."""
-        ...
-
-
-CONTEXT = 8  # preceding tokens that can change the text of a token (spaces, split characters)
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
-
-class Detokenizer:
-    """Decodes tokens incrementally after the tokens `context`. Incomplete characters are held back."""
-
-    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int]) -> None:
-        self.tokenizer = tokenizer
-        self.window = list(context[-CONTEXT:])
-        self.text = ""
-        self._emitted = self._decode().rstrip(UNFINISHED)
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Add tokens and return the text so far."""
-        self.window += token_ids
-        new = self._decode().rstrip(UNFINISHED)
-        if len(new) > len(self._emitted):
-            self.text += new[len(self._emitted) :]
-            self._emitted = new
-            if len(self.window) > 4 * CONTEXT:
-                self.window = self.window[-CONTEXT:]
-                self._emitted = self._decode().rstrip(UNFINISHED)
-        return self.text
-
-    def finish(self) -> str:
-        """Return the text, with a replacement character for an incomplete character at the end."""
-        return self.text + self._decode()[len(self._emitted) :]
-
-    def _decode(self) -> str:
-        decoded = self.tokenizer.decode(self.window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, decoded)
 
 
 def find_stop(text: str, stop: Sequence[str], searched: int) -> int | None:

@@ -16,9 +16,10 @@ from cards.backends.http.served import ModelFiles, ServedModel
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
+from cards.engines.detokenizer import UNFINISHED
 from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
-from cards.engines.text import UNFINISHED, check_fits, encode
+from cards.engines.text import check_fits, encode
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptError, UnavailableError
 from cards.events import Message, Prompt, Segment
@@ -182,8 +183,7 @@ class OpenAIEngine(Engine):
                     return
             last = reason == "stop" and i == len(tokens) - 1
             if last and not token.text:  # the token that ended the response, even if its id is unknown
-                writer.tokens.append(self._id(token))
-                writer.end("stop")
+                writer.end("stop", end_token=self._id(token))
             else:
                 writer.push(self._id(token))
         if reason and writer.segment is None:
