@@ -24,7 +24,9 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 SCRIPTS = ((0x20, 0x7F), (0xA0, 0x180), (0x400, 0x460), (0x5D0, 0x5EB), (0x620, 0x660), (0x900, 0x970), (0xE01, 0xE3B))
 SCRIPTS += ((0x3041, 0x3097), (0x4E00, 0x4F00), (0xAC00, 0xAD00), (0x1F600, 0x1F640), (0x20000, 0x20010), (0x300, 0x310))
 texts = st.lists(
-    st.sampled_from(SCRIPTS).flatmap(lambda script: st.text(st.characters(min_codepoint=script[0], max_codepoint=script[1] - 1))),
+    st.sampled_from(SCRIPTS).flatmap(
+        lambda script: st.text(st.characters(min_codepoint=script[0], max_codepoint=script[1] - 1))
+    ),
     max_size=8,
 ).map("".join)
 numbers = st.lists(st.integers(0, 10**6), max_size=40)
@@ -83,7 +85,8 @@ def test_the_parts_of_any_tokens_join_to_their_text(kind: str, picks: list[int],
 
 
 byte_runs = st.lists(
-    st.one_of(st.binary(max_size=4), st.sampled_from(["é", "日", "😀"]).map(str.encode), st.sampled_from(["c", "the"])), max_size=9
+    st.one_of(st.binary(max_size=4), st.sampled_from(["é", "日", "😀"]).map(str.encode), st.sampled_from(["c", "the"])),
+    max_size=9,
 )
 
 

@@ -178,7 +178,9 @@ class LM:
         sampling = Sampling(body.get("temperature", 1.0), body.get("top_k") or None, body.get("top_p", 1.0))
         most, tokenizer = body["max_tokens"], self.engine.tokenizer
         u = uniforms(body.get("seed", 0), 0, 0, most)
-        silent = self.engine.end_ids | (frozenset(tokenizer.all_special_ids) if body.get("skip_special_tokens", True) else frozenset())
+        silent = self.engine.end_ids | (
+            frozenset(tokenizer.all_special_ids) if body.get("skip_special_tokens", True) else frozenset()
+        )
         text, told = Detokenizer(tokenizer, ids, silent), 0
         drawn: list[int] = []
         waiting: list[tuple[int, np.ndarray]] = []

@@ -31,6 +31,7 @@ class Engine(Composite, ABC):
     rows: int  # maximum number of sequences decoded together
     entropy_threshold: float = 3.0  # default of tau_u for this LM, in nats
     chats: bool = True  # whether it has a chat template
+    vocab_size: int | None = None  # number of token ids that the model can read, if known
     vocabulary: Fingerprint | str = ""  # engines with equal fingerprints share token ids
     tokenizer: TokenDecoder
     end_ids: frozenset[int]  # tokens that end a response

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cards.errors import PromptError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
-from cards.prompts import check_messages
+from cards.prompts import check_messages, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,9 +29,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> Prompt:
     """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
     if isinstance(prompt, str):
-        messages, text = None, prompt
-        if not prompt.strip():
-            raise PromptError("The prompt is empty: give a text or messages.")
+        messages, text = None, check_text(prompt)
         ids = tokenizer(prompt)["input_ids"]
     else:
         messages = check_messages(prompt)
@@ -41,14 +39,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
                 "set tokenizer.chat_template."
             )
         turns: Any = list(messages)
-        text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates raise errors of many types
+            raise PromptError(f"The chat template of this model refuses these messages: {reason(error)}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     template = cast("str | None", tokenizer.chat_template)
     return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
 
 
-def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
-    """Return the prompt if it leaves room for a response in the context of model `name`. Raises PromptError."""
+def reason(error: Exception) -> str:
+    """Return the message of an error that is not ours, with its type if the message alone says little."""
+    return f"{type(error).__name__}: {error}"
+
+
+def check_ids(token_ids: Sequence[int], name: str, vocab_size: int | None) -> None:
+    """Raise PromptError unless model `name` has an embedding for each of the token ids."""
+    if vocab_size is not None and token_ids and not (0 <= min(token_ids) and max(token_ids) < vocab_size):
+        bad = next(token for token in token_ids if not 0 <= token < vocab_size)
+        raise PromptError(
+            f"The text has the token id {bad}, but {name!r} has embeddings for the ids below {vocab_size}: use the tokenizer that "
+            "the model was trained with."
+        )
+
+
+def check_fits(prompt: Prompt, name: str, context: int, vocab_size: int | None = None) -> Prompt:
+    """Return the prompt if model `name` can read it with room for a response in its context. Raises PromptError."""
+    check_ids(prompt.token_ids, name, vocab_size)
     if (length := len(prompt.token_ids)) >= context:
         raise PromptError(
             f"The prompt has {length} tokens, but the context of {name!r} is {context} with the response: shorten the prompt, "

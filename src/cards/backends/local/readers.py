@@ -157,23 +157,39 @@ class PaddedScorer:
         waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]
         texts = [TextRow(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
         texts = sorted((t for t in texts if not t.call.cancelled), key=lambda t: len(t.tokens))
-        try:
-            while texts:
-                texts = texts[self._forward(texts) :]
-        except Exception as error:
-            for call in {text.call for text in texts}:
-                call.fail(explain_error(error, self.model.device))
+        while texts:
+            batch = self._batch(texts)
+            texts = texts[len(batch) :]
+            self._score(batch)
 
-    def _forward(self, texts: Sequence[TextRow]) -> int:
-        """Score the texts (by rising length) that fit into one batch. Return their number."""
+    def _score(self, batch: Sequence[TextRow]) -> None:
+        """Score texts together, or each alone if that fails: an error is one of its own text's call."""
+        try:
+            outputs = self._forward(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].call.abort(explain_error(error, self.model.device))
+            else:
+                for text in batch:
+                    self._score([text])
+            return
+        for text, reward in zip(batch, self.combine(outputs), strict=True):
+            text.call.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
+            cast(PendingScores, text.call).deliver(text.number, reward)
+
+    def _batch(self, texts: Sequence[TextRow]) -> Sequence[TextRow]:
+        """Return the first of the texts (by rising length) that fit into one batch."""
         longest, count = 0, 0
         for text in texts:
             longest = max(longest, len(text.tokens))
             if count and (longest * (count + 1) > self.batch_tokens or not (self.pads or longest == len(texts[0].tokens))):
                 break
             count += 1
-        batch = texts[:count]
-        longest = len(batch[-1].tokens)
+        return texts[:count]
+
+    def _forward(self, batch: Sequence[TextRow]) -> Tensor:
+        """Return the outputs [texts, labels] of the classifier."""
+        count, longest = len(batch), len(batch[-1].tokens)
         ids = torch.full((count, longest), self.pad_id)
         mask = torch.zeros(count, longest, dtype=torch.long)
         for i, text in enumerate(batch):
@@ -181,14 +197,10 @@ class PaddedScorer:
             mask[i, : len(text.tokens)] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         if self.pads:
-            outputs = self.model(input_ids=ids, attention_mask=mask).logits
-        else:  # the head is applied at the last token here, because the model would look for padding
-            head = cast(torch.nn.Module, self.model.score)
-            outputs = head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1])
-        for text, reward in zip(batch, self.combine(outputs), strict=True):
-            text.call.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
-            cast(PendingScores, text.call).deliver(text.number, reward)
-        return count
+            return cast(Tensor, self.model(input_ids=ids, attention_mask=mask).logits)
+        # The head is applied at the last token here, because the model would look for padding.
+        head = cast(torch.nn.Module, self.model.score)
+        return cast(Tensor, head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1]))
 
 
 def is_causal(model: PreTrainedModel) -> bool:
