@@ -24,7 +24,7 @@ def test_a_letter_of_a_script_without_spaces_is_a_word(text: str, found: list[st
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("", 0), ("well-known -- isn't it?", 4), ("今天天气很好，我们去。", 9), ("한국어는 좋다", 2), ("用 AI 吧", 3)],
+    [("", 0), ("well-known -- isn't it?", 4), ("今天天气很好，我们去。", 9), ("한국어는 좋다", 2), ("用 AI 吧", 3)],  # noqa: RUF001
 )
 def test_words_are_counted_by_spaces_except_in_scripts_without(text: str, count: int) -> None:
     assert count_words(text) == count

@@ -7,7 +7,7 @@ import regex
 # Line_Break=SA has Thai, Lao, Khmer, Myanmar and their relatives.
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Tibetan}\p{Line_Break=SA}ー&&\w]"
 SPACED = rf"[\w--{UNSPACED}]"
-SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal};\n…；؛\u037E།༎]")
+SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}\n…;\u037E\u061B\uFF1B\u0F0D\u0F0E]")  # and all semicolons
 _UNSPACED = regex.compile(UNSPACED, regex.V1)
 _WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|{SPACED}+", regex.V1)
 

@@ -17,9 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetW
 ASKED = CalibrationRequest(entropy_threshold=1.2)
 
 
-async def run(
-    folder: Path, max_cost: float = 2.5, asked: CalibrationRequest = ASKED
-) -> tuple[CalibrationResult, dict[str, object]]:
+async def run(folder: Path, max_cost: float = 2.5, asked: CalibrationRequest = ASKED) -> tuple[CalibrationResult, dict[str, object]]:
     work = calibration(folder, 6, answers=8, nodes=3)
     constraints = Constraints(max_cost=max_cost)
     found = await work.run(constraints, asked)

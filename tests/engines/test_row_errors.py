@@ -21,7 +21,8 @@ from cards.fingerprint import fingerprint
 from cards.methods import BestOfN
 from cards.methods.vanilla import Vanilla
 
-TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m.content }}{% endfor %}"
+REFUSAL = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+TEMPLATE = REFUSAL + "{% for m in messages %}{{ m.content }}{% endfor %}"
 SMALL: dict[str, Any] = {"vocab_size": 80, "num_labels": 1}
 
 
@@ -81,7 +82,7 @@ def test_ids_without_an_embedding_are_refused(token: int) -> None:
     lm.tokenizer.add_tokens(["w90"])
     prompts = ["w3", Prompt("?", (3, token), vocabulary=lm.vocabulary), "w4", *(["w3 w90"] if token == 80 else [])]
     found = errors(Decoder(lm, None, Vanilla()), prompts)
-    assert [*found] == [1, *([3] if token == 80 else [])]
+    assert sorted(found) == [1, *([3] if token == 80 else [])]
     assert all(isinstance(error, PromptError) for error in found.values())
     assert f"token id {token}, " in str(found[1])
 

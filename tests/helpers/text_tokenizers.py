@@ -30,8 +30,8 @@ def byte_level() -> Tokenizer:
 
 
 def _byte_fallback() -> Tokenizer:
-    pieces = [SPACE, "\ufffd", *"abcdefghijklmnoprstuvwxyz.,'!", "日", "本", "д", "а"]
-    merges = [(SPACE, "t"), ("t", "h"), (f"{SPACE}t", "h"), ("c", "a"), (SPACE, SPACE), ("日", "本"), ("д", "а")]
+    pieces = [SPACE, "\ufffd", *"abcdefghijklmnoprstuvwxyz.,'!", "日", "本", "д", "в"]
+    merges = [(SPACE, "t"), ("t", "h"), (f"{SPACE}t", "h"), ("c", "a"), (SPACE, SPACE), ("日", "本"), ("д", "в")]
     names = dict.fromkeys([*SPECIAL, *BYTES, *pieces, *(a + b for a, b in merges)])
     model = BPE({name: i for i, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     return Tokenizer(model)

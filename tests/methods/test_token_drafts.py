@@ -62,11 +62,7 @@ def cut(p: Sequence[float], sampling: Sampling) -> NDArray[np.float64]:
 
 def sss_law(test: str, sampling: Sampling) -> Model:
     def law(ids: Ids) -> list[float]:
-        pi, pi_a, pi_s = (
-            cut(next_token(ids), sampling),
-            cut(other(5)(ids), sampling),
-            tempered(other(6)(ids), sampling.temperature),
-        )
+        pi, pi_a, pi_s = cut(next_token(ids), sampling), cut(other(5)(ids), sampling), tempered(other(6)(ids), sampling.temperature)
         aim = pi * pi_a / pi_s / (pi * pi_a / pi_s).sum()
         if test == "exact":
             return [float(x) for x in aim]

@@ -49,17 +49,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
 
 
 def reason(error: Exception) -> str:
-    """Return the message of an error that is not ours, with its type if the message alone says little."""
+    """Return the type and the message of an error of a dependency."""
     return f"{type(error).__name__}: {error}"
 
 
 def check_ids(token_ids: Sequence[int], name: str, vocab_size: int | None) -> None:
     """Raise PromptError unless model `name` has an embedding for each of the token ids."""
-    if vocab_size is not None and token_ids and not (0 <= min(token_ids) and max(token_ids) < vocab_size):
+    if vocab_size is not None and token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         bad = next(token for token in token_ids if not 0 <= token < vocab_size)
         raise PromptError(
-            f"The text has the token id {bad}, but {name!r} has embeddings for the ids below {vocab_size}: use the tokenizer that "
-            "the model was trained with."
+            f"The text has the token id {bad}, but {name!r} has embeddings for the ids below {vocab_size}: use the tokenizer "
+            "that the model was trained with."
         )
 
 
