@@ -18,14 +18,15 @@ from pathlib import Path
 
 from cards.errors import UnreachableTargetWarning
 from cards.registry import load_engine, load_reward
-from cards.study.calibrate.choose import Constraints, measured
-from cards.study.calibrate.run import Calibration, CalibrationRequest
+from cards.study.calibrate.choose import measured
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
+from cards.study.calibrate.run import Calibration
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.journal import Journal
 from cards.study.models import Models
 from cards.study.prompts import read, sample
 from cards.study.session import Session
-from common import machine
+from workload import machine
 
 HERE = Path(__file__).parent
 CONSTRAINTS = [*(Constraints(max_cost=cost) for cost in (2.0, 3.0, 5.0)), Constraints(top=0.1), Constraints(max_fallback=0.02)]

@@ -25,7 +25,7 @@ from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.events import Response
 from cards.usage import Usage, track_usage
-from common import machine, prompts
+from workload import machine, prompts
 
 UNITS = (2, 4, 8, 16, 32, 64, 100, 250, 500, 1000)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 import cards
 from cards.boundaries import Entropy
@@ -49,10 +51,13 @@ def segments(decoder: cards.Decoder, result: cards.Result, entropies: list[float
 def thresholds(result: cards.Result) -> None:
     """Plot the rewards of all candidates with their thresholds."""
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    end, xs, taus = 0, [], []
+    end, xs = 0, []
+    taus: list[Any] = []
     for segment in result.segments:
+        assert segment.reward is not None
         begin, end = end, end + len(segment.token_ids)
         for other in segment.rejected:
+            assert other.reward is not None
             axes.plot([begin, begin + len(other.token_ids)], [other.reward] * 2, color=GREY, alpha=0.4, linewidth=1)
             axes.plot(begin + len(other.token_ids), other.reward, "x", color=ORANGE, markersize=6)
         axes.plot([begin, end], [segment.reward] * 2, color=BLUE)
@@ -70,7 +75,7 @@ def thresholds(result: cards.Result) -> None:
     save(figure, "thresholds.svg")
 
 
-def save(figure: plt.Figure, name: str) -> None:
+def save(figure: Figure, name: str) -> None:
     figure.savefig(IMAGES / name, metadata={"Date": None}, facecolor="white")
 
 

@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
@@ -23,7 +24,7 @@ from cards.backends.files import TINY
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.events import Prompt, Response
-from common import HERE, machine
+from workload import HERE, machine
 
 SHARE_ALIKE = ("CC-BY-SA", "CDLA")
 
@@ -63,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     engine, reward = TransformersEngine.load("tiny"), ClassifierReward.load("tiny")
     gold = ClassifierReward.load(str(TINY / "gold"))
-    sampling = {"temperature": 0.7}
+    sampling: dict[str, Any] = {"temperature": 0.7}
     methods = {
         "vanilla": cards.methods.Vanilla(**sampling),
         "best-of-8": cards.methods.BestOfN(n=8, **sampling),
@@ -72,7 +73,7 @@ def main() -> None:
         # the setting of docs/embedded.md, chosen on other prompts
         "cards, hard": cards.CARDS(target=2.0, acceptance="hard", alpha=1.0, **sampling),
     }
-    report = {"on": machine("cpu", "float32"), "methods": {k: str(v) for k, v in methods.items()}, "sets": {}}
+    report: dict[str, Any] = {"on": machine("cpu", "float32"), "methods": {k: str(v) for k, v in methods.items()}, "sets": {}}
     for path in args.prompts:
         texts = read(path, args.each, engine.context - args.max_tokens, engine, args.offset) * args.seeds
         prompts = [engine.encode(text) for text in texts]

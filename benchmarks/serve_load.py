@@ -34,7 +34,7 @@ import httpx
 
 import cards
 from cards.errors import UnreachableTargetWarning
-from common import machine, prompts
+from workload import machine, prompts
 
 QUESTIONS = prompts(turns=0)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 
-from common import machine, prompts
+from workload import machine, prompts
 
 METHODS = {"plain": {"method": "vanilla"}, "cards": {"method": "cards"}}
 START = 300  # maximum seconds until a server is ready

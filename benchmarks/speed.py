@@ -20,23 +20,25 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import cards
+from cards import Decoder
 from cards.backends.configuration import resolve_dtype
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import resolve_device
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.worker import DeviceWorker
 from cards.events import Result
-from common import HERE, machine, prompts, random_pair
+from workload import HERE, machine, prompts, random_pair
 
 sys.path.insert(0, str(HERE.parent / "tests"))
 from helpers.cards_reference import Oracle, Settings
 
 
-def calibrated(engine: TransformersEngine, reward: ClassifierReward, options: dict[str, int]) -> cards.CARDS:
+def calibrated(engine: TransformersEngine, reward: ClassifierReward, options: dict[str, Any]) -> cards.CARDS:
     """Return settings of CARDS that give a random pair realistic segments (about 10 tokens) and acceptance (about 40%)."""
     plain = cards.Decoder(engine, None, cards.methods.Vanilla()).batch(prompts()[:4], **options)
 
@@ -52,7 +54,7 @@ def calibrated(engine: TransformersEngine, reward: ClassifierReward, options: di
     threshold = DeviceWorker.on(engine.model.device).call(entropies).quantile(0.84).item()
     method = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=threshold)
     free = cards.Decoder(engine, reward, method).batch(prompts()[:16], **options)
-    rewards = [s.reward for result in free for s in result.segments]
+    rewards = [s.reward for result in free for s in result.segments if s.reward is not None]
     beta = 3 * statistics.pstdev(rewards)  # wide, with a constant threshold: a random RM ranks prompts rather than responses
     return replace(
         method, target=statistics.fmean(rewards) + 0.9 * beta, beta=beta, alpha=1.0, acceptance="soft", temperature=0.7
@@ -74,7 +76,7 @@ class Arms:
         self.engine.end_ids = frozenset()
         generation = self.engine.model.generation_config
         generation.eos_token_id, generation.pad_token_id = None, 0
-        self.options = {"max_tokens": args.max_tokens}
+        self.options: dict[str, Any] = {"max_tokens": args.max_tokens}
         if name == "tiny":
             self.method = cards.CARDS(
                 target=self.reward.target if args.target is None else args.target,
@@ -97,7 +99,7 @@ class Arms:
     def vanilla(self, requests: int) -> tuple[float, int, list[Result]]:
         return self._ours(cards.Decoder(self.engine, None, cards.methods.Vanilla()), requests)
 
-    def _ours(self, decoder: cards.Decoder, requests: int) -> tuple[float, int, list[Result]]:
+    def _ours(self, decoder: Decoder, requests: int) -> tuple[float, int, list[Result]]:
         chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]
         self.engine.forget()
         self.reward.forget()
@@ -110,7 +112,7 @@ class Arms:
 
     def generate(self, requests: int) -> tuple[float, int, list[Result]]:
         tokenizer, model = self.engine.tokenizer, self.engine.model
-        chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]
+        chosen: list[Any] = prompts()[: self.single] if requests == 1 else prompts()[:requests]
         texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in chosen]
         batches = [[text] for text in texts] if requests == 1 else [texts]
         settings = {"do_sample": True, "temperature": 0.7, "top_k": 40, "max_new_tokens": self.options["max_tokens"]}
@@ -136,7 +138,7 @@ class Arms:
         return seconds, sum(map(len, answers)), []
 
 
-def measure(name: str, single: int, args: argparse.Namespace) -> dict[str, object]:
+def measure(name: str, single: int, args: argparse.Namespace) -> dict[str, Any]:
     arms = Arms(name, single, args)
     contestants: dict[str, Callable[[], tuple[float, int, list[Result]]]] = {
         "generate-1": lambda: arms.in_worker(lambda: arms.generate(1)),
@@ -221,7 +223,7 @@ def main() -> None:
     parser.add_argument("--entropy-threshold", type=float, default=None, help="tau_u for its LM. Default: set by the LM.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "speed.json")
     args = parser.parse_args()
-    report = {
+    report: dict[str, Any] = {
         "on": machine(args.device, args.dtype),
         "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
         "models": [],

@@ -33,7 +33,7 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Ask, Engine
 from cards.engines.worker import DeviceWorker
 from cards.events import Segment
-from common import HERE, machine, prompts, random_pair
+from workload import HERE, machine, prompts, random_pair
 
 QUANTILES = (0.3, 0.5, 0.7, 0.9)
 
@@ -126,16 +126,17 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     engine.end_ids = frozenset()  # responses of equal length, so that tokens are comparable
     free = cards.CARDS(target=-1e9, acceptance="hard", entropy_threshold=tau, temperature=0.7)
     results = cards.Decoder(engine, reward, free).batch(prompts(), max_tokens=args.max_tokens, progress=False)
-    rewards = [s.reward for r in results for s in r.segments]
+    rewards = [s.reward for r in results for s in r.segments if s.reward is not None]
     beta = statistics.pstdev(rewards)
     mean = round(statistics.fmean(len(s.token_ids) for r in results for s in r.segments))
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(args.repeats):
         for quantile in QUANTILES:
             for arm, method in arms(tau, mean).items():
-                settled = replace(method, target=float(np.quantile(rewards, quantile)), beta=beta)
+                target = float(np.quantile(rewards, quantile))
+                settled = replace(method, target=target, beta=beta)
                 for way, used in (("continuous", engine), ("lockstep", LockStep(engine))):
-                    row = run(used, reward, settled, args) | {"target": settled.target}
+                    row = run(used, reward, settled, args) | {"target": target}
                     found.setdefault(f"{arm} {way}", []).append(row)
                     print(f"{name} {arm:9} {way:10}", {k: round(v, 2) for k, v in row.items()}, flush=True)
     median = {
@@ -160,7 +161,10 @@ def main() -> None:
     parser.add_argument("--entropy-threshold", type=float, default=5.0, help="tau_u for random models.")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "stars_claim.json")
     args = parser.parse_args()
-    report = {"on": machine(args.device, args.dtype), "settings": {k: str(v) for k, v in vars(args).items() if k != "out"}}
+    report: dict[str, Any] = {
+        "on": machine(args.device, args.dtype),
+        "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
+    }
     report["models"] = [measure(name, args) for name in args.models]
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     for model in report["models"]:

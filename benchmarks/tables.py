@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 
-from common import HERE
+from workload import HERE
 
 
 def rows(header: list[str], lines: list[list[str]]) -> str:

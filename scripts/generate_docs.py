@@ -12,6 +12,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import cards
@@ -121,9 +122,8 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
     """Return a page with each table replaced between `<!-- NAME -->` and `<!-- /... -->`."""
     for name, table in tables.items():
         kind = name.partition(":")[0]
-        text = re.sub(
-            rf"(<!-- {re.escape(name)} -->\n)[\s\S]*?(<!-- /{kind} -->)", lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text
-        )
+        filled = partial(lambda new, found: f"{found[1]}\n{new}\n{found[2]}", table)
+        text = re.sub(rf"(<!-- {re.escape(name)} -->\n)[\s\S]*?(<!-- /{kind} -->)", filled, text)
     return text
 
 

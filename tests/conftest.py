@@ -1,4 +1,4 @@
-"""What all tests share: one thread for torch, and small models that are made once."""
+"""Shared by all tests: one thread for torch, and small models that are created once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def gpt2_float64() -> Pair:
-    """Float64 from end to end: rounding cannot turn a decision."""
+    """A pair in float64, so that rounding cannot change a decision."""
     return Pair.make("gpt2", torch.float64)
 
 
@@ -31,7 +31,7 @@ def llama_float32() -> Pair:
 
 @pytest.fixture
 async def letters() -> AsyncIterator[TransformersEngine]:
-    """A real engine whose answers never end by themselves."""
+    """A real engine whose responses never end by themselves."""
     engine = letter_engine(slots=4)
     yield engine
     await engine.aclose()

@@ -1,4 +1,4 @@
-"""One call, a stream or a batch: the same answers; and what cannot be answered is refused at once."""
+"""A call, a stream and a batch give the same responses, and invalid requests are refused at once."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from cards.errors import (
 )
 from cards.methods import RejectionSampling, Vanilla
 from cards.rewards import FunctionReward
+from cards.sampling import seed_at
 
 
 def test_a_call_a_stream_and_a_batch_give_the_same_answer() -> None:
@@ -68,13 +69,19 @@ def test_the_same_seed_gives_the_same_text_and_others_give_others() -> None:
     assert len(set(texts)) == 3
 
 
-def test_a_batch_keeps_the_order_and_gives_prompt_i_the_seed_plus_i() -> None:
+def test_a_batch_keeps_the_order_and_gives_each_prompt_its_own_seed() -> None:
     decoder = Decoder(mock(), count_of_b, CARDS_IN_THREES)
     prompts = ["a", "b", "a", "c a", "b"] * 4
     results = decoder.batch(prompts, seed=7, max_tokens=9)
-    assert [r.seed for r in results] == list(range(7, 27))
+    assert [r.seed for r in results] == [seed_at(7, i) for i in range(20)]
     for i, prompt in enumerate(prompts):
-        assert results[i].segments == decoder(prompt, seed=7 + i, max_tokens=9).segments
+        assert results[i].segments == decoder(prompt, seed=seed_at(7, i), max_tokens=9).segments
+
+
+def test_batches_of_one_prompt_with_neighbouring_seeds_share_no_response() -> None:
+    decoder = Decoder(mock(), None, Vanilla(temperature=1.0))
+    texts = [{r.text for r in decoder.batch(["a"] * 8, seed=seed, max_tokens=24)} for seed in (0, 1)]
+    assert not texts[0] & texts[1]
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -123,7 +130,7 @@ def test_a_batch_finishes_the_others_before_it_reports_failures() -> None:
     assert all(isinstance(e, RewardError) for e in error.errors.values())
     assert [r is None for r in error.results] == [False, True, False, True, False]
     assert error.results[4] is not None
-    assert error.results[4].segments == decoder("a", max_tokens=6, seed=8).segments
+    assert error.results[4].segments == decoder("a", max_tokens=6, seed=seed_at(4, 4)).segments
 
 
 # What is refused.

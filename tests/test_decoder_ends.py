@@ -1,4 +1,4 @@
-"""Where an answer ends: its end token, its length, a stop string, a deadline."""
+"""The ends of responses: end token, length, stop string, deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However a request ends, nothing of it is left behind."""
+"""A request leaves no cache slots or tasks behind, however it ends."""
 
 from __future__ import annotations
 

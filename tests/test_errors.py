@@ -1,4 +1,4 @@
-"""Errors name what is at fault, and the nearest thing that would work."""
+"""Errors name the cause and the closest value that works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and objects say the version of their format. Older ones are read exactly, newer ones refused, never misread."""
+"""Files and objects contain the version of their format. Older versions are read exactly, newer ones are refused."""
 
 from __future__ import annotations
 

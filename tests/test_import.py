@@ -1,4 +1,4 @@
-"""Importing the package costs next to nothing."""
+"""Importing the package is fast and loads neither torch nor transformers."""
 
 from __future__ import annotations
 

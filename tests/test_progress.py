@@ -1,4 +1,4 @@
-"""A bar where somebody looks, silence elsewhere."""
+"""Progress bars are shown on terminals only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names lead to classes, and wrong names to help."""
+"""Names are resolved to classes, and wrong names get a suggestion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model object can be LM, draft and part of a reward: each call books its costs in the role it is made in."""
+"""One model object can be LM, draft and part of a reward: each call records its cost under the role of the call."""
 
 from __future__ import annotations
 

@@ -144,7 +144,9 @@ def test_the_first_of_equal_logits_are_the_most_likely_in_torch_and_numpy(count:
             assert torch_most_likely(rows, count).tolist() == expected
 
 
-@pytest.mark.parametrize("sampling", [Sampling(0.7, 40), Sampling(1.0, None, 0.6), Sampling(0.9, 40, 0.8), Sampling(0.0)], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.7, 40), Sampling(1.0, None, 0.6), Sampling(0.9, 40, 0.8), Sampling(0.0)], ids=str
+)
 def test_torch_and_numpy_draw_the_same_tokens_from_16_bit_logits(sampling: Sampling) -> None:
     rows = torch.from_numpy(np.random.default_rng(5).normal(0, 2, (300, 3000))).bfloat16().float()
     u = torch.from_numpy(np.random.default_rng(6).random(300))

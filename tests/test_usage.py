@@ -1,4 +1,4 @@
-"""The books add up, and each request writes its own."""
+"""Usage adds up, and each request has a separate record."""
 
 from __future__ import annotations
 

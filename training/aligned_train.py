@@ -44,7 +44,8 @@ def prompts_of(job: Job, rng: random.Random) -> list[str]:
 def make_pairs(job: Job, tokenizer: PreTrainedTokenizerBase, log: Log) -> list[Pair]:
     saved = job.runs / "aligned_pairs.pt"
     if saved.exists():
-        return torch.load(saved)
+        made: list[Pair] = torch.load(saved)
+        return made
     prompts = prompts_of(job, random.Random(job.seed))
     model = LlamaForCausalLM.from_pretrained(job.out / "lm", dtype=torch.float32)
     judge = LlamaForSequenceClassification.from_pretrained(job.out / "rm", dtype=torch.float32)

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -42,6 +43,7 @@ Group = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def config(tokenizer: PreTrainedTokenizerBase) -> ModernBertConfig:
     eos = int(tokenizer.eos_token_id)
+    inherited: dict[str, Any] = {"global_attn_every_n_layers": 1, "num_labels": 1}  # not in the signature
     return ModernBertConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -49,7 +51,6 @@ def config(tokenizer: PreTrainedTokenizerBase) -> ModernBertConfig:
         num_attention_heads=5,
         intermediate_size=320,
         max_position_embeddings=512,
-        global_attn_every_n_layers=1,
         classifier_pooling="mean",
         embedding_dropout=0.1,
         mlp_dropout=0.1,
@@ -58,7 +59,7 @@ def config(tokenizer: PreTrainedTokenizerBase) -> ModernBertConfig:
         eos_token_id=eos,
         cls_token_id=eos,
         sep_token_id=eos,
-        num_labels=1,
+        **inherited,
     )
 
 
@@ -132,8 +133,10 @@ def run(job: Job) -> None:
     rng = random.Random(job.seed)
     chat = rng.sample(chat_items(job.data), CHAT_ROWS)
     rows = Rows(train + chat, tokenizer, Prompts(job.data, rng), job.seed)
-    both = torch.nn.ModuleDict({"model": build(tokenizer, job.out / "lm"), "own": Calibration()})
-    model, own, mean = both["model"], both["own"], averaged(both)
+    model, own = build(tokenizer, job.out / "lm"), Calibration()
+    both = torch.nn.ModuleDict({"model": model, "own": own})
+    mean = averaged(both)
+    kept: Any = mean.module
     optimisers = Optimisers(both, muon_lr=0.01, adam_lr=2e-3, decay=0.02)
     total = job.part(STEPS)
     saved = Checkpoint(job.runs / "gold.pt", both=both, mean=mean, optimisers=optimisers)
@@ -156,6 +159,6 @@ def run(job: Job) -> None:
         if step % SAVE_EVERY == 0 or step == total:
             saved.save(step)
         if step % SHOW_EVERY == 0 or step == total:
-            store(mean.module["model"], tokenizer, job.out / "gold", torch.float16)
-            log(summary(job.data, Scorer(mean.module["model"], tokenizer), held, RM_SOURCES, job.part(SHOWN)))
+            store(kept["model"], tokenizer, job.out / "gold", torch.float16)
+            log(summary(job.data, Scorer(kept["model"], tokenizer), held, RM_SOURCES, job.part(SHOWN)))
     job.finish("gold", {"steps": total, "seconds": saved.seconds(), "rows": len(train)})

@@ -30,8 +30,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.human: Ids = tokenizer.encode("\n\nHuman:")
         self.assistant: Ids = tokenizer.encode("\n\nAssistant:")
-        self.eos = int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))
-        self.pad = int(tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)))
+        self.eos = int(tokenizer.eos_token_id)
+        self.pad = int(tokenizer.pad_token_id)
 
     def contents(self, dialogues: list[Turns]) -> list[list[Ids]]:
         flat = [" " + content for turns in dialogues for content in turns]

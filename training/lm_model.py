@@ -130,7 +130,7 @@ def store(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     """Save a folder for AutoModel and AutoTokenizer, from a copy in the storage type."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
-    copy = copy.to(dtype)
+    torch.nn.Module.to(copy, dtype)
     if copy.can_generate():
         copy.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,

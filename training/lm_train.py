@@ -30,7 +30,8 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 def logits_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch).last_hidden_state[:, :-1]
-        return model.lm_head(hidden).flatten(0, 1).float()
+        logits: torch.Tensor = model.lm_head(hidden)
+        return logits.flatten(0, 1).float()
 
 
 def targets(batch: torch.Tensor, pad: int) -> torch.Tensor:

@@ -76,9 +76,10 @@ def train_items(data: Path, role: str, sources: tuple[str, ...]) -> tuple[list[J
 
     Rows of the other model are unseen too; a part of them makes the thresholds more stable.
     """
-    train, held = [], []
+    train: list[Judged] = []
+    held: list[Judged] = []
     for source in sources:
-        unseen = []
+        unseen: list[Judged] = []
         for item in load(data, source, "train"):
             seen = in_share(item, role) and not held_out(item)
             (train if seen else unseen).append(item)
@@ -122,7 +123,7 @@ class Laid:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
         self.tokenizer = tokenizer
         self.limit = limit
-        self.eos = int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))
+        self.eos = int(tokenizer.eos_token_id)
 
     def ids(self, prompt: str, texts: tuple[str, ...], room: int = 0) -> tuple[list[int], list[list[int]]]:
         lead = " " if prompt else ""

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaForSequenceClassification
@@ -49,7 +50,7 @@ class Rewarder(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.classifier.model(input_ids=ids).last_hidden_state
+            hidden: torch.Tensor = self.classifier.model(input_ids=ids).last_hidden_state
         return (hidden.float() @ self.classifier.score.weight.t())[..., 0]
 
 
@@ -66,6 +67,7 @@ def run(job: Job) -> None:
     classifier.config.pad_token_id = fill
     model = Rewarder(classifier)
     mean = averaged(model)
+    kept: Any = mean.module
     optimisers = Optimisers(model, muon_lr=0.003, adam_lr=1e-3, decay=0.02)
 
     def epoch(number: int) -> list[Batch]:
@@ -95,6 +97,6 @@ def run(job: Job) -> None:
         if step % SAVE_EVERY == 0 or step == total:
             saved.save(step)
         if step % SHOW_EVERY == 0 or step == total:
-            store(mean.module.classifier, tokenizer, job.out / "rm", torch.float16)
-            log(summary(job.data, Scorer(mean.module.classifier, tokenizer), held, RM_SOURCES, job.part(SHOWN)))
+            store(kept.classifier, tokenizer, job.out / "rm", torch.float16)
+            log(summary(job.data, Scorer(kept.classifier, tokenizer), held, RM_SOURCES, job.part(SHOWN)))
     job.finish("rm", {"steps": total, "seconds": saved.seconds(), "rows": len(train)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from cards.errors import check
@@ -33,9 +34,14 @@ class Schedule:
         return min(self.target, self.floor + tokens * (self.target - self.floor) / self.length)
 
 
+def portion(share: float, count: int) -> Fraction:
+    """Return share * count for the decimal number that `share` is written as: 0.29 of 100 is 29, not 28.999999999999996."""
+    return Fraction(str(share)) * count
+
+
 def quantile_of(rewards: Sequence[float], quantile: float) -> float:
     """Return the ceil(quantile m)-th smallest of m rewards: the smallest for 0, the largest for 1."""
-    return sorted(rewards)[max(0, math.ceil(quantile * len(rewards)) - 1)]
+    return sorted(rewards)[max(0, math.ceil(portion(quantile, len(rewards))) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from logging.handlers import BufferingHandler
 
 from rich.console import Console
 from rich.status import Status
@@ -34,21 +36,11 @@ def show_warning(message: str) -> None:
     say(f"warning: {message}", "yellow")
 
 
-class _LogCollector(logging.Handler):
-    """Collects logged messages."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
     """Collect warnings and print each distinct one as a yellow line when the block ends."""
-    log, logged = logging.getLogger("cards"), _LogCollector()
+    log, logged = logging.getLogger("cards"), BufferingHandler(capacity=sys.maxsize)
+    logged.setLevel(logging.WARNING)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         log.addHandler(logged)
@@ -56,7 +48,8 @@ def one_line_warnings() -> Iterator[None]:
             yield
         finally:
             log.removeHandler(logged)
-            for message in dict.fromkeys([*logged.messages, *(str(warning.message) for warning in caught)]):
+            messages = [record.getMessage() for record in logged.buffer] + [str(warning.message) for warning in caught]
+            for message in dict.fromkeys(messages):
                 show_warning(message)
 
 

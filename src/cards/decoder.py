@@ -13,13 +13,14 @@ from typing import Any
 from cards.background import background
 from cards.engines.base import Engine
 from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, UnreachableTargetWarning, check
-from cards.events import Done, Event, Fold, Message, Prompt, Response, Result
+from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
 from cards.parts import Composite
 from cards.progress import run_concurrently
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
 from cards.rewards.function import FunctionReward, Scorer
+from cards.sampling import seed_at
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
 
@@ -138,7 +139,9 @@ class Decoder(Composite):
         concurrency: int | None = None,
         **options: Any,
     ) -> list[Result]:
-        """Async version of `batch`. Prompt number i has seed + i, so that it can be repeated alone.
+        """Async version of `batch`. Prompt number i has the seed `cards.sampling.seed_at(seed, i)`, which its result names.
+
+        So a prompt can be repeated alone, and batches with other seeds share no random numbers with this one.
 
         concurrency: maximum number of requests in flight; None means the engine's number of sequences.
         progress: whether to show a progress bar; None shows it on terminals.
@@ -149,7 +152,7 @@ class Decoder(Composite):
         errors: dict[int, Exception] = {}
 
         async def one(i: int) -> None:
-            results[i] = await self.agenerate(prompts[i], seed=seed + i, **options)
+            results[i] = await self.agenerate(prompts[i], seed=seed_at(seed, i), **options)
 
         await run_concurrently(range(len(prompts)), one, errors.__setitem__, concurrency or self.engine.rows, progress)
         if errors:
@@ -213,7 +216,8 @@ def with_held_text(result: Result) -> Result:
 def warn_if_unreachable(result: Result) -> None:
     """Warn if so many segments are fallbacks that the model probably cannot reach the target reward."""
     rate = result.usage.fallback_rate
-    if rate is not None and rate > HIGH_FALLBACK:
+    tested = any(segment.threshold is not None for segment in result.segments)  # against a target reward
+    if tested and rate is not None and rate > HIGH_FALLBACK:
         warnings.warn(
             f"{rate:.0%} of the segments are fallbacks because no candidate passed: this model probably cannot reach the "
             "target reward, and the method acts as best-of-n for each segment. Lower target or raise beta.",

@@ -76,49 +76,39 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
-    """Candidate number `candidate` for segment number `position` (both from 0), drawn by the LM or a draft."""
+class CandidateEvent:
+    """An event of candidate number `candidate` for segment number `position` (both from 0)."""
 
     position: int
     candidate: int
     segment: Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed(CandidateEvent):
+    """The candidate was drawn by the LM or a draft."""
+
     by: Role = "lm"
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(CandidateEvent):
     """The candidate has a reward, and the threshold that it is compared with (None if there is none)."""
 
-    position: int
-    candidate: int
-    segment: Segment
-
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(CandidateEvent):
     """The candidate was rejected."""
 
-    position: int
-    candidate: int
-    segment: Segment
-
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(CandidateEvent):
     """The candidate was accepted: its segment is now part of the response."""
 
-    position: int
-    candidate: int
-    segment: Segment
-
 
 @dataclass(frozen=True, slots=True)
-class Fallback:
+class Fallback(CandidateEvent):
     """Too many candidates were rejected: the best one is now part of the response without passing the test."""
-
-    position: int
-    candidate: int
-    segment: Segment
 
 
 @dataclass(frozen=True, slots=True)

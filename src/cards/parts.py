@@ -1,4 +1,4 @@
-"""The common base of engines, rewards and decoders, which can be composed of other models."""
+"""The common base of decoders, engines, rewards and their schedulers, hosts and clients, which can consist of parts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 class Composite:
-    """A model, or a composition of models that forwards each call to its `parts`.
+    """An object with caches, threads or connections, or one that forwards each call to its `parts`.
 
-    Models without parts override these methods.
+    Objects without parts override these methods.
     """
 
     parts: Sequence[Composite] = ()

@@ -58,8 +58,8 @@ def seed_at(seed: int, index: int) -> int:
 def invalid_logits(position: int) -> ModelError:
     """Return the error for logits of token number `position` (from 0) of the response that define no distribution."""
     return ModelError(
-        f"The logits of token {position + 1} of the response have no finite maximum: the model computed NaN or infinity. Load it "
-        "with another dtype (bfloat16 or float32), and check its weights."
+        f"The logits of token {position + 1} of the response have no finite maximum: the model computed NaN or infinity. Load "
+        "it with another dtype (bfloat16 or float32), and check its weights."
     )
 
 

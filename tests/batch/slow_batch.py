@@ -1,4 +1,4 @@
-"""`cards batch` on a model without weights, which takes its time: what test_kill.py kills."""
+"""`cards batch` on a slow model without weights; test_kill.py kills it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written can be gone on with wherever a process was killed."""
+"""A batch can be resumed wherever its process was killed."""
 
 from __future__ import annotations
 

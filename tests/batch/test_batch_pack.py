@@ -1,4 +1,4 @@
-"""Answers in the form that was asked for are the same answers."""
+"""The output format does not change the responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input in three forms is the same rows."""
+"""Three input formats give the same rows."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from cards.batch.work import Outcome, RowDecoder
 from cards.errors import CardsError, SettingError, UnavailableError
 from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
+from cards.sampling import seed_at
 
 
 def answered(made: RowDecoder, reader: Any, numbers: Sequence[int], concurrency: int = 4) -> list[Outcome]:
@@ -44,7 +45,7 @@ def test_rows_are_what_the_decoder_gives_in_order(tmp_path: Path) -> None:
             }
             assert json.loads(row["input"]) == fields
             continue
-        options = {"seed": fields.get("seed", 100 + i), "max_tokens": fields.get("max_tokens", 6)}
+        options = {"seed": fields.get("seed", seed_at(100, i)), "max_tokens": fields.get("max_tokens", 6)}
         result = made.decoder(fields["prompt"], **options)
         kept = {name: getattr(result, name) for name in ("text", "reward", "finish_reason", "seed", "method")}
         usage = row.pop("usage")
@@ -173,7 +174,7 @@ def test_prompts_in_other_fields_and_forms(tmp_path: Path) -> None:
     reader = RowReader(write(tmp_path / "in.jsonl", rows))
     text, spoken, neither = answered(work(prompt_field="q", raw=False), reader, range(3))
     assert json.loads(text.line)["text"] == work().decoder(messages, seed=0, max_tokens=6).text
-    assert json.loads(spoken.line)["text"] == work().decoder(messages, seed=1, max_tokens=6).text
+    assert json.loads(spoken.line)["text"] == work().decoder(messages, seed=seed_at(0, 1), max_tokens=6).text
     assert neither.failed
     [raw] = answered(work(prompt_field="q"), reader, [0])
     assert json.loads(raw.line)["text"] == work().decoder("ab", seed=0, max_tokens=6).text

@@ -1,4 +1,4 @@
-"""However often it is killed, a batch is in the end the batch that nobody killed."""
+"""A batch that is killed and resumed gives the output of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from scipy import stats
 
 from cards.methods.responses.best_of_n import BestOfN
 from cards.study.bench.metrics import coherence, distinct, ngrams, perplexity, repetition, words
-from cards.study.statistics import ScoredResponse, compare, estimate
+from cards.study.statistics import FEW, ScoredResponse, T, compare, estimate, interval_name
 
 
 def test_words_are_lower_cased_and_marks_stand_alone() -> None:
@@ -43,7 +44,8 @@ def test_an_estimate_is_the_mean_over_prompts_whatever_their_number_of_seeds() -
     found = estimate([("a", 0.0), ("a", 2.0), ("a", 4.0), ("b", 10.0)])
     assert found is not None
     assert found.mean == (2.0 + 10.0) / 2
-    assert (found.low, found.high) == (2.0, 10.0)  # with two prompts, 1 of 4 resamples has the one twice
+    wider = 12.706 * math.sqrt(2) / 1.96  # with two prompts, 1 of 4 resamples has the one twice
+    assert (found.low, found.high) == pytest.approx((6.0 - 4 * wider, 6.0 + 4 * wider), rel=1e-4)
     assert estimate([]) is None
 
 
@@ -57,6 +59,23 @@ def test_intervals_are_repeatable_and_cover_the_mean_about_as_often_as_they_say(
     assert estimate(samples[0][::-1]) == found[0]
     covered = sum(e is not None and e.low <= 1.0 <= e.high for e in found) / len(found)
     assert 0.88 <= covered <= 0.99  # 95% in the limit; fixed seed
+
+
+@pytest.mark.parametrize("prompts", [4, 8, 16, 19])
+def test_intervals_of_few_prompts_cover_the_mean_as_often_as_they_say(prompts: int) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(prompts)
+    samples = rng.normal(1.0, 2.0, (400, prompts))
+    found = [estimate((str(i), float(x)) for i, x in enumerate(sample)) for sample in samples]
+    covered = np.mean([e is not None and e.low <= 1.0 <= e.high for e in found])
+    assert 0.92 <= covered <= 0.98
+    assert "Student" in interval_name(prompts)
+    assert "Student" not in interval_name(20)
+
+
+def test_the_quantiles_of_students_t_are_scipys() -> None:
+    assert pytest.approx(stats.t.ppf(0.975, range(1, FEW - 1)), abs=5e-4) == T
 
 
 def answers(*rows: tuple[str, int, str, float]) -> list[ScoredResponse]:

@@ -15,7 +15,7 @@ import pytest
 from cards.errors import CardsError, UnknownNameError
 from cards.study.bench.plot import save
 from cards.study.bench.report import report
-from cards.study.bench.tables import tables, to_csv, to_json, to_markdown
+from cards.study.bench.tables import tables, write
 from cards.study.tables import big
 from cards.usage import Usage
 
@@ -87,7 +87,7 @@ def test_a_tolerance_makes_ties_and_another_baseline_turns_the_comparison() -> N
     assert report(HEADER, ROWS[2:]).baseline == "best-of-n:n=2"  # there is no vanilla
 
 
-def test_without_gold_the_reward_counts_and_what_is_not_there_is_left_out() -> None:
+def test_without_gold_the_reward_counts_and_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     bare = [r | {"gold": None, "logprob": None, "logprob_other": None, "usage": Usage().to_dict()} for r in ROWS]
     for r in bare:
         del r["batch"]
@@ -96,29 +96,30 @@ def test_without_gold_the_reward_counts_and_what_is_not_there_is_left_out() -> N
     one = found.summaries[1]
     assert one.score == one.reward
     assert (one.flops, one.seconds, one.acceptance, one.perplexity, one.coherence, one.excess_nll) == (None,) * 6
-    assert "| best-of-n:n=2 | 2.0 | 0.0 | 0.0 | - | - | 0.000 | - | - |" in to_markdown(found)
+    markdown = write(found, tmp_path / "results.jsonl")[0].read_text(encoding="utf-8")
+    assert "| best-of-n:n=2 | 2.0 | 0.0 | 0.0 | - | - | 0.000 | - | - |" in markdown
 
 
-def test_tables_say_the_same_in_all_forms() -> None:
+def test_tables_say_the_same_in_all_forms(tmp_path: Path) -> None:
     found = report(HEADER, ROWS)
     quality, against, cost, text = tables(found)
     assert quality.columns == ["method", "responses", "gold", "reward"]
-    assert quality.rows[0] == ["vanilla", "2", "0.50 [0.00, 1.00]", "1.00 [0.00, 2.00]"]
+    assert quality.rows[0] == ["vanilla", "2", "0.50 [-4.08, 5.08]", "1.00 [-8.17, 10.17]"]
     assert [r[0] for r in against.rows] == ["best-of-n:n=2", "best-of-n:n=4"]
-    assert against.rows[0][1:] == ["0.50 [0.00, 1.00]", "50% [0, 100]", "50% [0, 100]", "0% [0, 0]"]
+    assert against.rows[0][1:] == ["0.50 [-4.08, 5.08]", "50% [9, 91]", "50% [9, 91]", "0% [0, 66]"]
     assert cost.rows[1] == ["best-of-n:n=2", "2.0", "10.0", "20.0", "4G", "1.500", "2.000", "25%", "50%"]
     assert text.rows[1] == ["best-of-n:n=2", ".80/1.00/1.00", ".00/.00/-", "-0.19", "8.00", "1.39", "0.19"]
-    markdown = to_markdown(found)
+    markdown, rows, machine = (path.read_text(encoding="utf-8") for path in write(found, tmp_path / "results.jsonl"))
     assert "| best-of-n:n=2 | 2.0 | 10.0 | 20.0 | 4G | 1.500 | 2.000 | 25% | 50% |" in markdown
     assert "model: m, reward: r, gold: g, prompts: p" in markdown
-    parsed = list(csv.DictReader(io.StringIO(to_csv(found))))
+    parsed = list(csv.DictReader(io.StringIO(rows)))
     assert [float(r["score.mean"]) for r in parsed] == [0.5, 1.0, 1.0]
     assert float(parsed[1]["against.win.mean"]) == 0.5
     assert float(parsed[1]["distinct.1"]) == 0.8
     assert float(parsed[2]["repetition.2"] or "nan") != 0.0
-    machine = json.loads(to_json(found))
-    assert (machine["baseline"], machine["made_with"], machine["score"]) == ("vanilla", HEADER, "gold")
-    assert machine["methods"][1]["against.gain.mean"] == 0.5
+    whole = json.loads(machine)
+    assert (whole["baseline"], whole["made_with"], whole["score"]) == ("vanilla", HEADER, "gold")
+    assert whole["methods"][1]["against.gain.mean"] == 0.5
 
 
 def test_big_numbers_have_three_digits() -> None:

@@ -1,4 +1,4 @@
-"""The results file survives what can happen to it."""
+"""The results file survives interruptions and damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bench runs what its results lack, and no more."""
+"""A bench runs exactly the work that its results lack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session does what its journal lacks, notes what goes wrong, and keeps what is done when it is interrupted."""
+"""A session runs the work missing from its journal, records errors, and keeps finished work when interrupted."""
 
 from __future__ import annotations
 

@@ -9,15 +9,17 @@ import pytest
 from helpers.mock_calibration import calibration
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Constraints
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
 from cards.study.calibrate.report import profile_of, to_dict
-from cards.study.calibrate.run import CalibrationRequest, CalibrationResult
+from cards.study.calibrate.run import CalibrationResult
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 ASKED = CalibrationRequest(entropy_threshold=1.2)
 
 
-async def run(folder: Path, max_cost: float = 2.5, asked: CalibrationRequest = ASKED) -> tuple[CalibrationResult, dict[str, object]]:
+async def run(
+    folder: Path, max_cost: float = 2.5, asked: CalibrationRequest = ASKED
+) -> tuple[CalibrationResult, dict[str, object]]:
     work = calibration(folder, 6, answers=8, nodes=3)
     constraints = Constraints(max_cost=max_cost)
     found = await work.run(constraints, asked)

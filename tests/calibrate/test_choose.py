@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cards.errors import SettingError
-from cards.study.calibrate.choose import Constraints, best_index, choose, measured, reward_bounds
+from cards.study.calibrate.choose import best_index, choose, measured, reward_bounds
+from cards.study.calibrate.plan import Constraints
 
 FOUND = {
     "cost": np.array([1.5, 2.5, 3.5, 6.0]),

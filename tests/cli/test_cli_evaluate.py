@@ -144,7 +144,7 @@ def test_what_is_wrong_is_one_line(cli: Cards) -> None:
         ((), "There is nothing to grade: give files of responses, or methods"),
         (("mine.jsonl", "--out", "x.json"), "--out must end in .jsonl"),
         (("none.jsonl",), "'none.jsonl' cannot be read"),
-        (("bad.jsonl",), "Row number 0 of 'bad.jsonl' has no response"),
+        (("bad.jsonl",), "Row number 0 of 'bad.jsonl': it has no response"),
         (("mine.jsonl", "--baseline", "bass"), "Unknown baseline 'bass'"),
         (("mine.jsonl", "--ask", "pear"), "Unknown question 'pear'. Did you mean 'pair'"),
         (("mine.jsonl", "--ask", "pair"), "--ask needs a judge: add --judge"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cards.cli.generate import is_local
+from cards.cli.models import is_local
 
 
 @pytest.mark.parametrize(

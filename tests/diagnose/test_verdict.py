@@ -13,9 +13,9 @@ from cards.engines.mock import MockEngine
 from cards.errors import PromptError
 from cards.rewards.function import FunctionReward
 from cards.study.diagnose import pairs, plot
-from cards.study.diagnose.report import to_dict
-from cards.study.diagnose.run import Diagnosis, DiagnosisPlan, Measurements
-from cards.study.diagnose.verdict import DiagnosisVerdict, Finding, verdict
+from cards.study.diagnose.plan import DiagnosisPlan
+from cards.study.diagnose.run import Diagnosis, Measurements
+from cards.study.diagnose.verdict import DiagnosisVerdict, Finding, to_dict, verdict
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord, read
 

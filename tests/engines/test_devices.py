@@ -63,7 +63,7 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
 
 async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_float32: Pair) -> None:
     reward = llama_float32.reward(slots=2)
-    monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[attr-defined]
+    monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[union-attr]
     whole = PaddedScorer(llama_float32.rm, reward.combine, None)
     monkeypatch.setattr(whole, "_forward", full)
     for reader in (reward.reader, whole):

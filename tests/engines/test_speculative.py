@@ -214,7 +214,7 @@ def test_models_that_pad_their_vocabulary_differently_follow_the_law(longer: str
     pair = {
         name: (Padded if name == longer else MockEngine)(model, LETTERS, end=LETTERS[END]) for name, model in models.items()
     }
-    found = drawn(SpeculativeEngine(**pair, gamma=2), n=50, seeds=DRAWS // 50)
+    found = drawn(SpeculativeEngine(pair["target"], pair["draft"], 2), n=50, seeds=DRAWS // 50)
     sampling = Sampling()
     check_law(Counter(s.token_ids for s in found), enumerated(next_token, sampling, 4), wrong=enumerated(far, sampling, 4))
 

@@ -85,7 +85,7 @@ def test_the_reward_that_steers_does_not_compare(tmp_path: Path) -> None:
 
 async def test_a_reward_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     answers = write(tmp_path, mine={"a?": "fine", "b?": "broken"}, base={"a?": "fine too", "b?": "fine"})
-    session = Session(Journal.open(tmp_path / "j.jsonl", HEADER), show=False)
+    session = Session(Journal.open(tmp_path / "j.jsonl", HEADER))
     work = Evaluation(session)
     reward = cards.rewards.FunctionReward(lambda _, text: math.nan if "broken" in text else len(text), name="gold")
     await work.grade(reward, answers.all)

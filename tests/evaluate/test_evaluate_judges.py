@@ -149,7 +149,7 @@ async def test_scores_and_safety_are_read_of_each_answer(tmp_path: Path) -> None
 async def test_two_judges_and_the_gold_reward_are_compared(tmp_path: Path) -> None:
     answers = write(tmp_path, mine=MINE, base=BASE)
     path = tmp_path / "j.jsonl"
-    work = Evaluation(Session(Journal.open(path, HEADER), show=False))
+    work = Evaluation(Session(Journal.open(path, HEADER)))
     await work.grade(FunctionReward(lambda _, text: len(text), name="length"), answers.all)
     with judge(longer, models=("a",)) as (_, one), judge(lambda x, t: longer(x[::-1], t), models=("b",)) as (_, other):
         evaluated, _ = await judged(path, answers, [*one, *other], rewards={"gold": "length"}, regraded=frozenset({"gold"}))

@@ -80,7 +80,7 @@ def test_answers_without_seeds_are_paired_by_prompt(tmp_path: Path) -> None:
         ),
         ('"a"\n', "must be an object with a prompt and a response, got str"),
         ('{"messages": [{"role": "user"}], "answer": "x"}\n', "Row number 0 of .*'role' and 'content'"),
-        ("\n", "no responses"),
+        ("\n", "no rows"),
         ("{prompt", "not JSONL"),
         ('{"cards-bench": {"made by": "cards evaluate"}}\n', "has no response"),
     ],

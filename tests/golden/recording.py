@@ -68,10 +68,15 @@ def method(name: str) -> dict[str, Any]:
             alone.append(_result(events[-1].result, case.varies))  # type: ignore[union-attr]
             verdicts.append(_verdicts(events))
         called = _result(decoder(prompts[0], seed=SEED, **options), case.varies | CACHE)
-        results = decoder.batch(prompts, seed=SEED, progress=False, **options)
+        results = asyncio.run(_together(decoder, prompts, options))
         together = [_result(result, case.together) for result in results]
     asyncio.run(decoder.aclose())
     return {"alone": alone, "verdicts": verdicts, "called": called, "together": together}
+
+
+async def _together(decoder: cards.Decoder, prompts: Sequence[Any], options: dict[str, Any]) -> list[cards.Result]:
+    requests = [decoder.agenerate(prompt, seed=SEED + number, **options) for number, prompt in enumerate(prompts)]
+    return await asyncio.gather(*requests)
 
 
 def _result(result: Any, varies: Set[str]) -> Any:

@@ -36,6 +36,7 @@ DROPPED: set[str] = {
 }  # recorded keys that are gone, written as those of RENAMED
 ADDED: set[str] = {
     "format",
+    "held",
     "settings.--proposer",
     "settings.--lookahead",
     "settings.--lengths",

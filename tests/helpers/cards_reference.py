@@ -1,4 +1,4 @@
-"""The published procedure of CARDS, as plainly as it can be written: the yardstick of the fast engine.
+"""The published procedure of CARDS, written as plainly as possible: the reference for the fast engine.
 
 No cache, one candidate and one token at a time, a full forward pass of the unchanged transformers model for every token,
 a full pass of the reward model for every candidate. Written from the formulas (arXiv 2406.16306) and the documented
@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass
 class Piece:
-    """A segment of the answer with all that was drawn for it, the kept candidate included."""
+    """A segment of the response with all candidates for it, including the kept one."""
 
     kept: Candidate
     fallback: bool
@@ -145,7 +145,7 @@ class Oracle:
         return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
     def token(self, logits: Floats, u: float) -> int:
-        """The first id, in rising order, whose cumulative probability exceeds u."""
+        """Return the smallest id whose cumulative probability exceeds u."""
         s = self.settings
         p = np.exp((logits - logits.max()) / (s.beta if s.temperature is None else s.temperature))
         if s.top_k is not None and s.top_k < len(p):

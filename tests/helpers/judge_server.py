@@ -1,4 +1,4 @@
-"""Judges with known rules, as real servers; and systems whose answers they judge."""
+"""Judges with known rules, as real servers, and systems whose responses they compare."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def first(answers: list[str], text: str) -> Any:
 
 @dataclass
 class Server:
-    """An OpenAI-compatible judge of one model that follows a rule, and remembers what it was sent."""
+    """An OpenAI-compatible judge that follows a rule and records its requests."""
 
     rule: Rule
     models: tuple[str, ...] = ("strict-judge",)
@@ -74,14 +74,14 @@ class Server:
 
 @contextmanager
 def judge(rule: Rule, **options: Any) -> Iterator[tuple[Server, list[Judge]]]:
-    """A judge that is served, and our end of it, which loses no time with pauses."""
+    """A judge behind a server, and a client that retries without pauses."""
     server = Server(rule, **options)
     with running(server.app()) as address:
         yield server, connect([f"{address}/v1"], backoff=0.01, retries=2)
 
 
 def write(folder: Path, **systems: dict[str, str]) -> SystemResponses:
-    """Files of systems (prompt -> answer), read again."""
+    """Write the files of systems (prompt -> response) and read them."""
     for name, answers in systems.items():
         rows = [{"prompt": prompt, "answer": answer} for prompt, answer in answers.items()]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -89,7 +89,7 @@ def write(folder: Path, **systems: dict[str, str]) -> SystemResponses:
 
 
 def benched(path: Path, gold: str = "gold", **options: Any) -> str:
-    """The results of a small bench."""
+    """Write the results of a small bench."""
     models = Models(
         mock(),
         cards.rewards.FunctionReward(lambda _, text: text.count("b"), name="steering"),
@@ -110,8 +110,8 @@ async def judged(
     asked: tuple[str, ...] = ("pair",),
     **options: Any,
 ) -> tuple[EvaluationReport, list[str]]:
-    """The evaluation of these answers, and what went wrong."""
-    session = Session(Journal.open(path, HEADER), show=False)
+    """Return the evaluation of these responses, and the errors."""
+    session = Session(Journal.open(path, HEADER))
     work = Evaluation(session)
     for one in judges:
         await work.judge(one, requests_to(one.name, asked, answers, baseline))
@@ -120,10 +120,10 @@ async def judged(
 
 
 def figures(evaluated: EvaluationReport, row: str, table: str = "pairs with") -> dict[str, float]:
-    """Of one row of the table whose name holds `table`."""
+    """Return the figures of one row of the table whose name contains `table`."""
     return {figure.name: figure.value for figure in evaluated.figures() if figure.row == row and table in figure.table}
 
 
 def counts(server: Server) -> int:
-    """How many texts were sent more than once."""
+    """Return how many texts were sent more than once."""
     return sum(count > 1 for count in Counter(server.texts).values())

@@ -31,12 +31,12 @@ def engine(model: Model = next_token) -> MockEngine:
 
 
 def reading(ids: Ids) -> str:
-    """The text of tokens."""
+    """Return the text of tokens."""
     return "".join(LETTERS[t] for t in ids if t != END)
 
 
 def segments(max_tokens: int, model: Model = next_token, **options: Any) -> Law:
-    """Every segment of at most so many tokens with its probability under a model; options as for `law_of`."""
+    """Return every segment of at most `max_tokens` tokens with its probability; options as for `law_of`."""
     return law_of(model, max_tokens, end=END, **options)
 
 
@@ -45,7 +45,7 @@ def entropy(ids: Ids) -> float:
 
 
 async def decode(method: Method, max_tokens: int, seed: int, segments: int | None) -> Result:
-    """What Decoder does for one request, without its task and queue; no further than so many segments."""
+    """Decode one request like Decoder, without its task and queue, up to `segments` segments."""
     source, usage = engine(), Usage()
     fold = Fold(usage, seed, method.name)
     with track_usage(usage):
@@ -65,7 +65,7 @@ def results(method: Method, max_tokens: int, draws: int = DRAWS, segments: int |
 
 
 def threshold(tokens: int, max_tokens: int, alpha: float = 0.5) -> float:
-    """tau(t) for a bare prompt of reward 0."""
+    """Return tau(t) for a prompt with reward 0."""
     return min(TARGET, alpha * TARGET + tokens * (1 - alpha) * TARGET / max_tokens)
 
 

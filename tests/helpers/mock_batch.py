@@ -1,4 +1,4 @@
-"""A decoder without weights for batches, and what became of their files."""
+"""A decoder without weights for batches, and helpers for their files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def work(method: str = "cards", rows: int = 4, **shape: Any) -> RowDecoder:
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
-    """Rows with text of several lengths; every seventh fails."""
+    """Return rows with texts of several lengths; every seventh row fails."""
     return [{"prompt": "cab" if i % 7 == 3 else "ab " * (1 + i % 5), "topic": i} for i in range(count)]
 
 

@@ -19,7 +19,7 @@ MAX_TOKENS = 12
 
 
 def chances(ids: tuple[int, ...]) -> list[float]:
-    """Sure of the next letter or not, by the text so far; the first prompts' letters make later ones likelier."""
+    """Return next-letter probabilities, sharp or flat depending on the text so far."""
     first = ids[0] if ids else 1
     sure = 1 + (3 * (ids[-1] if ids else 0) + first) % 4
     return [0.06] + [0.7 if letter == sure and len(ids) % 2 else 0.235 if len(ids) % 2 == 0 else 0.08 for letter in range(1, 5)]

@@ -1,4 +1,4 @@
-"""The command over a model made of a function, so that most of these tests load nothing."""
+"""The command with a mock model, so that most of these tests load no weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCABULARY = ["</s>", " I", " like", " it", " a", " lot", ".", "\n"]
 
 
 def chances(ids: tuple[int, ...]) -> list[float]:
-    """Some next tokens are sure and some are not; the answer can end."""
+    """Return next-token probabilities, some sharp and some flat; the response can end."""
     sure = 2 * (ids[-1] if ids else 0) % 7 + 1
     return [0.04] + [0.75 if i == sure and len(ids) % 3 else 0.12 for i in range(1, 8)]
 
@@ -30,7 +30,7 @@ def likes(prompt: str, response: str) -> float:
 
 
 class Engine(MockEngine):
-    """Remembers what it was asked to answer."""
+    """A mock engine that records its prompts."""
 
     prompts: list[Prompt]
 
@@ -75,5 +75,5 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cards:
 
 
 def plain(text: str) -> str:
-    """Without colours."""
+    """Return the text without colours."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -1,4 +1,4 @@
-"""What tests of the decoder ask with: a mock, a reward, a method in small pieces, and a look at what is left behind."""
+"""Helpers for tests of the decoder: a mock engine, rewards, a method with short segments, and a check for leaks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ async def count_of_b(prompt: str, response: str) -> float:
 
 
 async def assert_free(engine: TransformersEngine) -> None:
-    """Nobody holds a row."""
+    """Assert that no request holds a cache slot."""
     scheduler = engine.scheduler
     await eventually(lambda: not (engine.requests or scheduler.active or scheduler.waiting), engine.settle)
     assert scheduler.slots.idle.all()
 
 
 class Hangs(Reward):
-    """Scores a few texts, then never answers."""
+    """A reward that scores a few texts and then never returns."""
 
     name = "hangs"
 

@@ -1,4 +1,4 @@
-"""What tests of methods with a second LM share: models, rewards, laws and traces."""
+"""Shared parts of the tests of methods with a second LM: models, rewards, laws and traces."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def value_of(prompt: str, response: str) -> float:
 
 
 class Scripted(Reward):
-    """Rewards by the text of the answer; texts that are not foreseen are an error."""
+    """Return rewards by the text of the response; unknown texts are an error."""
 
     name = "scripted"
     target = 1.0
@@ -65,5 +65,5 @@ def trace(decoder: Decoder, **options: Any) -> tuple[list[tuple[str, int, int, s
 
 
 def texts(model: Model, limit: int) -> Law:
-    """Every response to PROMPT of at most so many tokens, with its probability."""
+    """Return every response to PROMPT of at most this many tokens, with its probability."""
     return segments(limit, model, after=PROMPT)

@@ -30,7 +30,7 @@ KNOWN = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "strea
 
 @contextmanager
 def running(app: Any, port: int = 0) -> Iterator[str]:
-    """Its address, while the app is served."""
+    """Serve the app and yield its address."""
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, log_level="critical", lifespan="off", loop="asyncio", timeout_graceful_shutdown=1)
     )

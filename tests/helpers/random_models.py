@@ -30,7 +30,7 @@ CONTEXT = 128
 
 
 def word_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
-    """`<unk> </s> w2 w3 ...`: one word, one token."""
+    """Return a tokenizer whose vocabulary is `<unk> </s> w2 w3 ...`: each word is one token."""
     vocabulary = {"<unk>": 0, "</s>": END} | {f"w{i}": i for i in range(2, words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -38,7 +38,7 @@ def word_tokenizer(words: int = WORDS) -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, so that most characters beyond ASCII are split; the last id ends an answer."""
+    """Return a tokenizer with one token per byte, so that non-ASCII characters are split; the last id ends a response."""
     vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,7 +86,7 @@ def _llama(vocabulary: int, **more: Any) -> LlamaConfig:
 
 
 def _shaken(model: PreTrainedModel, spread: float) -> PreTrainedModel:
-    """Larger weights than a fresh model's, so that every token of the context matters; the head sets the spread."""
+    """Enlarge the initial weights, so that every token of the context matters; the head sets the spread."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
@@ -125,7 +125,7 @@ class Pair:
 
 
 def words(ids: Sequence[int]) -> str:
-    """A prompt of these ids for the word tokenizer."""
+    """Return a prompt with these ids for the word tokenizer."""
     return " ".join(f"w{i}" for i in ids)
 
 
@@ -141,7 +141,7 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def letter_engine(*, ends: bool = False, **options: Any) -> TransformersEngine:
-    """An LM of letters; unless `ends` it never draws the end token, nor the unknown one."""
+    """Return an LM of letters. Unless `ends`, it never draws the end token or the unknown token."""
     model: Any = language_model("gpt2", vocabulary=len(PIECES))
     head = torch.nn.Linear(model.lm_head.in_features, len(PIECES))
     head.weight.data = model.lm_head.weight.data

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine that serves an application, and what is asked of it."""
+"""A Ray cluster on this machine that serves an application, and requests to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 
 @contextmanager
 def cluster(application: serve.Application) -> Iterator[str]:
-    """Its address."""
+    """Yield the address of the application."""
     with bind("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -1,4 +1,4 @@
-"""A real uvicorn in a thread, OpenAI's own clients, sockets, and a look at what is left behind."""
+"""A uvicorn server in a thread, OpenAI clients, sockets, and a check for leaks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHAT: list[Any] = [{"role": "user", "content": "What did you think of the film?"
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs."""
+    """A running server."""
 
     port: int
     service: Service
@@ -59,7 +59,7 @@ class Running:
         return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def send(self, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
-        """A request on a socket of its own, whose answer is the caller's to read."""
+        """Send a request on a new socket. The caller reads the response."""
         data = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(data)}\r\n\r\n"
@@ -88,7 +88,7 @@ def serving(
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for the condition; gives up, loudly, after a time that is far too long."""
+    """Wait for the condition. Raises AssertionError after a generous timeout."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition never came true"
@@ -96,7 +96,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def assert_free(running: Running) -> None:
-    """Nobody holds a place or a row."""
+    """Assert that no request holds a place in the queue or a cache slot."""
     gate, engine = running.service.gate, running.service.engine
     until(lambda: gate.idle and not engine.requests and not engine.rows_in_use)
     if isinstance(engine, TransformersEngine):
@@ -104,7 +104,7 @@ def assert_free(running: Running) -> None:
 
 
 class Switch(Reward):
-    """Scores by the letter a; waits while it is `held`, fails while it is `broken`."""
+    """A reward that counts the letter a; it waits while `held` and fails while `broken`."""
 
     name = "switch"
     target = 0.0

@@ -1,4 +1,4 @@
-"""Searches by hand: every candidate drawn once more from the law of the next token, and selected as the papers say."""
+"""Reference searches: every candidate is drawn again from the next-token law and selected as in the papers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Path = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Node:
-    """An answer of the search by hand, and the (block, number) of each of its pieces."""
+    """A response of the reference search, and the (block, number) of each of its segments."""
 
     ids: Ids
     path: Path
@@ -65,7 +65,7 @@ class ByHand:
 
 
 def strongest(pool: list[Node], count: int, score: Callable[[Node], float] = lambda node: node.reward) -> list[Node]:
-    """Of equals the first, in the order of the pool."""
+    """Return the first of equal candidates, in the order of the pool."""
     ranked = sorted(enumerate(pool), key=lambda item: (-score(item[1]), item[0]))
     return [node for _, node in sorted(ranked[:count], key=lambda item: item[0])]
 

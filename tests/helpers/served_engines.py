@@ -1,4 +1,4 @@
-"""Engines at the addresses of test servers, and what the served model itself would say."""
+"""Engines at the addresses of test servers, and the expected output of the served model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def connected(
 
 
 class Local(TransformersEngine):
-    """The served model asked as the server is: each candidate by a seed of its own."""
+    """Query the served model like the server: each candidate has a separate seed."""
 
     def __init__(self, engine: TransformersEngine) -> None:
         self.__dict__ |= engine.__dict__

@@ -1,4 +1,4 @@
-"""The laws of the token-level methods, written down from their formulas; they share no code with the package."""
+"""The laws of the token-level methods, written from their formulas without code of the package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class World:
         return ids
 
     def law_of_answers(self, law: Law) -> dict[Ids, float]:
-        """Every answer and its probability."""
+        """Return every response with its probability."""
         found: dict[Ids, float] = {}
 
         def grow(ids: Ids, p: float) -> None:
@@ -162,7 +162,7 @@ def contrast_logits(weight: float, plausibility: float, temperature: float) -> L
 
 
 def genarm(weights: tuple[float, ...], k: int | None, temperature: float) -> Law:
-    """The guides are the other LM and, second, the LM itself."""
+    """Return the law of GenARM whose guides are the other LM and, if there are two, the LM itself."""
 
     def law(world: World, ids: Ids) -> Scores:
         own, other = log_p(world.lm(ids)), log_p(world.other(ids))

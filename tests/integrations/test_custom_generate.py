@@ -242,7 +242,7 @@ def test_what_cannot_be_decoded_is_refused(lm: Any, llama_float64: Pair) -> None
     with pytest.raises(SettingError, match="inputs_embeds"):
         lm.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"], max_new_tokens=4, custom_generate=generate)
     small = custom_generate(None, "vanilla", tokenizer=llama_float64.tokenizer, context=4)
-    with pytest.raises(PromptError, match="context of 4 tokens"):
+    with pytest.raises(PromptError, match=r"the context of .* is 4"):
         lm.generate(**inputs, max_new_tokens=4, custom_generate=small)
 
 

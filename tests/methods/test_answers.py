@@ -32,7 +32,7 @@ from cards.methods import (
 from cards.methods.base import Method
 from cards.methods.responses.driver import ResponseMethod
 from cards.methods.responses.similarity import jaccard
-from cards.testing import check_law
+from cards.testing import check_law, total_variation
 
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 Q, SHORT = (segments(length) for length in (2, 1))
@@ -98,9 +98,7 @@ def pessimist(beta: float, highest: float | None) -> Callable[[np.ndarray], Sequ
         bound = ((rewards.max() if highest is None else highest) - level) / beta
         passing = [min(1.0, w / bound) if bound > 0 else float(w > 0) for w in weights]
         reached = np.cumprod([1.0, *(1 - np.array(passing))])
-        taken = [float(r * p) for r, p in zip(reached[:-1], passing, strict=True)]
-        taken[-1] += float(reached[-1])
-        return taken
+        return [float(r * p) for r, p in zip(reached[:-1], passing, strict=True)]
 
     return chances
 
@@ -108,7 +106,42 @@ def pessimist(beta: float, highest: float | None) -> Callable[[np.ndarray], Sequ
 @pytest.mark.parametrize("highest", [None, 2.0, 0.5])
 def test_pessimism_takes_the_first_answer_that_passes_its_test(highest: float | None) -> None:
     found = Counter(r.token_ids for r in results(Pessimism(n=3, beta=0.4, highest=highest, **PLAIN), 1, 1200))
-    check_law(found, law_of_choice(SHORT, 3, pessimist(0.4, highest)), wrong=law_of_choice(SHORT, 3, pessimist(4.0, highest)))
+    laws = [law_of_choice(SHORT, 3, pessimist(beta, highest)) for beta in (0.4, 4.0)]
+    for law in laws:  # if none passes, a fresh response is returned
+        refused = 1 - sum(law.values())
+        assert (refused > 1e-6) == (highest is not None)
+        law.update({s: law[s] + refused * p for s, p in SHORT.items()})
+    check_law(found, laws[0], wrong=laws[1])
+
+
+def test_pessimism_of_many_responses_approaches_its_limit() -> None:
+    """For a bounded reward the law is q(y) relu((r - lambda) / beta), where its sum is 1."""
+    rewards = {s: value(reading(s)) for s in SHORT}
+    low, high = min(rewards.values()) - 1, max(rewards.values())
+    for _ in range(60):
+        level = (low + high) / 2
+        mass = sum(p * max(0.0, (rewards[s] - level) / 0.4) for s, p in SHORT.items())
+        low, high = (level, high) if mass > 1 else (low, level)
+    limit = {s: p * max(0.0, (rewards[s] - level) / 0.4) for s, p in SHORT.items()}
+    best, distances = max(rewards.values()), []
+    for n in (1, 3, 6):
+        law = law_of_choice(SHORT, n, pessimist(0.4, best))
+        refused = 1 - sum(law.values())
+        distances.append(total_variation({s: law[s] + refused * p for s, p in SHORT.items()}, limit))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[2] < 0.5 * distances[0]
+    found = Counter(r.token_ids for r in results(Pessimism(n=64, beta=0.4, highest=best, **PLAIN), 1, 600))
+    assert total_variation(found, limit) < 0.06 < total_variation(found, SHORT) / 2
+
+
+def test_a_fresh_response_of_pessimism_is_marked_as_a_fallback() -> None:
+    decoder = Decoder(mock(), count_of_b, Pessimism(n=4, highest=1e9))
+    result = decoder("a", max_tokens=5, seed=2, trace=True)
+    [segment] = result.segments
+    assert (segment.fallback, segment.candidates, len(segment.rejected)) == (True, 5, 4)
+    assert segment.reward == result.text.count("b") / 2
+    assert (result.usage.fallbacks, result.usage.rejected, result.usage.rm_calls) == (1, 4, 5)
+    assert Pessimism(n=4, highest=1.0).kl_bound == BestOfN(n=5).kl_bound
 
 
 def test_pessimism_with_a_tiny_beta_is_best_of_n() -> None:
@@ -116,14 +149,14 @@ def test_pessimism_with_a_tiny_beta_is_best_of_n() -> None:
     assert [r.text for r in results(cautious, 3, 50)] == [r.text for r in results(greedy, 3, 50)]
 
 
-def test_pessimism_takes_the_last_if_none_passes_and_never_one_below_its_level() -> None:
+def test_pessimism_never_takes_one_below_its_level() -> None:
     rewards = [0.0, 9.0, 5.0, 1.0]
     for seed in range(20):
-        assert taken(Pessimism(highest=1e9), list("abcd"), rewards, seed) == 3
+        assert taken(Pessimism(highest=1e9), list("abcd"), rewards, seed) is None
         assert taken(Pessimism(highest=-1e9, beta=1e-3), list("abcd"), rewards, seed) == 1
 
 
-def taken(method: ResponseMethod, texts: Sequence[str], rewards: Sequence[float] | None = None, seed: int = 0) -> int:
+def taken(method: ResponseMethod, texts: Sequence[str], rewards: Sequence[float] | None = None, seed: int = 0) -> int | None:
     given: Sequence[float | None] = rewards or [None] * len(texts)
     return asyncio.run(method.choose([Segment(t, (), reward=r) for t, r in zip(texts, given, strict=True)], seed))
 

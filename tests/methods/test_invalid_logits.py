@@ -109,9 +109,9 @@ EXCLUDED: dict[str, tuple[Callable[[], Method], list[float]]] = {
 @pytest.mark.parametrize("name", EXCLUDED)
 def test_tokens_that_another_model_excludes_follow_the_law_of_the_formula(name: str) -> None:
     make, weights = EXCLUDED[name]
-    law = {(i,): p for i, p in normalised(dict(enumerate(weights))).items() if p}
+    law: dict[tuple[int, ...], float] = {(i,): p for i, p in normalised(dict(enumerate(weights))).items() if p}
     draws = Counter(r.token_ids for r in decoded(Decoder(one_token(LM), None, make()), 2500, max_tokens=1))
     if len(law) == 1:
         assert set(draws) == set(law)
     else:
-        check_law(draws, law, wrong={(i,): p for i, p in enumerate(OTHER)})
+        check_law(draws, law, wrong={(i,): p for i, p in enumerate(OTHER.tolist())})

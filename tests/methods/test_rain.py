@@ -71,7 +71,7 @@ class Reference:
 
     def score(self, path: Path) -> float:
         r = value(reading(joined(path)))
-        return 1 / (1 + math.exp(-r)) if self.method.squash else r
+        return 1 / (1 + math.exp(-r))
 
     def piece(self, path: Path) -> Ids:
         """The next candidate of this depth, by inverse CDF."""
@@ -98,7 +98,7 @@ def rain(**options: Any) -> RAIN:
         {},
         {"searches": 9, "children": 3},
         {"searches": 7, "exploration": 0.0},
-        {"searches": 12, "exploration": 0.3, "squash": False},
+        {"searches": 12, "exploration": 0.3},
         {"searches": 1, "lengths": (2,)},
         {"searches": 6, "children": 1},
         {"searches": 30, "lengths": (1, 1, 1)},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 from helpers.letter_world import END, LETTERS, Ids, next_token, value
@@ -14,8 +16,7 @@ from cards import Decoder, FixedLength
 from cards.boundaries import Step, Whole
 from cards.engines.mock import MockEngine
 from cards.methods import CDSL, GSI, RSD, Vanilla
-from cards.rewards import FunctionReward
-from cards.rewards.process import sigmoid
+from cards.rewards import FunctionReward, Minimum, ProcessReward
 from cards.testing import check_law
 
 # rsd
@@ -70,6 +71,15 @@ def test_rsd_steps_follow_their_law() -> None:
         check_law(Counter(r.token_ids for r in draws), law, wrong=first)
 
 
+@pytest.mark.parametrize("probability", [0.5, 0.7, 0.84, 0.95])
+def test_rsd_compares_a_probability_with_its_threshold_as_it_is(probability: float) -> None:
+    reward = FunctionReward(lambda p, r: probability, scale="probability")
+    wrapped = Minimum([ProcessReward(reward, "."), ProcessReward(FunctionReward(lambda p, r: 9.0), ".", squash=True)])
+    for process in (reward, wrapped):
+        decoder = Decoder(steps_of("bbd"), reward, RSD(proposer=steps_of("aad"), process=process))
+        assert decoder("a").text == ("aa" if probability >= 0.7 else "bb")
+
+
 def test_rsd_scores_steps_with_the_process_reward() -> None:
     lm, process = steps_of("bbd"), Scripted({"aa": 5.0})
     result = Decoder(lm, Scripted({}), RSD(proposer=steps_of("aad"), process=process))("a")
@@ -88,12 +98,15 @@ BIG, SMALL = (0.2, 0.3, 0.5), (0.6, 0.3, 0.1)
 REWARDS = {"a": 2.0, "b": 0.5, "c": -1.0}
 
 
-def gsi_law(n: int, beta: float, threshold: float) -> dict[str, float]:
-    """By enumeration of all draws."""
-    from itertools import product
+def tempered(p: Sequence[float], temperature: float) -> list[float]:
+    weights = [x ** (1 / temperature) for x in p]
+    return [w / sum(weights) for w in weights]
 
-    s = [1 / (1 + math.exp(-REWARDS[c])) for c in "abc"]
-    tilt = [r + math.log(b / q) / beta for r, b, q in zip(s, BIG, SMALL, strict=True)]
+
+def gsi_law(n: int, beta: float, threshold: float, temperature: float, s: Sequence[float]) -> dict[str, float]:
+    """By enumeration of all draws, for steps of the probabilities s."""
+    big, small = tempered(BIG, temperature), tempered(SMALL, temperature)
+    tilt = [r + math.log(b / q) / beta for r, b, q in zip(s, big, small, strict=True)]
 
     def soft(law: Sequence[float], score: Sequence[float]) -> list[float]:
         found = [0.0] * 3
@@ -103,17 +116,35 @@ def gsi_law(n: int, beta: float, threshold: float) -> dict[str, float]:
                 found[i] += math.prod(law[j] for j in drawn) * w / sum(weights)
         return found
 
-    first, again = soft(SMALL, tilt), soft(BIG, s)
+    first, again = soft(small, tilt), soft(big, s)
     refused = sum(p for p, t in zip(first, tilt, strict=True) if t < threshold)
     assert 0.05 < refused < 0.95
     return {c: p * (t >= threshold) + refused * q for c, p, t, q in zip("abc", first, tilt, again, strict=True)}
 
 
-@pytest.mark.parametrize(("n", "beta", "threshold"), [(1, 2.0, 0.5), (3, 4.0, 0.65)])
-def test_gsi_follows_its_law(n: int, beta: float, threshold: float) -> None:
-    method = GSI(proposer=letter(*SMALL), n=n, beta=beta, threshold=threshold, boundary=Whole())
-    draws = decoded(Decoder(letter(*BIG), Scripted(REWARDS), method), 700, max_tokens=2)
-    check_law(Counter(r.text for r in draws), gsi_law(n, beta, threshold), wrong=dict(zip("abc", BIG, strict=True)))
+@pytest.mark.parametrize("scale", ["probability", "unbounded"])
+@pytest.mark.parametrize(
+    ("n", "beta", "threshold", "temperature"), [(1, 2.0, 0.5, 1.0), (3, 4.0, 0.65, 1.0), (3, 4.0, 0.6, 0.6)]
+)
+def test_gsi_follows_its_law(n: int, beta: float, threshold: float, temperature: float, scale: Any) -> None:
+    method = GSI(proposer=letter(*SMALL), n=n, beta=beta, threshold=threshold, temperature=temperature, boundary=Whole())
+    rewards = {"a": 0.9, "b": 0.6, "c": 0.3} if scale == "probability" else REWARDS
+    reward = Scripted(rewards)
+    reward.scale = scale
+    draws = decoded(Decoder(letter(*BIG), reward, method), 900, max_tokens=2)
+    s = [r if scale == "probability" else 1 / (1 + math.exp(-r)) for r in rewards.values()]
+    squashed = [1 / (1 + math.exp(-x)) for x in s]
+    law, wrong = (gsi_law(n, beta, threshold, temperature, values) for values in (s, squashed))
+    check_law(
+        Counter(r.text for r in draws),
+        law,
+        wrong=wrong if n > 1 and scale == "probability" else dict(zip("abc", BIG, strict=True)),
+    )
+
+
+def test_defaults_of_step_drafts_are_the_published_ones() -> None:
+    assert RSD().threshold == 0.7
+    assert (GSI().temperature, GSI().beta, GSI().beta * GSI().threshold) == (0.7, 20.0, 10.0)
 
 
 def test_gsi_rejects_the_whole_round_of_the_draft_if_the_chosen_step_is_not_good_enough() -> None:
@@ -138,11 +169,6 @@ def test_gsi_keeps_a_step_of_the_draft_that_is_good_enough() -> None:
     result = Decoder(steps_of("aad"), reward, GSI(proposer=steps_of("aad"), n=3, boundary=Whole()))("a")
     usage = result.usage
     assert (usage.draft_kept_tokens, usage.lm_decoded_tokens, usage.lm_wasted_tokens) == (3, 0, 0)
-
-
-def test_sigmoid_of_extremes() -> None:
-    assert [sigmoid(x) for x in (-1e9, 0.0, 1e9)] == [0.0, 0.5, 1.0]
-    assert sigmoid(1.3) == pytest.approx(1 / (1 + math.exp(-1.3)))
 
 
 # cdsl

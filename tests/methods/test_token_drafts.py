@@ -23,6 +23,8 @@ from cards.rewards import FunctionReward
 from cards.sampling import Sampling
 from cards.testing import check_law, normalised
 
+Floats = NDArray[np.float64]
+
 # speculative
 
 
@@ -46,13 +48,13 @@ def test_speculative_is_vanilla_in_law_and_equals_it_with_an_equal_draft() -> No
 # sss
 
 
-def tempered(p: Sequence[float], temperature: float) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.array(p) ** (1 / temperature)
+def tempered(p: Sequence[float], temperature: float) -> Floats:
+    weights: Floats = np.array(p) ** (1 / temperature)
     weights /= weights.sum()
     return weights
 
 
-def cut(p: Sequence[float], sampling: Sampling) -> NDArray[np.float64]:
+def cut(p: Sequence[float], sampling: Sampling) -> Floats:
     weights = tempered(p, sampling.temperature)
     if sampling.top_k:
         weights[weights < np.sort(weights)[-sampling.top_k]] = 0
@@ -62,7 +64,11 @@ def cut(p: Sequence[float], sampling: Sampling) -> NDArray[np.float64]:
 
 def sss_law(test: str, sampling: Sampling) -> Model:
     def law(ids: Ids) -> list[float]:
-        pi, pi_a, pi_s = cut(next_token(ids), sampling), cut(other(5)(ids), sampling), tempered(other(6)(ids), sampling.temperature)
+        pi, pi_a, pi_s = (
+            cut(next_token(ids), sampling),
+            cut(other(5)(ids), sampling),
+            tempered(other(6)(ids), sampling.temperature),
+        )
         aim = pi * pi_a / pi_s / (pi * pi_a / pi_s).sum()
         if test == "exact":
             return [float(x) for x in aim]
@@ -79,7 +85,7 @@ def sss_law(test: str, sampling: Sampling) -> Model:
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=3)], ids=str)
 @pytest.mark.parametrize("test", ["exact", "paper", "repository"])
 def test_sss_follows_the_law_it_states(test: Any, sampling: Sampling) -> None:
-    settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "test": test, "chunk": None}
+    settings: dict[str, Any] = {"temperature": sampling.temperature, "top_k": sampling.top_k, "test": test, "chunk": None}
     for lookahead in (1, 3):
         method = SSS(aligned=engine(other(5)), reference=engine(other(6)), lookahead=lookahead, **settings)
         draws = Counter(r.token_ids for r in decoded(Decoder(engine(), None, method), 900, max_tokens=3))
@@ -108,7 +114,7 @@ def test_the_exact_test_of_sss_samples_its_aim_and_accepts_more_than_the_publish
 
 def test_sss_does_not_depend_on_lookahead_and_reads_the_reference_once_a_round() -> None:
     def run(lookahead: int, aligned: Model, reference: Model) -> Result:
-        models = {"aligned": engine(aligned, False), "reference": engine(reference, False)}
+        models: dict[str, Any] = {"aligned": engine(aligned, False), "reference": engine(reference, False)}
         method = SSS(temperature=1.0, top_k=None, **models, lookahead=lookahead, chunk=None)
         return Decoder(engine(end=False), None, method)("a", max_tokens=12, seed=3)
 

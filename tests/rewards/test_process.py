@@ -17,7 +17,8 @@ from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.registry import load_reward
 from cards.rewards import FunctionReward, ImplicitReward, ProcessReward, StepTokenReward
-from cards.rewards.process import finished_steps, sigmoid
+from cards.rewards.process import finished_steps
+from cards.rewards.scale import sigmoid
 from cards.usage import track_usage
 
 PROMPT = Prompt("?", (1, 2), None, "some")

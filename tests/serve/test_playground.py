@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from contextlib import aclosing
 from itertools import pairwise
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import gradio as gr
 import pytest
 from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
+from helpers.running_server import Switch
 
 from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
@@ -36,11 +38,19 @@ def a_run(prompt: str = "hi", decoder: Decoder | None = None, max_tokens: int = 
     return Run(decoder.method.name if decoder else "cards", prompt, 0, max_tokens, decoder)
 
 
-async def ended(run: Run, decoder: Decoder) -> Run:
-    async with aclosing(run.frames(lambda: decoder)) as frames:
+def service_of(decoder: Decoder, **options: Any) -> Service:
+    return Service(decoder.engine, decoder.reward, decoder.method, ServerOptions(**options), Tracing())
+
+
+async def ended(run: Run, decoder: Decoder, **options: Any) -> Run:
+    run.method = decoder.method.name
+    async with aclosing(run.frames(service_of(decoder, **options))) as frames:
         async for _ in frames:
             pass
     return run
+
+
+SERVICE = service_of(Decoder(mock(), count_of_b, CARDS_IN_THREES))
 
 
 @pytest.fixture
@@ -93,9 +103,15 @@ def test_values_are_those_that_were_changed() -> None:
         "min_segment": 3.0,
     }
     values = values_of(settings, list(given.values()))
-    boundary = values.pop("boundary")
-    assert boundary.maximum == 8
-    assert values == {"beta": 1.0, "target": 2.5, "acceptance": "hard", "top_k": None, "width": 4, "min_segment": 3}
+    assert values == {
+        "boundary": "fixed:8",
+        "beta": 1.0,
+        "target": 2.5,
+        "acceptance": "hard",
+        "top_k": None,
+        "width": 4,
+        "min_segment": 3,
+    }
 
 
 def test_a_bad_value_is_named_without_flags() -> None:
@@ -132,21 +148,21 @@ async def test_an_empty_prompt_is_refused_in_words(prompt: str) -> None:
 
 
 async def test_a_bad_setting_is_refused_in_words() -> None:
-    def decoder() -> Decoder:
+    def settings() -> dict[str, Any]:
         raise SettingError("beta must be <positive>.")
 
     run = a_run()
-    assert [r.ending for r in [r async for r in run.frames(decoder)]][-1] == "failed"
+    assert [r.ending for r in [r async for r in run.frames(SERVICE, settings)]][-1] == "failed"
     assert "beta must be &lt;positive&gt;." in run_html(run)
 
 
 async def test_a_mistake_of_ours_is_not_hidden() -> None:
-    def decoder() -> Decoder:
+    def settings() -> dict[str, Any]:
         raise KeyError("ours")
 
     run = a_run()
     with pytest.raises(KeyError, match="ours"):
-        [r async for r in run.frames(decoder)]
+        [r async for r in run.frames(SERVICE, settings)]
     assert 'data-state="ended"' in run_html(run)
 
 
@@ -154,7 +170,7 @@ async def test_stopping_keeps_what_was_accepted_and_frees_the_rows(letters: Tran
     reward = Hangs(after=3)
     run = a_run(max_tokens=60)
     decoder = Decoder(letters, reward, CARDS(beta=1.0, max_segment=4, min_segment=4, width=2))
-    async with aclosing(run.frames(lambda: decoder)) as frames:
+    async with aclosing(run.frames(service_of(decoder))) as frames:
         async for _ in frames:
             if reward.waiting.is_set() and run.task is not None and not run.task.done():
                 kept = run.result.text
@@ -170,7 +186,7 @@ async def test_leaving_frees_the_rows(letters: TransformersEngine) -> None:
     reward = Hangs(after=1)
     run = a_run(max_tokens=60)
     decoder = Decoder(letters, reward, CARDS(beta=1.0, max_segment=4, min_segment=4, width=2))
-    async with aclosing(run.frames(lambda: decoder)) as frames:
+    async with aclosing(run.frames(service_of(decoder))) as frames:
         await anext(frames)
         await reward.waiting.wait()
     await assert_free(letters)
@@ -267,7 +283,7 @@ async def test_frames_show_the_meters_while_it_runs() -> None:
     reward = Hangs(after=3)
     run = a_run()
     decoder = Decoder(mock(), reward, CARDS_IN_THREES)
-    async with aclosing(run.frames(lambda: decoder)) as frames:
+    async with aclosing(run.frames(service_of(decoder))) as frames:
         async for _ in frames:
             html = run_html(run)
             assert 'data-state="running"' in html
@@ -277,11 +293,76 @@ async def test_frames_show_the_meters_while_it_runs() -> None:
     assert int(figures(run)["kept"]) > 0
 
 
-async def test_an_answer_waits_for_a_place_like_those_of_the_api(letters: TransformersEngine) -> None:
-    service = Service(letters, None, Vanilla(), ServerOptions(max_running=1, max_queue=0), Tracing())
-    refused, taken = a_run(max_tokens=4), a_run(max_tokens=4)
-    async with service.admission():
-        [run async for run in refused.frames(lambda: service.decoder("vanilla", {}), service.admission)]
+def outcome(service: Service, name: str) -> float | None:
+    return service.metrics.registry.get_sample_value("cards_requests_total", {"method": "cards", "outcome": name})
+
+
+async def test_a_run_waits_for_admission_like_a_request(letters: TransformersEngine) -> None:
+    service = service_of(Decoder(letters, None, Vanilla()), max_running=1, max_queue=0)
+    refused, taken = (Run("vanilla", "hi", 0, 4) for _ in range(2))
+    await service.gate.enter(1)
+    [run async for run in refused.frames(service)]
     assert "The queue is full" in refused.error
-    [run async for run in taken.frames(lambda: service.decoder("vanilla", {}), service.admission)]
+    service.gate.leave()
+    [run async for run in taken.frames(service)]
     assert (taken.error, service.gate.idle) == ("", True)
+
+
+async def test_a_run_ends_at_the_deadline_of_the_server() -> None:
+    run = await ended(a_run(), Decoder(mock(), Hangs(after=3), CARDS_IN_THREES), deadline=0.2)
+    assert run.ending == "deadline reached"
+    assert run.segments
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "words"),
+    [({"max_prompt_tokens": 3}, "hello " * 9, "at most 3 tokens"), ({"max_tokens": 11}, "hi", "at most 11")],
+)
+async def test_a_run_has_the_limits_of_a_request(options: dict[str, Any], prompt: str, words: str) -> None:
+    run = await ended(a_run(prompt), Decoder(mock(), count_of_b, CARDS_IN_THREES), **options)
+    assert run.ending == "failed"
+    assert words in run.error
+
+
+async def test_a_setting_has_the_limits_of_a_request() -> None:
+    run = a_run()
+    [r async for r in run.frames(SERVICE, lambda: {"max_rejections": 10**6})]
+    assert "at most" in run.error
+
+
+async def test_a_boundary_can_be_changed() -> None:
+    run = a_run()
+    [r async for r in run.frames(SERVICE, lambda: {"boundary": "fixed:2"})]
+    assert run.error == ""
+    assert {len(segment.token_ids) for segment in run.segments} == {2}
+
+
+async def test_runs_are_counted_and_logged_like_requests(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cards.serve")
+    service = service_of(Decoder(mock(), count_of_b, CARDS_IN_THREES))
+    [run async for run in a_run().frames(service)]
+    [run async for run in a_run("").frames(service)]
+    lines = [record.fields for record in caplog.records if record.getMessage() == "request"]  # type: ignore[attr-defined]
+    assert [(line["request"], line["outcome"], line.get("answer_tokens")) for line in lines] == [
+        ("playground", "ok", 12),
+        ("playground", "refused", None),
+    ]
+    assert outcome(service, "ok") == 1
+
+
+async def test_a_stopped_run_counts_as_left() -> None:
+    service = service_of(Decoder(mock(), Hangs(after=1), CARDS_IN_THREES))
+    run = a_run()
+    async with aclosing(run.frames(service)) as frames:
+        async for _ in frames:
+            if service.gate.running and run.task:
+                run.task.cancel()
+    assert outcome(service, "left") == 1
+
+
+async def test_a_response_without_its_reward_is_marked() -> None:
+    reward = Switch()
+    reward.broken = True
+    run = await ended(a_run(), Decoder(mock(), reward, CARDS_IN_THREES), on_reward_failure="plain")
+    assert run.ending == "token limit reached"
+    assert "not aligned" in run_html(run)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def test_segments_appear_one_by_one_and_what_is_open_stays_open(stepped: Running
     seen, rated = [""], 0
     for _ in range(40):
         reward.left += 1
-        until(lambda: shown_rm_calls(page) > rated)  # the page has caught up with the decoder
+        until(partial(lambda before: shown_rm_calls(page) > before, rated))  # the page has caught up with the decoder
         rated = shown_rm_calls(page)
         text = "".join(segments(page).all_text_contents())
         if text != seen[-1]:
@@ -258,6 +259,23 @@ def test_it_can_be_read_on_a_phone_and_in_the_dark(tiny_page: Running, visit: Op
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     for place in (".cp-seg > summary", ".cp-state", ".cp-panel tr.rejected .cp-text", ".cp-meters dt", ".cp-plot text"):
         assert page.locator(f"#cp-run-0 {place}").first.evaluate(CONTRAST) >= 4.5, place
+
+
+def test_with_api_keys_the_page_asks_for_one(browser: Browser) -> None:
+    with serving(mock(), Steps(), CARDS_IN_THREES, playground=True, api_keys=("first",)) as locked:
+        locked.service.reward.left = 10**9  # type: ignore[union-attr]
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(locked.url)
+        for key in ("wrong", "first"):
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Open the playground").click()
+            if key == "wrong":
+                expect(page.get_by_role("alert")).to_have_text("The server does not accept this key.")
+        expect(page.locator("#cp-panel-0").get_by_text("Settings")).to_be_visible(timeout=WAIT)
+        run(page, "hello")
+        expect_state(page, "ended")
+        page.close()
 
 
 CONTRAST = """

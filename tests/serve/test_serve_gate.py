@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -65,25 +64,36 @@ async def test_who_is_let_in_and_called_away_at_once_leaves_his_place() -> None:
     assert gate.idle
 
 
-async def test_the_time_to_come_again_follows_the_pace() -> None:
-    gate = Gate(1, 9)
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("idle", [0.0, 4000.0])
+async def test_the_time_to_retry_follows_the_time_of_responses_and_not_idle_time(
+    monkeypatch: pytest.MonkeyPatch, idle: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("cards.serve.gate.time.monotonic", clock)
+    gate = Gate(2, 9)
     assert gate.retry_after == 1
-    await gate.enter(1)
-    tasks = [asyncio.create_task(gate.enter(1)) for _ in range(8)]
+    for _ in range(10):  # responses of three seconds, two at a time
+        await gate.enter(2)
+        clock.now += 3
+        gate.leave()
+        gate.leave()
+        clock.now += idle
+    await gate.enter(2)
+    tasks = [asyncio.create_task(gate.enter(1)) for _ in range(4)]
     await asyncio.sleep(0)
-    now = gate_time()
-    gate.finished.extend(now - 40 + i for i in range(0, 40, 4))  # one in four seconds
-    assert 30 <= gate.retry_after <= 34
-    gate.finished.clear()
-    gate.finished.extend([now - 4000, now])
+    assert gate.retry_after == 6  # the four that wait, two at a time
+    clock.now += 4000  # much slower than before
     assert gate.retry_after == 60
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def gate_time() -> float:
-    return time.monotonic()
 
 
 def test_beyond_the_queue_there_is_429_and_the_others_are_answered(mocked: Running, reward: Switch) -> None:
@@ -149,6 +159,10 @@ def test_a_deadline_that_passes_in_the_queue_is_a_429(mocked: Running, reward: S
     until(lambda: mocked.service.gate.running == 2)
     answer = mocked.post(json={"prompt": "abc", "cards": {"deadline": 0.1}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "deadline")
+    labels = {"method": "cards", "outcome": "busy"}
+    until(lambda: mocked.metric("cards_queue_seconds_count", **labels) == 1)
+    assert mocked.metric("cards_queue_seconds_sum", **labels) > 0  # the time that it waited
+    assert mocked.metric("cards_request_seconds_count", method="cards", outcome="ok") == 0
     for opened in sockets:
         opened.close()
     assert_free(mocked)

@@ -13,15 +13,23 @@ from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, assert_free, serving
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from cards.errors import CardsError
 from cards.registry import method_class, method_classes
 from cards.serve.app import make_app
 from cards.serve.options import ServerOptions
+from cards.serve.responses import ChatCompletion, Completion, ErrorBody, ModelBody, ModelList
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 LIMITS: dict[str, Any] = {"max_tokens": 16, "default_tokens": 8, "deadline": 0.3, "max_body": 50_000}
+CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance, status_code_conformance]
 document = schemathesis.openapi.from_asgi("/openapi.json", make_app(mock(), Switch(), CARDS_IN_THREES, ServerOptions(**LIMITS)))
 
 
@@ -42,7 +50,28 @@ def running() -> Iterator[Running]:
 )
 def test_no_request_makes_the_server_fail(running: Running, case: schemathesis.Case[Any]) -> None:
     response = case.call(base_url=running.url)
-    case.validate_response(response, checks=[not_a_server_error])
+    case.validate_response(response, checks=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "model"),
+    [
+        ("/v1/completions", {"prompt": "abc", "logprobs": 0}, Completion),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "abc"}], "logprobs": True}, ChatCompletion),
+    ],
+)
+@pytest.mark.parametrize("trace", [False, True])
+def test_the_documented_schema_has_every_field_of_a_response(
+    running: Running, path: str, body: dict[str, Any], model: type[BaseModel], trace: bool
+) -> None:
+    answer = running.post(path, json={**body, "cards": {"trace": trace}}).json()
+    assert model.model_validate(answer).model_dump(exclude_unset=True) == answer  # undeclared fields would be missing
+
+
+def test_models_and_errors_have_the_documented_schema(running: Running) -> None:
+    for path, model in (("/v1/models", ModelList), ("/v1/models/mock", ModelBody), ("/v1/models/none", ErrorBody)):
+        answer = running.get(path).json()
+        assert model.model_validate(answer).model_dump(exclude_unset=True) == answer
 
 
 ODD = st.one_of(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +20,8 @@ from helpers.running_server import Switch, assert_free, serving, until
 from typer.testing import CliRunner
 
 import cards.cli
+from cards.cli.serve import accepted_keys
+from cards.errors import SettingError
 
 COMMAND = [sys.executable, "-m", "cards", "serve", "--port", "0", "--no-playground"]
 
@@ -75,7 +79,9 @@ def test_what_does_not_finish_in_time_is_cut_off() -> None:
 def test_bad_options_are_one_red_line() -> None:
     for options, words in [
         (["--beta", "-1"], "beta"),
-        (["--api-key", "k", "--playground"], "playground"),
+        (["--api-key", ""], "API key"),
+        (["--api-key", "first second"], "API key"),
+        (["--keep-alive", "0"], "keep-alive"),
         (["--host", "203.0.113.1"], "203.0.113.1"),
         (["--deadline", "0"], "deadline"),
     ]:
@@ -83,6 +89,76 @@ def test_bad_options_are_one_red_line() -> None:
         assert ran.exit_code == 2, ran.output
         assert words in ran.stderr
         assert "Traceback" not in ran.output
+
+
+@pytest.mark.parametrize("value", ["", " ", "first second", "key\n"])
+def test_a_malformed_key_never_opens_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(value.strip("\n"))
+    monkeypatch.setattr("cards.serve.server.bind", lambda *_: pytest.fail("the server starts"))
+    sources: list[tuple[list[str], dict[str, str]]] = [
+        (["--api-key", value], {}),
+        ([], {"CARDS_SERVE_API_KEY": value}),
+    ]
+    if not value.startswith("key"):  # a line end is not part of a key in a file
+        sources.append((["--api-key-file", str(file)], {}))
+    for options, environment in sources:
+        ran = CliRunner().invoke(cards.cli.app, ["serve", *options], env=environment)
+        assert ran.exit_code == 2, ran.output
+        assert "key" in ran.stderr.lower()
+
+
+def test_keys_come_from_options_and_a_file_else_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first\r\n\nsecond\n")
+    assert accepted_keys(None, None) == ()
+    monkeypatch.setenv("CARDS_SERVE_API_KEY", "outer")
+    assert accepted_keys(None, None) == ("outer",)
+    assert accepted_keys(["given"], file) == ("given", "first", "second")
+    for wrong in (tmp_path / "none", tmp_path):
+        with pytest.raises(SettingError, match="api-key-file"):
+            accepted_keys(None, wrong)
+    file.write_text("\n")
+    with pytest.raises(SettingError, match="no key"):
+        accepted_keys(None, file)
+
+
+@pytest.mark.slow
+def test_every_line_of_a_running_server_is_json(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CARDS_SERVE_API_KEY": "secret"}
+    process = subprocess.Popen(COMMAND[:-1], stderr=subprocess.PIPE, text=True, env=environment)  # with the playground
+    try:
+        assert process.stderr is not None
+        lines = [json.loads(process.stderr.readline())]
+        while lines[-1]["message"] != "listening":
+            lines.append(json.loads(process.stderr.readline()))
+        with httpx.Client(base_url=f"http://127.0.0.1:{lines[-1]['port']}", timeout=60) as client:
+            client.post("/login", data={"key": "secret"})
+            broken = {"data": [], "fn_index": 0, "session_hash": "a"}  # too few inputs, which Gradio prints
+            assert client.post("/gradio_api/run/predict", json=broken).status_code == 500
+            client.post("/v1/completions", content=b"{", headers={"Authorization": "Bearer secret"})
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=60)
+        assert all(json.loads(line)["message"] for line in rest.splitlines())
+        assert "Traceback" in rest
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_a_dead_collector_does_not_delay_the_exit() -> None:
+    """The collector accepts connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{dead.getsockname()[1]}"
+        try:
+            with served("--otel", "otlp") as (process, url):
+                httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 2}, timeout=60)
+                process.send_signal(signal.SIGTERM)
+                assert line(process, "stopped")
+                process.wait(5)  # the exporter would try for 10 s
+        finally:
+            del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
 
 
 def test_without_fastapi_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,9 +197,50 @@ def test_methods_get_models_from_the_servers_own_alone(embedded: tuple[Transform
         assert answer.json()["cards"]["method"] == "cascade"
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"deadline": -1}, {"max_queue": -1}, {"api_keys": ("",)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 0},
+        {"deadline": -1},
+        {"max_queue": -1},
+        {"keep_alive": 0},
+        {"api_keys": ("",)},
+        {"api_keys": ("first second",)},
+        {"api_keys": ("key\n",)},
+        {"api_keys": ("\xfcmlaut",)},
+        {"api_keys": (1234,)},
+        {"api_keys": "secret"},  # not six keys of one letter
+        {"cors": "*"},
+    ],
+)
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         ServerOptions(**options)
-    with pytest.raises(SettingError, match="playground"):
-        ServerOptions(api_keys=("key",), playground=True)
+
+
+def test_a_refusal_without_a_key_names_the_scheme(locked: Running) -> None:
+    answer = locked.get("/v1/models")
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == 'Bearer realm="cards"'
+
+
+def test_pages_of_allowed_origins_can_read_the_headers_and_the_errors(locked: Running) -> None:
+    origin = {"Origin": "https://page.example"}
+    for headers in (origin, {**origin, "Authorization": "Bearer first"}):
+        answer = httpx.get(f"{locked.url}/v1/models", headers=headers)
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        assert {"Retry-After", "X-Cards-Aligned", "X-Request-ID"} <= {*exposed}
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/mock", "/openapi.json"])
+def test_head_is_answered_like_get_without_a_body(mocked: Running, path: str) -> None:
+    head, get = httpx.head(mocked.url + path), mocked.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert head.content == b""
+    assert httpx.head(mocked.url + "/v1/completions").status_code == 405
+
+
+def test_no_page_loads_anything_from_other_hosts(mocked: Running) -> None:
+    assert [mocked.get(path).status_code for path in ("/docs", "/redoc")] == [404, 404]

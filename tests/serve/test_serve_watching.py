@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from typing import Any, cast
 
 import pytest
@@ -15,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from cards.serve.logs import JSONFormatter
+from cards.serve.logs import JSONFormatter, LineLogger, RateLimit
 from cards.serve.tracing import Tracing, provider_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
@@ -46,6 +49,7 @@ def test_metrics_are_the_sum_of_the_books(mocked: Running) -> None:
     until(lambda: mocked.metric("cards_requests_total", method="none", outcome="refused") == 1)
     families = {family.name: family for family in text_string_to_metric_families(mocked.get("/metrics").text)}
     found = {(s.name, s.labels.get("method")): s.value for family in families.values() for s in family.samples}
+    assert {s.labels["outcome"] for s in families["cards_request_seconds"].samples} == {"ok"}
     for name in ("accepted", "rejected", "fallbacks", "rm_calls", "rm_seconds", "lm_decoded_tokens", "lm_wasted_tokens"):
         total = sum(answer["usage"][name] for answer in answers)
         assert found[f"cards_{name}_total", "cards"] == pytest.approx(total)
@@ -53,6 +57,9 @@ def test_metrics_are_the_sum_of_the_books(mocked: Running) -> None:
     assert found["cards_request_seconds_count", "cards"] == 3
     assert found["cards_first_text_seconds_count", "cards"] == 3
     assert found["cards_queue_seconds_count", "cards"] == 3
+    assert found["cards_output_token_seconds_count", "cards"] == 3
+    assert found["cards_output_token_seconds_sum", "cards"] == pytest.approx(sum(a["usage"]["seconds"] / 9 for a in answers))
+    assert found["process_resident_memory_bytes", None] > 0
     assert found["cards_rows", None] == 32
     assert (found["cards_queue_depth", None], found["cards_rows_in_use", None]) == (0, 0)
 
@@ -126,6 +133,53 @@ def test_a_span_for_each_answer_with_its_books_under_the_clients(reward: Switch)
     assert bad.attributes["error.type"] == "RewardError"
     assert not bad.status.is_ok
     assert SECRET not in "".join(span.to_json() for span in (*good, bad))
+
+
+def test_abandoned_requests_are_not_latencies_of_successful_ones(mocked: Running, reward: Switch) -> None:
+    reward.held = True
+    opened = mocked.send(BODY)
+    until(lambda: reward.asked)
+    opened.close()
+    until(lambda: mocked.metric("cards_request_seconds_count", method="cards", outcome="left") == 1)
+    assert mocked.metric("cards_request_seconds_count", method="cards", outcome="ok") == 0
+
+
+def test_lines_of_other_packages_are_limited_per_place_and_counted() -> None:
+    limit, log = RateLimit(burst=3, seconds=10), logging.getLogger("other")
+
+    def record(line: int, name: str = "other") -> logging.LogRecord:
+        return log.makeRecord(name, logging.WARNING, "file.py", line, "failed %s", ("x",), None)
+
+    assert [limit.filter(record(1)) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert limit.filter(record(2))
+    assert all(limit.filter(record(3, "cards.serve")) for _ in range(99))
+    limit.seconds = 0  # the interval is over
+    told = record(1)
+    assert limit.filter(told)
+    assert json.loads(JSONFormatter().format(told))["suppressed"] == 2
+
+
+def test_what_other_packages_print_becomes_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with redirect_stderr(LineLogger()):
+        print("half of", end="", file=sys.stderr)
+        print(" a line", file=sys.stderr)
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("stderr", "half of a line")]
+
+
+def test_logs_and_warnings_of_packages_with_their_own_handlers_are_json() -> None:
+    code = """if True:
+        import logging, warnings
+        from cards.serve.logs import configure
+        other = logging.getLogger("other.part")
+        other.addHandler(logging.StreamHandler())
+        other.propagate = False
+        configure()
+        other.warning("logged")
+        warnings.warn("warned")
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    messages = [json.loads(text)["message"] for text in ran.stderr.splitlines()]
+    assert [message.split(": ")[-1].split("\n")[0] for message in messages] == ["logged", "warned"]
 
 
 @pytest.mark.parametrize("name", ["console", "otlp"])

@@ -56,11 +56,8 @@ def vocab_size(model: PreTrainedModel) -> int:
     return int(getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size)
 
 
-def context_length(model: PreTrainedModel, requested: int | None) -> int:
-    """Return the maximum number of tokens of a sequence: `requested`, or the model's limit up to 2048 if it is None.
-
-    Raises SettingError if the model does not support the requested length.
-    """
+def length_limit(model: PreTrainedModel) -> int:
+    """Return the maximum number of tokens that the model supports, or 2048 if it is not known."""
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 2048
     for name, module in model.named_modules():  # RoBERTa and its relatives count positions from the padding id + 1
@@ -70,6 +67,15 @@ def context_length(model: PreTrainedModel, requested: int | None) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):  # beyond this length, frequencies depend on the batch's longest row
         limit = min(limit, rope.get("original_max_position_embeddings") or limit)
+    return int(limit)
+
+
+def context_length(model: PreTrainedModel, requested: int | None) -> int:
+    """Return the maximum number of tokens of a sequence: `requested`, or the model's limit up to 2048 if it is None.
+
+    Raises SettingError if the model does not support the requested length.
+    """
+    limit = length_limit(model)
     if requested is not None and not 2 <= requested <= limit:
         raise SettingError(f"context must be between 2 and {limit} for this model, got {requested}.")
     return requested or min(limit, 2048)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cards.batch import pack
-from cards.batch.journal import BatchFiles, BatchJournal, MergeJournal, count_rows, failed_rows, settle
+from cards.batch.journal import BatchFiles, MergeJournal, count_rows, failed_rows, settle
 from cards.batch.rows import FileSummary, suffix, summarize
 from cards.errors import SettingError
 from cards.files import atomic_write, check_format, locked
@@ -22,7 +22,6 @@ FORMAT = 1  # of the state file and the rows; format 0 is the same without a ver
 class BatchJob:
     """A batch that only this process works on. `succeeded` and `failed` count rows of earlier runs."""
 
-    source: Path
     out: Path
     files: BatchFiles
     total: int
@@ -33,9 +32,6 @@ class BatchJob:
     def left(self) -> Sequence[int]:
         """Numbers of the rows without an outcome."""
         return range(self.succeeded + self.failed, self.total)
-
-    def journal(self) -> BatchJournal:
-        return BatchJournal(self.files)
 
     def merge(self) -> tuple[Sequence[int], MergeJournal]:
         """Return the numbers of the failed rows, and the journal for their new outcomes."""
@@ -66,7 +62,7 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Itera
         summary = summarize(source)
         _check_state(out, files, {**settings, "input": asdict(summary)})
         settle(files)
-        yield BatchJob(source, out, files, summary.rows, *_counts(out, files, summary))
+        yield BatchJob(out, files, summary.rows, *_counts(out, files, summary))
 
 
 def _counts(out: Path, files: BatchFiles, summary: FileSummary) -> tuple[int, int]:

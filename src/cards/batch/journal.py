@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -109,8 +110,8 @@ class MergeJournal(BatchJournal):
         settle(files)
         for path in (self.files.responses, self.files.failures):  # `settle` relies on this order
             self._open[path] = path.open("xb")
-        self._before = files.responses.open("rb") if files.responses.exists() else None
-        self._line = self._before.readline() if self._before else b""
+        self._before = files.responses.open("rb") if files.responses.exists() else BytesIO()
+        self._line = self._before.readline()
 
     def write(self, outcome: Outcome) -> None:
         self._copy(outcome.number)
@@ -119,8 +120,7 @@ class MergeJournal(BatchJournal):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self._copy(None)
-        if self._before:
-            self._before.close()
+        self._before.close()
         super().__exit__(kind, error, trace)
         if kind is None:
             self.files.responses.replace(self.old.responses)
@@ -128,7 +128,7 @@ class MergeJournal(BatchJournal):
 
     def _copy(self, until: int | None) -> None:
         """Copy the old responses with row numbers below `until` (None: all that remain)."""
-        while self._before and self._line and (until is None or self.files.number(self._line) < until):
+        while self._line and (until is None or self.files.number(self._line) < until):
             self._open[self.files.responses].write(self._line)
             self._line = self._before.readline()
 

@@ -44,8 +44,7 @@ def summarize(path: Path) -> FileSummary:
         if suffix(path) == ".parquet":
             count = arrow("parquet").ParquetFile(path).metadata.num_rows
             with path.open("rb") as file:
-                while data := file.read(1 << 20):
-                    digest.update(data)
+                hashlib.file_digest(file, lambda: digest)
         else:
             with lines(path) as file:
                 for line in file:
@@ -105,11 +104,9 @@ def _plain(value: Any) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-@contextmanager
-def lines(path: Path) -> Iterator[BinaryIO]:
+def lines(path: Path) -> BinaryIO:
     """Open a file of lines for reading, and decompress .gz files."""
-    with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
-        yield file
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 @contextmanager

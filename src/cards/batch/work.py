@@ -11,6 +11,7 @@ from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
 from cards.prompts import format_prompt
+from cards.sampling import seed_at
 from cards.settings import STOP, setting
 from cards.usage import Usage
 
@@ -39,7 +40,9 @@ class BatchOptions:
         None, help="Name of the field with the prompt (text or messages).", unset="prompt if the row has it, else messages"
     )
     raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
-    seed: int = setting(0, help="Random seed. Row i uses seed + i unless it has its own.", at_least=0)
+    seed: int = setting(
+        0, help="Random seed. The seeds of the rows are derived from it, unless they have their own.", at_least=0
+    )
     max_tokens: int = setting(128, help="Maximum number of new tokens, unless the row has its own.", at_least=1)
     stop: tuple[str, ...] = setting((), help=STOP, escapes=True)
     full: bool = setting(False, help="Write complete results, with segments and usage.")
@@ -53,7 +56,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class RowDecoder:
-    """A decoder for batch rows. Row i has the seed `options.seed` + i unless the row gives a seed."""
+    """A decoder for batch rows. Row i has the seed `seed_at(options.seed, i)` unless it gives one."""
 
     decoder: Decoder
     options: BatchOptions
@@ -65,7 +68,7 @@ class RowDecoder:
         """
         try:
             fields = parsed(raw)
-            seed = _whole_number(fields, "seed", self.options.seed + number, 0)
+            seed = _whole_number(fields, "seed", seed_at(self.options.seed, number), 0)
             max_tokens = _whole_number(fields, "max_tokens", self.options.max_tokens, 1)
             prompt = self.prompt(fields)
             result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=max_tokens, stop=self.options.stop)

@@ -19,7 +19,7 @@ from cards.batch.progress import BatchProgress
 from cards.batch.rows import SUFFIXES, RowReader
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
-from cards.cli.generate import load
+from cards.cli.models import load_decoder
 from cards.cli.options import METHOD, MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
@@ -75,7 +75,7 @@ def batch(
     header = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(options)}
 
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
-        work = RowDecoder(load(model, reward, chosen, placement), options)
+        work = RowDecoder(load_decoder(model, reward, chosen, placement), options)
         write = _recorder(journal, report)
         return _run_interruptibly(work, RowReader(source), numbers, write, concurrency or work.decoder.engine.rows)
 
@@ -105,7 +105,8 @@ def _run(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
                 raise InterruptedError  # the merge then leaves the files unchanged
             failed = report.failed
     if complete and job.left:
-        with BatchProgress(job.total, job.total - len(job.left), failed, stderr_console()) as report, job.journal() as journal:
+        report = BatchProgress(job.total, job.total - len(job.left), failed, stderr_console())
+        with report, BatchJournal(job.files) as journal:
             complete = decode(job.left, journal, report)
         failed = report.failed
         rate = report.usage.fallback_rate

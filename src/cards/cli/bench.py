@@ -12,14 +12,11 @@ from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.models import load_models
 from cards.cli.options import MODELS, OUTPUT, with_options
 from cards.cli.profile import PROFILE, with_profile
-from cards.console import show_warning, stderr_console
+from cards.console import say, show_warning
 from cards.errors import CardsError, UnknownNameError, check
 from cards.placement import Placement
 from cards.study.bench.plan import PRESETS, Plan, preset, read
-from cards.study.bench.plot import save
-from cards.study.bench.report import report
 from cards.study.bench.run import Bench, header
-from cards.study.bench.tables import tables, to_csv, to_json, to_markdown
 from cards.study.journal import Journal
 from cards.study.prompts import read as read_prompts
 from cards.study.session import Session, opened
@@ -91,14 +88,15 @@ def decode(plan: Plan, path: Path, baseline: str) -> Session:
 
 def _report(path: Path, results: Journal, baseline: str, tolerance: float) -> None:
     """Print tables, and write tables and a plot next to the results."""
+    from cards.study.bench.plot import save  # with numpy, which the help does not need
+    from cards.study.bench.report import report
+    from cards.study.bench.tables import tables, write
+
     found = report(results.header, results.rows, baseline, tolerance)
     show_tables(tables(found))
-    written = []
-    for suffix, text in ((".md", to_markdown(found)), (".csv", to_csv(found)), (".json", to_json(found))):
-        written.append(path.with_suffix(suffix))
-        written[-1].write_text(text, encoding="utf-8")
+    written = write(found, path)
     try:
         written += save(found, path.with_suffix(""))
     except CardsError as error:
         show_warning(str(error))
-    stderr_console().print(f"report: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
+    say(f"report: {', '.join(map(str, written))}", "dim")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,13 +33,6 @@ class Pane:
     result: Result | None = None
     error: str = ""
     grades: dict[str, float | None] = field(default_factory=dict)
-
-    def __enter__(self) -> Pane:
-        self.ending = "decoding"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing: a pane holds no resources."""
 
     def show(self, event: Event) -> None:
         if isinstance(event, Accepted | Fallback):
@@ -105,7 +98,12 @@ class Board:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         per_row = max(1, min(len(self.panes), options.max_width // MIN_PANE_WIDTH))
-        yield from _rows(self.panes, per_row)
+        grid = Table.grid(expand=True)
+        for _ in range(per_row):
+            grid.add_column(ratio=1)
+        for start in range(0, len(self.panes), per_row):
+            grid.add_row(*self.panes[start : start + per_row])
+        yield grid
         table = Table(box=None, pad_edge=False)
         table.add_column("", overflow="fold", max_width=max(12, options.max_width - FIGURES_WIDTH))
         for name in COLUMNS:
@@ -113,12 +111,3 @@ class Board:
         for pane in self.panes:
             table.add_row(*pane.figures())
         yield table
-
-
-def _rows(panes: Sequence[Pane], per_row: int) -> Iterator[Table]:
-    for start in range(0, len(panes), per_row):
-        grid = Table.grid(expand=True)
-        for _ in range(per_row):
-            grid.add_column(ratio=1)
-        grid.add_row(*panes[start : start + per_row])
-        yield grid

@@ -77,7 +77,9 @@ def _run(models: Models, prompt: PromptLike, pane: Pane, options: ResponseOption
     """Run one method and grade its response. Return whether Ctrl-C interrupted it."""
     models.forget()
     try:
-        result = respond(models.decoder(pane.arm.method), prompt, pane, options)
+        decoder = models.decoder(pane.arm.method)
+        pane.ending = "decoding"
+        result = respond(decoder, prompt, pane, options)
         interrupted = result.finish_reason == "interrupted"
         response = Response(result.text, result.token_ids, None if interrupted else result.finish_reason)
         pane.grades = models.run(models.grades(prompt, None, response))

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from cards.cli.models import fitting, load_models
+from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say
-from cards.errors import SettingError, check
+from cards.errors import check
 from cards.placement import Placement
-from cards.study.diagnose import pairs as preference_pairs
-from cards.study.diagnose import plot as plots
-from cards.study.diagnose.report import to_dict
-from cards.study.diagnose.run import POSITIONS, Diagnosis, DiagnosisPlan, Measurements
-from cards.study.diagnose.verdict import LIMITS, DiagnosisVerdict, verdict
+from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.prompts import read, sample
-from cards.study.tables import Table, interval, show_tables, to_json
+from cards.study.tables import show_tables, to_json
 
-NO_REWARD = "There is no reward to diagnose: choose one with --reward."
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
 
 
@@ -47,48 +41,27 @@ def diagnose(
 
     The measurements use responses of the model to PROMPTS, preference pairs (--pairs), or both.
     """
+    from cards.study.diagnose import pairs as preference_pairs  # with numpy, which the help does not need
+    from cards.study.diagnose import plot as plots
+    from cards.study.diagnose.run import Diagnosis
+    from cards.study.diagnose.verdict import tables, to_dict, verdict
+
     check(prompts is not None or pairs is not None, "Nothing to measure: give prompts, --pairs, or both.")
-    check(reward != "none", NO_REWARD)
+    check(reward != "none", "There is no reward to diagnose: choose one with --reward.")
     records = sample(read(prompts), limit, plan.seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
     models = load_models(model, reward, gold, placement)
-    if models.reward is None:
-        raise SettingError(NO_REWARD)
-    records = fitting(models, records, plan.form, plan.max_tokens)
+    assert models.reward is not None
+    records = models.fitting(records, plan.form, plan.max_tokens)
     check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")
     work = Diagnosis(models, models.reward, records, preferred, plan)
     found = work.session.run(work.run(), runner=models.run)
     judged = verdict(found)
-    if plot is not None:
-        plots.save(found, plot)
     if json:
         typer.echo(to_json(to_dict(found, judged), indent=2), nl=False)
     else:
-        _show(found, judged)
+        show_tables(tables(found, judged), compact=True)
+        Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
     if plot is not None:
+        plots.save(found, plot)
         say(f"plot: {plot}", "dim")
-
-
-def _show(found: Measurements, judged: DiagnosisVerdict) -> None:
-    show_tables(_tables(found, judged), compact=True)
-    Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
-
-
-def _tables(found: Measurements, judged: DiagnosisVerdict) -> Iterator[Table]:
-    if found.prefixes:
-        title = "rank correlation of the rewards of incomplete and complete responses, within prompts"
-        rows = [
-            [rule, *(interval(positions[name]["spearman"]) for name in ("all", *POSITIONS))]
-            for rule, positions in found.prefixes.items()
-        ]
-        yield Table(title, ["boundary", "all", *POSITIONS], rows)
-    if found.preferences:
-        values = list(map(interval, found.preferences.values()))
-        yield Table("accuracy on preference pairs, by part of the responses", list(found.preferences), [values])
-    rows = []
-    for finding in judged.findings:
-        good, fair = LIMITS[finding.name]
-        sign = "\N{GREATER-THAN OR EQUAL TO}" if good > fair else "\N{LESS-THAN OR EQUAL TO}"
-        value = "-" if finding.value is None else f"{finding.value:.2g}"
-        rows.append([finding.name, value, f"{sign} {good:g}", f"{sign} {fair:g}", finding.grade])
-    yield Table("findings", ["check", "value", "good", "fair", "grade"], rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,22 +13,21 @@ from cards.cli.arms import METHOD_HELP
 from cards.cli.bench import decode
 from cards.cli.models import load_named
 from cards.cli.options import MODELS, OUTPUT, with_options
-from cards.console import show_warning, stderr_console
+from cards.console import say, show_warning
 from cards.errors import UnknownNameError, check
 from cards.placement import GOLD, Placement
 from cards.study.bench.plan import PROMPTS, Plan
 from cards.study.bench.plan import read as read_plan
 from cards.study.evaluate.judge import connect
 from cards.study.evaluate.questions import QUESTIONS
-from cards.study.evaluate.report import EvaluationReport
 from cards.study.evaluate.responses import SystemResponses, fingerprint, messages_of, read, unpaired
 from cards.study.evaluate.run import HEADER, Evaluation, requests_to
-from cards.study.evaluate.tables import tables, to_csv, to_json, to_markdown
-from cards.study.evaluate.verdicts import Judgements
 from cards.study.prompts import read as read_prompts
 from cards.study.session import opened
-from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
 from cards.study.tables import show_tables
+
+if TYPE_CHECKING:
+    from cards.study.evaluate.report import EvaluationReport
 
 STEERED = "--{} {} steered some of these responses, so it cannot grade them: choose another reward model."
 DECODING, GRADING = "Decoding, as in `cards bench`", "Grading"
@@ -95,6 +94,9 @@ def evaluate(
     that both have responded to. Judges see each pair in both orders, without names. Each judgement is written immediately. To
     resume, run the same command again. The report is written next to the journal.
     """
+    from cards.study.evaluate.report import EvaluationReport  # with numpy, which the help does not need
+    from cards.study.evaluate.verdicts import Judgements
+
     check(out.suffix == ".jsonl", f"--out must end in .jsonl, got {str(out)!r}.")
     check(bool(files or method or plan), "There is nothing to grade: give files of responses, or methods (-m) to decode some.")
     for name in ask or ():
@@ -167,6 +169,9 @@ def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple
 
 def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> None:
     """Print tables, write them next to the journal, and warn about prompts that they leave out."""
+    from cards.study.evaluate.tables import tables, write
+    from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
+
     figures, answers = evaluated.figures(), evaluated.responses
     missing = {s: unpaired(answers.systems[s], answers.systems[evaluated.baseline]) for s in answers.systems}
     missing = {system: prompts for system, prompts in missing.items() if prompts}
@@ -187,9 +192,4 @@ def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> No
         "unpaired": missing,
     }
     show_tables(tables(figures))
-    written = {".md": to_markdown(about, figures), ".csv": to_csv(figures), ".json": to_json(about, figures)}
-    for suffix, text in written.items():
-        out.with_suffix(suffix).write_text(text, encoding="utf-8")
-    stderr_console().print(
-        f"report: {', '.join(str(out.with_suffix(suffix)) for suffix in written)}", style="dim", soft_wrap=True
-    )
+    say(f"report: {', '.join(map(str, write(about, figures, out)))}", "dim")

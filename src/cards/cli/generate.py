@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cards.cli.chat import chat
+from cards.cli.models import load_decoder
 from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, RAW, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.respond import ResponseOptions, respond
 from cards.cli.settings import method_of, with_settings
 from cards.cli.view import View
-from cards.console import one_line_warnings, spinner, stderr_console
-from cards.decoder import Decoder
+from cards.console import one_line_warnings
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
-from cards.methods.base import Method
 from cards.placement import Placement
 from cards.prompts import format_prompt
-from cards.rewards.loader import reward_classes
 
 
 @with_settings
@@ -58,11 +55,10 @@ def generate(
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise PromptError("The prompt is empty: give a text.")
-    decoder = load(model, reward, chosen, placement)
+    decoder = load_decoder(model, reward, chosen, placement)
 
     def run(prompt: str | Sequence[Message]) -> Result:
-        view = View(trace=trace, silent=json, strip=not isinstance(prompt, str))
-        with one_line_warnings():
+        with one_line_warnings(), View(trace=trace, silent=json, strip=not isinstance(prompt, str)) as view:
             return respond(decoder, prompt, view, options, trace)
 
     if text is None:
@@ -77,34 +73,5 @@ def generate(
         raise typer.Exit(130)
 
 
-def load(model: str, reward: str, method: Method, placement: Placement) -> Decoder:
-    """Load models under a spinner and return a decoder. The reward is loaded only if the method needs one."""
-    needs_reward = "reward" in method.needed and reward != "none"
-    with ExitStack() as stack:
-        stack.enter_context(one_line_warnings())
-        if all(is_local(name) for name in (model, *([reward] if needs_reward else []))):  # downloads show their own bars
-            hide_bars()
-            stack.enter_context(
-                spinner(stderr_console(), f"loading {model}{f' and the reward {reward}' if needs_reward else ''}")
-            )
-        engine = placement.load_engine(model)
-        return Decoder(engine, placement.load_reward(reward) if needs_reward else None, method)
-
-
 def at_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def is_local(name: str) -> bool:
-    """Return whether loading this model or reward downloads nothing."""
-    kind, _, details = name.partition(":")
-    if kind in ("regex", "keywords", "length", "json"):
-        return True
-    models = details.rpartition(":")[2].split(",") if kind in reward_classes() else [name]
-    return all(model.startswith("tiny") or Path(model).exists() for model in models)
-
-
-def hide_bars() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

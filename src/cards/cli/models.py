@@ -1,17 +1,19 @@
-"""Load the models of commands that run several methods."""
+"""Load the models of a command under a spinner."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from cards.cli.generate import hide_bars, is_local
-from cards.console import one_line_warnings, show_warning, spinner, stderr_console
+from cards.console import one_line_warnings, spinner, stderr_console
+from cards.decoder import Decoder
 from cards.errors import ModelError, UnknownNameError
+from cards.methods.base import Method
 from cards.placement import Placement
+from cards.rewards.loader import reward_classes
 from cards.study.models import Models
-from cards.study.prompts import PromptRecord
 
 
 def load_models(model: str, reward: str, gold: str, placement: Placement) -> Models:
@@ -20,12 +22,11 @@ def load_models(model: str, reward: str, gold: str, placement: Placement) -> Mod
     return Models(loaded["--model"], loaded.get("--reward"), loaded.get("--gold"), placement)
 
 
-def fitting(models: Models, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
-    """Return the prompts that leave room for `max_tokens` tokens, and warn about the others."""
-    fit = models.fitting(records, form, max_tokens)
-    if skipped := len(records) - len(fit):
-        show_warning(f"{skipped} of {len(records)} prompts leave no room for {max_tokens} new tokens and are skipped.")
-    return fit
+def load_decoder(model: str, reward: str, method: Method, placement: Placement) -> Decoder:
+    """Load models and return a decoder. The reward is loaded only if the method needs one."""
+    models = load_models(model, reward if "reward" in method.needed else "none", "none", placement)
+    with one_line_warnings():
+        return models.decoder(method)
 
 
 def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
     with ExitStack() as stack:
         stack.enter_context(one_line_warnings())
         if all(is_local(name) for name in names.values()):  # downloads show their own bars
-            hide_bars()
+            _hide_bars()
             stack.enter_context(spinner(stderr_console(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
         for option, name in names.items():
             try:
@@ -49,3 +50,18 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
                     f"a machine with network access and give its folder: {option} FOLDER."
                 ) from error
     return loaded
+
+
+def is_local(name: str) -> bool:
+    """Return whether loading this model or reward downloads nothing."""
+    kind, _, details = name.partition(":")
+    if kind in ("regex", "keywords", "length", "json"):
+        return True
+    models = details.rpartition(":")[2].split(",") if kind in reward_classes() else [name]
+    return all(model.startswith("tiny") or Path(model).exists() for model in models)
+
+
+def _hide_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

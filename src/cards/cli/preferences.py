@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cards.cli.generate import load
+from cards.cli.models import load_decoder
 from cards.cli.options import METHOD, MODEL, PROMPT_SOURCE, RAW, REWARD, with_options, with_placement
 from cards.cli.respond import ResponseOptions
 from cards.cli.settings import method_of, recorded, with_settings
@@ -61,7 +61,7 @@ def preferences(
     }
     with opened(out, header, records, options.seed) as collection:
         if collection.missing:
-            decoder = load(model, reward, chosen, placement)
+            decoder = load_decoder(model, reward, chosen, placement)
             pairing = Pairing(decoder, compared, repeats, gap, options.seed, limits)
             collection.collect(pairing, "raw" if raw else "auto")
         count, failed = collection.finish(), len(collection.missing)

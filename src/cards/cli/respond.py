@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError
@@ -22,7 +22,7 @@ class ResponseOptions:
     deadline: float | None = setting(None, help=DEADLINE)
 
 
-class ResponseView(AbstractContextManager[Any], Protocol):
+class ResponseView(Protocol):
     """A display of the events of a response and of its result. `ending` overrides the finish reason of the result."""
 
     def show(self, event: Event) -> None: ...
@@ -34,7 +34,7 @@ def respond(decoder: Decoder, prompt: PromptLike, view: ResponseView, options: R
     """Decode a response, show it, and return its result. After Ctrl-C the result is partial."""
     events = decoder.stream(prompt, **asdict(options), trace=trace)
     try:
-        with view, closing(events):
+        with closing(events):
             for event in events:
                 view.show(event)
     except CardsError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +15,14 @@ from cards.cli.models import load_models
 from cards.cli.options import MODEL, REWARD, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
-from cards.console import show_warning
-from cards.errors import MissingExtraError, UnreachableTargetWarning
+from cards.errors import MissingExtraError, SettingError, UnreachableTargetWarning, check
 from cards.placement import Placement
 from cards.settings import CONCURRENCY, DEADLINE
 
+log = logging.getLogger("cards.serve")
 LIMITS, OBSERVABILITY = "Limits", "Observability"
 LOCAL = ("127.0.0.1", "localhost", "::1")
+KEY_VARIABLE = "CARDS_SERVE_API_KEY"
 
 
 @with_settings
@@ -34,16 +37,18 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="CARDS_SERVE_API_KEY", help="Accepted API key (repeatable); without keys, all requests are accepted."
+            help=f"Accepted API key (repeatable), else the environment variable {KEY_VARIABLE}; "
+            "without keys, all requests are accepted."
         ),
     ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with accepted API keys, one per line.")] = None,
     cors: Annotated[list[str] | None, typer.Option(help="Allowed CORS origin, or * (repeatable).")] = None,
     playground: Annotated[
         bool | None,
         typer.Option(
             "--playground/--no-playground",
-            help="Serve the playground at /.",
-            show_default="on if Gradio is installed and no API key is set",
+            help="Serve the playground at /; with API keys, the page asks for one.",
+            show_default="on if Gradio is installed",
         ),
     ] = None,
     on_reward_failure: Annotated[
@@ -74,6 +79,13 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=0, help="Maximum number of waiting requests; more get status 429.", rich_help_panel=LIMITS)
     ] = 64,
+    limit_connections: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of open connections, also idle ones.", rich_help_panel=LIMITS),
+    ] = 1000,
+    keep_alive: Annotated[
+        int, typer.Option(min=1, help="Seconds until an idle connection is closed.", rich_help_panel=LIMITS)
+    ] = 75,
     drain: Annotated[
         float, typer.Option(help="Seconds for running requests to finish at shutdown.", rich_help_panel=LIMITS)
     ] = 30.0,
@@ -107,14 +119,12 @@ def serve(
         from cards.serve.tracing import Tracing, provider_of
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
-    keys = tuple(api_key or ())
-    if not keys and host not in LOCAL:
-        show_warning(f"No --api-key is set: everyone who can reach {host} can use the server.")
+    keys = accepted_keys(api_key, api_key_file)
     options = ServerOptions(
         name=name,
         api_keys=keys,
         cors=tuple(cors or ()),
-        playground=not keys and find_spec("gradio") is not None if playground is None else playground,
+        playground=find_spec("gradio") is not None if playground is None else playground,
         on_reward_failure=on_reward_failure,
         default_tokens=min(max_tokens, limit_tokens),
         max_tokens=limit_tokens,
@@ -124,15 +134,38 @@ def serve(
         deadline=deadline,
         max_running=max_running,
         max_queue=max_queue,
+        max_connections=limit_connections,
+        keep_alive=keep_alive,
         drain=drain,
         log_prompts=log_prompts,
     )
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     tracing = Tracing(provider_of(otel) if otel else None)
     listening = bind(host, port)  # before models are loaded, so that a port in use is reported at once
+    configure()
+    if not keys and host not in LOCAL:
+        log.warning("no API key is set: everyone who can reach the host can use the server", extra={"fields": {"host": host}})
     models = load_models(model, reward, "none", placement)
     decoder = models.decoder(chosen)
     app = make_app(models.engine, models.reward, decoder.method, options, tracing)
-    configure()
     warnings.simplefilter("ignore", UnreachableTargetWarning)  # usage and metrics report fallbacks
     run(app, listening, decoder.aclose)
+
+
+def accepted_keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
+    """Return the API keys of the options, else of the environment.
+
+    A source that is present but has no key is an error, so that it never opens the server. Raises SettingError.
+    """
+    keys = list(given or ())
+    if file is not None:
+        try:
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"--api-key-file {file} cannot be read: {error}. Check the path.") from error
+        check(bool(lines), f"--api-key-file {file} has no key. Write one key per line.")
+        keys += lines
+    if not keys and (variable := os.environ.get(KEY_VARIABLE)) is not None:
+        check(bool(variable), f"{KEY_VARIABLE} is empty. Set it to a key, or unset it to serve without keys.")
+        keys.append(variable)
+    return tuple(keys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -20,49 +19,36 @@ PANEL = "Method settings"
 ENTROPY_RULE = ("entropy_threshold", "measure", "min_segment", "max_segment")
 
 
-@dataclass(frozen=True, slots=True)
-class SharedOption:
-    """A command-line option: the settings of one name, by method."""
-
-    settings: dict[str, Setting] = field(default_factory=dict)
-
-    @property
-    def flag(self) -> str:
-        return next(iter(self.settings.values())).flag
-
-    @property
-    def metavar(self) -> str:
-        return metavar(dict.fromkeys(kind for setting in self.settings.values() for kind in setting.kinds))
-
-    @property
-    def help(self) -> str:
-        """Return each meaning of the option with the methods that it applies to and their defaults."""
-        meanings: dict[str, dict[str, list[str]]] = {}
-        for method, setting in self.settings.items():
-            meanings.setdefault(setting.help.rstrip("."), {}).setdefault(setting.default_text, []).append(method)
-        lines = []
-        for meaning, defaults in meanings.items():
-            methods = "; ".join(f"{', '.join(names)}: {default}" for default, names in defaults.items())
-            lines.append(f"{meaning} ({methods}).")
-        return " ".join(lines)
-
-
 @cache
-def shared_options() -> dict[str, SharedOption]:
-    """Return the options of all methods by setting name, in order of first appearance."""
-    options: dict[str, SharedOption] = {}
+def shared_options() -> dict[str, dict[str, Setting]]:
+    """Return the settings of all methods by name and method. Settings of one name share a command-line option."""
+    options: dict[str, dict[str, Setting]] = {}
     for method, cls in method_classes().items():
         for name, setting in settings_of(cls).items():
             if setting.typed:
-                options.setdefault(name, SharedOption()).settings[method] = setting
+                options.setdefault(name, {})[method] = setting
     return options
+
+
+def help_of(settings: Mapping[str, Setting]) -> str:
+    """Return each meaning of a shared option with the methods that it applies to and their defaults."""
+    meanings: dict[str, dict[str, list[str]]] = {}
+    for method, setting in settings.items():
+        meanings.setdefault(setting.help.rstrip("."), {}).setdefault(setting.default_text, []).append(method)
+    lines = []
+    for meaning, defaults in meanings.items():
+        methods = "; ".join(f"{', '.join(names)}: {default}" for default, names in defaults.items())
+        lines.append(f"{meaning} ({methods}).")
+    return " ".join(lines)
 
 
 def with_settings(command: Command) -> Command:
     """Add an option for each setting of any method to a command. Its parameter `settings` receives those given, as text."""
     added = []
-    for name, shared in shared_options().items():
-        option = typer.Option(shared.flag, metavar=shared.metavar, help=shared.help, rich_help_panel=PANEL, show_default=False)
+    for name, settings in shared_options().items():
+        flag = next(iter(settings.values())).flag
+        kinds = metavar(dict.fromkeys(kind for setting in settings.values() for kind in setting.kinds))
+        option = typer.Option(flag, metavar=kinds, help=help_of(settings), rich_help_panel=PANEL, show_default=False)
         added.append(keyword(name, str, option))
     return extended(command, "settings", added, dict)
 
@@ -72,9 +58,10 @@ def method_of(name: str, texts: Mapping[str, str]) -> Method:
     known = settings_of(method_class(name))
     for key in texts:
         if key not in known:
-            shared = shared_options()[key]
-            hint = f"Methods with {shared.flag}: {', '.join(shared.settings)}."
-            raise UnknownNameError(f"option for method {name!r}:", shared.flag, (s.flag for s in known.values()), hint)
+            others = shared_options()[key]
+            flag = next(iter(others.values())).flag
+            hint = f"Methods with {flag}: {', '.join(others)}."
+            raise UnknownNameError(f"option for method {name!r}:", flag, (s.flag for s in known.values()), hint)
     if texts.get("boundary", "entropy") != "entropy" and (unused := [known[key].flag for key in ENTROPY_RULE if key in texts]):
         raise SettingError(
             f"{', '.join(unused)} set the entropy rule, which --boundary {texts['boundary']} replaces: leave out one of them."

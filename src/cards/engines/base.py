@@ -56,8 +56,10 @@ class Engine(Composite, ABC):
         """
         raise MismatchError(f"Engine {self.name!r} does not provide logits.")
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
-        """Return the log-probabilities (natural log, temperature 1, whole vocabulary) of the response's `last` tokens.
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
+        """Return the log-probabilities (natural log, whole vocabulary) of the response's `last` tokens at a temperature.
 
         `last` None means all of them. Raises MismatchError without this capability.
         """

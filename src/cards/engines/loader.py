@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
-from typing import Any, Protocol, cast
+from pkgutil import resolve_name
+from typing import Any, Protocol
 
 from cards.engines.base import Engine
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, check
 from cards.plugins import plugins
-
-LOCAL = "cards.backends.local.models"
-BACKENDS = {
-    "vllm": "cards.backends.vllm.models",
-    "http": "cards.backends.http.models",
-    "https": "cards.backends.http.models",
-}
 
 
 class Backend(Protocol):
@@ -27,11 +21,30 @@ class Backend(Protocol):
     def load_reward(self, name: str, **options: Any) -> Any: ...  # a Reward, but this layer cannot import that class
 
 
+@dataclass(frozen=True, slots=True)
+class BuiltinBackend:
+    """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`."""
+
+    engine: str
+    reward: str
+    prefix: str = ""
+
+    def load_engine(self, name: str, **options: Any) -> Any:
+        return resolve_name(f"cards.backends.{self.engine}")(name.removeprefix(self.prefix), **options)
+
+    def load_reward(self, name: str, **options: Any) -> Any:
+        return resolve_name(f"cards.backends.{self.reward}")(name.removeprefix(self.prefix), **options)
+
+
+LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load")
+HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
+VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")
+BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
+
+
 def backend(prefix: str) -> Backend:
     """Return the back end of a prefix of model names. Names without a known prefix run in this process."""
-    if prefix not in BACKENDS and prefix in (found := _plugin_backends()):
-        return cast(Backend, found[prefix])
-    return cast(Backend, import_module(BACKENDS.get(prefix, LOCAL)))
+    return BACKENDS.get(prefix) or _plugin_backends().get(prefix, LOCAL)
 
 
 @cache

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.engines.base import Ask, Engine
-from cards.errors import PromptError, check
+from cards.engines.text import check_fits
+from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
 from cards.prompts import check_messages, check_text
 from cards.sampling import distribution, pick, uniforms
@@ -72,12 +73,7 @@ class MockEngine(Engine):
         text = (
             check_text(prompt) if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in messages or ())
         )
-        ids = self.tokenize(text)
-        if len(ids) >= self.context:
-            raise PromptError(
-                f"The prompt has {len(ids)} tokens, but the context of {self.name!r} is {self.context}: shorten the prompt."
-            )
-        return Prompt(text, ids, messages, self.vocabulary)
+        return check_fits(Prompt(text, self.tokenize(text), messages, self.vocabulary), self.name, self.context)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         ids: list[int] = []
@@ -120,12 +116,14 @@ class MockEngine(Engine):
         check(1 <= last <= len(ids), f"last must be between 1 and the {len(ids)} tokens of prompt and response, got {last}.")
         return (await self._last_logits(ids, last)).astype(np.float32)
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
         ids = response.token_ids
         last = len(ids) if last is None else last
         if not last:
             return np.zeros(0)
-        logits = await self._last_logits(prompt.token_ids + ids[:-1], last)
+        logits = await self._last_logits(prompt.token_ids + ids[:-1], last) / temperature
         return np.array([row[t] - np.logaddexp.reduce(row) for row, t in zip(logits, ids[-last:], strict=True)])
 
     async def _last_logits(self, ids: tuple[int, ...], last: int) -> NDArray[np.float64]:

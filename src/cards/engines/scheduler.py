@@ -16,6 +16,7 @@ from cards.engines.base import call_in_loop
 from cards.engines.slots import Outputs, Slots
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, PromptError
+from cards.parts import Composite
 from cards.usage import Account, current_account
 
 log = logging.getLogger("cards")
@@ -49,6 +50,13 @@ class PendingResult(PendingCall):
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
+    async def wait(self) -> Any:
+        """Wait for the result. If the waiting is cancelled, the call is cancelled too."""
+        try:
+            return await self.future
+        finally:
+            self.cancelled = True
+
     def resolve(self, result: Any) -> None:
         """Return a result to the caller."""
         self._settle(lambda: self.future.set_result(result))
@@ -81,14 +89,16 @@ class Row:
 
 
 class Tail(Row):
-    """A row that needs its last `last` outputs. `finish` gets them as one array [last, ...]."""
+    """A row whose last `last` outputs are needed. `finish` gets them as one array [last, ...]."""
 
-    __slots__ = ("last", "outputs")
+    __slots__ = ("finish", "outputs")
 
-    def __init__(self, call: PendingCall, tokens: list[int], last: int) -> None:
+    def __init__(
+        self, call: PendingCall, tokens: list[int], given: int, last: int, finish: Callable[[Outputs], object]
+    ) -> None:
         super().__init__(call, tokens)
-        self.last, self.outputs = last, list[Outputs]()
-        self.keep = len(tokens) - last
+        self.given, self.keep, self.finish = given, len(tokens) - last, finish
+        self.outputs: list[Outputs] = []
 
     def wanted(self, end: int, count: int) -> int:
         return max(1, min(count, end - self.keep))
@@ -98,9 +108,6 @@ class Tail(Row):
         if end > self.keep:
             self.outputs.append(outputs)
         self.done = end == len(self.tokens)
-
-    def finish(self, outputs: Outputs) -> None:
-        """Use the outputs [last, ...]."""
 
 
 class Pace:
@@ -130,7 +137,7 @@ class Pace:
 Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
 
 
-class Scheduler:
+class Scheduler(Composite):
     """Runs rows through cache slots. `submit` is thread-safe; everything else runs in the worker thread of the device.
 
     `consume(rows, outputs [rows, ...])` gets the rows that are completely read. It extends their tokens or marks them done, and
@@ -158,7 +165,15 @@ class Scheduler:
         self.inbox.append((begin, call))
         self.worker.wake(expected=True)
 
-    def close(self) -> None:
+    async def settle(self) -> None:
+        """Wait until the slots of cancelled rows are free and their usage is recorded."""
+        if not self.closed:
+            settled = PendingResult()
+            self.do(self.retire)
+            self.do(lambda: settled.resolve(None))
+            await settled.wait()
+
+    async def aclose(self) -> None:
         """Free the cache. Calls in progress fail with ModelError."""
         self.closed = True
         self._abort_all(lambda: ModelError("The model was closed during this request: load it again and repeat the request."))
@@ -232,7 +247,7 @@ class Scheduler:
                 call.abort(error)
 
     def _abort_all(self, error: Callable[[], Exception]) -> None:
-        """Abort every call with its own error object, because a request attaches its partial response to it."""
+        """Abort every call with its own error object, because a request attaches its incomplete response to it."""
         for call in {row.call for row in (*self.active, *self.waiting)}:
             call.abort(error())
 

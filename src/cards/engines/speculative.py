@@ -31,8 +31,8 @@ def residual(p: Floats, q: Floats) -> Floats:
 class Shift:
     """A test of drafted tokens that gives them another law than the target's.
 
-    `test` maps the next-token probabilities (p, q, s) of the target, the draft and `reference` to (accepted, proposed, weights):
-    a drafted token passes with probability min(1, accepted / proposed), and `weights` is the law of its replacement,
+    `test` maps the next-token probabilities (p, q, s) of the target, the draft and `reference` to (accepted, proposed,
+    weights): a drafted token passes with probability min(1, accepted / proposed), and `weights` is the law of its replacement,
     unnormalised. `sampling` applies to the reference.
     """
 
@@ -151,8 +151,10 @@ class SpeculativeEngine(Engine):
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
         return await self.target.logits(prompt, response, last)
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
-        return await self.target.logprobs(prompt, response, last)
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
+        return await self.target.logprobs(prompt, response, last, temperature)
 
     @property
     def requests(self) -> int:

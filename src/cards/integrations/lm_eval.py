@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import sys
@@ -19,8 +18,9 @@ from cards.errors import CardsError, MissingExtraError, check
 from cards.events import Message, Prompt, Response
 from cards.placement import Placement
 from cards.profile import option_text
-from cards.progress import progress_bar
+from cards.progress import run_concurrently
 from cards.registry import read_method
+from cards.rewards.implicit import log_softmax
 from cards.settings import settings_of
 
 try:
@@ -44,7 +44,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
     """A harness model whose texts come from `method` and `reward`. Log-likelihoods are those of the LM alone.
 
     `pretrained` and `reward` are names as for `cards generate`. Further arguments are settings of the method and take
-    precedence over the sampling arguments of a task. Request number i with the same generation arguments uses seed + i.
+    precedence over the sampling arguments of a task. Requests with the same generation arguments are a batch.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         *,
         seed: int = 0,
         max_gen_toks: int = 256,
-        device: str | None = None,
-        dtype: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
         slots: int | None = None,
         context: int | None = None,
         batch_size: int | str | None = None,  # lm_eval passes these two; ignored in favour of slots
@@ -65,9 +65,8 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         chosen = read_method(method, {name: option_text(value) for name, value in settings.items()})
-        device = None if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "slots": slots, "context": context}
-        placement = Placement(**{name: value for name, value in options.items() if value is not None})
+        device = "auto" if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
+        placement = Placement(device=device, dtype=dtype, slots=slots, context=context)
         engine = placement.load_engine(pretrained)
         guided = "reward" in chosen.needed and reward not in (None, "none")
         self.decoder = Decoder(engine, placement.load_reward(cast(str, reward)) if guided else None, chosen)
@@ -89,15 +88,8 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         return self.pretrained.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        text = cast(
-            str,
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            ),
-        )
+        ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        text: str = self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ending)
         if add_generation_prompt:
             self._rendered[text] = tuple(Message(role=m["role"], content=m["content"]) for m in chat_history)
         return text
@@ -122,24 +114,23 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def _generate(self, contexts: Sequence[str], arguments: dict[str, Any], progress: bool | None) -> list[str]:
-        decoder = Decoder(self.decoder.engine, self.decoder.reward, self.decoder.method)
-        guided = "reward" in decoder.method.needed
+        engine, reward, method = self.decoder.engine, self.decoder.reward, self.decoder.method
         sampling = {name: arguments[name] for name in SAMPLING if arguments.get(name) is not None}
         if not arguments.get("do_sample", sampling.get("temperature", 0.0) > 0):
-            sampling = {} if guided else {"temperature": 0.0}  # methods that choose by reward need different candidates
-        adjustable = settings_of(decoder.method).keys() - self.explicit
+            sampling = {"temperature": 0.0} if reward is None else {}  # methods that choose by reward need different candidates
+        adjustable = settings_of(method).keys() - self.explicit
         sampling = {name: value for name, value in sampling.items() if name in adjustable}
-        decoder.method = replace(decoder.method, **sampling)  # type: ignore[type-var]
+        method = replace(method, **sampling)  # type: ignore[type-var]
         if unused := sorted(arguments.keys() - SUPPORTED):
             log.warning("Unsupported generation arguments are ignored: %s.", ", ".join(unused))
         max_tokens = next((int(arguments[name]) for name in LENGTHS if arguments.get(name)), self.max_gen_toks)
-        reward_context = decoder.reward.context if guided and decoder.reward else None
-        context = min(decoder.engine.context, reward_context or decoder.engine.context)
+        context = min(engine.context, (reward and reward.context) or engine.context)
         room = context - max_tokens
         check(room > 0, f"max_gen_toks must leave room for a prompt in the context of {context} tokens, got {max_tokens}.")
         prompts = [self._prompt(text, room) for text in contexts]
         until = arguments.get("until") or []
         stop = [text for text in ([until] if isinstance(until, str) else until) if text]
+        decoder = Decoder(engine, reward, method)
         results = decoder.batch(prompts, seed=self.seed, max_tokens=max_tokens, stop=stop, progress=progress)
         return [result.text for result in results]
 
@@ -170,31 +161,27 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Continuation], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         engine = self.decoder.engine
-        slots = asyncio.Semaphore(engine.rows)
+        results: dict[int, tuple[float, bool]] = {}
 
-        async def score(request: Continuation) -> tuple[float, bool]:
-            key, before, after = request
+        async def score(number: int) -> None:
+            key, before, after = requests[number]
             ids = (before + after)[-(engine.context + 1) :]
             after = after[-(len(ids) - 1) :]
             split = len(ids) - len(after)
             prompt = Prompt("", tuple(ids[:split]), None, engine.vocabulary)
-            async with slots:
-                logits = await engine.logits(prompt, Response("", tuple(after[:-1])), len(after))
-            advance()
+            logits = await engine.logits(prompt, Response("", tuple(after[:-1])), len(after))
             tokens = np.array(after)[:, None]
-            shifted = logits.astype(np.float64)
-            shifted -= shifted.max(-1, keepdims=True)
-            total = float((np.take_along_axis(shifted, tokens, -1)[:, 0] - np.log(np.exp(shifted).sum(-1))).sum())
-            result = total, bool((logits.argmax(-1) == tokens[:, 0]).all())
+            total = float(np.take_along_axis(log_softmax(logits), tokens, -1).sum())
+            results[number] = total, bool((logits.argmax(-1) == tokens[:, 0]).all())
             if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, result)
-            return result
+                self.cache_hook.add_partial("loglikelihood", key, results[number])
 
-        async def score_all() -> list[tuple[float, bool]]:
-            return await asyncio.gather(*map(score, requests))
+        def failed(number: int, error: CardsError) -> None:
+            raise error
 
-        with progress_bar(len(requests), False if disable_tqdm else None, "log-likelihoods") as advance:
-            return background().run(score_all())
+        show, numbers = False if disable_tqdm else None, range(len(requests))
+        background().run(run_concurrently(numbers, score, failed, engine.rows, show, "log-likelihoods"))
+        return [results[number] for number in numbers]
 
 
 def main() -> None:

@@ -153,9 +153,7 @@ def segment_pairs(prompt: Prompt, result: Result, gap: float = 0.0) -> Iterator[
     before, rest = prompt.text, result.text
     for segment in result.segments if result.finish_reason == "stop" else ():
         for rejected in segment.rejected:
-            pair = _pair(before, rest, segment.reward, rejected.text, rejected.reward, gap)
-            if pair is not None:
-                yield pair
+            yield from _pair(before, rest, segment.reward, rejected.text, rejected.reward, gap)
         before, rest = before + segment.text, rest[len(segment.text) :]
 
 
@@ -173,9 +171,7 @@ def response_pairs(prompt: PromptLike, results: Iterable[Result], gap: float = 0
         best, worst = max(complete, key=itemgetter(1)), min(responses, key=itemgetter(1))
         context = prompt if isinstance(prompt, str) else tuple(prompt)
         texts = [text if isinstance(prompt, str) else text.strip() for text in (best[0], worst[0])]
-        pair = _pair(context, texts[0], best[1], texts[1], worst[1], gap)
-        if pair is not None:
-            yield pair
+        yield from _pair(context, texts[0], best[1], texts[1], worst[1], gap)
 
 
 def check_suffix(path: Path) -> None:
@@ -202,7 +198,7 @@ def write(path: Path, pairs: Iterable[PreferencePair]) -> int:
 
 def _pair(
     prompt: str | tuple[Message, ...], better: str, high: float | None, worse: str, low: float | None, gap: float
-) -> PreferencePair | None:
-    if high is None or low is None or high - low <= gap or better == worse or not worse:
-        return None
-    return PreferencePair(prompt, better, worse, high, low)
+) -> Iterator[PreferencePair]:
+    """Yield the pair of a better and a worse text, unless their rewards or texts do not differ."""
+    if high is not None and low is not None and high - low > gap and better != worse and worse:
+        yield PreferencePair(prompt, better, worse, high, low)

@@ -14,10 +14,10 @@ from typing import Any
 from cards.batch.rows import RowReader
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
-from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, SettingError
 from cards.methods.base import Method
 from cards.placement import Placement
+from cards.study.models import Models
 
 BLOCK_ROWS = 64
 BLOCKS_IN_FLIGHT = 2  # per decoder, so that a slow last row does not leave the decoder idle
@@ -38,7 +38,7 @@ class Recipe:
         """Load the models and return the work of one decoder."""
         engine = self.placement.load_engine(self.model)
         reward = None if self.reward == "none" else self.placement.load_reward(self.reward)
-        return RowDecoder(Decoder(engine, reward, self.method), self.shape)
+        return RowDecoder(Models(engine, reward, placement=self.placement).decoder(self.method), self.shape)
 
 
 class Worker:

@@ -29,11 +29,13 @@ from transformers.generation.stopping_criteria import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from cards.backends.configuration import length_limit
 from cards.backends.local.attention import NAME
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.decoder import Decoder
-from cards.errors import ModelError, PromptError, SettingError, check
+from cards.engines.text import check_fits
+from cards.errors import ModelError, check
 from cards.events import Accepted, Done, Fallback, Prompt, Result
 from cards.fingerprint import Fingerprint
 from cards.methods.base import Method
@@ -181,10 +183,7 @@ class EngineHolder:
         self.weights: Any = None
         self.lock = threading.RLock()
 
-    def __deepcopy__(self, memo: Any) -> EngineHolder:
-        return EngineHolder()
-
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> Any:  # for copies and files
         return EngineHolder, ()
 
 
@@ -206,12 +205,12 @@ def borrowed_engine(
                 engine is None
                 or engine.tokenizer is not tokenizer
                 or engine.rows != slots
-                or engine.context < (context or min(length, _max_length(model)))
+                or engine.context < (context or min(length, length_limit(model)))
                 or holder.weights != _state(model)
             ):
                 for module in model.modules():
                     module.__dict__.pop("_cards_joined", None)  # joined copies of weights that may have changed
-                wanted = context or min(1 << max(7, (length - 1).bit_length()), _max_length(model))
+                wanted = context or min(1 << max(7, (length - 1).bit_length()), length_limit(model))
                 engine = holder.engine = TransformersEngine(model, tokenizer, slots=slots, context=wanted)
                 holder.weights = _state(model)
             else:
@@ -228,10 +227,6 @@ def borrowed_engine(
 def _state(model: PreTrainedModel) -> list[tuple[int, int]]:
     """Return the address and the version counter of each weight tensor."""
     return [(p.data_ptr(), p._version) for p in model.parameters()]
-
-
-def _max_length(model: PreTrainedModel) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
 
 
 def _saved_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -259,16 +254,11 @@ def _warn_ignored(ignored: Sequence[str], method: Method) -> None:
 
 def _prompt(engine: TransformersEngine, row: Tensor, mask: Tensor | None) -> Prompt:
     ids = tuple(cast("list[int]", (row if mask is None else row[mask.bool()]).tolist()))
-    if len(ids) >= engine.context:
-        raise PromptError(
-            f"A prompt must leave room for a response in the context of {engine.context} tokens, got {len(ids)} tokens."
-        )
-    if not ids:
-        raise SettingError("Each row of input_ids must have tokens besides padding, got a row without any.")
+    check(bool(ids), "Each row of input_ids must have tokens besides padding, got a row without any.")
     text = cast(str, engine.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
     text = text.removeprefix(cast(str, engine.tokenizer.bos_token) or "")
     template = cast("str | None", engine.tokenizer.chat_template)
-    return Prompt(text, ids, vocabulary=engine.vocabulary, template=template)
+    return check_fits(Prompt(text, ids, None, engine.vocabulary, template), engine.name, engine.context, engine.vocab_size)
 
 
 def _padded(prompts: Tensor, results: Sequence[Result], padding: int) -> Tensor:

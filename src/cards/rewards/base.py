@@ -11,18 +11,23 @@ from typing import Any, ClassVar
 from cards.errors import RewardError, SettingError
 from cards.events import Prompt, Response
 from cards.parts import Composite
+from cards.rewards.scale import Scale
 from cards.usage import booked_as, current_account
+
+ROUNDING = 1e-6  # rewards between 0 and 1 may be outside by this
 
 
 class Reward(Composite, ABC):
     """A score for responses to a prompt; higher is better.
 
-    `target` is the suggested target reward r*, or None. `context` is the maximum number of tokens of prompt and response
-    together, or None. Subclasses implement `rate`, and `rate_next` if they can score next tokens together.
+    `scale` says what the numbers are: methods that need probabilities convert the others. `target` is the suggested target
+    reward r*, or None. `context` is the maximum number of tokens of prompt and response together, or None. Subclasses implement
+    `rate`, and `rate_next` if they can score next tokens together.
     """
 
     kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
     name: str
+    scale: Scale = "unbounded"
     target: float | None = None
     context: int | None = None
 
@@ -30,7 +35,7 @@ class Reward(Composite, ABC):
         """Return the rewards of the responses, in order. The empty response stands for the bare prompt.
 
         The text of a response includes the tail that is held back because it may start a stop string.
-        Raises RewardError if a reward is not a finite number.
+        Raises RewardError if a reward is not a finite number, or is outside its scale.
         """
         responses = [response.decoded for response in responses]
         return await self._counted(self.rate(prompt, responses), prompt, responses)
@@ -60,6 +65,11 @@ class Reward(Composite, ABC):
                 raise RewardError(
                     f"Reward {self.name!r} must return finite numbers, got {reward} for the response {excerpt(response.text)} "
                     f"to the prompt {excerpt(prompt.text)}."
+                )
+            if self.scale == "probability" and not -ROUNDING <= reward <= 1 + ROUNDING:
+                raise RewardError(
+                    f"Reward {self.name!r} has the scale 'probability', so it must return numbers between 0 and 1, got "
+                    f"{reward}. Set its scale to 'unbounded'."
                 )
         return rewards
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 from cards.errors import check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
+from cards.rewards.scale import shared_scale
 
 
 class Combination(Reward):
@@ -18,19 +20,18 @@ class Combination(Reward):
     def __init__(self, rewards: Sequence[Reward], *, target: float | None = None) -> None:
         check(len(rewards) > 0, f"{type(self).__name__} needs at least one reward, got none.")
         self.rewards, self.target = tuple(rewards), target
-        self.parts = self.rewards
+        self.parts, self.scale = self.rewards, shared_scale(reward.scale for reward in rewards)
         self.context = min((r.context for r in rewards if r.context is not None), default=None)
         self.name = f"{type(self).__name__}({', '.join(r.name for r in rewards)})"
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        return self._joined(await asyncio.gather(*(reward.score(prompt, responses) for reward in self.rewards)))
+        return await self._joined(reward.score(prompt, responses) for reward in self.rewards)
 
     async def rate_next(self, prompt: Prompt, response: Response, followers: Sequence[Response]) -> Sequence[float]:
-        parts = (reward.score_next(prompt, response, followers) for reward in self.rewards)
-        return self._joined(await asyncio.gather(*parts))
+        return await self._joined(reward.score_next(prompt, response, followers) for reward in self.rewards)
 
-    def _joined(self, scores: Sequence[Sequence[float]]) -> list[float]:
-        return [self.join(column) for column in zip(*scores, strict=True)]
+    async def _joined(self, scorings: Iterable[Awaitable[list[float]]]) -> list[float]:
+        return [self.join(scores) for scores in zip(*await asyncio.gather(*scorings), strict=True)]
 
     @abstractmethod
     def join(self, scores: Sequence[float]) -> float:
@@ -38,12 +39,14 @@ class Combination(Reward):
 
 
 class WeightedSum(Combination):
-    """The weighted sum of rewards, sum_i w_i r_i."""
+    """The weighted sum of rewards, sum_i w_i r_i. A mean of probabilities (the weights sum to 1) is one too."""
 
     def __init__(self, rewards: Sequence[Reward], weights: Sequence[float], *, target: float | None = None) -> None:
         super().__init__(rewards, target=target)
         check(len(weights) == len(rewards), f"A sum of {len(rewards)} rewards needs as many weights, got {len(weights)}.")
         self.weights = tuple(weights)
+        if self.scale == "probability" and not (min(weights) >= 0 and math.isclose(math.fsum(weights), 1)):
+            self.scale = "unbounded"
 
     @classmethod
     def of(cls, rewards: Sequence[Reward]) -> WeightedSum:
@@ -63,7 +66,7 @@ class Minimum(Combination):
 
 
 class Pessimistic(Combination):
-    """The mean minus k population standard deviations of an ensemble.
+    """The mean minus k population standard deviations of an ensemble. For probabilities, at least 0.
 
     Disagreement of the ensemble is a sign of reward hacking. Similar to uncertainty-weighted optimisation (arXiv 2310.02743),
     which subtracts the variance.
@@ -75,4 +78,5 @@ class Pessimistic(Combination):
         self.k = k
 
     def join(self, scores: Sequence[float]) -> float:
-        return statistics.fmean(scores) - self.k * statistics.pstdev(scores)
+        bound = statistics.fmean(scores) - self.k * statistics.pstdev(scores)
+        return max(0.0, bound) if self.scale == "probability" else bound

@@ -34,6 +34,7 @@ class Constraint(Reward):
     templates provoke it.
     """
 
+    scale = "probability"
     target = 1.0
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:

@@ -1,14 +1,29 @@
-"""Helpers for rewards that contain engines: loading, and conversion to the tokens of the engine."""
+"""Rewards that contain engines: their base class, loading, and conversion to the tokens of the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from cards.engines.base import Engine
 from cards.engines.loader import load_engine
 from cards.events import Prompt, Response
+from cards.rewards.base import Reward
+
+
+class EngineReward(Reward):
+    """Base class of rewards from a single LM: `model` is an engine, or a name that is loaded with `options`."""
+
+    def __init__(self, model: str | Engine, *, target: float | None = None, **options: Any) -> None:
+        self.model, self.target = as_engine(model, **options), target
+        self.parts, self.context = (self.model,), self.model.context
+        self.name = f"{self.kind}:{self.model.name}"
+
+    @classmethod
+    def named(cls, details: str, **options: Any) -> Self:
+        """Return the reward for `NAME`, the name of an LM."""
+        return cls(details, **options)
 
 
 def as_engine(engine: str | Engine, **options: Any) -> Engine:

@@ -10,6 +10,7 @@ from typing import Any
 from cards.errors import CardsError, RewardError
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward, excerpt
+from cards.rewards.scale import Scale
 
 Scorer = Callable[[str, str], float] | Callable[[str, str], Awaitable[float]]
 
@@ -17,11 +18,13 @@ Scorer = Callable[[str, str], float] | Callable[[str, str], Awaitable[float]]
 class FunctionReward(Reward):
     """A function reward(prompt, response) -> float, async or plain. Plain functions run in a thread.
 
-    Exceptions of the function become RewardErrors.
+    `scale` is "probability" if the function returns numbers between 0 and 1. Exceptions of the function become RewardErrors.
     """
 
-    def __init__(self, function: Scorer, *, target: float | None = None, name: str | None = None) -> None:
-        self.function, self.target = function, target
+    def __init__(
+        self, function: Scorer, *, target: float | None = None, scale: Scale = "unbounded", name: str | None = None
+    ) -> None:
+        self.function, self.target, self.scale = function, target, scale
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:

@@ -164,8 +164,8 @@ class PrefixSums:
 
 
 def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return the log-probabilities [vocabulary] for logits [vocabulary]."""
+    """Return the log-probabilities [..., vocabulary] for logits [..., vocabulary]."""
     import numpy as np
 
-    logits = np.asarray(logits, np.float64) - logits.max()
-    return np.asarray(logits - np.log(np.exp(logits).sum()), np.float64)
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float64)

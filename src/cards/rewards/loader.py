@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import cards.rewards
-from cards.engines.loader import backend
+from cards.engines.loader import LOCAL, backend
 from cards.errors import MismatchError, UnknownNameError
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
@@ -39,6 +39,6 @@ def load_reward(name: str, **options: Any) -> Reward:
     if kind in reward_classes():
         return reward_classes()[kind].named(details, **options)
     found = backend(kind)
-    if colon and found is backend("") and not Path(name).exists():
+    if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
     return cast(Reward, found.load_reward(name, **options))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from cards.errors import check
 from cards.events import FinishReason, Prompt, Response
 from cards.rewards.base import Reward
+from cards.rewards.scale import to_probability
 
 Join = Literal["last", "min", "mean", "product"]
 JOINS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -27,8 +28,9 @@ class ProcessReward(Reward):
     """A reward that combines the rewards of the response up to the end of each finished step.
 
     A step ends after `delimiter`, or with the response. `join` selects the last step reward, the lowest, their mean or their
-    product; `squash` applies a sigmoid to each first. Without a finished step, the bare prompt is scored. Step rewards are
-    cached. The inner reward reads text instead of the LM's tokens, because a step may end inside a token.
+    product. `squash` turns each into a probability first, which is needed for the product of log-odds; rewards that are
+    probabilities stay as they are. Without a finished step, the bare prompt is scored. Step rewards are cached. The inner
+    reward reads text instead of the LM's tokens, because a step may end inside a token.
     """
 
     kind: ClassVar[str] = "process"
@@ -45,6 +47,9 @@ class ProcessReward(Reward):
         check(bool(delimiter), "delimiter must be a nonempty text, got ''.")
         check(join in JOINS, f"join must be one of {', '.join(JOINS)}, got {join!r}.")
         self.reward, self.delimiter, self.join, self.squash = reward, delimiter, join, squash
+        self.scale = "probability" if squash else reward.scale
+        if join == "product" and self.scale == "logit":  # a product of log-odds is no log-odds
+            self.scale = "unbounded"
         self.target, self.context, self.parts = target, reward.context, (reward,)
         self.name = f"process:{reward.name}"
         self.cached: dict[Key, float] = {}
@@ -67,7 +72,9 @@ class ProcessReward(Reward):
         found = {k: self.cached[k] for k in wanted if k in self.cached}
         if new := {k: step for k, step in wanted.items() if k not in found}:
             scores = await self.reward.score(plain, list(new.values()))
-            fresh = dict(zip(new, map(sigmoid, scores) if self.squash else scores, strict=True))
+            fresh = dict(
+                zip(new, [to_probability(r, self.reward.scale) for r in scores] if self.squash else scores, strict=True)
+            )
             found |= fresh
             self.cached |= fresh
             while len(self.cached) > CACHED_STEPS:
@@ -90,7 +97,3 @@ def finished_steps(response: Response, delimiter: str) -> list[Response]:
     if response.finish_reason is not None and text[start:].strip():
         steps.append(response)
     return steps
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
-from cards.rewards.base import Reward
-from cards.rewards.engines import as_engine
-from cards.rewards.process import sigmoid
+from cards.rewards.engines import EngineReward
+from cards.rewards.scale import sigmoid
 
 QUESTION = """\
 Read this conversation between a user and an assistant. The last answer may be unfinished.
@@ -28,7 +27,7 @@ BAD = "It is harmful, dishonest or useless."
 LEAD = "The right statement is"  # the beginning of the LM's reply
 
 
-class SelfEvaluation(Reward):
+class SelfEvaluation(EngineReward):
     """The probability, in [0, 1], that an LM assigns to the good one of two statements about the response.
 
     The LM is asked in both orders, and the mean is taken, so that a preference for A or B cancels out. Similar to RAIN
@@ -39,6 +38,7 @@ class SelfEvaluation(Reward):
     """
 
     kind: ClassVar[str] = "self-evaluation"
+    scale = "probability"
 
     def __init__(
         self,
@@ -51,21 +51,13 @@ class SelfEvaluation(Reward):
         target: float | None = None,
         **options: Any,
     ) -> None:
-        self.model, self.target = as_engine(model, **options), target
-        self.parts = (self.model,)
-        for placeholder in ("{conversation}", "{a}", "{b}"):
-            check(
-                placeholder in question,
-                f"question must contain {{conversation}}, {{a}} and {{b}}, but {placeholder} is missing.",
-            )
+        super().__init__(model, target=target, **options)
+        self.context = None  # the question has more tokens than the prompt and the response
+        missing = ", ".join(name for name in ("{conversation}", "{a}", "{b}") if name not in question)
+        check(not missing, f"question must contain {{conversation}}, {{a}} and {{b}}, but {missing} is missing.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
-        self.name = f"self-evaluation:{self.model.name}"
         self.letters = [_letter_tokens(self.model, letter) for letter in "AB"]
         check(all(self.letters), f"A and B must be single tokens of {self.model.name!r}. Use another model.")
-
-    @classmethod
-    def named(cls, details: str, **options: Any) -> SelfEvaluation:
-        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Prompt, Response
-from cards.rewards.base import Reward
-from cards.rewards.engines import as_engine, encode_prompt
-from cards.rewards.process import finished_steps, sigmoid
+from cards.rewards.engines import EngineReward, encode_prompt
+from cards.rewards.process import finished_steps
+from cards.rewards.scale import sigmoid
 
 
-class StepTokenReward(Reward):
+class StepTokenReward(EngineReward):
     """The reward P(good) / (P(good) + P(bad)) of the last finished step, as in Math-Shepherd (arXiv 2312.08935).
 
     `tag` is written after every finished step, and P is the distribution of the next token. The reward is 0.5 without a
@@ -25,7 +25,7 @@ class StepTokenReward(Reward):
 
     kind: ClassVar[str] = "steps"
 
-    target = 0.5
+    scale = "probability"
 
     def __init__(
         self,
@@ -37,16 +37,10 @@ class StepTokenReward(Reward):
         delimiter: str = "\n\n",
         **options: Any,
     ) -> None:
-        self.model = as_engine(model, **options)
-        self.parts = (self.model,)
+        super().__init__(model, target=0.5, **options)
         self.tag, self.delimiter = tag, delimiter
         self.good, self.bad = (_last_token(self.model, mark) for mark in (good, bad))
         check(self.good != self.bad, f"good and bad must be different tokens of {self.model.name!r}, got {good!r} and {bad!r}.")
-        self.context, self.name = self.model.context, f"steps:{self.model.name}"
-
-    @classmethod
-    def named(cls, details: str, **options: Any) -> StepTokenReward:
-        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         encoded = encode_prompt(self.model, prompt)

@@ -5,30 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cards.engines.base import Engine
 from cards.events import Prompt, Response
-from cards.rewards.base import Reward
-from cards.rewards.engines import as_engine, retokenize
+from cards.rewards.engines import EngineReward, retokenize
 
 
-class ValueReward(Reward):
+class ValueReward(EngineReward):
     """The value V(x, y) from a model whose output over the vocabulary is V(x, y + v) for each next token v.
 
     `score_next` needs one pass for all next tokens. The bare prompt is scored by the value of its last token.
     """
 
     kind: ClassVar[str] = "value"
-
-    def __init__(self, model: str | Engine, *, target: float | None = None, **options: Any) -> None:
-        self.model, self.target = as_engine(model, **options), target
-        self.parts = (self.model,)
-        self.context, self.name = self.model.context, f"value:{self.model.name}"
-
-    @classmethod
-    def named(cls, details: str, **options: Any) -> ValueReward:
-        return cls(details, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         prompt, responses = retokenize(self.model, prompt, responses)

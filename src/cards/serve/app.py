@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import cards
 from cards.engines.base import Engine
@@ -16,12 +17,17 @@ from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.serve.errors import api_error
 from cards.serve.guard import Guard
+from cards.serve.keys import Keys
+from cards.serve.login import login
 from cards.serve.options import ServerOptions
 from cards.serve.record import Recorder
+from cards.serve.responses import Status, documented
 from cards.serve.routes import routes
 from cards.serve.service import Service
 from cards.serve.streaming import DisconnectedError
 from cards.serve.tracing import Tracing
+
+EXPOSED_HEADERS = ["Retry-After", "WWW-Authenticate", "X-Cards-Aligned", "X-Request-ID"]  # pages of other origins can read
 
 
 def make_app(
@@ -32,30 +38,49 @@ def make_app(
     Raises MismatchError if the method cannot run on the models, and MissingExtraError if the playground needs Gradio.
     """
     service = Service(engine, reward, method, options or ServerOptions(), tracing or Tracing())
-    app = FastAPI(title="CARDS", version=cards.__version__, summary="Decoding-time alignment behind OpenAI's API.")
+    summary = "Decoding-time alignment behind OpenAI's API."
+    app = FastAPI(title="CARDS", version=cards.__version__, summary=summary, docs_url=None, redoc_url=None)  # these use a CDN
     app.state.service = service
     app.include_router(routes(service))
     _add_health(app, service)
     for kind in (RequestValidationError, HTTPException, CardsError):
         app.add_exception_handler(kind, _error_response)
     app.add_exception_handler(DisconnectedError, _record_disconnect)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Guard, options=service.options)
-    if service.options.cors:
-        app.add_middleware(CORSMiddleware, allow_origins=service.options.cors, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Recorder, observe=service.metrics.observe, log_prompts=service.options.log_prompts)
+    if origins := service.options.cors:  # outermost, so that pages can read errors
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS
+        )
     if service.options.playground:
         from cards.serve.playground import mount
 
-        mount(app, service.decoder, service.admission)
+        if service.options.api_keys:
+            app.include_router(login(Keys(service.options.api_keys)))
+        mount(app, service)
     return app
 
 
+class HeadAsGet:
+    """ASGI middleware that answers HEAD like GET. HTTP servers send no body for HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+
 def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Report that the process is alive")
+    @app.get("/health", summary="Report that the process is alive", responses=documented(Status))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Report whether requests are accepted", responses={503: {"description": "They are not."}})
+    states = documented(Status)
+    states[503] = {"model": Status, "description": "Requests are not accepted."}
+
+    @app.get("/ready", summary="Report whether requests are accepted", responses=states)
     async def ready() -> JSONResponse:
         if service.draining:
             return JSONResponse({"status": "ending"}, 503)
@@ -65,7 +90,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
             return JSONResponse({"status": failure}, 503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", summary="Metrics for Prometheus")
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -25,6 +25,8 @@ class ApiError(HTTPException):
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if status == 408:  # do not wait for the rest of the body
             headers["Connection"] = "close"
+        if status == 401:
+            headers["WWW-Authenticate"] = 'Bearer realm="cards"'
         super().__init__(status, _encodable(message), headers)
         self.param, self.code = param and _encodable(param), code
 

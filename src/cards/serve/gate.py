@@ -19,7 +19,8 @@ class Gate:
         self.max_running, self.max_queue = max_running, max_queue
         self.running = 0  # responses
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # number of responses of each request
-        self.finished: deque[float] = deque(maxlen=64)  # times of the latest releases
+        self.finished = deque([0.0], maxlen=65)  # the work done at the latest releases, at first at the start
+        self._work, self._changed = 0.0, time.monotonic()  # work until the time of the latest change of `running`
 
     @property
     def full(self) -> bool:
@@ -30,12 +31,18 @@ class Gate:
         return not (self.running or self.waiting)
 
     @property
+    def work(self) -> float:
+        """Return the seconds of decoding so far, summed over the responses. It stands still while nothing runs."""
+        return self._work + self.running * (time.monotonic() - self._changed)
+
+    @property
     def retry_after(self) -> int:
-        """Estimate in how many seconds the waiting requests are served, from the rate of the latest responses."""
+        """Estimate in how many seconds the waiting requests are served, from the work that the latest responses took."""
         if len(self.finished) < 2:
             return 1
-        rate = len(self.finished) / max(1e-3, time.monotonic() - self.finished[0])
-        return min(MAX_RETRY_AFTER, max(1, math.ceil(sum(count for count, _ in self.waiting) / rate)))
+        seconds = (self.work - self.finished[0]) / (len(self.finished) - 1)  # of a response
+        waiting = sum(count for count, _ in self.waiting)
+        return min(MAX_RETRY_AFTER, max(1, math.ceil(waiting * seconds / self.max_running)))
 
     async def enter(self, count: int) -> None:
         """Wait for room for `count` responses, each of which is released with `leave`.
@@ -43,7 +50,7 @@ class Gate:
         Raises ApiError (429) if the queue is full.
         """
         if not self.waiting and self.running + count <= self.max_running:
-            self.running += count
+            self._change(count)
             return
         if len(self.waiting) >= self.max_queue:
             seconds = self.retry_after
@@ -62,13 +69,17 @@ class Gate:
             raise
 
     def leave(self, count: int = 1) -> None:
-        self.running -= count
-        self.finished.append(time.monotonic())
+        self._change(-count)
+        self.finished.append(self._work)
         self._admit()
+
+    def _change(self, count: int) -> None:
+        self._work, self._changed = self.work, time.monotonic()
+        self.running += count
 
     def _admit(self) -> None:
         while self.waiting and (self.waiting[0][1].done() or self.running + self.waiting[0][0] <= self.max_running):
             count, future = self.waiting.popleft()
             if not future.done():
-                self.running += count
+                self._change(count)
                 future.set_result(None)

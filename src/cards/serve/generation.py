@@ -15,6 +15,7 @@ from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
+from cards.streams import AsyncStream
 from cards.usage import Usage, track_usage
 
 
@@ -27,6 +28,7 @@ class Choice:
     seed: int
     usage: Usage = field(default_factory=Usage)
     emitted: str = ""  # text of the events so far
+    stream: AsyncStream | None = None  # has the response so far
     result: Result | None = None
     logprobs: list[float] | None = None
     unaligned: str | None = None
@@ -70,10 +72,11 @@ class Generation:
         except TimeoutError:
             why = "The deadline passed while the request was waiting in the queue. Retry later."
             raise ApiError(429, why, code="deadline", retry_after=self.gate.retry_after) from None
+        finally:
+            self.queue_seconds = time.monotonic() - start
         self._tasks = [asyncio.create_task(self._generate(choice)) for choice in choices]
         for task in self._tasks:  # a task that is cancelled before it starts never runs its own cleanup
             task.add_done_callback(lambda _: self.gate.leave())
-        self.queue_seconds = time.monotonic() - start
         self._first = await self._next()
 
     async def events(self) -> AsyncIterator[ChoiceEvent]:
@@ -121,10 +124,16 @@ class Generation:
     async def _decode(self, choice: Choice, decoder: Decoder) -> None:
         request, choice.emitted = self.request, ""
         left = max(1e-3, request.deadline - time.monotonic())
-        stream = decoder.astream(
-            choice.prompt, max_tokens=request.max_tokens, seed=choice.seed, stop=request.stop, deadline=left, usage=choice.usage
+        choice.stream = decoder.astream(
+            choice.prompt,
+            max_tokens=request.max_tokens,
+            seed=choice.seed,
+            stop=request.stop,
+            deadline=left,
+            trace=request.trace,
+            usage=choice.usage,
         )
-        async with aclosing(stream) as events:
+        async with aclosing(choice.stream) as events:
             async for event in events:
                 match event:
                     case Done(result):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cards.serve import login
 from cards.serve.errors import ApiError
+from cards.serve.keys import COOKIE, Keys
 from cards.serve.options import ServerOptions
 
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/metrics"})
@@ -24,29 +27,39 @@ class Guard:
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self.app, self.options = app, options
-        self.keys = [key.encode() for key in options.api_keys]
+        self.keys = Keys(options.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
-            self._check_headers(scope)
+            self._check_key(scope)
+            self._check_length(scope)
         except ApiError as error:
-            await error.response(scope, receive, send)
+            page = self.options.playground and error.status_code == 401 and path_of(scope) == "/"
+            response = RedirectResponse(login.PATH[1:], 303) if page else error.response
+            await response(scope, receive, send)
             return
         await self.app(scope, self._limited(receive), send)
 
-    def _check_headers(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        if self.keys and path_of(scope) not in PUBLIC_PATHS:
-            kind, _, value = headers.get("authorization", "").partition(" ")
-            given = value.strip().encode("latin-1")
-            matches = [hmac.compare_digest(given, key) for key in self.keys]  # all keys, so that timing reveals nothing
-            if kind.lower() != "bearer" or not any(matches):
-                why = "Missing or invalid API key. Send the header `Authorization: Bearer KEY`."
-                raise ApiError(401, why, code="invalid_api_key")
-        length = headers.get("content-length", "")
+    def _check_key(self, scope: Scope) -> None:
+        path, connection = path_of(scope), HTTPConnection(scope)
+        if not self.options.api_keys or path in PUBLIC_PATHS:
+            return
+        if self.keys.accepts_header(connection.headers.get("authorization", "")):
+            return
+        if self.options.playground and path == login.PATH:
+            return
+        if self.options.playground and not path.startswith("/v1/"):  # browsers send cookies also for pages of other sites
+            session = connection.cookies.get(COOKIE, "")
+            if self.keys.accepts_session(session):
+                return
+        why = "Missing or invalid API key. Send the header `Authorization: Bearer KEY`."
+        raise ApiError(401, why, code="invalid_api_key")
+
+    def _check_length(self, scope: Scope) -> None:
+        length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self.options.max_body:
             raise self._too_large(int(length))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from cards.errors import check
 
 OnRewardFailure = Literal["closed", "plain"]
+API_KEY = re.compile(r"[!-~]+")  # printable ASCII without spaces, as a header can carry it
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class ServerOptions:
     max_body: int = 2**20  # bytes
     deadline: float = 120.0  # seconds from the arrival of a request; clients may ask for less
     read_timeout: float = 30.0  # seconds for the body of a request to arrive
+    header_timeout: float = 10.0  # seconds for the head of a request to arrive
+    keep_alive: int = 75  # seconds until an idle connection is closed; longer than proxies keep theirs
+    max_connections: int = 1000  # at the limit, the connection that has waited longest for a request is closed
     drain: float = 30.0  # seconds for running requests to finish at shutdown
     on_reward_failure: OnRewardFailure = "closed"
     log_prompts: bool = False
@@ -41,8 +46,9 @@ class ServerOptions:
             if numeric and field.name != "max_queue":
                 check(value > 0, f"{field.name} must be positive, got {value}.")
         check(self.max_queue >= 0, f"max_queue must not be negative, got {self.max_queue}.")
-        check(all(self.api_keys), "An API key must not be empty.")
+        for name in ("api_keys", "cors"):  # a string would count as a sequence of one-letter keys
+            check(not isinstance(getattr(self, name), str), f"{name} must be a list of texts, got one text.")
         check(
-            not (self.playground and self.api_keys),
-            "The playground cannot be combined with API keys, because its page requires none. Remove one of the two.",
+            all(isinstance(key, str) and API_KEY.fullmatch(key) for key in self.api_keys),
+            "An API key must have one or more printable ASCII characters and no spaces. Use another key.",
         )

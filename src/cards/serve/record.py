@@ -28,7 +28,7 @@ class Record:
     """One request. `status` was sent to the client; `error` may have happened afterwards."""
 
     id: str
-    request: str  # HTTP method and path
+    request: str  # HTTP method and path, or `playground`
     arrived: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     status: int | None = None
@@ -104,8 +104,12 @@ class Recorder:
                 raise
             await record.error.response(scope, receive, send_recorded)
         finally:
-            record.seconds = time.monotonic() - record.arrived
-            api = path_of(scope).startswith("/v1/")
-            if api:
-                self.observe(record)
-            log.log(logging.INFO if api else logging.DEBUG, "request", extra={"fields": record.to_dict(self.log_prompts)})
+            if path_of(scope).startswith("/v1/"):
+                report(record, self.observe, self.log_prompts)
+
+
+def report(record: Record, observe: Callable[[Record], None], with_prompts: bool) -> None:
+    """Count a request that has ended, and log it."""
+    record.seconds = time.monotonic() - record.arrived
+    observe(record)
+    log.info("request", extra={"fields": record.to_dict(with_prompts)})

@@ -13,6 +13,7 @@ from cards.serve.errors import ApiError
 from cards.serve.formatters import FORMAT, ChatFormatter, CompletionFormatter, ResponseFormatter
 from cards.serve.generation import ChoiceEvent, Generation
 from cards.serve.record import Record
+from cards.serve.responses import ChatCompletion, Completion, ErrorBody, ModelBody, ModelList, documented
 from cards.serve.schemas import Body, ChatBody, CompletionBody
 from cards.serve.service import Service
 from cards.serve.streaming import EventStream, unless_disconnected
@@ -25,25 +26,28 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     429: {"description": "The queue is full, or the deadline passed in it. Retry after the seconds in Retry-After."},
     503: {"description": "The reward or the model failed, or the server is shutting down."},
+    "default": {"description": "Another error."},
 }
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(prefix="/v1", responses={status: about | {"model": ErrorBody} for status, about in ERRORS.items()})
 
-    @router.post("/completions", summary="Create a completion of a text")
+    @router.post("/completions", summary="Create a completion of a text", responses=documented(Completion, stream=True))
     async def completions(body: CompletionBody, request: Request) -> Response:
         return await respond(service, body, request, CompletionFormatter, "cmpl")
 
-    @router.post("/chat/completions", summary="Create a response in a conversation")
+    chat = documented(ChatCompletion, stream=True)
+
+    @router.post("/chat/completions", summary="Create a response in a conversation", responses=chat)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         return await respond(service, body, request, ChatFormatter, "chatcmpl")
 
-    @router.get("/models", summary="List the model of this server")
+    @router.get("/models", summary="List the model of this server", responses=documented(ModelList))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(service)]}
 
-    @router.get("/models/{name:path}", summary="Describe one model")
+    @router.get("/models/{name:path}", summary="Describe one model", responses=documented(ModelBody))
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
             raise ApiError(404, f"Unknown model {name!r}. This server has {service.name!r}.", code="model_not_found")

@@ -6,12 +6,15 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from cards.errors import SettingError
+from cards.serve.connections import Config
+from cards.serve.logs import LineLogger, configure
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
@@ -25,8 +28,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, ws="none"))
         self.service: Service = app.state.service
+        super().__init__(Config(app, self.service.options))
         self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -48,6 +51,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self.service.tracing.close()
         if self.close is not None:
             await self.close()
 
@@ -68,5 +72,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
     """Serve until a signal arrives, then call `close`."""
-    Server(app, close).run([listening])
+    configure()  # the models' packages have been imported
+    with redirect_stderr(LineLogger()):
+        Server(app, close).run([listening])
     log.info("stopped")

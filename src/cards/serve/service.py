@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +14,7 @@ from cards.events import Prompt
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
-from cards.sampling import Sampling
+from cards.sampling import Sampling, seed_at
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.generation import Choice, Generation, GenerationRequest
@@ -45,16 +44,6 @@ class Service:
 
     def generation(self, request: GenerationRequest) -> Generation:
         return Generation(request, self.gate, self.readiness, self.tracing)
-
-    @asynccontextmanager
-    async def admission(self) -> AsyncGenerator[None, None]:
-        """Wait for room for one response that does not come from the API. Raises ApiError."""
-        self._check_open()
-        await self.gate.enter(1)
-        try:
-            yield
-        finally:
-            self.gate.leave()
 
     def validate(self, body: Body, arrived: float) -> GenerationRequest:
         """Check a request and encode its prompts. Raises ApiError or CardsError."""
@@ -90,14 +79,14 @@ class Service:
             raise ApiError(503, "The server is shutting down. Retry later.", code="ending", retry_after=1)
 
     def _choices(self, body: Body) -> list[Choice]:
-        """Return `n` choices for each prompt. Choice number i, counted over all prompts, has seed + i."""
+        """Return `n` choices for each prompt. Choice number i, counted over all prompts, has the seed `seed_at(seed, i)`."""
         n, prompts = body.n or 1, body.prompts
         if (count := n * len(prompts)) > self.gate.max_running:
             why = f"A request may have at most {self.gate.max_running} responses (n for each prompt), got {count}."
             raise ApiError(400, why, param="n")
         seed = secrets.randbits(32) if body.seed is None else body.seed
         encoded = [prompt for given in prompts for prompt in [self._encoded(given)] * n]
-        return [Choice(i, prompt, seed + i) for i, prompt in enumerate(encoded)]
+        return [Choice(i, prompt, seed_at(seed, i)) for i, prompt in enumerate(encoded)]
 
     def _encoded(self, given: Any) -> Prompt:
         from jinja2 import TemplateError

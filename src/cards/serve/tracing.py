@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
 from cards.errors import MissingExtraError
 from cards.usage import Usage
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import TracerProvider
 
 Exporter = Literal["console", "otlp"]
+CLOSE_SECONDS = 0.2  # part of the second that a shutdown may take after the last request
 
 
 class Tracing:
     """A source of spans; without a provider it creates none."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
+        self.provider = provider
         self.tracer = provider.get_tracer("cards") if provider else None
+
+    def close(self) -> None:
+        """Send the remaining spans. A collector that does not respond delays the exit by CLOSE_SECONDS at most."""
+        if self.provider is not None:
+            closing = Thread(target=self.provider.shutdown, daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
 
     @contextmanager
     def span(self, method: str, usage: Usage) -> Iterator[None]:
@@ -70,7 +80,7 @@ def provider_of(exporter: Exporter) -> TracerProvider:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "cards"}))
+        provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "cards"}), shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(_exporter(exporter)))
     except ModuleNotFoundError as error:
         raise MissingExtraError("Spans need OpenTelemetry", "tracing") from error

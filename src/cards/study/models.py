@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from cards.console import show_warning
 from cards.decoder import Decoder, PromptLike
 from cards.engines.base import Engine
 from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
+from cards.parts import Composite
 from cards.placement import Placement
 from cards.prompts import format_prompt
 from cards.registry import with_models
@@ -24,11 +26,11 @@ from cards.study.prompts import PromptRecord
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Models:
+@dataclass
+class Models(Composite):
     """The engine and the reward that methods use, and the gold reward, which only grades.
 
-    Models that settings name are loaded once.
+    Models that settings name are loaded once. `forget` clears all caches, so that every method starts cold.
     """
 
     engine: Engine
@@ -36,6 +38,9 @@ class Models:
     gold: Reward | None = None
     placement: Placement = field(default_factory=Placement)
     loaded: dict[tuple[str, str], Any] = field(default_factory=dict)  # models that settings name, by loader and name
+
+    def __post_init__(self) -> None:
+        self.parts = [model for model in (self.engine, self.reward, self.gold) if model is not None]
 
     def decoder(self, method: Method) -> Decoder:
         """Return a decoder for a method. Raises MismatchError if the models lack a capability that the method needs."""
@@ -45,7 +50,7 @@ class Models:
         return Decoder(self.engine, self.reward, loaded)
 
     def fitting(self, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
-        """Return the prompts that leave room for `max_tokens` tokens in the context of every model."""
+        """Return the prompts that leave room for `max_tokens` tokens in every model's context, and warn about the others."""
         contexts = [model.context for model in (self.engine, self.reward, self.gold) if model is not None]
         room = min(context for context in contexts if context is not None) - max_tokens
 
@@ -55,7 +60,10 @@ class Models:
             except PromptError:
                 return False
 
-        return [record for record in records if fits(record)]
+        fitting = [record for record in records if fits(record)]
+        if skipped := len(records) - len(fitting):
+            show_warning(f"{skipped} of {len(records)} prompts leave no room for {max_tokens} new tokens and are skipped.")
+        return fitting
 
     async def warm_up(self, prompt: PromptLike) -> None:
         """Draw and score a few tokens, so that one-time start-up work is not charged to the first method."""
@@ -64,12 +72,6 @@ class Models:
             if self.reward is not None:
                 await self.reward.score(self.engine.encode(prompt), [Response(result.text, result.token_ids)])
 
-    def forget(self) -> None:
-        """Clear all caches so that every method starts cold."""
-        for model in (self.engine, self.reward, self.gold, *self.loaded.values()):
-            if model is not None:
-                model.forget()
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in a new event loop and return its result. Ctrl-C waits for the current step of the engines."""
 
@@ -77,9 +79,7 @@ class Models:
             try:
                 return await work
             finally:  # neither the loop nor Python may end in the middle of a step
-                for model in (self.engine, *self.loaded.values()):
-                    if isinstance(model, Engine):
-                        await model.settle()
+                await self.settle()
 
         return asyncio.run(settled())
 
@@ -87,6 +87,7 @@ class Models:
         key = load.__name__, name
         if key not in self.loaded:
             self.loaded[key] = load(name)
+            self.parts = [*self.parts, self.loaded[key]]
         return cast(T, self.loaded[key])
 
     async def grades(self, prompt: PromptLike, other: PromptLike | None, response: Response) -> dict[str, float | None]:

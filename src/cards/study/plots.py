@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cards.errors import MissingExtraError
-from cards.study.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from cards.study.statistics import Estimate
 
 
 def panels(columns: int, width: float, height: float, extra: str) -> tuple[Figure, list[Axes]]:

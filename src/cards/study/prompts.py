@@ -8,16 +8,17 @@ import io
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cards.errors import CardsError, PromptError
 from cards.events import Message
 from cards.prompts import check_messages
 from cards.study.datasets import DATASETS, load
 
+T = TypeVar("T")
 TINY = Path(__file__).parent / "tiny.jsonl"
 FIELDS = ("prompt", "instruction", "goal", "messages", "chosen")  # the first of them that a row has holds the prompt
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -44,9 +45,7 @@ def read(source: str) -> list[PromptRecord]:
     if name in DATASETS and (file or not Path(source).exists()):
         records = _of_dataset(name, rows(Path(file)) if file else load(name), source)
     else:
-        records = _of_file(rows(TINY if source == "tiny" else Path(source)), source)
-    if not records:
-        raise PromptError(f"There are no prompts in {source!r}.")
+        records = parsed(rows(TINY if source == "tiny" else Path(source)), _record, "prompt", source)
     if len({record.id for record in records}) < len(records):
         raise PromptError(f"Two prompts in {source!r} have the same id.")
     return records
@@ -62,28 +61,30 @@ def sample(records: Sequence[PromptRecord], limit: int | None, seed: int) -> lis
     return [records[index] for index in sorted(index for _, index in order[:limit])]
 
 
+def parsed(rows: Sequence[Any], parse: Callable[[int, Any], T], kind: str, source: str) -> list[T]:
+    """Return `parse(number, row)` for each row. Raises PromptError, naming the row by its kind, or if there are no rows."""
+    results = []
+    for number, row in enumerate(rows):
+        try:
+            results.append(parse(number, row))
+        except CardsError as error:
+            raise PromptError(f"{kind.capitalize()} number {number} of {source!r}: {error}") from error
+    if not results:
+        raise PromptError(f"There are no {kind}s in {source!r}.")
+    return results
+
+
 def _of_dataset(name: str, rows: Sequence[Any], source: str) -> list[PromptRecord]:
     """Return each prompt once, renumbered, because preference data repeat prompts."""
     data, unique = DATASETS[name], dict[str, tuple[str | tuple[Message, ...], str]]()
-    for number, row in enumerate(rows):
-        try:
-            prompt = content(data.prompt(row))
-            unique.setdefault(json.dumps(prompt), (prompt, data.group_of(row)))
-        except CardsError as error:
-            raise PromptError(f"Row number {number} of {source!r}: {error}") from error
+    for prompt, group in parsed(rows, lambda _, row: (content(data.prompt(row)), data.group_of(row)), "row", source):
+        unique.setdefault(json.dumps(prompt), (prompt, group))
     return [PromptRecord(number, str(number), *prompt_and_group) for number, prompt_and_group in enumerate(unique.values())]
 
 
-def _of_file(rows: Sequence[Any], source: str) -> list[PromptRecord]:
-    records = []
-    for number, row in enumerate(rows):
-        fields = row if isinstance(row, Mapping) else {}
-        try:
-            name, group = str(fields.get("id", number)), str(fields.get("group") or "")
-            records.append(PromptRecord(number, name, content(row), group))
-        except CardsError as error:
-            raise PromptError(f"Prompt number {number} of {source!r}: {error}") from error
-    return records
+def _record(number: int, row: Any) -> PromptRecord:
+    fields = row if isinstance(row, Mapping) else {}
+    return PromptRecord(number, str(fields.get("id", number)), content(row), str(fields.get("group") or ""))
 
 
 def content(row: Any) -> str | tuple[Message, ...]:

@@ -31,7 +31,6 @@ class Session:
     """A journal, and the errors of items that failed. Failed items have no row, so the next session repeats them."""
 
     journal: Journal = field(default_factory=lambda: Journal(None, {}))
-    show: bool | None = None  # whether to show progress bars (None: only on a terminal)
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -94,7 +93,7 @@ class Session:
         def failed(item: T, error: CardsError) -> None:
             self.errors.append(note(item, error))
 
-        await run_concurrently(list(items), act, failed, concurrency, self.show, title)
+        await run_concurrently(list(items), act, failed, concurrency, None, title)
 
 
 @contextmanager

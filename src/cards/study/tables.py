@@ -7,12 +7,14 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as ScreenTable
 
-from cards.study.statistics import Estimate
+if TYPE_CHECKING:
+    from cards.study.statistics import Estimate
 
 NONE = "-"
 FORMAT = 1  # of JSON reports
@@ -41,6 +43,20 @@ def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
         console.print(shown)
         if not compact:
             console.print()
+
+
+def write_report(
+    path: Path,
+    header: Mapping[str, Any],
+    tables: Iterable[Table],
+    rows: Sequence[Mapping[str, Any]],
+    report: Mapping[str, Any],
+) -> list[Path]:
+    """Write a report next to `path`: header and tables as Markdown, rows as CSV, and everything as JSON. Return the paths."""
+    texts = {".md": to_markdown(header, tables), ".csv": to_csv(rows), ".json": to_json(report)}
+    for suffix, text in texts.items():
+        path.with_suffix(suffix).write_text(text, encoding="utf-8")
+    return [path.with_suffix(suffix) for suffix in texts]
 
 
 def to_markdown(header: Mapping[str, Any], tables: Iterable[Table]) -> str:

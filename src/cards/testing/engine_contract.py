@@ -211,9 +211,11 @@ class EngineContract:
         assert await engine.logprobs(ask.prompt, response, 2) == pytest.approx(found[-2:], abs=self.tolerance)
         if "logits" in engine.has:
             rows = await engine.logits(ask.prompt, Response(token_ids=segment.token_ids[:-1]), count)
-            rows = rows.astype(np.float64)
-            wanted = [row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, segment.token_ids, strict=True)]
-            assert found == pytest.approx(wanted, abs=self.tolerance)
+            for temperature in (1.0, 0.6):
+                pairs = zip(rows.astype(np.float64) / temperature, segment.token_ids, strict=True)
+                wanted = [row[token] - np.logaddexp.reduce(row) for row, token in pairs]
+                found = await engine.logprobs(ask.prompt, response, None, temperature)
+                assert found == pytest.approx(wanted, abs=self.tolerance)
 
     # Invalid prompts and asks.
 

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, finalize
 import httpx
 
 from cards.errors import SettingError, UnavailableError, check
+from cards.parts import Composite
 
 T = TypeVar("T")
 Pools = WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
@@ -43,7 +44,7 @@ class _TransientError(Exception):
         self.retry_after = retry_after
 
 
-class Client:
+class Client(Composite):
     """An HTTP client for one server. Each event loop has a separate connection pool.
 
     timeout: seconds without data from the server before a request fails.

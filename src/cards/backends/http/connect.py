@@ -39,27 +39,24 @@ def connect_engine(
     address: str,
     *,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
-    api_key: str | None = None,
-    timeout: float = 60.0,
-    retries: int = 4,
     slots: int = 32,
     context: int | None = None,
     vocabulary_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    api_key: str | None = None,
+    **options: Any,
 ) -> Engine:
     """Return the engine for a model at http(s)://host:port/v1, or http(s)://host:port/v1#NAME if the server has several.
 
     tokenizer: the model's tokenizer, or its folder or Hugging Face name. By default, the name that vLLM reports is tried,
     and llama.cpp's server is asked for its chat template.
     slots: maximum number of simultaneous requests.
+    api_key, and `timeout` and `retries` in options: see Client.
 
     Raises SettingError, ModelError or UnavailableError.
     """
-    check_placement(device, dtype)
     address, _, name = address.partition("#")
-    key = api_key or os.environ.get("CARDS_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    client = Client(address, api_key=key, timeout=timeout, retries=retries, connections=slots)
+    options["api_key"] = api_key or os.environ.get("CARDS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    client = new_client(address, connections=slots, **options)
     card = client.run(model_card(client, "/models", name))
     vllm = card.get("owned_by") == "vllm"
     local = ModelFiles.find(tokenizer, [card["root"], card["id"]] if vllm else [], "lm")
@@ -79,7 +76,7 @@ def connect_engine(
         return VLLMHTTPEngine(client, replace(served, ids=True), local, slots=slots)
     served = client.run(probe(client, served, local.tokenizer if local else None))
     if local is None and card.get("owned_by") == "llamacpp":
-        root = Client(address.rstrip("/").removesuffix("/v1"), api_key=key, timeout=timeout, retries=retries)
+        root = new_client(client.address.removesuffix("/v1"), **options)
         with suppress(RejectedRequestError):
             local = ModelFiles.from_props(root.run(root.get("/props")))
     return OpenAIEngine(client, served, local, slots=slots)
@@ -91,13 +88,9 @@ def connect_reward(
     output: Output = None,
     target: float | None = None,
     tokenizer: str | None = None,
-    api_key: str | None = None,
-    timeout: float = 60.0,
-    retries: int = 4,
     slots: int = 32,
     context: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    **options: Any,
 ) -> Reward:
     """Return the reward at an address. The path selects the format.
 
@@ -106,12 +99,12 @@ def connect_reward(
 
     output: the output to use, as in ClassifierReward.
     tokenizer: folder or Hugging Face name of the tokenizer of a vLLM model, if the name that vLLM reports does not work.
+    options: `api_key`, `timeout` and `retries` of the Client.
 
     Raises SettingError, ModelError or UnavailableError.
     """
-    check_placement(device, dtype)
     address = address.rstrip("/")
-    client = Client(address, api_key=api_key, timeout=timeout, retries=retries, connections=slots)
+    client = new_client(address, connections=slots, **options)
     server, _, kind = address.rpartition("/")
     if "://" not in server:  # the address has no path
         server, kind = address, ""
@@ -150,9 +143,10 @@ async def detect_reward_kind(client: Client) -> str:
     return ""
 
 
-def check_placement(device: str, dtype: str) -> None:
-    """Raise SettingError if a device or dtype is given for a model on a server."""
+def new_client(address: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Client:
+    """Return a client with these options. Raises SettingError if a device or dtype is given for a model on a server."""
     check(device == dtype == "auto", "The server chooses device and dtype. Leave them out for a model at an address.")
+    return Client(address, **options)
 
 
 async def has_processor(client: Client, model: str) -> bool:

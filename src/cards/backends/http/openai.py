@@ -67,7 +67,7 @@ class OpenAIEngine(Engine):
     """
 
     def __init__(self, client: Client, served: ServedModel, local: ModelFiles | None = None, *, slots: int = 32) -> None:
-        self.client, self.served = client, served
+        self.client, self.served, self.parts = client, served, (client,)
         self.name, self.context, self.rows = served.model, served.context, slots
         self.local_tokenizer = None if local is None else local.tokenizer
         self.chats = self.local_tokenizer is not None and self.local_tokenizer.chat_template is not None
@@ -98,16 +98,12 @@ class OpenAIEngine(Engine):
         return tuple(self.local_tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        self._check(ask.boundary)
         progress = ParallelProgress()
-        async with aclosing(in_order([self._candidate(ask, ask.first + i, progress) for i in range(ask.n)])) as batches:
+        async with aclosing(self._batches(ask, progress)) as batches:
             async for batch in batches:
                 progress.stop_clock()
                 yield batch
                 progress.start_clock()
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
 
     def _check(self, boundary: Boundary) -> None:
         if not boundary.reads_logits:
@@ -123,9 +119,14 @@ class OpenAIEngine(Engine):
                 "the uncertainty is not known. Choose another boundary (fixed:15, punctuation, step, whole)."
             )
 
-    async def _candidate(self, ask: Ask, number: int, progress: ParallelProgress) -> Segment:
+    def _batches(self, ask: Ask, progress: ParallelProgress) -> AsyncGenerator[list[Segment], None]:
+        """Yield the candidates in order, each from its own request."""
+        return in_order([self._candidate(replace(ask, first=ask.first + i, n=1), progress) for i in range(ask.n)])
+
+    async def _candidate(self, ask: Ask, progress: ParallelProgress) -> Segment:
+        self._check(ask.boundary)
         writer, finish_reason = self.writer(ask), None
-        body = self._body(ask, number, writer.most)
+        body = self._body(ask, writer.most)
         sent, recorded = len(body["prompt"]) if self.served.ids else 0, (0, 0)
         try:
             async with aclosing(self.client.events("/completions", body)) as events:
@@ -144,7 +145,7 @@ class OpenAIEngine(Engine):
             raise UnavailableError(f"The server at {self.client.address} ended a stream without a finish_reason.")
         return writer.segment
 
-    def _body(self, ask: Ask, number: int, max_tokens: int) -> dict[str, Any]:
+    def _body(self, ask: Ask, max_tokens: int) -> dict[str, Any]:
         ids = [*ask.prompt.token_ids, *ask.response.token_ids]
         sampling = ask.sampling
         body: dict[str, Any] = {
@@ -153,7 +154,7 @@ class OpenAIEngine(Engine):
             "max_tokens": max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": int(uniforms(ask.seed, ask.segment, number, 1)[0] * 2**31),
+            "seed": int(uniforms(ask.seed, ask.segment, ask.first, 1)[0] * 2**31),
             "stream": True,
             "stream_options": {"include_usage": True},
         }

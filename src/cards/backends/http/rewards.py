@@ -24,7 +24,7 @@ class HTTPReward(Reward, ABC):
     path: str
 
     def __init__(self, client: Client, *, output: Output = None, target: float | None = None) -> None:
-        self.client, self.output, self.target = client, output, target
+        self.client, self.output, self.target, self.parts = client, output, target, (client,)
         self.name = client.address + self.path
 
     @abstractmethod
@@ -50,9 +50,6 @@ class HTTPReward(Reward, ABC):
                 raise RewardError(f"The reward at {self.name} gave {len(batch_scores)} scores for {len(batch)} responses.")
             scores += batch_scores
         return scores
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
 
 
 def unexpected_reply(address: str, reply: Any) -> RewardError:

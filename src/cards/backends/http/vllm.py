@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from cards.backends.http.client import Client
 from cards.backends.http.openai import OpenAIEngine, ParallelProgress
 from cards.backends.vllm.options import DRAWN, INVALID, request_options
-from cards.boundaries import Entropy
 from cards.engines.ask import Ask
-from cards.engines.ordered import in_order
 from cards.engines.writer import Writer
-from cards.errors import MismatchError, SettingError, UnavailableError
+from cards.errors import SettingError, UnavailableError
 from cards.events import Segment
 from cards.sampling import invalid_logits
 
@@ -34,25 +31,12 @@ class VLLMHTTPEngine(OpenAIEngine):
         """Return the token id that marks a boundary: an end token, which ends a request in any case."""
         return min(self.end_ids, default=self.served.vocabulary - 1)
 
-    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        if ask.boundary.reads_logits and not isinstance(ask.boundary, Entropy):
-            raise MismatchError(
-                f"A vLLM server does not support the boundary {type(ask.boundary).__name__}. Use Entropy, or a boundary that "
-                "reads only text."
-            )
-        progress = ParallelProgress()
+    def _batches(self, ask: Ask, progress: ParallelProgress) -> AsyncGenerator[list[Segment], None]:
         if ask.n > 1 and (ask.stop or ask.boundary.reads_text):  # a single candidate of a stream cannot be cancelled
-            singles = [replace(ask, first=ask.first + i, n=1) for i in range(ask.n)]
-            batches = in_order([self._one(single, progress) for single in singles])
-        else:
-            batches = self._together(ask, progress)
-        async with aclosing(batches):
-            async for batch in batches:
-                progress.stop_clock()
-                yield batch
-                progress.start_clock()
+            return super()._batches(ask, progress)
+        return self._together(ask, progress)
 
-    async def _one(self, ask: Ask, progress: ParallelProgress) -> Segment:
+    async def _candidate(self, ask: Ask, progress: ParallelProgress) -> Segment:
         [segment] = [segment async for batch in self._together(ask, progress) for segment in batch]
         return segment
 

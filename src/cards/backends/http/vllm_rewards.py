@@ -25,7 +25,8 @@ class VLLMHTTPReward(SequenceClassifier):
         self, client: Client, path: str, served: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
     ) -> None:
         super().__init__(model, tokenizer, name=client.address + path, **options)
-        self.client, self.path, self.served, self.flops = client, path, served, flops_per_token(model)
+        self.client, self.path, self.served, self.parts = client, path, served, (client,)
+        self.flops = flops_per_token(model)
 
     @classmethod
     def connect(cls, client: Client, kind: str, files: str | None, *, context: int | None, **options: Any) -> VLLMHTTPReward:
@@ -52,9 +53,6 @@ class VLLMHTTPReward(SequenceClassifier):
             raise unexpected_reply(self.client.address, reply) from error
         current_account().add(prefill_tokens=read, flops=self.flops * read)
         return self.combine(outputs)
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
 
 
 def _load(names: Sequence[str], address: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, ClassVar, cast
@@ -14,12 +13,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
-from cards.backends.local.loading import load, resolve_device
+from cards.backends.local.loading import load
 from cards.backends.local.proof import lm_outputs, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
-from cards.engines.base import Ask, Engine, call_in_loop
+from cards.engines.base import Ask, Engine
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.text import check_fits, check_ids, encode
@@ -63,6 +62,7 @@ class TransformersEngine(Engine):
             )
         )
         self.scheduler = Scheduler(verified, self._consume)
+        self.parts = (self.scheduler,)
         self.end_ids = end_ids(model, tokenizer)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent sequences
@@ -76,10 +76,7 @@ class TransformersEngine(Engine):
         cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
     ) -> TransformersEngine:
         """Load `tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        torch_device = resolve_device(device)
-        model, tokenizer = DeviceWorker.on(torch_device).call(
-            lambda: load(AutoModelForCausalLM, name, "lm", torch_device, dtype)
-        )
+        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -105,7 +102,9 @@ class TransformersEngine(Engine):
         ids = [*prompt.token_ids, *response.token_ids]
         return cast("NDArray[np.float32]", await self._read(prompt, ids, last, lambda logits: _numpy(logits.float())))
 
-    async def logprobs(self, prompt: Prompt, response: Response, last: int | None = None) -> NDArray[np.float64]:
+    async def logprobs(
+        self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
+    ) -> NDArray[np.float64]:
         ids = list(response.token_ids)
         last = len(ids) if last is None else last
         check(0 <= last <= len(ids), f"last must be between 0 and {len(ids)}, the length of the response, got {last}.")
@@ -114,7 +113,7 @@ class TransformersEngine(Engine):
         drawn = torch.tensor(ids[len(ids) - last :]).unsqueeze(1)
 
         def reduce(logits: Tensor) -> NDArray[np.float64]:
-            return _numpy(logits.double().log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
+            return _numpy((logits.double() / temperature).log_softmax(-1).gather(1, drawn.to(logits.device))[:, 0])
 
         return cast("NDArray[np.float64]", await self._read(prompt, [*prompt.token_ids, *ids[:-1]], last, reduce))
 
@@ -123,34 +122,18 @@ class TransformersEngine(Engine):
         check_ids(tokens, self.name, self.vocab_size)
         pending = PendingResult()
 
-        def result(logits: Tensor) -> NDArray[Any]:
+        def finish(logits: Tensor) -> None:
             self.scheduler.worker.expected += 1  # callers that read logits usually call again
-            return reduce(logits)
+            pending.resolve(reduce(logits))
 
         def begin() -> Sequence[Row]:
             if last == 1 and (known := self._logits.get(tuple(tokens))) is not None:
-                pending.resolve(result(known))
+                finish(known)
                 return ()
-            return [LogitsRow(pending, prompt, tokens, last, result)]
+            return [Tail(pending, tokens, len(prompt.token_ids), last, finish)]
 
         self.scheduler.submit(begin, pending)
-        try:
-            return await pending.future
-        finally:
-            pending.cancelled = True
-
-    async def settle(self) -> None:
-        """Wait until the slots of cancelled rows are free and their usage is recorded."""
-        if self.scheduler.closed:
-            return
-        loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-        def settled() -> None:
-            self.scheduler.retire()
-            call_in_loop(loop, done.set)
-
-        self.scheduler.do(settled)
-        await done.wait()
+        return await pending.wait()
 
     def width(self, acceptance_rate: float, most: int) -> int:
         """Return the number of candidates with the least work per accepted segment.
@@ -172,11 +155,8 @@ class TransformersEngine(Engine):
         return self._without_layers[share]
 
     def forget(self) -> None:
-        self.scheduler.forget()
+        super().forget()
         self.scheduler.do(self._logits.clear)
-
-    async def aclose(self) -> None:
-        self.scheduler.close()
 
     # The methods below run in the worker thread.
 
@@ -290,20 +270,6 @@ class Candidate(Row):
         if self.writer.segment is not None:
             self.done = True
             self.call.segments.finish(self.number, self.writer.segment)
-
-
-class LogitsRow(Tail):
-    """A row whose last next-token logits [last, vocabulary] are passed through `reduce` and returned to the caller."""
-
-    call: PendingResult
-
-    def __init__(self, call: PendingResult, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> None:
-        super().__init__(call, tokens, last)
-        self.given = len(prompt.token_ids)
-        self.reduce = reduce
-
-    def finish(self, outputs: Tensor) -> None:
-        self.call.resolve(self.reduce(outputs))
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

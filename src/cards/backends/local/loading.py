@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import resolve_dtype
 from cards.backends.files import load_tokenizer, locate, unknown_model
+from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, SettingError
 
 
@@ -27,14 +28,19 @@ def resolve_device(device: str) -> torch.device:
         raise SettingError(f"Device {device!r} cannot be used: {reason}. Try 'cpu'.") from error
 
 
-def load(
-    auto: Any, name: str, embedded: str, device: torch.device, dtype: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder, from Hugging Face, or embedded (`tiny` is in folder `embedded`).
 
-    Raises UnknownNameError if the model does not exist, ModelError if weights are missing, SettingError if it does not fit
-    into the memory of the device.
+    Raises UnknownNameError if the model does not exist, ModelError if weights are missing, SettingError if the device does
+    not exist or the model does not fit into its memory.
     """
+    torch_device = resolve_device(device)
+    return DeviceWorker.on(torch_device).call(lambda: _load(auto, name, embedded, torch_device, dtype))
+
+
+def _load(
+    auto: Any, name: str, embedded: str, device: torch.device, dtype: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     torch_dtype, source = resolve_dtype(dtype, device), locate(name, embedded)
     try:
         model, report = auto.from_pretrained(source, dtype=torch_dtype, output_loading_info=True)

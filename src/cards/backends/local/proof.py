@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,13 +68,9 @@ def _error(slots: Slots, row: list[int], expected: Tensor) -> float:
     return ((output - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
 
 
-def accepts(function: Callable[..., Any], argument: str) -> bool:
-    return argument in inspect.signature(function).parameters
-
-
 def lm_outputs(model: PreTrainedModel, context: int) -> tuple[Output | None, Output]:
     """Return functions for the next-token logits [rows, vocabulary] at the packed indices `last`, the faster one first."""
-    has_keep = accepts(model.forward, "logits_to_keep")
+    has_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
     mask = DUMMY_MASK.to(model.device)
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:

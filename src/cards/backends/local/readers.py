@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from itertools import takewhile
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
@@ -17,21 +19,12 @@ from cards.backends.local.lean import lean_forward
 from cards.backends.local.proof import DUMMY_MASK, verified_slots
 from cards.engines.scheduler import PendingResult, Row, Scheduler
 from cards.engines.worker import DeviceWorker
+from cards.parts import Composite
 
 Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] -> one reward per row
 
 
-class TextScorer(Protocol):
-    """A scorer of rows of token ids."""
-
-    async def score(self, rows: Sequence[list[int]]) -> list[float]: ...
-
-    def forget(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class SlotScorer:
+class SlotScorer(Composite):
     """A scorer for causal RMs in cache slots, which reads only the tokens that no slot holds."""
 
     def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
@@ -51,21 +44,12 @@ class SlotScorer:
             lambda: verified_slots(model, (lean_forward(model, head, context), output), slots, context, reference)
         )
         self.scheduler = Scheduler(verified, self._consume)
-        self.combine = combine
+        self.parts, self.combine = (self.scheduler,), combine
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
         pending = PendingScores(rows)
         self.scheduler.submit(lambda: self._begin(pending), pending)
-        try:
-            return cast("list[float]", await pending.future)
-        finally:
-            pending.cancelled = True
-
-    def forget(self) -> None:
-        self.scheduler.forget()
-
-    def close(self) -> None:
-        self.scheduler.close()
+        return cast("list[float]", await pending.wait())
 
     def _begin(self, pending: PendingScores) -> list[Row]:
         """Return a row for each text. If texts share a prefix that no slot holds, return one row for the prefix first."""
@@ -117,7 +101,7 @@ class TextRow(Row):
         self.number = number
 
 
-class PaddedScorer:
+class PaddedScorer(Composite):
     """A scorer for complete texts in batches. Encoders get texts padded on the right, other models texts of equal length."""
 
     urgent = True
@@ -140,16 +124,7 @@ class PaddedScorer:
         pending = PendingScores(rows)
         self.inbox.append(pending)
         self.worker.wake()
-        try:
-            return cast("list[float]", await pending.future)
-        finally:
-            pending.cancelled = True
-
-    def forget(self) -> None:
-        """Do nothing, because there is no cache."""
-
-    def close(self) -> None:
-        """Do nothing, because no memory is allocated."""
+        return cast("list[float]", await pending.wait())
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -179,24 +154,16 @@ class PaddedScorer:
 
     def _batch(self, texts: Sequence[TextRow]) -> Sequence[TextRow]:
         """Return the first of the texts (by rising length) that fit into one batch."""
-        longest, count = 0, 0
-        for text in texts:
-            longest = max(longest, len(text.tokens))
-            if count and (longest * (count + 1) > self.batch_tokens or not (self.pads or longest == len(texts[0].tokens))):
-                break
-            count += 1
-        return texts[:count]
+        batch = texts if self.pads else [text for text in texts if len(text.tokens) == len(texts[0].tokens)]
+        fitting = sum(len(text.tokens) * count <= self.batch_tokens for count, text in enumerate(batch, 1))
+        return batch[: max(1, fitting)]
 
     def _forward(self, batch: Sequence[TextRow]) -> Tensor:
         """Return the outputs [texts, labels] of the classifier."""
-        count, longest = len(batch), len(batch[-1].tokens)
-        ids = torch.full((count, longest), self.pad_id)
-        mask = torch.zeros(count, longest, dtype=torch.long)
-        for i, text in enumerate(batch):
-            ids[i, : len(text.tokens)] = torch.tensor(text.tokens)
-            mask[i, : len(text.tokens)] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        rows = [torch.tensor(text.tokens, dtype=torch.long) for text in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).to(self.model.device)
         if self.pads:
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.model.device)
             return cast(Tensor, self.model(input_ids=ids, attention_mask=mask).logits)
         # The head is applied at the last token here, because the model would look for padding.
         head = cast(torch.nn.Module, self.model.score)
@@ -209,6 +176,5 @@ def is_causal(model: PreTrainedModel) -> bool:
 
 
 def _common_prefix(rows: Sequence[list[int]]) -> list[int]:
-    low, high = min(rows), max(rows)
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[:length]
+    extremes = zip(min(rows), max(rows), strict=False)  # in lexicographic order
+    return [low for low, _ in takewhile(lambda pair: pair[0] == pair[1], extremes)]

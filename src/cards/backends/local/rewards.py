@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load, resolve_device
-from cards.backends.local.readers import PaddedScorer, SlotScorer, TextScorer, is_causal
-from cards.engines.worker import DeviceWorker
+from cards.backends.local.loading import load
+from cards.backends.local.readers import PaddedScorer, SlotScorer, is_causal
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -32,27 +32,18 @@ class ClassifierReward(SequenceClassifier):
     ) -> None:
         super().__init__(model, tokenizer, output=output, target=target, context=context, name=name)
         self.reader = self._reader(slots)
+        self.parts = (self.reader,)
 
     @classmethod
-    def load(
-        cls,
-        name: str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        output: Output = None,
-        target: float | None = None,
-        slots: int = 32,
-        context: int | None = None,
-    ) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Raises ModelError if the model has no trained score head."""
-        torch_device = resolve_device(device)
-        model, tokenizer = DeviceWorker.on(torch_device).call(
-            lambda: load(AutoModelForSequenceClassification, name, "rm", torch_device, dtype)
-        )
-        return cls(model, tokenizer, output=output, target=target, slots=slots, context=context, name=name)
+    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class: output, target, slots and context.
 
-    def _reader(self, slots: int) -> TextScorer:
+        Raises ModelError if the model has no trained score head.
+        """
+        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
+        return cls(model, tokenizer, name=name, **options)
+
+    def _reader(self, slots: int) -> SlotScorer | PaddedScorer:
         if is_causal(self.model):
             try:
                 return SlotScorer(self.model, self.combine, slots, self.limit)
@@ -62,9 +53,3 @@ class ClassifierReward(SequenceClassifier):
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)
-
-    def forget(self) -> None:
-        self.reader.forget()
-
-    async def aclose(self) -> None:
-        self.reader.close()

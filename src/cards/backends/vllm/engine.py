@@ -38,7 +38,7 @@ class VLLMEngine(Engine):
     def __init__(
         self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, slots: int, context: int, name: str
     ) -> None:
-        self.host, self.tokenizer, self.name = host, tokenizer, name
+        self.host, self.parts, self.tokenizer, self.name = host, (host,), tokenizer, name
         self.rows, self.context = slots, context
         self.chats = tokenizer.chat_template is not None
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
@@ -103,15 +103,6 @@ class VLLMEngine(Engine):
         """Return the expected number of candidates until an acceptance, or fewer if many requests share the slots."""
         return max(1, min(most, self.rows // max(1, self.requests), math.ceil(1 / acceptance_rate)))
 
-    async def settle(self) -> None:
-        await self.host.settle()
-
-    def forget(self) -> None:
-        self.host.forget()
-
-    async def aclose(self) -> None:
-        await self.host.aclose()
-
 
 class VLLMRequests:
     """The vLLM requests of an ask, one per candidate. The candidates are returned in order."""
@@ -139,7 +130,8 @@ class VLLMRequests:
             raise
         finally:
             self.costs["seconds"] = time.perf_counter() - start
-            call_in_loop(self.loop, self._record_usage)
+            flops = self.engine.flops * self.read
+            call_in_loop(self.loop, lambda: self.account.add(flops=flops, **self.costs))
 
     async def _write(self, number: int) -> None:
         """Draw tokens of a candidate until its segment ends."""
@@ -169,6 +161,3 @@ class VLLMRequests:
             raise UnavailableError(f"vLLM ended a request of model {self.engine.name!r} before its segment was complete.")
         self.candidates.finish(number, writer.segment)
         self.candidates.deliver()
-
-    def _record_usage(self) -> None:
-        self.account.add(flops=self.engine.flops * self.read, **self.costs)

@@ -18,6 +18,7 @@ import torch
 
 from cards.backends.configuration import resolve_dtype
 from cards.errors import MissingExtraError, ModelError, PromptError, SettingError, UnavailableError, UnknownNameError
+from cards.parts import Composite
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -35,15 +36,13 @@ except ImportError as error:
     raise MissingExtraError(f"Models named vllm:NAME need vLLM ({error})", "vllm") from error
 
 T = TypeVar("T")
-CPU_OPTIONS = {
-    "block_size": 32,
-    "kv_cache_memory_bytes": 2**30,
-}  # vLLM's default blocks of 128 tokens do not share short prompts
+# vLLM's default blocks of 128 tokens do not share short prompts
+CPU_OPTIONS = {"block_size": 32, "kv_cache_memory_bytes": 2**30}
 SHUTDOWN_TIMEOUT = 20.0  # seconds for vLLM's processes to end by themselves
 BASE_OPTIONS = {"skip_tokenizer_init": True, "enable_prefix_caching": True, "disable_log_stats": True}
 
 
-class Host:
+class Host(Composite):
     """A model in vLLM.
 
     model: folder or Hugging Face name. name: the name in messages. options: those of vLLM's AsyncEngineArgs.

@@ -15,8 +15,9 @@ The `seed` of the request is the number of the candidate. With `n` above 1, vLLM
 requires that `temperature` is 0, or 1 if `n` is above 1. Penalties are rejected, because they would change the draw.
 
 The processor leaves one token in a row of logits. Its value is -1 if the token was drawn, -2 if the logits contain NaN or
-infinity, and the uncertainty (never negative) if it is the stop id. With vLLM's `logprobs_mode="processed_logits"`, the log-probability of the token
-(`logprobs=0`) is this value. With any other mode, `cards_stop` must be an id that the LM never draws.
+infinity, and the uncertainty (never negative) if it is the stop id. With vLLM's `logprobs_mode="processed_logits"`, the
+log-probability of the token (`logprobs=0`) is this value. With any other mode, `cards_stop` must be an id that the LM never
+draws.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
     sampling, boundary = ask.sampling, ask.boundary
     if boundary.reads_logits and type(boundary) is not Entropy:
         raise MismatchError(
-            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, or the transformers engine."
+            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, a boundary that reads only text, or "
+            "the transformers engine."
         )
     options: dict[str, str | int | float] = {
         "seed": ask.seed % 2**64,  # as in `uniforms`, and small enough for the protocol

@@ -22,7 +22,7 @@ class VLLMReward(SequenceClassifier):
 
     def __init__(self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
-        self.host, self.flops = host, flops_per_token(model)
+        self.host, self.parts, self.flops = host, (host,), flops_per_token(model)
 
     @classmethod
     def load(
@@ -60,9 +60,3 @@ class VLLMReward(SequenceClassifier):
         read = sum(map(len, rows)) - cached
         current_account().add(prefill_tokens=read, cached_tokens=cached, flops=self.flops * read)
         return self.combine(torch.stack([output.outputs.data for output in outputs]))
-
-    def forget(self) -> None:
-        self.host.forget()
-
-    async def aclose(self) -> None:
-        await self.host.aclose()

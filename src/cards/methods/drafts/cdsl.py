@@ -77,7 +77,7 @@ class CDSL(Method):
             for position, row in enumerate(logits, len(response.token_ids)):
                 valid_logits(row, position)
             agreed = int((logits.argmax(-1) == ahead).cumprod().sum())
-            trusted = agreed >= self.agreement * len(ahead)
+            trusted = agreed / len(ahead) >= self.agreement
             rejected: list[Segment] = []
             if trusted:
                 segment = segment_of(engine, ask, ahead[:agreed], Writer.push)

@@ -14,7 +14,7 @@ from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, 
 from cards.methods.base import EngineLike, Method, Request, RewardLike, loaded, propose_all, required
 from cards.methods.tokens.driver import limit_to_context
 from cards.rewards.base import Reward
-from cards.rewards.process import sigmoid
+from cards.rewards.scale import to_probability
 from cards.sampling import CHOICE, Sampling, pick, uniforms
 from cards.settings import setting
 from cards.usage import Role, booked_as, in_role
@@ -30,10 +30,10 @@ class GSI(Method):
         pick i with probability proportional to exp(beta rho_i); accept it if rho_i >= threshold (u in the paper), else
         sample n steps from pi_B, and pick i with probability proportional to exp(beta s_i)
 
-    pi_B is the LM, pi_S the `proposer`, and s = sigmoid(r(x, y + step)). Both rules aim at pi_B(step) exp(beta s),
-    normalized. `process` scores steps; without it the reward does. Its scores are read as log-odds. Steps are sampled at
-    temperature 1 from the whole vocabulary, because engines give the log-probabilities of this law; with a truncated
-    vocabulary the ratio could be infinite.
+    pi_B is the LM, pi_S the `proposer`, both at `temperature`, and s is r(x, y + step) as a probability. Both rules aim at
+    pi_B(step) exp(beta s), normalized. `process` scores steps; without it the reward does. s is the score itself if its scale
+    is `probability`, else its sigmoid. Steps are sampled from the whole vocabulary, as in the published code: with a truncated
+    one the ratio could be infinite.
     """
 
     name: ClassVar[str] = "gsi"
@@ -51,6 +51,7 @@ class GSI(Method):
         20.0, help="Weight of the reward in the choice of a step; higher is stricter.", above=0, typical=(0.5, 50)
     )
     threshold: float = setting(0.5, help="Minimum tilted reward rho at which the chosen step is accepted.", typical=(0, 1))
+    temperature: float = setting(0.7, help="Temperature of both models.", above=0, typical=(0.1, 2))
     boundary: Boundary = setting(BLANK_LINE, help="Rule that ends a step.", advanced=True)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
@@ -61,7 +62,9 @@ class GSI(Method):
         request = limit_to_context(request, (engine, proposer))
         response, index = Response(), 0
         while response.finish_reason is None:
-            ask = replace(request.ask(response), boundary=self.boundary, sampling=Sampling(), segment=index, n=self.n)
+            ask = replace(
+                request.ask(response), boundary=self.boundary, sampling=Sampling(self.temperature), segment=index, n=self.n
+            )
             u = uniforms(request.seed, index, 0, 2, CHOICE)
             steps: list[Segment] = []
             sources: Sequence[tuple[Role, Engine]] = (("draft", proposer), ("lm", engine))
@@ -98,11 +101,11 @@ class GSI(Method):
             if source is engine:
                 return 0.0
             last = len(step.token_ids)
-            of_draft = in_role("draft", source.logprobs, ask.prompt, response, last)
-            target, draft = await asyncio.gather(engine.logprobs(ask.prompt, response, last), of_draft)
+            of_draft = in_role("draft", source.logprobs, ask.prompt, response, last, self.temperature)
+            target, draft = await asyncio.gather(engine.logprobs(ask.prompt, response, last, self.temperature), of_draft)
             return float(target.sum() - draft.sum())
 
         log_ratios = asyncio.gather(*map(log_ratio, responses, steps))
         rewards, ratios = await asyncio.gather(process.score(ask.prompt, responses), log_ratios)
-        tilts = [sigmoid(r) + ratio / self.beta for r, ratio in zip(rewards, ratios, strict=True)]
+        tilts = [to_probability(r, process.scale) + ratio / self.beta for r, ratio in zip(rewards, ratios, strict=True)]
         return [replace(step, reward=r) for step, r in zip(steps, rewards, strict=True)], tilts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,6 +12,7 @@ from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored
 from cards.methods.base import EngineLike, Request, RewardLike, Sampled, loaded, propose_all, required
 from cards.methods.tokens.driver import limit_to_context
 from cards.rewards.base import Reward
+from cards.rewards.scale import from_probability
 from cards.settings import setting
 from cards.usage import booked_as
 
@@ -23,11 +23,11 @@ BLANK_LINE = Step()
 class RSD(Sampled):
     """Generate each step with a small model, and again with the LM if the reward of the step is too low.
 
-        s = sigmoid(r(x, y + step)),   step ~ proposer
+        s = r(x, y + step) as a probability,   step ~ proposer
         accept the step if s >= threshold (delta), else take a step of the LM, unscored
 
-    A step follows q_proposer 1[s >= threshold] + P(s < threshold) q. `process` scores steps; without it the reward does. Its
-    scores are read as log-odds. Events show the threshold on the scale of r.
+    A step follows q_proposer 1[s >= threshold] + P(s < threshold) q. `process` scores steps; without it the reward does. s is
+    the score itself if its scale is `probability`, else its sigmoid. Events show the threshold on the scale of r.
 
     Differs from the published code: the end-of-text token is respected within a step.
     """
@@ -41,14 +41,14 @@ class RSD(Sampled):
         "tiny-draft", help="Smaller LM with the same tokenizer, which generates the steps.", loads="engine"
     )
     process: RewardLike | None = setting(None, help="Reward model that scores steps (none: the reward).", loads="reward")
-    threshold: float = setting(0.7, help="Minimum sigmoid of the reward at which a step is accepted.", above=0, below=1)
+    threshold: float = setting(0.7, help="Minimum probability of a step at which it is accepted.", above=0, below=1)
     boundary: Boundary = setting(BLANK_LINE, help="Rule that ends a step.", advanced=True)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         process = required(reward if self.process is None else loaded(self.process), self)
         proposer = loaded(self.proposer)
         request = limit_to_context(request, (engine, proposer))
-        minimum = math.log(self.threshold / (1 - self.threshold))
+        minimum = from_probability(self.threshold, process.scale)
         response, index = Response(), 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=self.boundary, sampling=self.sampling, segment=index)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from cards.engines.base import Ask, Engine
-from cards.events import Accepted, Event, Prompt, Proposed, Rejected, Response, Scored, Segment
+from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import Request, Sampled, propose, required
 from cards.rewards.base import Reward
 from cards.settings import setting
@@ -26,15 +26,14 @@ class ResponseMethod(Sampled):
 
     @property
     def kl_bound(self) -> float:
-        """Return log n - (n - 1) / n (arXiv 2401.01879), which bounds every choice among n samples, not only best-of-n.
-
-        For P(response in A) <= 1 - (1 - q(A))^n for every set A, with equality for best-of-n and the sets of highest reward.
-        """
-        return math.log(self.n) - (self.n - 1) / self.n
+        return choice_kl_bound(self.n)
 
     @abstractmethod
-    async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
-        """Return the index of the response to return. Each candidate is a complete response."""
+    async def choose(self, candidates: Sequence[Segment], seed: int) -> int | None:
+        """Return the index of the response to return. Each candidate is a complete response.
+
+        None returns one more sample instead, as a fallback.
+        """
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self) if "reward" in self.needed else None
@@ -43,8 +42,22 @@ class ResponseMethod(Sampled):
         async with aclosing(propose_responses(request.prompt, ask, engine, reward, candidates)) as events:
             async for event in events:
                 yield event
-        for event in verdicts(candidates, await self.choose(candidates, request.seed), request.trace):
+        chosen = await self.choose(candidates, request.seed)
+        if chosen is None:
+            fresh = replace(ask, first=self.n, n=1)
+            async with aclosing(propose_responses(request.prompt, fresh, engine, reward, candidates)) as events:
+                async for event in events:
+                    yield event
+        for event in verdicts(candidates, self.n if chosen is None else chosen, request.trace, fallback=chosen is None):
             yield event
+
+
+def choice_kl_bound(n: int) -> float:
+    """Return log n - (n - 1) / n (arXiv 2401.01879), which bounds every choice among n samples, not only best-of-n.
+
+    For P(response in A) <= 1 - (1 - q(A))^n for every set A, with equality for best-of-n and the sets of highest reward.
+    """
+    return math.log(n) - (n - 1) / n
 
 
 async def propose_responses(
@@ -66,13 +79,14 @@ async def propose_responses(
                     yield Scored(0, number, candidates[number])
 
 
-def verdicts(candidates: Sequence[Segment], chosen: int, trace: bool) -> Iterator[Event]:
-    """Yield the verdicts: the chosen candidate is accepted, the others are rejected."""
+def verdicts(candidates: Sequence[Segment], chosen: int, trace: bool, *, fallback: bool = False) -> Iterator[Event]:
+    """Yield the verdicts: the chosen candidate is accepted, or used as a fallback, and the others are rejected."""
     others = [(i, candidate) for i, candidate in enumerate(candidates) if i != chosen]
     for i, candidate in others:
         yield Rejected(0, i, candidate)
     rejected = tuple(candidate for _, candidate in others) if trace else ()
-    yield Accepted(0, chosen, replace(candidates[chosen], candidates=len(candidates), rejected=rejected))
+    verdict = Fallback if fallback else Accepted
+    yield verdict(0, chosen, replace(candidates[chosen], candidates=len(candidates), rejected=rejected, fallback=fallback))
 
 
 def rewards_of(candidates: Sequence[Segment]) -> list[float]:

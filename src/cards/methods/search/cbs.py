@@ -33,7 +33,7 @@ class CBS(SearchMethod):
     summary: ClassVar[str] = "Run beam search over segments by reward (weak-to-strong search)."
 
     beams: int = setting(
-        4, help="Number of partial responses kept after each segment.", at_least=1, typical=(1, 16), client_at_most=32
+        4, help="Number of incomplete responses kept after each segment.", at_least=1, typical=(1, 16), client_at_most=32
     )
     children: int = setting(4, help="Number of continuations of each beam.", at_least=1, typical=(1, 16), client_at_most=32)
     block: int = setting(10, help="Number of tokens per segment.", at_least=1, typical=(1, 64))

@@ -26,7 +26,7 @@ class SearchMethod(Sampled):
 
 @dataclass(frozen=True, slots=True)
 class Particle:
-    """A partial response, the keys of its candidates, its score, and the reward that gave the score."""
+    """An incomplete response, the keys of its candidates, its score, and the reward that gave the score."""
 
     response: Response = field(default_factory=Response)
     path: tuple[Key, ...] = ()

@@ -15,13 +15,13 @@ from cards.events import Event, Response
 from cards.methods.base import Request, propose_all, required
 from cards.methods.search.driver import Candidates, Key, SearchMethod
 from cards.rewards.base import Reward
-from cards.rewards.process import sigmoid
+from cards.rewards.scale import to_probability
 from cards.settings import setting
 
 
 @dataclass(slots=True)
 class Node:
-    """A partial response in the tree. Its value is the mean score of its own segment and those below it."""
+    """An incomplete response in the tree. Its value is the mean score of its own segment and those below it."""
 
     response: Response
     path: tuple[Key, ...] = ()
@@ -52,8 +52,7 @@ class RAIN(SearchMethod):
         commit   after `searches` rounds the most visited child of the root (ties: the highest v)
 
     Segments have 1, 2, 4 and then always 10 tokens, counted from the start of the response (`lengths`). `exploration` is c.
-    The score is the reward: a SelfEvaluation as in the paper, or a reward model. `squash` passes rewards through a sigmoid;
-    set it to no for rewards in [0, 1].
+    The score is the reward as a probability: a SelfEvaluation as in the paper, or the sigmoid of a reward model.
 
     Differs from the published code: p is the share of candidates, not the LM's probability of a segment, which is tiny for
     ten tokens. All children of a leaf are scored, without a lookahead. Similar segments do not share scores, which would need
@@ -73,7 +72,6 @@ class RAIN(SearchMethod):
     lengths: tuple[int, ...] = setting(
         (1, 2, 4, 10), help="Number of tokens per segment, by its depth in the tree.", at_least=1, advanced=True
     )
-    squash: bool = setting(True, help="Whether rewards pass through a sigmoid; no for rewards between 0 and 1.", advanced=True)
 
     def validate(self) -> None:
         check(bool(self.lengths), f"lengths must have at least one number of tokens, got {self.lengths!r}.")
@@ -101,7 +99,7 @@ class RAIN(SearchMethod):
                     yield candidates.add(key, segment)
                     yield candidates.score(key, r)
                     leaf.children.append(Node(response, (*leaf.path, key), count / self.children))
-                    back_up([*path, leaf.children[-1]], sigmoid(r) if self.squash else r)
+                    back_up([*path, leaf.children[-1]], to_probability(r, reward.scale))
             root = max(root.children, key=lambda child: (child.visits, child.value))
             for event in candidates.settle([leaf.path for leaf in root.leaves()], root.response.finish_reason is not None):
                 yield event

@@ -35,7 +35,7 @@ class SMC(SearchMethod):
     """
 
     name: ClassVar[str] = "smc"
-    summary: ClassVar[str] = "Weight and resample partial responses by their reward (sequential Monte Carlo)."
+    summary: ClassVar[str] = "Weight and resample incomplete responses by their reward (sequential Monte Carlo)."
 
     particles: int = setting(
         8, help="Number of responses generated concurrently.", at_least=1, typical=(1, 32), client_at_most=64

@@ -1,4 +1,4 @@
-"""Speculative rejection: best-of-N that drops the worst partial responses (Sun et al., NeurIPS 2024, arXiv 2410.20290)."""
+"""Speculative rejection: best-of-N that drops the worst incomplete responses (Sun et al., NeurIPS 2024, arXiv 2410.20290)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import ClassVar
 
+from cards.acceptance import portion
 from cards.boundaries import FixedLength
 from cards.engines.base import Engine
 from cards.events import Event
@@ -30,7 +31,7 @@ class SpeculativeRejection(SearchMethod):
     """
 
     name: ClassVar[str] = "speculative-rejection"
-    summary: ClassVar[str] = "Run best-of-n, but drop the worst partial responses at each decision point."
+    summary: ClassVar[str] = "Run best-of-n, but drop the worst incomplete responses at each decision point."
 
     n: int = setting(16, help="Number of responses at the start.", at_least=1, typical=(1, 32), client_at_most=64)
     reject: float = setting(0.5, help="Fraction of the responses dropped at each decision point.", at_least=0, below=1)
@@ -43,5 +44,5 @@ class SpeculativeRejection(SearchMethod):
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         doubling = ((FixedLength(maximum=self.first * 2**k), 1) for k in count())
         plan = chain([(FixedLength(maximum=self.first), self.n)], doubling)
-        search = Search(plan, lambda scores: top(scores, len(scores) - int(len(scores) * self.reject)), self.sampling)
+        search = Search(plan, lambda scores: top(scores, len(scores) - int(portion(self.reject, len(scores)))), self.sampling)
         return search.stream(request, engine, required(reward, self))

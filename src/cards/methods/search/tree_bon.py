@@ -31,7 +31,7 @@ class TreeBoN(SearchMethod):
     """
 
     name: ClassVar[str] = "tree-bon"
-    summary: ClassVar[str] = "Run best-of-n over a tree of partial responses that is pruned layer by layer."
+    summary: ClassVar[str] = "Run best-of-n over a tree of incomplete responses that is pruned layer by layer."
 
     n: int = setting(16, help="Number of responses at the start.", at_least=1, typical=(1, 32), client_at_most=64)
     children: int = setting(
@@ -39,7 +39,7 @@ class TreeBoN(SearchMethod):
     )
     layers: int = setting(4, help="Number of layers into which max_tokens is divided.", at_least=1, typical=(1, 16))
     guide: RewardLike | None = setting(
-        None, help="Reward that scores partial responses (none: the reward itself).", loads="reward"
+        None, help="Reward that scores incomplete responses (none: the reward itself).", loads="reward"
     )
 
     def validate(self) -> None:

@@ -38,9 +38,9 @@ class CARDS(SegmentMethod):
 
         r* = the ceil(quantile pilots)-th smallest of r(x, s_1) .. r(x, s_pilots),   s_i ~ q
 
-    The pilots are all proposed first and then tested in order. Given r*, the first segment is the first pilot that passes.
-    With alpha 1 one always does; with alpha 1 and the hard test, each of the pilots - ceil(quantile pilots) + 1 pilots of
-    highest reward is equally likely. Later segments follow the law above, given r*. This option is ours.
+    The pilots are all proposed first and then tested in order. Given r*, the first segment is the first pilot that passes. One
+    always does, because no threshold is above r*. With alpha 1 and the hard test, each of the pilots - ceil(quantile pilots) +
+    1 pilots of highest reward is equally likely. Later segments follow the law above, given r*. This option is ours.
 
     Differs from the published code: one KV cache and no second pass at a boundary; the end-of-text token ends the response;
     the reward of the prompt is counted; the test runs on the log scale; non-finite rewards are errors.

@@ -49,8 +49,9 @@ class ContrastiveDecoding(ContrastiveMethod):
 
         score(v) = log p_LM(v) - log p_amateur(v)     if p_LM(v) >= plausibility max p_LM, else -inf
 
-    p_amateur is taken at amateur_temperature, and is at least the smallest positive float. temperature 0 takes the highest score; otherwise the token is sampled from
-    softmax(score / temperature). plausibility is alpha in the paper, amateur_temperature is tau.
+    p_amateur is taken at amateur_temperature, and is at least the smallest positive float. temperature 0 takes the highest
+    score; otherwise the token is sampled from softmax(score / temperature). plausibility is alpha in the paper,
+    amateur_temperature is tau.
 
     Differs from the published code: greedy search, while the paper uses a beam of 5.
     """

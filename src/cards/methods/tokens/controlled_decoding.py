@@ -18,6 +18,7 @@ class ControlledDecoding(RewardGuidedMethod):
     """Tilt next-token probabilities by the value of the response that each token leads to.
 
         y_t ~ q(v) exp(weight V(x, y + v)), normalized     q: the LM under temperature, restricted to its top_k tokens
+        y_t = argmax log p(v) + weight V(x, y + v)         with temperature 0; p: the LM
 
     weight is lambda in the paper. V(x, y) is the expected reward of the responses that begin with y. The reward of the
     incomplete response stands in for it: a value head gives V itself, a reward model of complete responses only an estimate.
@@ -33,8 +34,8 @@ class ControlledDecoding(RewardGuidedMethod):
     )
     top_k: int = 20
     temperature: float = setting(
-        0.7, help="Temperature of the LM, before the tilt; 0 is greedy and ignores the reward.", at_least=0, typical=(0, 2)
+        0.7, help="Temperature of the LM, before the tilt; 0 takes the highest score.", at_least=0, typical=(0, 2)
     )
 
     def score(self, logits: Floats, rewards: Floats, reward: Reward) -> Floats:
-        return logits + self.temperature * self.weight * rewards  # sampling divides by the temperature
+        return logits + (self.temperature or 1.0) * self.weight * rewards  # sampling divides by the temperature

@@ -22,7 +22,8 @@ class RAD(RewardGuidedMethod):
         y_t    ~ softmax((logit(v) + weight clip(rho(v), 0, 1)) / temperature)     v: the top_k most likely tokens
 
     weight is beta in the paper. The paper trains its reward model to return rho in [0, 1]. Other rewards are unbounded, so the
-    logistic function maps them around `target` (None: suggested by the reward). With scale None rewards are used as they are.
+    logistic function maps them around `target` (None: suggested by the reward). Rewards that are probabilities, and all rewards
+    with scale None, are used as they are.
 
     Differs from the published code: the logistic function, and any reward model works. A causal one reads only new tokens.
     """
@@ -45,7 +46,7 @@ class RAD(RewardGuidedMethod):
     def score(self, logits: Floats, rewards: Floats, reward: Reward) -> Floats:
         import numpy as np
 
-        if self.scale is not None:
+        if self.scale is not None and reward.scale != "probability":
             distance = (rewards - target_of(self.target, reward)) / self.scale
             rewards = (1 + np.tanh(distance / 2)) / 2  # the logistic function, without overflow
         return RewardGuidedMethod.score(self, logits, np.clip(rewards, 0, 1), reward)

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cards.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from cards.decoder import Decoder
+    from cards.serve.service import Service
 
 
-def mount(
-    app: FastAPI,
-    decoder_of: Callable[[str, Mapping[str, Any]], Decoder],
-    admission: Callable[[], AbstractAsyncContextManager[None]],
-) -> None:
-    """Serve the page at `/` of the app, after the existing routes.
-
-    `decoder_of` maps a method name and settings to a Decoder on the models of the server. Each response is decoded inside
-    an `admission()` context. Raises MissingExtraError if Gradio is missing.
-    """
+def mount(app: FastAPI, service: Service) -> None:
+    """Serve the page at `/` of the app, after the existing routes. Raises MissingExtraError if Gradio is missing."""
     try:
         from cards.serve.playground.page import mount_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise MissingExtraError("The playground needs Gradio", "playground") from error
-    mount_page(app, decoder_of, admission)
+    mount_page(app, service)

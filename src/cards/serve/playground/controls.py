@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,24 +10,11 @@ import gradio as gr
 from gradio.components import Component
 
 from cards.boundaries import Boundary
-from cards.decoder import Decoder
-from cards.errors import CardsError, SettingError
+from cards.errors import SettingError
 from cards.methods.base import Method
-from cards.registry import method_classes
 from cards.settings import BOUNDARIES, Setting, settings_of
 
 INPUT: dict[str, Any] = {"interactive": True, "min_width": 240}
-DecoderOf = Callable[[str, Mapping[str, Any]], Decoder]  # from a method name and settings
-
-
-def runnable_methods(decoder_of: DecoderOf) -> list[str]:
-    """Return the names of the methods that run on the models of the server."""
-    names = []
-    for name in method_classes():
-        with suppress(CardsError):
-            decoder_of(name, {})
-            names.append(name)
-    return names
 
 
 def visible_settings(method: Method) -> list[Setting]:
@@ -55,7 +41,7 @@ def control(setting: Setting) -> Component:
 
 
 def values_of(settings: Sequence[Setting], given: Sequence[Any]) -> dict[str, Any]:
-    """Return the settings whose controls differ from the default, by name. Raises SettingError."""
+    """Return the settings whose controls differ from the default, as in a request to the API. Raises SettingError."""
     values = {}
     for setting, value in zip(settings, given, strict=True):
         text = _as_text(value)
@@ -66,7 +52,7 @@ def values_of(settings: Sequence[Setting], given: Sequence[Any]) -> dict[str, An
         except SettingError as error:
             raise SettingError(str(error).removeprefix("--")) from None
         if parsed != setting.default:
-            values[setting.name] = parsed
+            values[setting.name] = text if Boundary in setting.kinds else parsed
     return values
 
 

@@ -13,11 +13,15 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from gradio.components import Component
+from starlette.routing import Mount
 
-from cards.serve.playground.controls import INPUT, DecoderOf, control, runnable_methods, values_of, visible_settings
+from cards.registry import method_classes
+from cards.serve.playground.controls import INPUT, control, values_of, visible_settings
+from cards.serve.playground.guard import PlaygroundGuard
 from cards.serve.playground.meters import table_html
-from cards.serve.playground.runs import Admission, Run
+from cards.serve.playground.runs import Run
 from cards.serve.playground.view import run_html
+from cards.serve.service import Service
 
 HERE = Path(__file__).parent
 EXAMPLES = [  # about topics that the embedded LM knows
@@ -37,8 +41,7 @@ Runs = dict[int, Run]  # by panel, for one visitor
 class PageContext:
     """The components and the state that all panels of a page share."""
 
-    decoder_of: DecoderOf
-    admission: Admission
+    service: Service
     methods: list[str]
     prompt: gr.Textbox
     seed: gr.Number
@@ -48,40 +51,44 @@ class PageContext:
     table: gr.HTML
 
 
-def mount_page(app: FastAPI, decoder_of: DecoderOf, admission: Admission) -> None:
+def mount_page(app: FastAPI, service: Service) -> None:
     """Add the page to the app.
 
     It is built in a thread with a running event loop: without one, Gradio creates several and leaves them open.
     """
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, _mount(app, decoder_of, admission)).result()
+        pool.submit(asyncio.run, _mount(app, service)).result()
 
 
-async def _mount(app: FastAPI, decoder_of: DecoderOf, admission: Admission) -> None:
+async def _mount(app: FastAPI, service: Service) -> None:
     style = f"<style>{(HERE / 'style.css').read_text()}</style>"  # the css option of Gradio drops container queries
     off: dict[str, Any] = {"footer_links": [], "run_history": False, "ssr_mode": False, "mcp_server": False}
-    gr.mount_gradio_app(app, make_page(decoder_of, admission), "/", theme=THEME, head=style, **off)
+    gr.mount_gradio_app(app, make_page(service), "/", theme=THEME, head=style, **off)
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount)
+    mounted.app = PlaygroundGuard(mounted.app, max(1, service.options.max_connections // 2))
 
 
-def make_page(decoder_of: DecoderOf, admission: Admission) -> gr.Blocks:
-    methods = runnable_methods(decoder_of)
-    decoder = decoder_of(methods[0], {})
-    reward = f"reward <b>{escape(decoder.reward.name)}</b>" if decoder.reward else "no reward"
+def make_page(service: Service) -> gr.Blocks:
+    methods = [name for name in method_classes() if name in service.methods.offered]
+    reward = f"reward <b>{escape(service.reward.name)}</b>" if service.reward else "no reward"
+    most = min(256, service.options.max_tokens)
     page = gr.Blocks(title="CARDS playground", analytics_enabled=False)
     with page:
-        _html(f"<h1>CARDS playground</h1><p>model <b>{escape(decoder.engine.name)}</b>, {reward}</p>", elem_id="cp-head")
+        _html(f"<h1>CARDS playground</h1><p>model <b>{escape(service.engine.name)}</b>, {reward}</p>", elem_id="cp-head")
         with gr.Group():
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Enter a prompt.", interactive=True)
             with gr.Row():
                 seed = gr.Number(0, label="Seed", info="The same seed gives the same response.", precision=0, **INPUT)
-                max_tokens = gr.Slider(1, 256, 64, step=1, label="Max tokens", info="Maximum number of new tokens.", **INPUT)
+                info = "Maximum number of new tokens."
+                max_tokens = gr.Slider(1, most, min(64, most), step=1, label="Max tokens", info=info, **INPUT)
         gr.Examples(EXAMPLES, prompt, label="Examples")
         compare = gr.Checkbox(label="Compare two methods on this prompt and seed")
         with gr.Row():
             run = gr.Button("Run", variant="primary", scale=0, min_width=120)
             stop = gr.Button("Stop", scale=0, min_width=120)
         table = _html(elem_id="cp-table", render=False)
-        context = PageContext(decoder_of, admission, methods, prompt, seed, max_tokens, compare, gr.State({}), table)
+        context = PageContext(service, methods, prompt, seed, max_tokens, compare, gr.State({}), table)
         starts = [gr.State(0), gr.State(0)]  # one trigger per panel: of two renders with the same trigger, Gradio drops one
         with gr.Row(equal_height=False):
             panels = [_panel(context, number, start) for number, start in enumerate(starts)]
@@ -110,7 +117,7 @@ def _panel(context: PageContext, number: int, start: gr.State) -> gr.Column:
 
 def _settings(context: PageContext, number: int, name: str, start: gr.State, output: gr.HTML) -> None:
     """Add the controls of a method, and run the method on each change of `start`."""
-    method = context.decoder_of(name, {}).method
+    method = context.service.methods.make(name, {})
     _html(f'<p class="cp-about">{escape(method.summary)}</p>')
     settings = sorted(visible_settings(method), key=lambda setting: setting.spec.advanced)
     advanced = [setting for setting in settings if setting.spec.advanced]
@@ -128,7 +135,7 @@ def _settings(context: PageContext, number: int, name: str, start: gr.State, out
         run = runs[number] = Run(name, prompt, int(seed or 0), int(max_tokens))
         if not compared:
             runs.pop(1, None)
-        async for _ in run.frames(lambda: context.decoder_of(name, values_of(settings, given)), context.admission):
+        async for _ in run.frames(context.service, lambda: values_of(settings, given)):
             yield run_html(run), table_html([runs[i] for i in sorted(runs)] if compared else [])
 
     inputs = [context.runs, context.prompt, context.seed, context.max_tokens, context.compare, *controls]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
+from uuid import uuid4
 
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from cards.boundaries import Entropy
@@ -16,12 +21,14 @@ from cards.decoder import Decoder
 from cards.errors import CardsError, PromptError
 from cards.events import Accepted, Done, Event, Fallback, Fold, Rejected, Response, Result, Scored, Segment
 from cards.methods.segments.driver import SegmentMethod
-from cards.prompts import format_prompt
-from cards.streams import AsyncStream
+from cards.serve.errors import api_error
+from cards.serve.generation import Choice
+from cards.serve.record import Record, report
+from cards.serve.schemas import Body, ChatBody, CompletionBody
+from cards.serve.service import Service
 from cards.usage import Usage
 
 FRAME_SECONDS = 0.1
-Admission = Callable[[], AbstractAsyncContextManager[None]]
 _numbers = count()
 
 
@@ -38,7 +45,7 @@ class Run:
     seed: int
     max_tokens: int
     decoder: Decoder | None = None
-    stream: AsyncStream | None = None
+    choice: Choice | None = None
     segments: list[Segment] = field(default_factory=list)
     pending: dict[tuple[int, int], Segment] = field(default_factory=dict)
     rejected: set[Segment] = field(default_factory=set)
@@ -68,7 +75,13 @@ class Run:
         """Return the response and its cost so far."""
         if self.done is not None:
             return self.done
-        return self.stream.result if self.stream else Fold(Usage(), self.seed, self.method).result("interrupted")
+        stream = self.choice and self.choice.stream
+        return stream.result if stream else Fold(Usage(), self.seed, self.method).result("interrupted")
+
+    @property
+    def unaligned(self) -> bool:
+        """Whether plain sampling replaced the method because the reward failed."""
+        return self.choice is not None and self.choice.unaligned is not None
 
     @property
     def reward(self) -> float | None:
@@ -93,12 +106,13 @@ class Run:
         boundary = method.segment_boundary(known) if isinstance(method, SegmentMethod) else getattr(method, "boundary", None)
         return boundary.threshold if isinstance(boundary, Entropy) else None
 
-    async def frames(self, decoder_of: Callable[[], Decoder], admission: Admission = nullcontext) -> AsyncGenerator[Run, None]:
-        """Decode inside an `admission()` context, and yield this run at regular intervals and at the end.
+    async def frames(self, service: Service, settings_of: Callable[[], dict[str, Any]] = dict) -> AsyncGenerator[Run, None]:
+        """Decode like a request to the API, and yield this run at regular intervals and at the end.
 
-        Closing the generator or cancelling `task` frees the cache slots.
+        `settings_of` returns the settings of the method, or raises CardsError. Closing the generator or cancelling `task`
+        frees the cache slots.
         """
-        self.task = asyncio.create_task(self._follow(decoder_of, admission))
+        self.task = asyncio.create_task(self._follow(service, settings_of))
         try:
             while not self.task.done():
                 yield self
@@ -110,21 +124,52 @@ class Run:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
 
-    async def _follow(self, decoder_of: Callable[[], Decoder], admission: Admission) -> None:
+    async def _follow(self, service: Service, settings_of: Callable[[], dict[str, Any]]) -> None:
+        record = Record(uuid4().hex, "playground")
         try:
-            if not self.prompt.strip():
-                raise PromptError("The prompt is empty: give a text.")
-            decoder = self.decoder = decoder_of()
-            prompt = format_prompt(self.prompt, "auto", decoder.engine.chats)
-            self.stream = decoder.astream(prompt, max_tokens=self.max_tokens, seed=self.seed, trace=True)
-            async with admission(), aclosing(self.stream) as events:
-                async for event in events:
+            body = self._body(settings_of(), service.engine.chats)
+            validated = service.validate(body, record.arrived)
+            self.decoder, [self.choice] = validated.decoder, validated.choices
+            record.generation = service.generation(validated)
+            async with aclosing(record.generation) as generation:
+                await generation.start()
+                async for _, event in generation.events():
                     self.add(event)
-            if decoder.reward is not None and self.done is not None and self.done.reward is None:
-                response = Response(self.done.text, self.done.token_ids, self.done.finish_reason)
-                [self.grade] = await decoder.reward.score(decoder.engine.encode(prompt), [response])
-            self.ending = ENDINGS[self.result.finish_reason]
-        except (CardsError, HTTPException) as error:
-            self.error, self.ending = getattr(error, "detail", str(error)), "failed"
+            with suppress(TimeoutError):  # no grade after the deadline
+                async with asyncio.timeout(validated.deadline - time.monotonic()):
+                    await self._grade(validated.decoder)
+            self.ending, record.status = ENDINGS[self.result.finish_reason], 200
+        except (CardsError, HTTPException, RequestValidationError) as error:
+            record.error = api_error(error)
+            self.error, self.ending = record.error.detail, "failed"
+        except asyncio.CancelledError:
+            record.disconnected = True
+            raise
+        except Exception as error:
+            record.error = api_error(error)
+            raise
         finally:
             self.ending = self.ending or "stopped"
+            report(record, service.metrics.observe, service.options.log_prompts)
+
+    def _body(self, settings: dict[str, Any], chats: bool) -> Body:
+        """Return the request to the API. Raises PromptError or RequestValidationError."""
+        if not self.prompt.strip():
+            raise PromptError("The prompt is empty: give a text.")
+        about = {"method": self.method, "settings": settings, "trace": True}
+        fields = {"seed": self.seed, "max_tokens": self.max_tokens, "stream": True, "cards": about}
+        messages = [{"role": "user", "content": self.prompt.strip()}]
+        try:
+            if chats:
+                return ChatBody.model_validate({"messages": messages, **fields})
+            return CompletionBody.model_validate({"prompt": self.prompt, **fields})
+        except ValidationError as error:
+            raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
+
+    async def _grade(self, decoder: Decoder) -> None:
+        """Score the response of a method that uses no reward. The cost is not part of its usage."""
+        if self.choice is None or self.done is None or self.done.reward is not None or self.unaligned:
+            return
+        if decoder.reward is not None:
+            response = Response(self.done.text, self.done.token_ids, self.done.finish_reason)
+            [self.grade] = await decoder.reward.score(self.choice.prompt, [response])

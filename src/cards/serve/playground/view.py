@@ -9,11 +9,14 @@ from cards.serve.playground.plots import plots_html
 from cards.serve.playground.runs import Run
 from cards.serve.playground.segments import response_html
 
+UNALIGNED = "The reward failed, so this response is from plain sampling and not aligned."
+
 
 def run_html(run: Run) -> str:
     state = "failed" if run.error else "ended" if run.ending else "running"
     name, ending = escape(run.method), escape(run.ending or "decoding")
-    error = f'<p class="cp-error" role="alert">{escape(run.error)}</p>' if run.error else ""
+    warning = run.error or (UNALIGNED if run.unaligned else "")
+    error = f'<p class="cp-error" role="alert">{escape(warning)}</p>' if warning else ""
     return (
         f'<section class="cp-run" data-state="{state}" aria-label="Response of {name}">'
         f'<div class="cp-main"><p class="cp-state" role="status"><b>{name}</b> {ending}</p>'

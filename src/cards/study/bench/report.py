@@ -53,6 +53,7 @@ class BenchReport:
     baseline: str
     tolerance: float
     graded: str  # the reward that is the score: gold or reward
+    prompts: int
     summaries: list[ArmSummary]
 
 
@@ -72,9 +73,9 @@ def report(header: dict[str, Any], rows: Sequence[Row], baseline: str = "vanilla
         baseline = next(iter(labels), "")
     graded = next((name for name in ("gold", "reward") if any(row.get(name) is not None for row in rows)), "reward")
     base = labels.get(baseline, [])
-    return BenchReport(
-        header, baseline, tolerance, graded, [_summary(arm_rows, base, graded, tolerance) for arm_rows in arms.values()]
-    )
+    summaries = [_summary(arm_rows, base, graded, tolerance) for arm_rows in arms.values()]
+    prompts = min((len({row["id"] for row in arm_rows}) for arm_rows in arms.values()), default=0)
+    return BenchReport(header, baseline, tolerance, graded, prompts, summaries)
 
 
 def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) -> ArmSummary:

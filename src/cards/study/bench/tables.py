@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from cards.study import tables as study_tables
 from cards.study.bench.report import ArmSummary, BenchReport
-from cards.study.tables import Table, big, fractions, interval, number, percent, shares
+from cards.study.statistics import interval_name
+from cards.study.tables import Table, big, fractions, interval, number, percent, shares, write_report
 
 Column = tuple[str, Callable[[ArmSummary], str]]
 
@@ -20,7 +21,7 @@ def tables(report: BenchReport) -> list[Table]:
     if score != "reward":
         quality.append(("reward", lambda s: interval(s.reward)))
     all_tables = [
-        _table(f"{score}: mean, 95% interval over prompts", quality, report.summaries),
+        _table(f"{score}: mean, {interval_name(report.prompts)}", quality, report.summaries),
         _table(f"{score} against {base}, paired ({tie})", AGAINST, others),
         _table("cost per response", COST, report.summaries),
         _table("text", TEXT, report.summaries),
@@ -28,18 +29,12 @@ def tables(report: BenchReport) -> list[Table]:
     return [table for table in all_tables if table.rows]
 
 
-def to_markdown(report: BenchReport) -> str:
+def write(report: BenchReport, path: Path) -> list[Path]:
+    """Write the report next to the results, as Markdown, CSV and JSON. Return the paths."""
     header = {name: report.header[name] for name in ("model", "reward", "gold", "prompts")}
-    return study_tables.to_markdown(header, tables(report))
-
-
-def to_json(report: BenchReport) -> str:
+    methods = [summary.to_dict() for summary in report.summaries]
     about = {"made_with": report.header, "score": report.graded, "baseline": report.baseline, "tolerance": report.tolerance}
-    return study_tables.to_json(about | {"methods": [summary.to_dict() for summary in report.summaries]})
-
-
-def to_csv(report: BenchReport) -> str:
-    return study_tables.to_csv([summary.to_dict() for summary in report.summaries])
+    return write_report(path, header, tables(report), methods, about | {"methods": methods})
 
 
 def _table(title: str, columns: list[Column], summaries: list[ArmSummary]) -> Table:

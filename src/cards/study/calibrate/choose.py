@@ -4,51 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cards.errors import SettingError
-from cards.settings import check_settings, setting
-from cards.study.calibrate.predict import FIGURES, Row
-from cards.study.statistics import SEED, Estimate, bounds
+from cards.study.calibrate.plan import Constraints
+from cards.study.calibrate.predict import FIGURES
+from cards.study.journal import Row
+from cards.study.statistics import UNBOUNDED, Estimate, bootstrap, with_interval
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Floats = NDArray[np.float64]
 
-    Floats = NDArray[np.float64]
-
-RATES = ("acceptance", "candidates", "fallback", "drawn", "cost", "reward", "tokens")
 RESAMPLES = 400
-DEFAULT_COST = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraints:
-    """Constraints on the setting to choose. Without `top` the setting with the highest reward is chosen.
-
-    max_cost: the highest FLOPs of a response, LM and RM, over those of a plain response.
-    top: the mean reward to reach is the mean over prompts of the quantile 1 - top of the plain responses. The cheapest
-    setting that reaches it is chosen.
-    """
-
-    max_cost: float | None = setting(
-        None,
-        help="Maximum FLOPs of a response, as a multiple of plain sampling.",
-        above=1,
-        unset=f"{DEFAULT_COST:g} without other constraints",
-    )
-    top: float | None = setting(
-        None,
-        help="Reach the mean reward of this top share of plain responses (0.1: the best tenth) at the lowest cost.",
-        above=0,
-        below=1,
-    )
-    max_fallback: float | None = setting(
-        None, help="Maximum share of segments that are fallbacks (0.02: 2%).", above=0, below=1
-    )
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 def rates(figures: Floats) -> dict[str, Floats]:
@@ -61,8 +31,6 @@ def rates(figures: Floats) -> dict[str, Floats]:
     cost: FLOPs of a response over those of a plain one (drawn tokens if the models count no FLOPs).
     tokens: tokens per response.
     """
-    import numpy as np
-
     part = {name: figures[..., index] for index, name in enumerate(FIGURES)}
     counted = np.all(part["plain_flops"] > 0)
     tested = part["candidates"] - part["fallbacks"]  # the last candidate before a fallback is neither accepted nor rejected
@@ -82,8 +50,6 @@ def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bo
 
     `reward_bound` is the lowest mean reward allowed by `top`. Raises SettingError if no setting meets the constraints.
     """
-    import numpy as np
-
     allowed = np.ones(len(predicted["cost"]), bool)
     if constraints.max_cost is not None:
         allowed &= predicted["cost"] <= constraints.max_cost
@@ -109,8 +75,6 @@ def best_index(predicted: dict[str, Floats], constraints: Constraints, reward_bo
 
 def reward_bounds(responses: Sequence[Row], top: float | None) -> Floats | None:
     """Return the quantile 1 - top of the rewards of each prompt's plain responses, [prompts]."""
-    import numpy as np
-
     return None if top is None else np.array([np.quantile(row["rewards"], 1 - top) for row in responses])
 
 
@@ -134,46 +98,38 @@ def choose(
 
     `factors` correct the predicted rates by measured ones. Raises SettingError if no setting meets the constraints.
     """
-    import numpy as np
+    weights = bootstrap(figures.shape[1], RESAMPLES)
+    predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
+    predicted = {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
 
-    prompts = figures.shape[1]
-    draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
+    def best(number: int) -> int:
+        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights[number])
+        return best_index({name: value[number] for name, value in predicted.items()}, constraints, bound)
 
-    def corrected(weights: Floats) -> dict[str, Floats]:
-        predicted = rates(np.einsum("spf,bp->bsf", figures, weights))
-        return {name: value * (factors or {}).get(name, 1.0) for name, value in predicted.items()}
-
-    overall = corrected(np.full((1, prompts), 1 / prompts))
-    index = best_index(
-        {name: value[0] for name, value in overall.items()},
-        constraints,
-        None if bounds_by_prompt is None else float(bounds_by_prompt.mean()),
-    )
-    resampled = corrected(draws)
-    resampled_targets = []
-    for number, weights in enumerate(draws):
-        bound = None if bounds_by_prompt is None else float(bounds_by_prompt @ weights)
+    index = best(0)
+    resampled = []
+    for number in range(1, len(weights)):
         try:
-            best = best_index({name: value[number] for name, value in resampled.items()}, constraints, bound)
-            resampled_targets.append(targets[best])
+            resampled.append(targets[best(number)])
         except SettingError:  # no setting meets the constraints on these prompts
-            resampled_targets.append(targets.max() if bounds_by_prompt is not None else targets.min())
+            resampled.append(targets.max() if bounds_by_prompt is not None else targets.min())
     return Recommendation(
         index,
-        {name: Estimate(float(overall[name][0, index]), *bounds(resampled[name][:, index])) for name in RATES},
-        Estimate(float(targets[index]), *bounds(resampled_targets)),
+        {name: _estimate(name, values[:, index], figures.shape[1]) for name, values in predicted.items()},
+        with_interval([targets[index], *resampled], figures.shape[1], (targets.min(), targets.max())),
     )
 
 
 def measured(rows: Sequence[Row], plain: Sequence[Row]) -> dict[str, Estimate]:
     """Return the measured rates of responses by CARDS: one row per response, in the order of the prompts in `plain`."""
-    import numpy as np
-
     figures = np.array([_figures(row, plain_row) for row, plain_row in zip(rows, plain, strict=True)])
-    prompts = len(figures)
-    draws = np.random.default_rng(SEED).multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
-    overall, resampled = rates(figures.mean(0)), rates(draws @ figures)
-    return {name: Estimate(float(overall[name]), *bounds(resampled[name])) for name in RATES}
+    found = rates(bootstrap(len(figures), RESAMPLES) @ figures)
+    return {name: _estimate(name, values, len(figures)) for name, values in found.items()}
+
+
+def _estimate(name: str, values: Floats, prompts: int) -> Estimate:
+    within = (0.0, 1.0) if name in ("acceptance", "fallback") else UNBOUNDED if name == "reward" else (0.0, inf)
+    return with_interval(values, prompts, within)
 
 
 def _figures(row: Row, plain: Row) -> list[float]:

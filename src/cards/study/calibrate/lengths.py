@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from cards.errors import MismatchError
+from cards.study.journal import Row
 
-Row = dict[str, Any]
 SEGMENTS, MIN_TOKENS = 8, 8.0  # the suggested number of segments, and tokens of a segment
 
 
@@ -24,8 +25,6 @@ class SegmentLengths:
 
 def lengths_by_threshold(rows: Sequence[Row], thresholds: Sequence[float], minimum: int, maximum: int) -> list[SegmentLengths]:
     """Return the segment lengths at each threshold."""
-    import numpy as np
-
     result = []
     for threshold in thresholds:
         lengths = [
@@ -58,15 +57,13 @@ def threshold_grid(rows: Sequence[Row], count: int = 9) -> list[float]:
 
     Raises MismatchError if there are no entropies.
     """
-    import numpy as np
-
-    entropies = [entropy for row in rows for response in row["entropies"] for entropy in response]
-    if not entropies:
+    values = [entropy for row in rows for response in row["entropies"] for entropy in response]
+    if not values:
         raise MismatchError(
             "tau_u cannot be chosen: the responses have one token each, or the engine has no logits. Give --entropy-threshold."
         )
     levels = np.linspace(0.1, 1.0, count)
-    return sorted({round(float(quantile), 2) for quantile in np.quantile(entropies, levels)})
+    return sorted({round(float(quantile), 2) for quantile in np.quantile(values, levels)})
 
 
 def suggest(rows: Sequence[Row], options: Sequence[SegmentLengths], tokens: float | None = None) -> SegmentLengths:

@@ -36,7 +36,7 @@ def _rewards(axis: Axes, result: CalibrationResult) -> None:
             label=f"{LEVELS[low]:.0%} to {LEVELS[high]:.0%}",
         )
     axis.plot(positions, [row["quantiles"][2] for row in rows], color="C0", marker="o", label="median")
-    axis.axhline(result.target.mean, color="C3", linewidth=1.2, label="chosen r*")
+    axis.axhline(result.choice.target.mean, color="C3", linewidth=1.2, label="chosen r*")
     axis.set_xticks(positions, [str(row["tokens"] or "end") for row in rows])
     axis.set_xlabel("tokens of the plain response")
     axis.set_ylabel("reward")
@@ -53,13 +53,8 @@ def _entropies(axis: Axes, result: CalibrationResult) -> None:
     )
     axis.set_ylabel("tokens of plain responses")
     lengths = axis.twinx()
-    lengths.plot(
-        [option.threshold for option in result.options],
-        [option.tokens for option in result.options],
-        color="C1",
-        marker="s",
-        markersize=4,
-    )
+    thresholds, tokens = [option.threshold for option in result.options], [option.tokens for option in result.options]
+    lengths.plot(thresholds, tokens, color="C1", marker="s", markersize=4)
     lengths.set_ylabel("mean tokens per segment", color="C1")
 
 
@@ -72,20 +67,11 @@ def _settings(axis: Axes, result: CalibrationResult) -> None:
         axis.plot(*zip(*points, strict=True), color=f"C{number % 10}", marker=".", markersize=4, linewidth=1, label=name)
     chosen = result.choice.rates
     axis.plot(chosen["cost"].mean, chosen["reward"].mean, "*", color="C3", markersize=13, label="chosen")
-    for probe in result.probes:
-        cost, reward = probe.measured["cost"], probe.measured["reward"]
-        last = probe is result.probes[-1]
-        axis.errorbar(
-            cost.mean,
-            reward.mean,
-            plots.bars([reward]),
-            plots.bars([cost]),
-            fmt="ko",
-            markersize=4,
-            capsize=2,
-            linewidth=0.8,
-            label="measured (95% interval)" if last else None,
-        )
+    if result.probes:
+        costs, rewards = ([probe.measured[name] for probe in result.probes] for name in ("cost", "reward"))
+        x, y = [cost.mean for cost in costs], [reward.mean for reward in rewards]
+        bars = plots.bars(rewards), plots.bars(costs)
+        axis.errorbar(x, y, *bars, fmt="ko", markersize=4, capsize=2, linewidth=0.8, label="measured (95% interval)")
     plots.log_axis(axis, lambda x: f"{x:g}")
     axis.set_xlabel("cost of a response (plain sampling = 1)")
     axis.set_ylabel("predicted mean reward")

@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
+from cards.study.journal import Row
 
-Row = dict[str, Any]
+Floats = NDArray[np.float64]
+
 FIGURES = ("segments", "candidates", "fallbacks", "drawn", "kept", "reward", "flops", "plain_drawn", "plain_flops")
 ORDERS = 8
 
@@ -41,8 +41,6 @@ class Grid:
     @classmethod
     def of(cls, targets: Sequence[float], betas: Sequence[float], alphas: Sequence[float]) -> Grid:
         """Combine all targets and alphas with the hard test (beta nan) and with the soft test at each beta."""
-        import numpy as np
-
         rows = list(product(targets, [float("nan"), *betas], alphas))
         target, beta, alpha = (np.array(column, np.float64) for column in zip(*rows, strict=True))
         return cls(target, beta, alpha, np.isnan(beta))
@@ -58,8 +56,6 @@ class Grid:
 
 def predict(grid: Grid, plain: Sequence[Row], trees: Sequence[Row], max_tokens: int) -> Floats:
     """Return the expected figures of one response to each prompt, [settings, prompts, FIGURES]."""
-    import numpy as np
-
     lm = _flops_per_token(plain, "lm")
     rm = _flops_per_token(plain, "rm")
     slope = memory(trees)
@@ -71,8 +67,6 @@ def memory(trees: Sequence[Row]) -> float:
 
     The slope is estimated within prompts and segment indices.
     """
-    import numpy as np
-
     x: list[float] = []
     y: list[float] = []
     for tree in trees:
@@ -92,8 +86,6 @@ def _flops_per_token(plain: Sequence[Row], model: str) -> float:
 
 def _replay(grid: Grid, plain: Row, tree: Row, max_tokens: int, lm: float, rm: float, slope: float) -> Floats:
     """Return the expected figures for one prompt, [settings, FIGURES]. lm and rm are FLOPs per token read."""
-    import numpy as np
-
     settings = len(grid)
     figures = np.zeros((settings, len(FIGURES)))
     floor = (1 - grid.alpha) * plain["prompt_reward"] + grid.alpha * grid.target
@@ -144,8 +136,6 @@ def _replay(grid: Grid, plain: Row, tree: Row, max_tokens: int, lm: float, rm: f
 
 def _outcomes(passes: Floats, rewards: Floats, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
     """Return the probabilities that a candidate is accepted, is the fallback and is drawn: each [settings, candidates]."""
-    import numpy as np
-
     settings, count = passes.shape
     accepted, drawn = np.zeros_like(passes, np.float64), np.zeros_like(passes, np.float64)
     fallback = np.zeros(settings)

@@ -1,17 +1,21 @@
-"""The report of a calibration, as JSON and as a profile."""
+"""The report of a calibration: as tables, as JSON and as a profile."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from cards.profile import Profile
-from cards.study.calibrate.choose import Constraints, rates
-from cards.study.calibrate.predict import Row
+from cards.study.calibrate.choose import rates
+from cards.study.calibrate.plan import Constraints
 from cards.study.calibrate.run import Calibration, CalibrationResult
-from cards.study.statistics import Estimate
+from cards.study.journal import Row
+from cards.study.statistics import Estimate, interval_name
+from cards.study.tables import Table, interval
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -21,8 +25,6 @@ def rewards_by_length(plain: Sequence[Row]) -> list[Row]:
 
     Each row has the quantiles at LEVELS, and the correlation with the rewards of complete responses.
     """
-    import numpy as np
-
     by_length: dict[int | None, list[tuple[float, float]]] = {}
     for row in plain:
         for prefixes, final in zip(row["prefixes"], row["rewards"], strict=True):
@@ -44,8 +46,6 @@ def entropies(plain: Sequence[Row]) -> list[float]:
 
 
 def quantiles(values: Iterable[float]) -> list[float]:
-    import numpy as np
-
     values = np.array(list(values))
     return [float(q) for q in np.quantile(values, LEVELS)] if len(values) else []
 
@@ -59,12 +59,36 @@ def predictions(result: CalibrationResult) -> list[Row]:
     ]
 
 
+def tables(result: CalibrationResult) -> Iterator[Table]:
+    """Yield tables of rewards, entropies, segment lengths, and the rates of each measured setting."""
+    heads = [f"{level:.0%}" for level in LEVELS]
+    rows = []
+    for row in rewards_by_length(result.responses):
+        correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
+        values = [f"{q:.2f}" for q in row["quantiles"]]
+        rows.append([str(row["tokens"] or "end"), str(row["texts"]), *values, correlation])
+    columns = ["tokens", "responses", *heads, "correlation with the final reward"]
+    yield Table("rewards of plain responses, by number of tokens so far", columns, rows)
+    if levels := entropies(result.responses):
+        yield Table("entropy of the next token (nats)", heads, [[f"{q:.2f}" for q in levels]])
+    rows = []
+    for option in result.options:
+        values = [f"{x:.1f}" for x in (option.tokens, *option.quartiles, option.segments)]
+        rows.append([f"{option.threshold:.2f}", *values, "chosen" if option == result.lengths else ""])
+    yield Table("segments by tau_u", ["tau_u", "mean tokens", "25%", "50%", "75%", "segments per response", ""], rows)
+    rated = [(probe.settings, {"predicted": probe.predicted, "measured": probe.measured}) for probe in result.probes]
+    for settings, figures in rated or [(result.settings, {"predicted": result.choice.rates})]:
+        name = ", ".join(f"{key} {settings[key]}" for key in ("target", "beta", "acceptance", "alpha") if key in settings)
+        rows = [[rate, *(_figure(rate, values[rate]) for values in figures.values())] for rate in result.choice.rates]
+        yield Table(f"rates for {name} ({interval_name(len(result.responses))})", ["", *figures], rows)
+
+
 def profile_of(
     calibration: Calibration, result: CalibrationResult, constraints: Constraints, prompts: str, model: str, reward: str
 ) -> Profile:
     """Return the profile: the settings for other commands, with the rates to expect."""
-    last = result.probes[-1] if result.probes else None
-    is_measured = last is not None and last.settings == result.settings
+    choice = asdict(result.choice)
+    measured = [asdict(probe)["measured"] for probe in result.probes[-1:] if probe.settings == result.settings]
     return Profile(
         model=model,
         reward=reward,
@@ -78,8 +102,8 @@ def profile_of(
             "seed": calibration.plan.seed,
         },
         wish={name: value for name, value in asdict(constraints).items() if value is not None},
-        predicted=_plain(result.choice.rates) | {"target": asdict(result.target)},
-        measured=_plain(last.measured) if is_measured and last else {},
+        predicted=choice["rates"] | {"target": choice["target"]},
+        measured=measured[0] if measured else {},
     )
 
 
@@ -91,13 +115,12 @@ def to_dict(result: CalibrationResult, profile: Profile) -> dict[str, Any]:
         "rewards": rewards_by_length(result.responses),
         "entropies": entropies(result.responses),
         "entropy_thresholds": [asdict(option) for option in result.options],
-        "probes": [
-            {"settings": probe.settings, "predicted": _plain(probe.predicted), "measured": _plain(probe.measured)}
-            for probe in result.probes
-        ],
+        "probes": [asdict(probe) for probe in result.probes],
         "predictions": predictions(result),
     }
 
 
-def _plain(estimates: dict[str, Estimate]) -> dict[str, Any]:
-    return {name: asdict(value) for name, value in estimates.items()}
+def _figure(name: str, value: Estimate) -> str:
+    if name in ("acceptance", "fallback"):
+        return f"{value.mean:.0%} [{value.low:.0%}, {value.high:.0%}]"
+    return interval(value)

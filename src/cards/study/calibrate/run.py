@@ -5,55 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cards.boundaries import Entropy
-from cards.errors import check
+from cards.events import Prompt
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
-from cards.settings import check_settings, setting
-from cards.study.calibrate.choose import Constraints, Recommendation, choose, measured, rates, reward_bounds
+from cards.study.calibrate.choose import Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
-from cards.study.calibrate.predict import Grid, Row, predict
+from cards.study.calibrate.plan import CalibrationRequest, Constraints
+from cards.study.calibrate.predict import Grid, predict
 from cards.study.calibrate.samples import SamplingPlan, sample_responses, sample_tree
+from cards.study.journal import Row
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
 from cards.study.statistics import Estimate
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 PROBE_SEED = 500_000  # far from the seeds of the samples
 TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationRequest:
-    """The settings that are fixed in advance (None: found by the calibration), and the number of measurements."""
-
-    entropy_threshold: float | None = setting(
-        None, help="Entropy threshold tau_u in nats.", at_least=0, unset="chosen from the measured entropies"
-    )
-    segment_tokens: float | None = setting(
-        None, help="Mean number of tokens per segment.", at_least=1, unset="derived from the mean length of responses"
-    )
-    target: float | None = setting(None, help="Target reward r*.")
-    beta: float | None = setting(None, help="Softness of the acceptance test; lower is stricter.", above=0)
-    alpha: float | None = setting(
-        None, help="Start of the threshold: 0 at the reward of the prompt, 1 at the target.", at_least=0, at_most=1
-    )
-    probes: int = setting(2, help="Number of settings to measure, with one response per prompt.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        check(
-            self.entropy_threshold is None or self.segment_tokens is None,
-            "Give the entropy threshold or the number of tokens per segment, not both.",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +56,6 @@ class CalibrationResult:
     figures: NDArray[np.float64]
     choice: Recommendation
     settings: dict[str, Any]
-    target: Estimate
     probes: list[Probe]
 
 
@@ -120,7 +94,7 @@ class Calibration:
                 break
             choice = corrected
         settings = self._settings(grid.settings(choice.index), lengths)
-        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, choice.target, probes)
+        return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, probes)
 
     async def plain(self) -> list[Row]:
         """Return plain responses to each prompt, one row per prompt."""
@@ -147,9 +121,8 @@ class Calibration:
         decoder = self.models.decoder(CARDS(**settings, width=width))
 
         async def decode(record: PromptRecord) -> Row:
-            prompt = format_prompt(record.prompt, self.form, self.models.engine.chats)
             seed = self.plan.seed + PROBE_SEED + record.number
-            result = await decoder.agenerate(prompt, seed=seed, max_tokens=self.plan.max_tokens)
+            result = await decoder.agenerate(self._prompt(record), seed=seed, max_tokens=self.plan.max_tokens)
             return {"tokens": len(result.token_ids), "reward": result.reward, "usage": result.usage.to_dict()}
 
         return await self._complete("probe", {**settings, "width": width}, decode, "measuring")
@@ -175,7 +148,7 @@ class Calibration:
         todo = {(stage, json.dumps(settings, sort_keys=True), record.number): record for record in self.records}
         return await self.session.complete(todo, sample, _key, self.models.engine.rows, title)
 
-    def _prompt(self, record: PromptRecord) -> Any:
+    def _prompt(self, record: PromptRecord) -> Prompt:
         return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
 
     def _grid(self, plain: Sequence[Row], trees: Sequence[Row], request: CalibrationRequest) -> Grid:
@@ -184,8 +157,6 @@ class Calibration:
         Targets range from the lower quartile of plain responses to the best candidates. Betas are in standard deviations of
         the rewards of a prompt.
         """
-        import numpy as np
-
         rewards = np.concatenate([row["rewards"] for row in plain])
         best = np.array([max(max(node["rewards"]) for level in tree["levels"] for node in level) for tree in trees])
         targets = np.linspace(np.quantile(rewards, 0.25), np.quantile(best, 0.75), TARGETS)

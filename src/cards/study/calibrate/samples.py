@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from cards.boundaries import Boundary, Entropy, Whole
 from cards.engines.base import Ask, Engine
-from cards.events import Prompt, Response, Segment
+from cards.events import Prompt, Response
+from cards.methods.base import collect_segments
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.settings import MAX_TOKENS, check_settings, setting
+from cards.study.journal import Row
 from cards.usage import track_usage
 
-Row = dict[str, Any]
 Prefix = tuple[Response, float, int, int]  # a response, its reward, and the indices of its node and candidate
 LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # tokens of the prefixes that are scored
 
@@ -59,7 +58,7 @@ async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engi
     """
     with track_usage() as drawn:
         ask = plan.ask(prompt, Response(), Whole(), 0, 0, plan.answers, number)
-        responses = [Response() + segment for segment in await _all(engine, ask)]
+        responses = [Response() + segment for segment in await collect_segments(engine, ask)]
     with track_usage() as bare:
         [prompt_reward] = await reward.score(prompt, [Response()])
     with track_usage() as scored:
@@ -78,19 +77,21 @@ async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engi
         "prefixes": [],
         "entropies": [],
     }
-    boundary = Entropy()
     for response in responses:
         lengths = [length for length in LENGTHS if length < len(response.token_ids)]
         prefixes = [engine.extended(prompt, Response(), response.token_ids[:length]) for length in lengths]
         scores = await reward.score(prompt, prefixes) if prefixes else []
         row["prefixes"].append([[length, score] for length, score in zip(lengths, scores, strict=True)])
-        if "logits" in engine.has and len(response.token_ids) > 1:
-            before = Response(token_ids=response.token_ids[:-1])  # the logits after each token but the last
-            logits = await engine.logits(prompt, before, len(before.token_ids))
-            row["entropies"].append([boundary.uncertainty(line) for line in logits])
-        else:
-            row["entropies"].append([])
+        row["entropies"].append(await entropies(engine, prompt, response))
     return row
+
+
+async def entropies(engine: Engine, prompt: Prompt, response: Response) -> list[float]:
+    """Return the entropy (nats) after each token of a response but the last; empty if the engine has no logits."""
+    if "logits" not in engine.has or len(response.token_ids) < 2:
+        return []
+    before = Response(token_ids=response.token_ids[:-1])
+    return [Entropy().uncertainty(line) for line in await engine.logits(prompt, before, len(before.token_ids))]
 
 
 async def sample_tree(
@@ -105,7 +106,7 @@ async def sample_tree(
         for index, (response, r, node, candidate) in enumerate(frontier):
             first = plan.candidates * index
             ask = plan.ask(prompt, response, boundary, len(levels), first, plan.candidates, number)
-            segments = await _all(engine, ask)
+            segments = await collect_segments(engine, ask)
             extended = [response + segment for segment in segments]
             rewards = await reward.score(prompt, extended)
             level.append(
@@ -131,8 +132,3 @@ def select(candidates: Sequence[Prefix], count: int) -> list[Prefix]:
     distinct = {candidate[0].token_ids: candidate for candidate in reversed(candidates)}
     ranked = sorted(distinct.values(), key=lambda candidate: -candidate[1])
     return [ranked[len(ranked) * i // count] for i in range(count)] if len(ranked) > count else ranked
-
-
-async def _all(engine: Engine, ask: Ask) -> list[Segment]:
-    async with aclosing(engine.propose(ask)) as batches:
-        return [segment async for batch in batches for segment in batch]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from cards.study.statistics import SEED, Estimate, bounds, grouped
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from cards.study.statistics import SEED, Estimate, grouped, with_interval
 
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 Item = tuple[int, float, float]  # number of the prompt, and two values of one text
 RESAMPLES = 400
@@ -22,8 +20,6 @@ def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | Non
 
     The result is None if one of the values does not vary, or if there are fewer than three texts.
     """
-    import numpy as np
-
     by_prompt = grouped((prompt, (x, y)) for prompt, x, y in items)
     groups = [np.array(pairs) - np.mean(pairs, axis=0) for pairs in by_prompt.values() if len(pairs) > 1]
     if sum(map(len, groups)) < 3:
@@ -33,20 +29,16 @@ def correlation(items: Sequence[Item], *, ranks: bool = False) -> Estimate | Non
         return None
     draws = np.random.default_rng(SEED).integers(len(groups), size=(RESAMPLES, len(groups)))
     resampled = [_coefficient(np.concatenate([groups[i] for i in draw]), ranks) for draw in draws]
-    return Estimate(value, *bounds([x for x in resampled if x is not None]))
+    return with_interval([value, *(x for x in resampled if x is not None)], len(groups), (-1.0, 1.0))
 
 
 def _coefficient(pairs: Floats, ranks: bool) -> float | None:
-    import numpy as np
-
     x, y = (_ranked(column) if ranks else column for column in pairs.T)
     return None if min(x.std(), y.std()) < 1e-12 else float(np.corrcoef(x, y)[0, 1])
 
 
 def _ranked(values: Floats) -> Floats:
     """Return ranks. Equal values get their mean rank."""
-    import numpy as np
-
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = counts.cumsum()
     return np.asarray((ends - (counts - 1) / 2)[inverse], np.float64)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cards.engines.base import Engine
-from cards.errors import CardsError, PromptError
+from cards.errors import PromptError
 from cards.events import Message, Response
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
-from cards.study.prompts import content, rows
-from cards.study.statistics import Estimate, estimate
+from cards.study.prompts import content, parsed, rows
+from cards.study.statistics import Estimate, share
 
 PARTS = (0.25, 0.5, 0.75, 1.0)
 TURN = "\n\nAssistant:"
@@ -30,17 +30,7 @@ class PairRecord:
 
 def read(path: Path) -> list[PairRecord]:
     """Read pairs: rows with a prompt, `chosen` and `rejected`, as text or messages. Raises PromptError."""
-    records = []
-    for number, row in enumerate(rows(path)):
-        try:
-            if not isinstance(row, Mapping) or not all(row.get(name) for name in ("chosen", "rejected")):
-                raise PromptError("a pair needs the fields prompt, chosen and rejected.")
-            records.append(PairRecord(content(row), _response(row["chosen"]), _response(row["rejected"])))
-        except CardsError as error:
-            raise PromptError(f"Pair number {number} of {str(path)!r}: {error}") from error
-    if not records:
-        raise PromptError(f"There are no pairs in {str(path)!r}.")
-    return records
+    return parsed(rows(path), _pair, "pair", str(path))
 
 
 async def preferred(engine: Engine, reward: Reward, pair: PairRecord, form: str) -> list[float]:
@@ -60,10 +50,16 @@ def accuracies(results: list[list[float]]) -> dict[str, Estimate]:
     """Return the accuracy by part, from the results of `preferred`, with intervals over pairs."""
     by_part = {}
     for part, values in zip(PARTS, zip(*results, strict=True), strict=True):
-        mean = estimate((str(number), value) for number, value in enumerate(values))
+        mean = share((str(number), value) for number, value in enumerate(values))
         if mean is not None:
             by_part[f"{part:.0%}"] = mean
     return by_part
+
+
+def _pair(number: int, row: Any) -> PairRecord:
+    if not isinstance(row, Mapping) or not all(row.get(name) for name in ("chosen", "rejected")):
+        raise PromptError("a pair needs the fields prompt, chosen and rejected.")
+    return PairRecord(content(row), _response(row["chosen"]), _response(row["rejected"]))
 
 
 def _response(value: Any) -> str:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, TypeVar
+
+import numpy as np
 
 from cards.engines.base import Ask
 from cards.errors import check
 from cards.events import Response
+from cards.methods.base import collect_segments
 from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
-from cards.settings import FORM, MAX_TOKENS, check_settings, setting
 from cards.study.diagnose.correlation import Item, correlation
 from cards.study.diagnose.pairs import PairRecord, accuracies, preferred
+from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.diagnose.stability import batch_drift, padding_drift, repeated
-from cards.study.diagnose.texts import RULES, plain_responses, prefix
+from cards.study.diagnose.texts import RULES, prefix, segment_ends
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord
 from cards.study.session import Session
-from cards.study.statistics import Estimate, estimate
+from cards.study.statistics import Estimate, estimate, share
 
 DRIFT_PROMPTS = 8  # prompts on which drift is measured, one text at a time
 POSITIONS = {"early": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "late": (2 / 3, 1.0)}
@@ -64,24 +67,6 @@ class Measurements:
     discordant: Estimate | None = None  # share of pairs of responses that the gold reward orders differently
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiagnosisPlan:
-    """The plain responses to draw and the boundary rules to test. Raises SettingError."""
-
-    answers: int = setting(8, help="Number of plain responses per prompt.", at_least=2)
-    max_tokens: int = setting(128, help=MAX_TOKENS, at_least=2)
-    temperature: float = setting(0.7, help="Temperature of the responses.", at_least=0.01)
-    entropy_threshold: float | None = setting(
-        None, help="Entropy threshold tau_u in nats.", at_least=0, unset="suggested by the model"
-    )
-    fixed: int = setting(8, help="Number of tokens per segment of fixed length.", at_least=1)
-    form: str = setting("auto", help=FORM)
-    seed: int = setting(0, help="Random seed.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
 @dataclass(slots=True)
 class Diagnosis:
     """A diagnosis of a reward on prompts and preference pairs."""
@@ -105,21 +90,22 @@ class Diagnosis:
         prompt = engine.encode(format_prompt(record.prompt, self.plan.form, engine.chats))
         plan = self.plan
         threshold = engine.entropy_threshold if plan.entropy_threshold is None else plan.entropy_threshold
-        ask = Ask(prompt, Response(), plan.max_tokens, sampling=Sampling(plan.temperature, 40), seed=plan.seed + record.number)
-        segmented = await plain_responses(engine, replace(ask, n=plan.answers), threshold, plan.fixed)
-        responses = [item.response for item in segmented]
+        sampling, seed = Sampling(plan.temperature, 40), plan.seed + record.number
+        ask = Ask(prompt, Response(), plan.max_tokens, sampling=sampling, seed=seed, n=plan.answers)
+        responses = [Response() + segment for segment in await collect_segments(engine, ask)]
         rewards = await reward.score(prompt, responses)
         batch = padding = 0.0
         if record in self.records[:DRIFT_PROMPTS]:
             batch = await batch_drift(reward, prompt, responses, rewards)
             padding = await padding_drift(engine, reward, prompt, responses)
         prefixes = []
-        for item in segmented:
-            lengths = sorted({length for ends in item.ends.values() for length in ends})
-            texts = [prefix(engine, prompt, item.response, length) for length in lengths]
+        for response in responses:
+            ends_by_rule = await segment_ends(engine, prompt, response, threshold, plan.fixed)
+            lengths = sorted({length for ends in ends_by_rule.values() for length in ends})
+            texts = [prefix(engine, prompt, response, length) for length in lengths]
             scores = dict(zip(lengths, await reward.score(prompt, texts) if texts else [], strict=True))
-            tokens = len(item.response.token_ids)
-            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in item.ends.items()})
+            tokens = len(response.token_ids)
+            prefixes.append({rule: [(end / tokens, scores[end]) for end in ends] for rule, ends in ends_by_rule.items()})
         twice = await reward.score(prompt, [repeated(engine, prompt, response, 2) for response in responses])
         gold = [] if self.models.gold is None else await self.models.gold.score(prompt, responses)
         other = await self._other_form(record, responses)
@@ -145,28 +131,19 @@ class Diagnosis:
 
 def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measurements:
     """Summarize the scores of prompts and the results on preference pairs."""
-    import numpy as np
-
     spread = float(np.sqrt(np.mean([np.var(item.rewards) for item in scores]))) if scores else 0.0
     unit = spread or 1.0
     prefixes = {rule: _prefixes(scores, rule) for rule in RULES} if scores else {}
-    forms = [(n, a, b) for n, item in enumerate(scores) for a, b in zip(item.rewards, item.other_form, strict=False)]
+    forms = _paired(scores, "other_form")
     shift = [abs(a - b) for _, a, b in forms]
-    twice = [
-        (str(n), (after - before) / unit)
-        for n, item in enumerate(scores)
-        for before, after in zip(item.rewards, item.twice, strict=True)
-    ]
     graded = [(n, item) for n, item in enumerate(scores) if item.gold]
     best = [(str(n), float(item.gold[int(np.argmax(item.rewards))] < np.mean(item.gold))) for n, item in graded]
     return Measurements(
         answers=sum(len(item.rewards) for item in scores),
         spread=spread,
         prefixes=prefixes,
-        length=correlation(
-            [(n, r, t) for n, item in enumerate(scores) for r, t in zip(item.rewards, item.lengths, strict=True)]
-        ),
-        repetition=estimate(twice),
+        length=correlation(_paired(scores, "lengths")),
+        repetition=estimate((str(n), (after - before) / unit) for n, before, after in _paired(scores, "twice")),
         drift={
             "batch": max(item.batch for item in scores) / unit if scores else None,
             "padding": max(item.padding for item in scores) / unit if scores else None,
@@ -174,9 +151,14 @@ def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measu
         },
         template=correlation(forms),
         preferences=accuracies(results) if results else {},
-        hacked=estimate(best),
-        discordant=estimate(_discordant(graded)),
+        hacked=share(best),
+        discordant=share(_discordant(graded)),
     )
+
+
+def _paired(scores: Sequence[PromptScores], name: str) -> list[Item]:
+    """Return the number of the prompt, the reward and the value of `name` for each response that has one."""
+    return [(n, *pair) for n, item in enumerate(scores) for pair in zip(item.rewards, getattr(item, name), strict=False)]
 
 
 def _prefixes(scores: Sequence[PromptScores], rule: str) -> dict[str, dict[str, Estimate | None]]:

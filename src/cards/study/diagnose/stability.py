@@ -21,21 +21,14 @@ async def batch_drift(reward: Reward, prompt: Prompt, texts: Sequence[Response],
 async def padding_drift(engine: Engine, reward: Reward, prompt: Prompt, texts: Sequence[Response]) -> float:
     """Return the largest change of a score if the batch contains a much longer text, which requires padding."""
     longest = max(texts, key=lambda text: len(text.token_ids))
-    long = repeated(engine, prompt, longest, 3)
     reward.forget()
-    padded = await reward.score(prompt, [*texts, long])
-    drift = 0.0
-    for text, score in zip(texts, padded, strict=False):
-        reward.forget()
-        drift = max(drift, abs(score - (await reward.score(prompt, [text]))[0]))
-    return drift
+    padded = await reward.score(prompt, [*texts, repeated(engine, prompt, longest, 3)])
+    return await batch_drift(reward, prompt, texts, padded[:-1])
 
 
 def repeated(engine: Engine, prompt: Prompt, response: Response, times: int) -> Response:
     """Return the response with its text repeated and its original ending."""
-    ids = (
-        response.token_ids[:-1] if response.token_ids[-1:] and response.token_ids[-1] in engine.end_ids else response.token_ids
-    )
-    end = response.token_ids[len(ids) :]
+    ended = bool(response.token_ids) and response.token_ids[-1] in engine.end_ids
+    ids, end = (response.token_ids[:-1], response.token_ids[-1:]) if ended else (response.token_ids, ())
     text = engine.extended(prompt, Response(), ids * times)
     return Response(text.text, (*text.token_ids, *end), response.finish_reason)

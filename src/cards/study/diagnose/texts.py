@@ -1,38 +1,26 @@
-"""The texts of a diagnosis: plain responses, and their segment ends by boundary rule."""
+"""The texts of a diagnosis: prefixes of responses at segment ends, by boundary rule."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from itertools import accumulate
 
 from cards.boundaries import Entropy, Punctuation
-from cards.engines.base import Ask, Engine
+from cards.engines.base import Engine
 from cards.events import Prompt, Response
 from cards.study.calibrate.lengths import segment_lengths
+from cards.study.calibrate.samples import entropies
 
 RULES = ("entropy", "punctuation", "fixed")
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentedResponse:
-    """A complete response, and the lengths (tokens) of its prefixes at the segment ends, by boundary rule."""
-
-    response: Response
-    ends: dict[str, list[int]]
-
-
-async def plain_responses(engine: Engine, ask: Ask, threshold: float, fixed: int) -> list[SegmentedResponse]:
-    """Draw plain responses. `threshold` is tau_u, and `fixed` is the number of tokens per segment of the rule fixed."""
-    async with aclosing(engine.propose(ask)) as batches:
-        responses = [Response() + segment async for batch in batches for segment in batch]
-    return [SegmentedResponse(one, await _segment_ends(engine, ask.prompt, one, threshold, fixed)) for one in responses]
-
-
-async def _segment_ends(
+async def segment_ends(
     engine: Engine, prompt: Prompt, response: Response, threshold: float, fixed: int
 ) -> dict[str, list[int]]:
-    """Return the segment ends by rule. The entropy rule needs an engine with logits and is omitted without."""
+    """Return the lengths (tokens) of the prefixes of a response that end at its segment ends, by boundary rule.
+
+    `threshold` is tau_u, and `fixed` is the number of tokens per segment of the rule fixed. The entropy rule needs an engine
+    with logits and is omitted without.
+    """
     tokens = len(response.token_ids)
     ends = {"fixed": list(range(fixed, tokens, fixed)), "punctuation": []}
     rule, start = Punctuation(), 0
@@ -42,20 +30,12 @@ async def _segment_ends(
             ends["punctuation"].append(length)
             start = len(text)
     if "logits" in engine.has:
-        boundary = Entropy(threshold=threshold)
-        entropies: list[float] = []
-        if tokens > 1:
-            before = Response(token_ids=response.token_ids[:-1])  # the logits after each token but the last
-            entropies = [boundary.uncertainty(line) for line in await engine.logits(prompt, before, tokens - 1)]
-        lengths = segment_lengths(tokens, entropies, threshold, boundary.minimum, boundary.maximum or tokens)
-        ends["entropy"] = _cumulative(lengths)[:-1]
+        boundary, values = Entropy(), await entropies(engine, prompt, response)
+        lengths = segment_lengths(tokens, values, threshold, boundary.minimum, boundary.maximum or tokens)
+        ends["entropy"] = list(accumulate(lengths))[:-1]
     return ends
 
 
 def prefix(engine: Engine, prompt: Prompt, response: Response, length: int) -> Response:
     """Return the first `length` tokens of a response."""
     return engine.extended(prompt, Response(), response.token_ids[:length])
-
-
-def _cumulative(lengths: Sequence[int]) -> list[int]:
-    return [sum(lengths[: index + 1]) for index in range(len(lengths))]

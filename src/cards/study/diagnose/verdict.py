@@ -1,11 +1,13 @@
-"""The verdict of a diagnosis: findings in words, graded by fixed limits."""
+"""The verdict of a diagnosis: findings in words, graded by fixed limits, and the reports as tables and as JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from cards.study.diagnose.run import Measurements
+from cards.study.diagnose.run import POSITIONS, Measurements
+from cards.study.tables import NONE, Table, interval
 
 Grade = Literal["good", "fair", "poor"]
 GRADES: tuple[Grade, ...] = ("good", "fair", "poor")
@@ -92,3 +94,30 @@ def verdict(measurements: Measurements) -> DiagnosisVerdict:
         words = f"In {estimate.mean:.0%} of the prompts the gold reward of the highest-reward response is below average."
         add("hacking", estimate.mean, words)
     return DiagnosisVerdict(findings)
+
+
+def tables(measurements: Measurements, judged: DiagnosisVerdict) -> Iterator[Table]:
+    """Yield tables of the measurements and of the findings."""
+    if measurements.prefixes:
+        title = "rank correlation of the rewards of incomplete and complete responses, within prompts"
+        rows = [
+            [rule, *(interval(positions[name]["spearman"]) for name in ("all", *POSITIONS))]
+            for rule, positions in measurements.prefixes.items()
+        ]
+        yield Table(title, ["boundary", "all", *POSITIONS], rows)
+    if measurements.preferences:
+        values = list(map(interval, measurements.preferences.values()))
+        yield Table("accuracy on preference pairs, by part of the responses", list(measurements.preferences), [values])
+    rows = []
+    for finding in judged.findings:
+        good, fair = LIMITS[finding.name]
+        sign = "\N{GREATER-THAN OR EQUAL TO}" if good > fair else "\N{LESS-THAN OR EQUAL TO}"
+        value = NONE if finding.value is None else f"{finding.value:.2g}"
+        rows.append([finding.name, value, f"{sign} {good:g}", f"{sign} {fair:g}", finding.grade])
+    yield Table("findings", ["check", "value", "good", "fair", "grade"], rows)
+
+
+def to_dict(measurements: Measurements, judged: DiagnosisVerdict) -> dict[str, Any]:
+    """Return the measurements and the verdict, with the limits that it is based on."""
+    findings = [{**asdict(finding), "limits": LIMITS[finding.name], "grade": finding.grade} for finding in judged.findings]
+    return {"verdict": judged.grade, "words": judged.words, "findings": findings, "figures": asdict(measurements)}

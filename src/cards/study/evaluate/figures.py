@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cards.study.statistics import Agreement, Estimate, estimate, share, sign_test
 
 Unit = Literal["mean", "share", "count", "p"]
-Values = Iterable[tuple[str, float]]  # (prompt, value)
+Values = Iterable[tuple[str, float | None]]  # (prompt, value); pairs without a value are left out
+
+Summary = Callable[[Sequence[tuple[str, float]]], Estimate | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,11 @@ class TableRow:
 
     def mean(self, name: str, values: Values) -> Iterator[Figure]:
         """Yield a mean with a bootstrap interval over prompts."""
-        pairs = list(values)
-        yield from self._figure(name, "mean", pairs, estimate(pairs))
+        yield from self._figure(name, "mean", values, estimate)
 
     def share(self, name: str, values: Values) -> Iterator[Figure]:
         """Yield a share with a Wilson interval over prompts."""
-        pairs = list(values)
-        yield from self._figure(name, "share", pairs, share(pairs))
+        yield from self._figure(name, "share", values, share)
 
     def count(self, name: str, number: int) -> Iterator[Figure]:
         yield Figure(self.table, self.row, name, "count", number, None, None, 0)
@@ -61,10 +61,11 @@ class TableRow:
             if part is not None:
                 yield Figure(self.table, self.row, name, unit, part.mean, part.low, part.high, value.prompts)  # type: ignore[arg-type]
 
-    def _figure(self, name: str, unit: Unit, values: list[tuple[str, float]], value: Estimate | None) -> Iterator[Figure]:
-        if value is not None:
-            prompts = len({prompt for prompt, _ in values})
-            yield Figure(self.table, self.row, name, unit, value.mean, value.low, value.high, prompts)
+    def _figure(self, name: str, unit: Unit, values: Values, summarize: Summary) -> Iterator[Figure]:
+        pairs = [(prompt, value) for prompt, value in values if value is not None]
+        if (found := summarize(pairs)) is not None:
+            prompts = len({prompt for prompt, _ in pairs})
+            yield Figure(self.table, self.row, name, unit, found.mean, found.low, found.high, prompts)
 
 
 def _sign(value: float) -> int:

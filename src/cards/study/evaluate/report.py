@@ -73,18 +73,15 @@ class EvaluationReport:
             yield from row.count("prompts", len({r.prompt for r in responses}))
             yield from row.count("answers", len(responses))
             for role in self.rewards:
-                values = [(r.prompt, self.grade(role, r)) for r in responses]
-                yield from row.mean(self._title(role), [(prompt, value) for prompt, value in values if value is not None])
+                yield from row.mean(self._title(role), [(r.prompt, self.grade(role, r)) for r in responses])
             for judge in self.judges if "score" in self.questions else ():
-                verdicts = [(r.prompt, self.judgements.verdict_on(judge, "score", r)) for r in responses]
-                scores = [(prompt, verdict) for prompt, verdict in verdicts if isinstance(verdict, float)]
-                yield from row.mean(f"score of {judge}", scores)
-                yield from self._missing(row, [verdict for _, verdict in verdicts], f" ({judge})")
+                verdicts = [self.judgements.verdict_on(judge, "score", r) for r in responses]
+                yield from row.mean(f"score of {judge}", [(r.prompt, self.score(judge, r)) for r in responses])
+                yield from self._missing(row, verdicts, f" ({judge})")
             yield from row.mean("words", [(r.prompt, r.words) for r in responses])
             cut_off = [(r.prompt, float(r.finish_reason == "length")) for r in responses if r.finish_reason]
             yield from row.share("cut off", cut_off)
-            rates = [(r.prompt, r.usage.fallback_rate) for r in responses if r.usage]
-            yield from row.share("untested", [(prompt, rate) for prompt, rate in rates if rate is not None])
+            yield from row.share("untested", [(r.prompt, r.usage.fallback_rate) for r in responses if r.usage])
 
     def _contrasts(self) -> Iterator[Figure]:
         """Yield comparisons by the scores of judges and by rewards that did not steer."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cards.errors import CardsError, PromptError, SettingError, check
+from cards.errors import PromptError, check
 from cards.events import Message
-from cards.study.journal import MARK, Journal
-from cards.study.prompts import content, rows
+from cards.study.journal import MARK, Journal, Row
+from cards.study.prompts import content, parsed, rows
 from cards.usage import Usage
 from cards.words import count_words
 
@@ -68,7 +68,7 @@ def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> Sys
     file and the row.
     """
     systems: dict[str, list[SystemResponse]] = {}
-    steering = set()
+    steering, known = set[str](), set[tuple[str, str, int | None]]()
     for source in sources:
         name, _, file = source.rpartition("=")
         path = Path(source if Path(source).exists() else file)
@@ -83,9 +83,14 @@ def read(sources: Iterable[str], groups: Mapping[str, str] | None = None) -> Sys
             )
             responses = [replace(response, system=name) for response in responses]
         for response in responses:
+            key = (response.system, response.prompt, response.seed)
+            check(
+                key not in known,
+                f"{source!r} has a second response of {response.system!r} to the prompt {response.id!r}. Give the responses "
+                "different seeds (field `seed`), or the systems different names (NAME=FILE).",
+            )
+            known.add(key)
             systems.setdefault(response.system, []).append(response)
-        for system in dict.fromkeys(response.system for response in responses):
-            _check_unique(systems[system], source)
     return SystemResponses(systems, frozenset(steering))
 
 
@@ -130,69 +135,37 @@ def _journal(path: Path) -> Journal | None:
 
 def _from_bench(journal: Journal) -> list[SystemResponse]:
     names = {role: journal.header[role] for role in ("reward", "gold")}
-    responses = []
-    for row in journal.rows:
-        messages = messages_of(row["prompt"])
-        responses.append(
-            SystemResponse(
-                row["label"],
-                fingerprint(messages),
-                messages,
-                row["id"],
-                row["text"].strip(),
-                row["seed"],
-                row.get("group", ""),
-                row["finish_reason"],
-                Usage(**row["usage"]),
-                {role: (name, row[role]) for role, name in names.items() if row.get(role) is not None},
-            )
-        )
-    if not responses:
-        raise PromptError(f"There are no responses in {str(journal.path)!r}.")
-    return responses
+
+    def parse(_: int, row: Row) -> SystemResponse:
+        messages, text, group = messages_of(row["prompt"]), row["text"].strip(), row.get("group", "")
+        prompt, usage, reason = fingerprint(messages), Usage(**row["usage"]), row["finish_reason"]
+        grades = {role: (name, row[role]) for role, name in names.items() if row.get(role) is not None}
+        return SystemResponse(row["label"], prompt, messages, row["id"], text, row["seed"], group, reason, usage, grades)
+
+    return parsed(journal.rows, parse, "response", str(journal.path))
 
 
 def _from_rows(path: Path, groups: Mapping[str, str]) -> list[SystemResponse]:
-    responses = []
-    for number, row in enumerate(rows(path)):
-        where = f"Row number {number} of {str(path)!r}"
+    def parse(number: int, row: Any) -> SystemResponse:
         if not isinstance(row, Mapping):
-            raise PromptError(f"{where} must be an object with a prompt and a response, got {type(row).__name__}.")
+            raise PromptError(f"it must be an object with a prompt and a response, got {type(row).__name__}.")
         text = next((row[name] for name in RESPONSE_FIELDS if row.get(name) is not None), None)
         if not isinstance(text, str):
-            raise PromptError(f"{where} has no response: it needs text in one of the fields {', '.join(RESPONSE_FIELDS)}.")
+            raise PromptError(f"it has no response: it needs text in one of the fields {', '.join(RESPONSE_FIELDS)}.")
         if not any(row.get(name) for name in PROMPT_FIELDS):
-            raise PromptError(f"{where} has no prompt: pairing needs one of the fields {', '.join(PROMPT_FIELDS)}.")
-        try:
-            messages = messages_of({name: row[name] for name in PROMPT_FIELDS if name in row})
-        except CardsError as error:
-            raise PromptError(f"{where}: {error}") from error
-        prompt, seed = fingerprint(messages), row.get("seed")
+            raise PromptError(f"it has no prompt: pairing needs one of the fields {', '.join(PROMPT_FIELDS)}.")
+        messages, seed = messages_of({name: row[name] for name in PROMPT_FIELDS if name in row}), row.get("seed")
         try:
             seed = None if seed in (None, "") else int(seed)
         except (TypeError, ValueError):
-            raise PromptError(f"{where}: seed must be a whole number, got {seed!r}.") from None
+            raise PromptError(f"seed must be a whole number, got {seed!r}.") from None
+        prompt = fingerprint(messages)
         system = str(row.get("system") or row.get("generator") or path.name.split(".")[0])
         group = str(row.get("group") or groups.get(prompt, ""))
-        reason = row.get("finish_reason")
-        responses.append(
-            SystemResponse(system, prompt, messages, str(row.get("id", number)), text.strip(), seed, group, reason)
-        )
-    if not responses:
-        raise PromptError(f"There are no responses in {str(path)!r}.")
-    return responses
+        identifier, reason = str(row.get("id", number)), row.get("finish_reason")
+        return SystemResponse(system, prompt, messages, identifier, text.strip(), seed, group, reason)
 
-
-def _check_unique(responses: Sequence[SystemResponse], source: str) -> None:
-    """Raise SettingError if a system has two responses to a prompt with the same seed."""
-    known = set()
-    for response in responses:
-        if (response.prompt, response.seed) in known:
-            raise SettingError(
-                f"{source!r} has a second response of {response.system!r} to the prompt {response.id!r}. Give the responses "
-                "different seeds (field `seed`), or the systems different names (NAME=FILE)."
-            )
-        known.add((response.prompt, response.seed))
+    return parsed(rows(path), parse, "row", str(path))
 
 
 def _by_prompt(responses: Iterable[SystemResponse]) -> dict[str, list[SystemResponse]]:

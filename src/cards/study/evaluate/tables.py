@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from cards.study import tables as study_tables
 from cards.study.evaluate.figures import Figure
-from cards.study.tables import NONE, Table
+from cards.study.statistics import Estimate
+from cards.study.tables import NONE, Table, interval, shares, write_report
 
 SCREEN_WIDTH, UNLIMITED_WIDTH = 80, 10**6  # characters
 
@@ -43,23 +44,16 @@ def _chunks(columns: dict[str, list[str]], width: int) -> list[list[list[str]]]:
 
 def formatted(figure: Figure) -> str:
     """Return a value with its interval, as the text of a cell."""
-    scale, digits = (100, 0) if figure.unit == "share" else (1, 2)
-    value = f"{scale * figure.value:.{digits}f}{'%' if figure.unit == 'share' else ''}"
     if figure.unit == "count":
         return f"{figure.value:.0f}"
     if figure.unit == "p":
         return f"{figure.value:.2g}"
-    return f"{value} [{scale * (figure.low or 0):.{digits}f}, {scale * (figure.high or 0):.{digits}f}]"
+    estimate = Estimate(figure.value, figure.low or 0.0, figure.high or 0.0)
+    return shares(estimate) if figure.unit == "share" else interval(estimate)
 
 
-def to_markdown(about: dict[str, Any], figures: Sequence[Figure]) -> str:
-    named = {name: value for name, value in about.items() if isinstance(value, str)}
-    return study_tables.to_markdown(named, tables(figures, UNLIMITED_WIDTH))
-
-
-def to_csv(figures: Sequence[Figure]) -> str:
-    return study_tables.to_csv([asdict(figure) for figure in figures])
-
-
-def to_json(about: dict[str, Any], figures: Sequence[Figure]) -> str:
-    return study_tables.to_json(about | {"figures": [asdict(figure) for figure in figures]})
+def write(about: Mapping[str, Any], figures: Sequence[Figure], path: Path) -> list[Path]:
+    """Write the report next to the journal, as Markdown, CSV and JSON. Return the paths."""
+    header = {name: value for name, value in about.items() if isinstance(value, str)}
+    rows = [asdict(figure) for figure in figures]
+    return write_report(path, header, tables(figures, UNLIMITED_WIDTH), rows, {**about, "figures": rows})

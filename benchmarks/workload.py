@@ -14,6 +14,7 @@ import cards
 from cards.backends.files import TINY
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
+from cards.events import Message
 
 HERE = Path(__file__).parent
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
@@ -23,16 +24,17 @@ SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
 }
 
 
-def prompts(turns: int = 3) -> list[list[dict[str, str]]]:
+def prompts(turns: int = 3) -> list[list[Message]]:
     """Return 32 conversations: each question of turns.tsv after the `turns` question-answer pairs that follow it there."""
     lines = [line.split("\t") for line in (HERE / "turns.tsv").read_text(encoding="utf-8").splitlines()]
     conversations = []
     for i, (question, _) in enumerate(lines):
         before = [lines[(i + 1 + j) % len(lines)] for j in range(turns)]
-        said = [
+        said: list[Message] = [
             {"role": role, "content": text} for turn in before for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
-        conversations.append([*said, {"role": "user", "content": question}])
+        said.append({"role": "user", "content": question})
+        conversations.append(said)
     return conversations
 
 

@@ -1,0 +1,172 @@
+"""Response bodies, for the OpenAPI document. The formatters build them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Literal
+
+from pydantic import BaseModel, create_model
+
+from cards.usage import Usage
+
+FinishReason = Literal["stop", "length"]
+
+
+class OpenAICounts(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+UsageBody = create_model(
+    "UsageBody",
+    __base__=OpenAICounts,
+    __doc__="OpenAI's counts and the usage record.",
+    **{field.name: (float, ...) for field in fields(Usage)},  # type: ignore[call-overload]
+)
+
+
+class SegmentBody(BaseModel):
+    """An accepted segment. `candidates` is the number of candidates that were considered for it."""
+
+    text: str
+    reward: float | None
+    threshold: float | None
+    entropy: float | None
+    candidates: int
+    fallback: bool
+    tokens: int
+
+
+class TraceBody(BaseModel):
+    """An event of decoding, if the request has `cards.trace`."""
+
+    event: str
+    position: int
+    candidate: int
+    text: str
+    reward: float | None
+    threshold: float | None
+
+
+class ChoiceCards(BaseModel):
+    """How a response was decoded. `reason` says why it is not aligned."""
+
+    format: int
+    seed: int
+    reward: float | None
+    finish: str
+    aligned: bool
+    reason: str | None = None
+    segments: list[SegmentBody]
+    trace: list[TraceBody] | None = None
+
+
+class Cards(BaseModel):
+    format: int
+    method: str
+    reward: str | None
+
+
+class ResponseBody(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: UsageBody  # type: ignore[valid-type]  # it is created from the fields of Usage
+    cards: Cards
+
+
+class ChoiceBody(BaseModel):
+    index: int
+    finish_reason: FinishReason
+    cards: ChoiceCards
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: None
+    text_offset: list[int]
+
+
+class CompletionChoice(ChoiceBody):
+    text: str
+    logprobs: CompletionLogprobs | None
+
+
+class Completion(ResponseBody):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class TokenLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Any]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatChoice(ChoiceBody):
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletion(ResponseBody):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class ModelCards(BaseModel):
+    """The server's method, the methods that clients can select, and limits in tokens."""
+
+    format: int
+    method: str
+    methods: list[str]
+    reward: str | None
+    context: int
+    max_tokens: int
+
+
+class ModelBody(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    cards: ModelCards
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelBody]
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetails
+
+
+class Status(BaseModel):
+    status: str
+
+
+def documented(model: type[BaseModel], *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` argument of an endpoint with this body, and if it can stream, with server-sent events."""
+    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {200: {"model": model, "description": "The response."} | ({"content": events} if stream else {})}
