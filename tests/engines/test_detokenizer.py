@@ -119,9 +119,9 @@ def test_emitted_text_never_changes(kind: str, picks: list[int], text: str) -> N
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2", "gemma"])
 def test_a_character_is_emitted_with_its_last_byte_even_if_the_prompt_has_the_first(kind: str) -> None:
     tokenizer = text_tokenizer(kind)
-    ids = tokenizer("龘🜲", add_special_tokens=False)["input_ids"][-7:]  # a byte each
+    ids = tokenizer("龘𠀀", add_special_tokens=False)["input_ids"][-7:]  # a byte each
     detokenizer = Detokenizer(tokenizer, [*prompt_of(kind), ids[0]])
-    assert [detokenizer.push([token]) for token in ids[1:]] == ["", "龘", "龘", "龘", "龘", "龘🜲"]
+    assert [detokenizer.push([token]) for token in ids[1:]] == ["", "龘", "龘", "龘", "龘", "龘𠀀"]
 
 
 def test_silent_tokens_have_no_text_and_other_special_tokens_have_theirs() -> None:
