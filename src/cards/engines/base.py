@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
-from cards.engines.text import TokenDecoder
+from cards.engines.detokenizer import TokenDecoder
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
@@ -33,6 +33,7 @@ class Engine(Composite, ABC):
     rows: int  # maximum number of sequences decoded together
     entropy_threshold: float = 3.0  # default of tau_u for this LM, in nats
     chats: bool = True  # whether it has a chat template
+    vocab_size: int | None = None  # number of token ids that the model can read, if known
     vocabulary: Fingerprint | str = ""  # engines with equal fingerprints share token ids
     tokenizer: TokenDecoder
     end_ids: frozenset[int]  # tokens that end a response

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
-from cards.engines.text import Detokenizer, TokenDecoder
+from cards.engines.base import Engine
+from cards.engines.detokenizer import Detokenizer
 from cards.events import Accepted, Done, Event, Fallback, Result, Segment
 from cards.serve.errors import api_error
 from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
@@ -84,7 +85,7 @@ class ResponseFormatter(ABC):
     def _finished(self, choice: Choice, extra: Fields) -> Fields:
         result, logprobs = _result(choice), None
         if choice.logprobs is not None:
-            tokens = token_texts(self.request.decoder.engine.tokenizer, choice.prompt.token_ids, result.token_ids)
+            tokens = token_texts(self.request.decoder.engine, choice.prompt.token_ids, result.token_ids)
             logprobs = self.logprobs(tokens, [max(MIN_LOGPROB, value) for value in choice.logprobs])
         extra |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
         extra |= {"aligned": choice.unaligned is None}
@@ -146,9 +147,9 @@ def trace(event: Event) -> Fields:
     return fields | {"text": segment.text, "reward": segment.reward, "threshold": segment.threshold}
 
 
-def token_texts(tokenizer: TokenDecoder, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
+def token_texts(engine: Engine, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds; a character of several tokens belongs to the last of them."""
-    text = Detokenizer(tokenizer, before)
+    text = Detokenizer(engine.tokenizer, before, engine.end_ids)
     lengths = [0] + [len(text.push([token])) for token in token_ids]
     return [text.text[start:end] for start, end in pairwise(lengths)]
 

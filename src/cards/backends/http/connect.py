@@ -13,7 +13,7 @@ from cards.backends.http.openai import OpenAIEngine, tokens_of
 from cards.backends.http.rewards import TEI_REWARDS, PlainReward
 from cards.backends.http.served import ModelFiles, ServedModel, model_card
 from cards.engines.base import Engine
-from cards.engines.text import UNFINISHED
+from cards.engines.detokenizer import UNFINISHED
 from cards.errors import ModelError, SettingError, check
 from cards.rewards.base import Reward
 
@@ -26,7 +26,7 @@ log = logging.getLogger("cards")
 UNKNOWN_CONTEXT = 2**20  # if the server does not report it; the server then rejects texts that are too long
 UNKNOWN_VOCABULARY = 2**18  # an upper bound
 TOP_COUNTS = (20, 10, 5, 1, 0)  # numbers of log-probabilities to try, because servers reject more than they support
-EXTRAS = (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("return_token_ids", True))
+EXTRAS = (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("return_token_ids", True), ("skip_special_tokens", False))
 LLAMA_CPP = (
     ("repeat_penalty", 1.0),  # llama-cpp-python's default is 1.1
     ("samplers", ("temperature", "top_k", "top_p")),  # the default applies top_p first and may apply penalties

@@ -16,13 +16,15 @@ from cards.backends.http.served import ModelFiles, ServedModel
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
+from cards.engines.detokenizer import UNFINISHED
 from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
-from cards.engines.text import UNFINISHED, check_fits, encode
+from cards.engines.text import check_fits, encode
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptError, PromptTooLongError, UnavailableError
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
+from cards.prompts import check_text
 from cards.sampling import uniforms
 from cards.usage import current_account
 
@@ -36,6 +38,7 @@ class StreamVocabulary:
         self._lock = Lock()
 
     def id_of(self, text: str) -> int:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can contain half of a character
         with self._lock:
             if text not in self._ids:
                 self._ids[text] = len(self._texts)
@@ -82,12 +85,10 @@ class OpenAIEngine(Engine):
                     f"The prompt is a list of messages, but the chat template of {self.name!r} is not known. Give raw text, or "
                     "the model's tokenizer (tokenizer=...)."
                 )
-            if not prompt.strip():
-                raise PromptError("The prompt is empty. Give the text to respond to.")
-            return Prompt(prompt, vocabulary=self.vocabulary)
+            return Prompt(check_text(prompt), vocabulary=self.vocabulary)
         encoded = encode(self.local_tokenizer, prompt)
         if self.served.ids:
-            return check_fits(encoded, self.name, self.context)
+            return check_fits(encoded, self.name, self.context, self.vocab_size)
         text = encoded.text.removeprefix(str(self.local_tokenizer.bos_token or ""))  # the server adds this token
         return Prompt(text, (), encoded.messages, self.vocabulary, encoded.template)
 
@@ -183,8 +184,7 @@ class OpenAIEngine(Engine):
                     return
             last = reason == "stop" and i == len(tokens) - 1
             if last and not token.text:  # the token that ended the response, even if its id is unknown
-                writer.tokens.append(self._id(token))
-                writer.end("stop")
+                writer.end("stop", end_token=self._id(token))
             else:
                 writer.push(self._id(token))
         if reason and writer.segment is None:

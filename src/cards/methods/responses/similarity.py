@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
 
 from cards.errors import check
+from cards.words import words
 
 Utility = Callable[[str, str], float]  # (response, reference)
 Similarity = Literal["chrf", "rouge-l", "jaccard", "exact"]
@@ -86,7 +86,7 @@ def _grams(text: str, n: int) -> Counter[str]:
 
 @lru_cache(1024)
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.lower()))
+    return tuple(words(text.lower()))
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
