@@ -82,6 +82,9 @@ def test_entropy_ends_at_its_threshold_not_below() -> None:
         (Punctuation(), "Yes.  ", True),
         (Punctuation(), "Yes. No", False),
         (Punctuation(), "a line\n", True),
+        *((Punctuation(), f"a{mark}", True) for mark in "。！？；।؟…۔።"),  # noqa: RUF001
+        *((Punctuation(), f"a{mark}", False) for mark in ",:、，"),  # noqa: RUF001
+        (Punctuation(), "", False),
         (Punctuation(marks="|"), "Yes.", False),
         (Punctuation(marks="|"), "Yes|", True),
         (Step(), "a\n\n", True),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cards.errors import SettingError, UnknownNameError, check
+from cards.words import SENTENCE_END
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,14 +93,18 @@ class FixedLength(Boundary):
 
 @dataclass(frozen=True)
 class Punctuation(Boundary):
-    """End a segment after one of `marks`, ignoring trailing spaces."""
+    """End a segment after one of `marks`, ignoring trailing spaces.
+
+    None means a semicolon, an ellipsis, a newline, or a mark that ends sentences in any script (Unicode's Sentence_Terminal).
+    """
 
     maximum: int | None = 64
-    marks: str = ".!?;\n"
+    marks: str | None = None
     reads_text: ClassVar[bool] = True
 
     def ends_after(self, text: str) -> bool:
-        return text.rstrip(" ").endswith(tuple(self.marks))
+        last = text.rstrip(" ")[-1:]
+        return bool(last) and (SENTENCE_END.match(last) is not None if self.marks is None else last in self.marks)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cards.background import background
 from cards.engines.base import Engine
-from cards.errors import BatchError, CardsError, MismatchError, PromptError, RewardError, UnreachableTargetWarning, check
+from cards.errors import BatchError, CardsError, MismatchError, PromptTooLongError, RewardError, UnreachableTargetWarning, check
 from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
 from cards.parts import Composite
@@ -168,7 +168,7 @@ class Decoder(Composite):
                 continue
             rooms.append(reward.context - len(prompt.token_ids))
             if rooms[-1] < 1:
-                raise PromptError(
+                raise PromptTooLongError(
                     f"The prompt has {len(prompt.token_ids)} tokens, but reward {reward.name!r} reads at most "
                     f"{reward.context} with the response: shorten the prompt or load the reward with a larger context."
                 )
@@ -229,6 +229,4 @@ def warn_if_unreachable(result: Result) -> None:
 def _as_reward(reward: str | Reward | Scorer | None) -> Reward | None:
     if isinstance(reward, str):
         return load_reward(reward)
-    if reward is None or isinstance(reward, Reward):
-        return reward
-    return FunctionReward(reward)
+    return reward if reward is None or isinstance(reward, Reward) else FunctionReward(reward)

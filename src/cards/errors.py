@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cards.events import Result
 
+ADDRESS = re.compile(r"(https?://)(?:[^/?#\s]*@)?([^?#\s]*)(?:\?[^#\s]*)?", re.IGNORECASE)
+MAX_NAME = 80  # characters of a name in a message
+
 
 class CardsError(Exception):
-    """Base class of all errors that this package raises. `partial` is the response so far, if there is one."""
+    """Base class of all errors that this package raises.
+
+    `partial` is the response so far, if there is one. `quoted` are the texts of prompts and responses in the message.
+    """
 
     partial: Result | None = None
+    quoted: tuple[str, ...] = ()
 
 
 class SettingError(CardsError, ValueError):
@@ -36,6 +44,9 @@ class UnknownNameError(CardsError, ValueError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
+        if len(name) > MAX_NAME:
+            name = name[:MAX_NAME].partition("://")[0] + "..."
+        name = public_name(name)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(known)}.{' ' + hint if hint else ''}")
@@ -43,6 +54,10 @@ class UnknownNameError(CardsError, ValueError):
 
 class PromptError(CardsError, ValueError):
     """A prompt is empty, malformed or too long for the model."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt does not leave room for a response in the context of a model."""
 
 
 class ModelError(CardsError, ValueError):
@@ -71,6 +86,11 @@ class BatchError(CardsError):
             f"{len(errors)} of {len(results)} prompts failed; the first, number {first}: {errors[first]} "
             "The results of the other prompts are in this error's `results`."
         )
+
+
+def public_name(name: str) -> str:
+    """Return the name of a model with any http address in it stripped of user name, password and query."""
+    return ADDRESS.sub(r"\1\2", name)
 
 
 def check(condition: bool, message: str) -> None:

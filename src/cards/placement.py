@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cards.engines.base import Engine
-from cards.errors import check
 from cards.registry import load_engine, load_reward
 from cards.rewards.base import Reward
 from cards.settings import check_settings, setting
@@ -33,10 +32,6 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check(
-            self.draft is None or self.skip_layers is None,
-            f"Give either draft or skip_layers, got {self.draft!r} and {self.skip_layers}.",
-        )
 
     def load_engine(self, name: str) -> Engine:
         """Load the LM of this name, with its draft. Raises the errors of `load_engine`."""

@@ -87,10 +87,3 @@ class Profile:
             path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingError(f"The profile cannot be written to {str(path)!r}: {error.strerror}.") from error
-
-
-def option_text(value: Any) -> str:
-    """Return the value of a setting as the text of a command-line option."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

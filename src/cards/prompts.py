@@ -10,6 +10,23 @@ from cards.events import Message
 FORMS = ("auto", "chat", "dialogue", "raw")
 
 
+def check_text(prompt: str) -> str:
+    """Return the text of a raw prompt. Raises PromptError if it is empty or has half of a character."""
+    if not prompt.strip():
+        raise PromptError("The prompt is empty: give a text or messages.")
+    _check_characters(prompt, "The prompt")
+    return prompt
+
+
+def _check_characters(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{name} has a lone surrogate (half of a character), {text[error.start]!r}, at position {error.start}: remove it."
+        ) from error
+
+
 def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Return the messages as a tuple. Raises PromptError if one is malformed or the last is empty."""
     if not messages:
@@ -19,6 +36,7 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
             raise PromptError(f"Message {i} must be a dict with 'role' and 'content', got {message!r}.")
         if not isinstance(message["content"], str):
             raise PromptError(f"Message {i}: content must be text, got {type(message['content']).__name__}.")
+        _check_characters(message["content"], f"Message {i}")
     if not messages[-1]["content"].strip():
         raise PromptError("The last message is empty: give a message to respond to.")
     return tuple(messages)

@@ -124,13 +124,7 @@ class Setting:
 
     def text(self, value: Any) -> str:
         """Return a value as the text of a command-line option."""
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, tuple):
-            return ",".join(map(str, value))
-        if isinstance(value, Boundary):
-            return type(value).__name__.lower()
-        return str(value) if value is not None else "entropy" if Boundary in self.kinds else "none"
+        return "entropy" if value is None and Boundary in self.kinds else option_text(value)
 
     def parse(self, text: str) -> Any:
         """Parse a value from text. Raises SettingError or UnknownNameError."""
@@ -240,6 +234,17 @@ def metavar(kinds: Iterable[Any]) -> str:
     kinds = tuple(kinds)
     shown = [kind for kind in kinds if not (kind is NoneType and Boundary in kinds)]
     return "|".join("entropy|fixed:N|punctuation|step|whole" if kind is Boundary else NAMES.get(kind, kind) for kind in shown)
+
+
+def option_text(value: Any) -> str:
+    """Return the value of a setting as the text of a command-line option."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, Boundary):
+        return type(value).__name__.lower()
+    return "none" if value is None else str(value)
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:

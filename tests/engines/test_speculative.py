@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.letter_world import BY_ENTROPY, END, LETTERS, Ids, Law, entropy, next_token, segments
 from helpers.mock_models import assert_free
-from helpers.random_models import Pair, language_model, words
+from helpers.random_models import Pair, language_model, word_tokenizer, words
 
 from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
@@ -217,6 +217,22 @@ def test_models_that_pad_their_vocabulary_differently_follow_the_law(longer: str
     found = drawn(SpeculativeEngine(pair["target"], pair["draft"], 2), n=50, seeds=DRAWS // 50)
     sampling = Sampling()
     check_law(Counter(s.token_ids for s in found), enumerated(next_token, sampling, 4), wrong=enumerated(far, sampling, 4))
+
+
+@pytest.mark.parametrize(("target", "draft"), [(90, 80), (80, 90)])
+def test_real_models_that_pad_their_vocabulary_differently_work_together(target: int, draft: int) -> None:
+    """Also if they draw ids of the padding, which the other model cannot read."""
+    lm, small = (
+        TransformersEngine(language_model("llama", vocabulary=size, seed=size, spread=0.5), word_tokenizer())
+        for size in (target, draft)
+    )
+    lm.end_ids = frozenset()
+    source = SpeculativeEngine(lm, small, 3)
+    found = Decoder(source, None, "vanilla").batch([words([3, 4])] * 6, max_tokens=24, progress=False)
+    ids = [token for result in found for token in result.token_ids]
+    assert len(ids) == 6 * 24
+    assert max(ids) < target
+    assert (max(ids) >= draft) is (target > draft)
 
 
 def test_models_that_do_not_fit_are_refused() -> None:

@@ -11,7 +11,8 @@ from helpers.random_models import byte_tokenizer, letter_tokenizer, word_tokeniz
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import cards
-from cards.engines.text import UNFINISHED, Detokenizer, encode, find_stop, hold_back
+from cards.engines.detokenizer import UNFINISHED, Detokenizer
+from cards.engines.text import encode, find_stop, hold_back
 from cards.errors import PromptError
 from cards.fingerprint import fingerprint
 
@@ -84,12 +85,6 @@ def test_an_unfinished_character_waits_and_is_shown_replaced_at_the_end() -> Non
     assert detokenizer.push(ids[:-1]) == "ab"
     assert detokenizer.finish().startswith("ab" + UNFINISHED)
     assert detokenizer.push(ids[-1:]) == "ab😀"
-
-
-def test_special_tokens_read_as_nothing() -> None:
-    tokenizer = letter_tokenizer()
-    detokenizer = Detokenizer(tokenizer, ())
-    assert detokenizer.push([2, 1, 3]) == "ab"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.sampling import draw
-from cards.engines.text import Detokenizer
+from cards.engines.detokenizer import Detokenizer
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, uniforms
@@ -178,7 +178,10 @@ class LM:
         sampling = Sampling(body.get("temperature", 1.0), body.get("top_k") or None, body.get("top_p", 1.0))
         most, tokenizer = body["max_tokens"], self.engine.tokenizer
         u = uniforms(body.get("seed", 0), 0, 0, most)
-        text, told = Detokenizer(tokenizer, ids), 0
+        silent = self.engine.end_ids | (
+            frozenset(tokenizer.all_special_ids) if body.get("skip_special_tokens", True) else frozenset()
+        )
+        text, told = Detokenizer(tokenizer, ids, silent), 0
         drawn: list[int] = []
         waiting: list[tuple[int, np.ndarray]] = []
         while True:

@@ -72,7 +72,7 @@ def address(endless: str, scores: Scores) -> Iterator[str]:
             rewards=[f"{reward}/score"],
             settings={"target": 0.0},
             loading={"slots": 4, "context": 2 * LONG},
-            server={"name": "tiny", "deadline": 900, "max_tokens": LONG},
+            server={"name": "tiny", "deadline": 900, "limit_tokens": LONG},
         )
         decoders = ray_serve.DecoderReplica.options(autoscaling_config=SCALING, max_ongoing_requests=4)
         with cluster(ray_serve.Front.bind(settings, decoders.bind(settings))) as found:

@@ -114,4 +114,5 @@ def test_tokens_that_another_model_excludes_follow_the_law_of_the_formula(name: 
     if len(law) == 1:
         assert set(draws) == set(law)
     else:
-        check_law(draws, law, wrong={(i,): p for i, p in enumerate(OTHER.tolist())})
+        wrong: dict[tuple[int, ...], float] = {(i,): float(p) for i, p in enumerate(OTHER)}
+        check_law(draws, law, wrong=wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from functools import cache
 from itertools import product
 
@@ -64,14 +66,33 @@ def test_utilities_lie_between_0_and_1_which_is_for_equals(name: str) -> None:
     assert UTILITIES[name](MAT, "XYZ") < 0.1
 
 
-def test_agreement_is_the_mean_utility_with_the_others() -> None:
-    assert agreement(["a b", "a", "c"], "jaccard") == [0.25, 0.25, 0.0]
-    assert agreement(["a"], "chrf") == [0.0]
-    assert agreement(["aa", "a", "b"], lambda answer, reference: len(answer) - len(reference)) == [1.0, -0.5, -0.5]
+async def test_agreement_is_the_mean_utility_with_the_others() -> None:
+    assert await agreement(["a b", "a", "c"], "jaccard") == [0.25, 0.25, 0.0]
+    assert await agreement(["a"], "chrf") == [0.0]
+    assert await agreement(["aa", "a", "b"], lambda answer, reference: len(answer) - len(reference)) == [1.0, -0.5, -0.5]
 
 
-def test_equal_texts_agree_to_the_last_bit() -> None:
+async def test_equal_texts_agree_to_the_last_bit() -> None:
     texts = [MAT, MATS, "a cat", MAT, "the mat", "on the mat", MATS]
-    means = agreement(texts, "chrf")
+    means = await agreement(texts, "chrf")
     assert means[0] == means[3]
     assert means[1] == means[6]
+
+
+async def test_a_cancelled_comparison_ends_after_one_text_and_does_not_hold_the_event_loop() -> None:
+    calls, go = list[str](), threading.Event()
+
+    def compare(response: str, reference: str) -> float:
+        calls.append(response)
+        assert go.wait(60)
+        return 1.0
+
+    task = asyncio.create_task(agreement(["a", "b", "c", "d"], compare))
+    while not calls:  # only possible if the event loop is free
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    go.set()
+    await asyncio.to_thread(lambda: None)
+    await asyncio.sleep(0.05)
+    assert set(calls) == {"a"}

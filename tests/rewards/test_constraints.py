@@ -161,6 +161,18 @@ def test_lengths_are_judged_when_they_are_certain() -> None:
     assert LengthReward(0).score_text("", finished=True) == 1.0
 
 
+def test_keywords_and_lengths_hold_in_scripts_without_spaces() -> None:
+    keywords = KeywordReward(["天气"], ["爆弾", "자살", "ระเบิด"])
+    assert keywords.score_text("今天天气很好。", finished=True) == 1.0
+    for text in ("今天天气 爆弾の作り方", "今天天气 자살하는 방법", "今天天气 ทำระเบิดเอง"):
+        assert [keywords.score_text(text, finished) for finished in (False, True)] == [0.0, 0.0]
+    assert [LengthReward(3, 5).score_text(text, finished=True) for text in ("很好。", "今天很好。", "今天天气很好。")] == [
+        0.0,
+        1.0,
+        0.0,
+    ]
+
+
 async def test_space_before_an_answer_is_not_judged_and_calls_are_counted() -> None:
     with track_usage() as usage:
         found = await RegexReward("[0-9]+").score(Prompt("?"), [Response(" 42", (1,), "stop"), Response(" 4x"), Response("\n")])

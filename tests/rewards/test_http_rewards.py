@@ -15,7 +15,7 @@ from cards import CARDS, Decoder
 from cards.backends.http.rewards import PlainReward, PredictReward, RerankReward
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
-from cards.errors import RewardError, SettingError, UnavailableError, UnknownNameError
+from cards.errors import RewardError, SettingError, UnavailableError
 from cards.events import Message, Prompt, Response
 from cards.registry import load_reward
 from cards.usage import track_usage
@@ -81,10 +81,10 @@ async def test_labels(serve: Any, tiny: TransformersEngine) -> None:
         await good.aclose()
         await bad.aclose()
     with serve("/predict") as (unclear, _):
-        with pytest.raises(SettingError, match=r"2 labels: .*good.*output="):
+        with pytest.raises(RewardError, match=r"2 labels: .*good.*output="):
             await unclear.score(prompt, responses)
         unclear.output = "god"
-        with pytest.raises(UnknownNameError, match="'good'"):
+        with pytest.raises(RewardError, match=r"Its labels: .*good"):
             await unclear.score(prompt, responses)
         await unclear.aclose()
     with serve("/score") as (remote, _):
@@ -162,11 +162,12 @@ async def test_scores_that_are_none(serve: Any, tiny: TransformersEngine, answer
         await remote.aclose()
 
 
-async def test_a_refusal_is_the_users_to_mend(serve: Any, tiny: TransformersEngine) -> None:
+@pytest.mark.parametrize("status", [401, 404, 422])
+async def test_a_refused_request_is_a_failure_of_the_reward(serve: Any, tiny: TransformersEngine, status: int) -> None:
     prompt, responses = asked(tiny)
     with serve("/score") as (remote, door):
-        door.faults.append(404)
-        with pytest.raises(SettingError, match="rejected the request"):
+        door.faults.append(status)
+        with pytest.raises(RewardError, match="denied access" if status == 401 else "rejected the request"):
             await remote.score(prompt, responses)
         await remote.aclose()
 

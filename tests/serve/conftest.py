@@ -23,7 +23,7 @@ def embedded() -> Pair:
 @pytest.fixture(scope="session")
 def tiny(embedded: Pair) -> Iterator[Running]:
     """The embedded pair behind a server."""
-    with serving(*embedded, CARDS(), max_tokens=64) as running:
+    with serving(*embedded, CARDS(), limit_tokens=64) as running:
         yield running
 
 
@@ -35,6 +35,6 @@ def reward() -> Switch:
 @pytest.fixture
 def mocked(reward: Switch) -> Iterator[Running]:
     """A mock whose answers never end, one answer at a time, one request in the queue."""
-    with serving(mock(), reward, CARDS_IN_THREES, max_running=2, max_queue=1, max_body=20_000) as running:
+    with serving(mock(), reward, CARDS_IN_THREES, max_running=2, max_queue=1, limit_body=20_000) as running:
         yield running
         reward.held = False

@@ -316,7 +316,7 @@ async def test_a_run_ends_at_the_deadline_of_the_server() -> None:
 
 @pytest.mark.parametrize(
     ("options", "prompt", "words"),
-    [({"max_prompt_tokens": 3}, "hello " * 9, "at most 3 tokens"), ({"max_tokens": 11}, "hi", "at most 11")],
+    [({"limit_prompt": 3}, "hello " * 9, "at most 3 tokens"), ({"limit_tokens": 11}, "hi", "at most 11")],
 )
 async def test_a_run_has_the_limits_of_a_request(options: dict[str, Any], prompt: str, words: str) -> None:
     run = await ended(a_run(prompt), Decoder(mock(), count_of_b, CARDS_IN_THREES), **options)

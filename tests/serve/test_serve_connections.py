@@ -78,7 +78,7 @@ def test_idle_connections_are_kept_as_long_as_the_option_says() -> None:
 def test_at_the_limit_the_connection_that_has_waited_longest_is_closed() -> None:
     reward = Switch()
     reward.held = True
-    with serving(mock(), reward, CARDS_IN_THREES, max_connections=3) as running, ExitStack() as stack:
+    with serving(mock(), reward, CARDS_IN_THREES, limit_connections=3) as running, ExitStack() as stack:
         busy = stack.enter_context(running.send({"prompt": "abc", "max_tokens": 3}))
         until(lambda: reward.asked)
         first, second, third = (stack.enter_context(opened(running, HALF)) for _ in range(3))
@@ -93,7 +93,7 @@ def test_at_the_limit_the_connection_that_has_waited_longest_is_closed() -> None
 def test_connections_with_requests_are_not_closed_for_others() -> None:
     reward = Switch()
     reward.held = True
-    with serving(mock(), reward, CARDS_IN_THREES, max_connections=1) as running, ExitStack() as stack:
+    with serving(mock(), reward, CARDS_IN_THREES, limit_connections=1) as running, ExitStack() as stack:
         busy = stack.enter_context(running.send({"prompt": "abc", "max_tokens": 3}))
         until(lambda: reward.asked)
         other = stack.enter_context(opened(running, WHOLE))

@@ -28,7 +28,7 @@ from cards.serve.options import ServerOptions
 from cards.serve.responses import ChatCompletion, Completion, ErrorBody, ModelBody, ModelList
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
-LIMITS: dict[str, Any] = {"max_tokens": 16, "default_tokens": 8, "deadline": 0.3, "max_body": 50_000}
+LIMITS: dict[str, Any] = {"limit_tokens": 16, "max_tokens": 8, "deadline": 0.3, "limit_body": 50_000}
 CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance, status_code_conformance]
 document = schemathesis.openapi.from_asgi("/openapi.json", make_app(mock(), Switch(), CARDS_IN_THREES, ServerOptions(**LIMITS)))
 

@@ -15,7 +15,7 @@ from helpers.running_server import CHAT, Running, Switch, assert_free, serving, 
 
 from cards.backends.local.engine import TransformersEngine
 from cards.errors import SettingError
-from cards.methods import Cascade
+from cards.methods import BestOfN, Cascade
 from cards.serve.options import ServerOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetW
         ({"temperature": -1}, "temperature", "greater"),
         ({"temperature": "warm"}, "temperature", "number"),
         ({"top_p": 0}, "top_p", "greater"),
-        ({"seed": -1}, "seed", "greater"),
+        ({"seed": -2}, "seed", "greater"),
         ({"n": 33}, "n", "at most 32"),
         ({"stop": ""}, "stop", "at least 1"),
         ({"stop": ["x" * 257]}, "stop", "at most 256"),
@@ -56,6 +56,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetW
         ({"cards": {"settings": {"n": 65}, "method": "best-of-n"}}, None, "at most 64"),
         ({"cards": {"method": "self-consistency", "settings": {"pattern": "(a+)+$"}}}, None, "set by the server"),
         ({"cards": {"settings": {"temperature": 1}}, "temperature": 1}, "temperature", "twice"),
+        ({"seed": True}, "seed", "integer"),
+        ({"max_tokens": True}, "max_tokens", "integer"),
+        ({"temperature": True}, "temperature", "number"),
+        ({"stream": 1}, "stream", "boolean"),
+        ({"stream_options": {"include_usge": True}}, "stream_options.include_usge", "'include_usage'"),
+        ({"cards": {"settings": {"beta": True}}}, None, "number"),
+        ({"cards": {"settings": {"max_rejections": True}}}, None, "integer"),
         ({"cards": {"deadline": 0}}, "cards", "greater"),
         ({"cards": 3}, "cards", "dictionary"),
     ],
@@ -82,13 +89,94 @@ def test_a_bad_conversation_is_named(tiny: Running, messages: list[Any]) -> None
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"bogus": 1}, "messages.0.bogus"),
+        ({"contents": "x"}, "messages.0.contents"),
+        ({"tool_calls": [{"id": "1"}]}, "messages.0.tool_calls"),
+        ({"content": [{"type": "text", "text": "Hi", "bogus": 1}]}, "messages.0.content.0.bogus"),
+    ],
+)
+def test_an_unknown_field_of_a_message_is_named(tiny: Running, message: dict[str, Any], param: str) -> None:
+    answer = tiny.post(
+        "/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi", **message}], "max_tokens": 2}
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_message_of_a_response_can_be_sent_back(tiny: Running) -> None:
+    create: Any = tiny.client().chat.completions.create
+    message = create(model="tiny", messages=CHAT, max_tokens=2).choices[0].message.model_dump()
+    assert create(model="tiny", messages=[*CHAT, message, *CHAT], max_tokens=2, stream_options={"include_obfuscation": False})
+
+
+def test_too_many_messages_or_parts_are_refused(tiny: Running) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": ""}] * 60}] * 60
+    for messages in (CHAT * 3000, parts):
+        answer = tiny.post("/v1/chat/completions", json={"messages": messages})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+def test_a_seed_of_minus_one_is_a_new_seed(tiny: Running) -> None:
+    choices = [tiny.post(json={"prompt": "Hi", "max_tokens": 2, "seed": -1}).json()["choices"][0] for _ in range(2)]
+    seeds = [choice["cards"]["seed"] for choice in choices]
+    assert seeds[0] != seeds[1]
+    assert min(seeds) >= 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"x" * 300_000: 1},
+        {"model": "x" * 300_000},
+        {"cards": {"method": "x" * 300_000}},
+        {"cards": {"settings": {"x" * 300_000: 1}}},
+        {"cards": {"settings": {"beta": "x" * 300_000}}},
+        {"cards": {"settings": {"beta": [1] * 100_000}}},
+        {"stop": ["x" * 300_000]},
+    ],
+    ids=range(7),
+)
+def test_no_refusal_echoes_a_huge_value(tiny: Running, body: dict[str, Any]) -> None:
+    answer = tiny.post(json={"prompt": "Hi", **body})
+    assert answer.status_code in (400, 404)
+    assert len(answer.content) < 5000
+
+
+async def test_unknown_urls_are_told_in_openais_form_also_beside_the_playground() -> None:
+    pytest.importorskip("gradio")
+    for playground in (False, True):
+        with serving(mock(), Switch(), CARDS_IN_THREES, playground=playground) as running:
+            for answer in (running.get("/v1/nothing"), running.post("/v1/embeddings", json={})):
+                error = answer.json()["error"]
+                assert (answer.status_code, error["type"], error["code"]) == (404, "invalid_request_error", "unknown_url")
+            wrong = running.get("/v1/completions")
+            assert (wrong.status_code, wrong.headers["Allow"], wrong.json()["error"]["code"]) == (405, "POST", "unknown_url")
+
+
+def test_listed_methods_run_with_the_settings_of_the_server(reward: Switch) -> None:
+    reward.target = None  # type: ignore[assignment]
+    for target, runs in ((1.0, True), (None, False)):
+        method = CARDS_IN_THREES if target else BestOfN(n=2)
+        with serving(mock(), reward, method, deadline=5.0) as running:
+            listed = running.get("/v1/models").json()["data"][0]["cards"]["methods"]
+            assert ("stars" in listed) == ("rad" in listed) == runs
+            for name in listed:
+                answer = running.post(json={"prompt": "abc", "max_tokens": 2, "cards": {"method": name}})
+                assert answer.status_code == 200, (name, answer.text)
+            settings = {"target": 1.0}
+            answer = running.post(json={"prompt": "abc", "max_tokens": 2, "cards": {"method": "stars", "settings": settings}})
+            assert answer.status_code == 200
+
+
 def test_another_model_is_not_found(tiny: Running) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         tiny.client().completions.create(model="gpt-4", prompt="Hi")
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         tiny.client().models.retrieve("gpt-4")
-    assert tiny.get("/nowhere").json()["error"]["type"] == "not_found_error"
+    assert tiny.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +277,7 @@ def test_what_a_method_does_not_have_is_refused(mocked: Running) -> None:
 
 def test_methods_get_models_from_the_servers_own_alone(embedded: tuple[TransformersEngine, Any]) -> None:
     engine, reward = embedded
-    with serving(engine, reward, Cascade(guide=reward), max_tokens=64) as running:
+    with serving(engine, reward, Cascade(guide=reward), limit_tokens=64) as running:
         offered = running.service.methods.offered
         assert "tree-bon" in offered
         assert offered["tree-bon"].guide is reward  # type: ignore[attr-defined]

@@ -41,11 +41,10 @@ def open_(reward: Switch) -> Iterator[Running]:
         yield running
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_by_default_what_the_reward_cannot_steer_is_refused(closed: Running, reward: Switch, stream: bool) -> None:
+def test_by_default_what_the_reward_cannot_steer_is_refused(closed: Running, reward: Switch) -> None:
     reward.broken = True
     with pytest.raises(openai.InternalServerError) as caught:
-        closed.client().completions.create(model="mock", stream=stream, **BODY)  # type: ignore[call-overload]
+        closed.client().completions.create(model="mock", **BODY)  # type: ignore[call-overload]
     assert caught.value.status_code == 503
     assert caught.value.code == "reward_failed"
     assert int(caught.value.response.headers["Retry-After"]) > 0
@@ -70,7 +69,7 @@ def test_a_stream_that_told_text_ends_with_an_error(reward: Switch, policy: Any)
         whole = running.post(json=BODY).json()["choices"][0]["text"]
         reward.good = reward.asked + 3  # the prompt's reward, and some segments
         chunks: list[Any] = []
-        with pytest.raises(openai.APIError, match="went away"):
+        with pytest.raises(openai.APIError, match=r"failed|not available"):
             chunks.extend(running.client().completions.create(model="mock", stream=True, **BODY))  # type: ignore[call-overload]
         told = "".join(chunk.choices[0].text for chunk in chunks)
         assert not any(chunk.choices[0].finish_reason for chunk in chunks)
@@ -91,12 +90,12 @@ def test_plain_sampling_takes_over_and_says_so(open_: Running, reward: Switch, s
     reward.broken = True
     answer = open_.post(json={**BODY, "stream": stream})
     assert answer.status_code == 200
-    assert answer.headers["X-Cards-Aligned"] == "false"
+    assert stream or answer.headers["X-Cards-Aligned"] == "false"  # a stream has sent its headers before
     parts = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")] or [answer.json()]
     assert "".join(part["choices"][0]["text"] for part in parts) == expected
     end = parts[-1]["choices"][0]["cards"]
     assert end["aligned"] is False
-    assert "went away" in end["reason"]
+    assert end["reason"] == "The reward failed. Retry later."
     until(lambda: open_.metric("cards_unaligned_answers_total", method="cards") == 1)
 
 
@@ -137,7 +136,7 @@ def test_a_model_that_goes_away_in_the_middle_of_a_stream_ends_it_with_an_error(
         engine.left = 3
         create: Any = running.client().completions.create
         chunks: list[Any] = []
-        with pytest.raises(openai.APIError, match="went away"):
+        with pytest.raises(openai.APIError, match=r"failed|not available"):
             chunks.extend(create(model="mock", stream=True, prompt="abc", max_tokens=60))
         assert chunks
         assert not any(chunk.choices[0].finish_reason for chunk in chunks)

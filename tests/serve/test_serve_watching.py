@@ -45,7 +45,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[dict[str, Any]]]:
 
 def test_metrics_are_the_sum_of_the_books(mocked: Running) -> None:
     answers = [mocked.post(json={**BODY, "seed": seed}).json() for seed in range(3)]
-    mocked.post(json={"prompt": ""})
+    mocked.post(json={"prompt": "abc", "n": 0})
     until(lambda: mocked.metric("cards_requests_total", method="none", outcome="refused") == 1)
     families = {family.name: family for family in text_string_to_metric_families(mocked.get("/metrics").text)}
     found = {(s.name, s.labels.get("method")): s.value for family in families.values() for s in family.samples}
@@ -185,4 +185,4 @@ def test_logs_and_warnings_of_packages_with_their_own_handlers_are_json() -> Non
 @pytest.mark.parametrize("name", ["console", "otlp"])
 def test_exporters_can_be_had(name: Any) -> None:
     provider = provider_of(name)
-    provider.shutdown()  # type: ignore[attr-defined]
+    provider.shutdown()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_length
-from cards.errors import RewardError, SettingError, UnknownNameError
+from cards.backends.configuration import context_length, vocab_size
+from cards.engines.text import check_ids, reason
+from cards.errors import CardsError, PromptError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.fingerprint import fingerprint
-from cards.rewards.base import Reward
+from cards.rewards.base import Reward, excerpt
 
 Output = int | str | Sequence[float] | None
 
@@ -41,21 +42,33 @@ class SequenceClassifier(Reward):
         self.target = target if target is not None else getattr(model.config, "cards_target", None)
         self.weights = output_weights(model, output, self.name)
         self.context = self.limit = context_length(model, context)
-        self.vocabulary = fingerprint(tokenizer)
+        self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
 
     @abstractmethod
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         """Score rows of token ids."""
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
-        rows = [self.tokens(prompt, response) for response in responses]
-        for row, response in zip(rows, responses, strict=True):
-            if len(row) > self.limit:
-                raise RewardError(
-                    f"Reward {self.name!r} reads at most {self.limit} tokens, got {len(row)} for the prompt and the first "
-                    f"{len(response.token_ids)} tokens of the response. Lower max_tokens or shorten the prompt."
-                )
-        return await self.read(rows)
+        try:
+            return await self.read([self._row(prompt, response) for response in responses])
+        except CardsError:
+            raise
+        except Exception as error:  # of a template, a tokenizer or a model, on this text
+            raise RewardError(f"Reward {self.name!r} cannot read the prompt {excerpt(prompt.text)}: {reason(error)}") from error
+
+    def _row(self, prompt: Prompt, response: Response) -> list[int]:
+        """Return `tokens`. Raises RewardError if the RM cannot read them."""
+        row = self.tokens(prompt, response)
+        if len(row) > self.limit:
+            raise RewardError(
+                f"Reward {self.name!r} reads at most {self.limit} tokens, got {len(row)} for the prompt and the first "
+                f"{len(response.token_ids)} tokens of the response. Lower max_tokens or shorten the prompt."
+            )
+        try:
+            check_ids(row, self.name, self.vocab_size)
+        except PromptError as error:
+            raise RewardError(str(error)) from error
+        return row
 
     def tokens(self, prompt: Prompt, response: Response) -> list[int]:
         """Return the RM's token ids of prompt + response."""

@@ -50,10 +50,20 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
 
 
+def vocab_size(model: PreTrainedModel) -> int:
+    """Return the number of token ids that have an embedding."""
+    embeddings = model.get_input_embeddings()
+    return int(getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size)
+
+
 def length_limit(model: PreTrainedModel) -> int:
     """Return the maximum number of tokens that the model supports, or 2048 if it is not known."""
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 2048
+    for name, module in model.named_modules():  # RoBERTa and its relatives count positions from the padding id + 1
+        if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None:
+            limit = min(limit, limit - padding - 1)
+            break
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):  # beyond this length, frequencies depend on the batch's longest row
         limit = min(limit, rope.get("original_max_position_embeddings") or limit)

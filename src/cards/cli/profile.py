@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from cards.profile import Profile, option_text
+from cards.profile import Profile
+from cards.settings import option_text
 
 
 def _fill(ctx: typer.Context, path: Path | None) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,20 +13,20 @@ from typing import Annotated, Literal
 import typer
 
 from cards.cli.models import load_models
-from cards.cli.options import MODEL, REWARD, with_placement
+from cards.cli.options import MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
 from cards.errors import MissingExtraError, SettingError, UnreachableTargetWarning, check
 from cards.placement import Placement
-from cards.settings import CONCURRENCY, DEADLINE
+from cards.serve.options import ServerOptions
 
 log = logging.getLogger("cards.serve")
-LIMITS, OBSERVABILITY = "Limits", "Observability"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 KEY_VARIABLE = "CARDS_SERVE_API_KEY"
 
 
 @with_settings
+@with_options(ServerOptions, "options", "Server", leave_out=("api_keys", "playground"))
 @with_placement
 def serve(
     method: Annotated[str, typer.Option(help="Decoding method of requests that do not set one.")] = "cards",
@@ -33,7 +34,6 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one, shown in the log.")
     ] = 8000,
-    name: Annotated[str | None, typer.Option(help="Model name in the API.", show_default="name of the model")] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,7 +42,6 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with accepted API keys, one per line.")] = None,
-    cors: Annotated[list[str] | None, typer.Option(help="Allowed CORS origin, or * (repeatable).")] = None,
     playground: Annotated[
         bool | None,
         typer.Option(
@@ -51,58 +50,15 @@ def serve(
             show_default="on if Gradio is installed",
         ),
     ] = None,
-    on_reward_failure: Annotated[
-        Literal["closed", "plain"],
-        typer.Option(
-            help="If the reward fails: reject requests with status 503 (closed), or sample without it and report that (plain)."
-        ),
-    ] = "closed",
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of new tokens, unless the request sets it.", rich_help_panel=LIMITS)
-    ] = 128,
-    limit_tokens: Annotated[
-        int, typer.Option(min=1, help="Upper limit of max_tokens in a request.", rich_help_panel=LIMITS)
-    ] = 1024,
-    limit_prompt: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of prompt tokens.", show_default="context length", rich_help_panel=LIMITS),
-    ] = None,
-    limit_setting: Annotated[
-        int, typer.Option(min=1, help="Upper limit of integer settings in a request.", rich_help_panel=LIMITS)
-    ] = 1024,
-    limit_body: Annotated[int, typer.Option(min=1, help="Maximum size of a request body in bytes.", rich_help_panel=LIMITS)] = 2
-    ** 20,
-    deadline: Annotated[float, typer.Option(help=DEADLINE, rich_help_panel=LIMITS)] = 120.0,
-    max_running: Annotated[
-        int | None, typer.Option(min=1, help=CONCURRENCY, show_default="the number of slots", rich_help_panel=LIMITS)
-    ] = None,
-    max_queue: Annotated[
-        int, typer.Option(min=0, help="Maximum number of waiting requests; more get status 429.", rich_help_panel=LIMITS)
-    ] = 64,
-    limit_connections: Annotated[
-        int,
-        typer.Option(min=1, help="Maximum number of open connections, also idle ones.", rich_help_panel=LIMITS),
-    ] = 1000,
-    keep_alive: Annotated[
-        int, typer.Option(min=1, help="Seconds until an idle connection is closed.", rich_help_panel=LIMITS)
-    ] = 75,
-    drain: Annotated[
-        float, typer.Option(help="Seconds for running requests to finish at shutdown.", rich_help_panel=LIMITS)
-    ] = 30.0,
-    log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Also log prompts.", rich_help_panel=OBSERVABILITY)
-    ] = False,
     otel: Annotated[
         Literal["console", "otlp"] | None,
-        typer.Option(
-            help="Export OpenTelemetry spans: print them, or send them to OTEL_EXPORTER_OTLP_ENDPOINT.",
-            rich_help_panel=OBSERVABILITY,
-        ),
+        typer.Option(help="Export OpenTelemetry spans: print them, or send them to OTEL_EXPORTER_OTLP_ENDPOINT."),
     ] = None,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str, REWARD] = "tiny",
     profile: Annotated[Path | None, PROFILE] = None,
     *,
+    options: ServerOptions,
     placement: Placement,
     settings: dict[str, str],
 ) -> None:
@@ -114,31 +70,13 @@ def serve(
     try:
         from cards.serve.app import make_app
         from cards.serve.logs import configure
-        from cards.serve.options import ServerOptions
         from cards.serve.server import bind, run
         from cards.serve.tracing import Tracing, provider_of
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     keys = accepted_keys(api_key, api_key_file)
-    options = ServerOptions(
-        name=name,
-        api_keys=keys,
-        cors=tuple(cors or ()),
-        playground=find_spec("gradio") is not None if playground is None else playground,
-        on_reward_failure=on_reward_failure,
-        default_tokens=min(max_tokens, limit_tokens),
-        max_tokens=limit_tokens,
-        max_prompt_tokens=limit_prompt,
-        max_setting=limit_setting,
-        max_body=limit_body,
-        deadline=deadline,
-        max_running=max_running,
-        max_queue=max_queue,
-        max_connections=limit_connections,
-        keep_alive=keep_alive,
-        drain=drain,
-        log_prompts=log_prompts,
-    )
+    shown = find_spec("gradio") is not None if playground is None else playground
+    options = replace(options, api_keys=keys, playground=shown)
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     tracing = Tracing(provider_of(otel) if otel else None)
     listening = bind(host, port)  # before models are loaded, so that a port in use is reported at once

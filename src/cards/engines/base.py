@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
-from cards.engines.text import TokenDecoder
+from cards.engines.detokenizer import TokenDecoder
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cards.boundaries import Boundary
+
 
 class Engine(Composite, ABC):
     """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`."""
@@ -31,6 +33,7 @@ class Engine(Composite, ABC):
     rows: int  # maximum number of sequences decoded together
     entropy_threshold: float = 3.0  # default of tau_u for this LM, in nats
     chats: bool = True  # whether it has a chat template
+    vocab_size: int | None = None  # number of token ids that the model can read, if known
     vocabulary: Fingerprint | str = ""  # engines with equal fingerprints share token ids
     tokenizer: TokenDecoder
     end_ids: frozenset[int]  # tokens that end a response
@@ -72,6 +75,9 @@ class Engine(Composite, ABC):
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Tokenize raw text without special tokens at its ends. Raises MismatchError if the engine cannot."""
         raise MismatchError(f"Engine {self.name!r} cannot split text into tokens.")
+
+    def check_boundary(self, boundary: Boundary) -> None:
+        """Raise MismatchError if this engine cannot end segments by the rule."""
 
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from cards.engines.base import Ask, Engine
 from cards.engines.text import check_fits
-from cards.errors import PromptError, check
+from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
-from cards.prompts import check_messages
+from cards.prompts import check_messages, check_text
 from cards.sampling import distribution, pick, uniforms
 from cards.usage import current_account
 
@@ -53,7 +53,7 @@ class MockEngine(Engine):
         self.end_id = None if end is None else self.tokens.index(end)
         self.tokenizer, self.end_ids = self, frozenset(() if self.end_id is None else (self.end_id,))
         self.context, self.rows, self.name = context, rows, name
-        self.vocabulary = f"mock {self.tokens}"
+        self.vocabulary, self.vocab_size = f"mock {self.tokens}", len(self.tokens)
         self._next = lru_cache(4096)(self.next_logits)
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -70,9 +70,9 @@ class MockEngine(Engine):
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = None if isinstance(prompt, str) else check_messages(prompt)
-        text = prompt if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in messages or ())
-        if not text.strip():
-            raise PromptError("The prompt is empty: give a text or messages.")
+        text = (
+            check_text(prompt) if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in messages or ())
+        )
         return check_fits(Prompt(text, self.tokenize(text), messages, self.vocabulary), self.name, self.context)
 
     def tokenize(self, text: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from cards.engines.base import call_in_loop
 from cards.engines.slots import Outputs, Slots
 from cards.engines.worker import DeviceWorker
-from cards.errors import ModelError, PromptError
+from cards.errors import ModelError, PromptTooLongError
 from cards.parts import Composite
 from cards.usage import Account, current_account
 
@@ -267,7 +267,9 @@ class Scheduler(Composite):
                 continue
             if len(row.tokens) > self.slots.length:
                 row.call.abort(
-                    PromptError(f"The text has {len(row.tokens)} tokens, but the context is {self.slots.length}: shorten it.")
+                    PromptTooLongError(
+                        f"The text has {len(row.tokens)} tokens, but the context is {self.slots.length}: shorten it."
+                    )
                 )
             elif self.slots.will_hold_more(row.tokens):
                 later.append(row)

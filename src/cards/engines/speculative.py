@@ -78,6 +78,9 @@ class SpeculativeEngine(Engine):
         self.target, self.draft, self.gamma, self.shift = target, draft, gamma, shift
         self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
         self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
+        self.vocab_size = target.vocab_size
+        readers = (target.vocab_size, shift.reference.vocab_size if shift else None)
+        self.readable = min((size for size in readers if size is not None), default=None)
         self.tokenizer, self.end_ids = target.tokenizer, target.end_ids
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
@@ -124,14 +127,17 @@ class SpeculativeEngine(Engine):
         return writer.segment
 
     async def _drafted(self, ask: Ask, before: Response, most: int, u: Floats) -> tuple[list[int], list[Floats]]:
-        """Draft up to gamma tokens. Return them and the distributions that they are drawn from."""
+        """Draft up to gamma tokens that the readers can read. Return them and the distributions that they are drawn from."""
         tokens: list[int] = []
         q: list[Floats] = []
-        room = self.draft.context - len(ask.prompt.token_ids) - len(before.token_ids)
+        text = (*ask.prompt.token_ids, *before.token_ids)
+        room = self.draft.context - len(text)
+        if self.shift is None and self.draft.vocab_size is not None and max(text, default=0) >= self.draft.vocab_size:
+            room = 0  # the target drew an id that pads its vocabulary beyond the draft's; it goes on alone
         with booked_as("draft"):
             while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
                 [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
-                q.append(distribution(logits, ask.sampling, len(before.token_ids) + len(tokens)))
+                q.append(distribution(logits[: self.readable], ask.sampling, len(before.token_ids) + len(tokens)))
                 tokens.append(pick(q[-1], u[len(tokens)]))
             current_account().add(decoded_tokens=len(tokens))
         return tokens, q

@@ -1,59 +1,17 @@
-"""Text and tokens: streaming detokenisation, stop strings, and prompts."""
+"""Stop strings, and the tokens of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from cards.errors import PromptError
+from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
-from cards.prompts import check_messages
+from cards.prompts import check_messages, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class TokenDecoder(Protocol):
-    """A tokenizer that can decode tokens."""
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **options: Any) -> Any:
-        """Return the text of tokens."""
-        ...
-
-
-CONTEXT = 8  # preceding tokens that can change the text of a token (spaces, split characters)
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
-
-class Detokenizer:
-    """Decodes tokens incrementally after the tokens `context`. Incomplete characters are held back."""
-
-    def __init__(self, tokenizer: TokenDecoder, context: Sequence[int]) -> None:
-        self.tokenizer = tokenizer
-        self.window = list(context[-CONTEXT:])
-        self.text = ""
-        self._emitted = self._decode().rstrip(UNFINISHED)
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Add tokens and return the text so far."""
-        self.window += token_ids
-        new = self._decode().rstrip(UNFINISHED)
-        if len(new) > len(self._emitted):
-            self.text += new[len(self._emitted) :]
-            self._emitted = new
-            if len(self.window) > 4 * CONTEXT:
-                self.window = self.window[-CONTEXT:]
-                self._emitted = self._decode().rstrip(UNFINISHED)
-        return self.text
-
-    def finish(self) -> str:
-        """Return the text, with a replacement character for an incomplete character at the end."""
-        return self.text + self._decode()[len(self._emitted) :]
-
-    def _decode(self) -> str:
-        decoded = self.tokenizer.decode(self.window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, decoded)
 
 
 def find_stop(text: str, stop: Sequence[str], searched: int) -> int | None:
@@ -71,9 +29,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> Prompt:
     """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
     if isinstance(prompt, str):
-        messages, text = None, prompt
-        if not prompt.strip():
-            raise PromptError("The prompt is empty: give a text or messages.")
+        messages, text = None, check_text(prompt)
         ids = tokenizer(prompt)["input_ids"]
     else:
         messages = check_messages(prompt)
@@ -83,16 +39,38 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
                 "set tokenizer.chat_template."
             )
         turns: Any = list(messages)
-        text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates raise errors of many types
+            raise PromptError(f"The chat template of this model refuses these messages: {reason(error)}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     template = cast("str | None", tokenizer.chat_template)
     return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
 
 
-def check_fits(prompt: Prompt, name: str, context: int) -> Prompt:
-    """Return the prompt if it leaves room for a response in the context of model `name`. Raises PromptError."""
-    if (length := len(prompt.token_ids)) >= context:
+def reason(error: Exception) -> str:
+    """Return the type and the message of an error of a dependency."""
+    return f"{type(error).__name__}: {error}"
+
+
+def check_ids(token_ids: Sequence[int], name: str, vocab_size: int | None) -> None:
+    """Raise PromptError unless model `name` has an embedding for each of the token ids."""
+    if vocab_size is not None and token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        bad = next(token for token in token_ids if not 0 <= token < vocab_size)
         raise PromptError(
+            f"The text has the token id {bad}, but {name!r} has embeddings for the ids below {vocab_size}: use the tokenizer "
+            "that the model was trained with."
+        )
+
+
+def check_fits(prompt: Prompt, name: str, context: int, vocab_size: int | None = None) -> Prompt:
+    """Return the prompt if model `name` can read it with room for a response in its context.
+
+    Raises PromptError, or PromptTooLongError.
+    """
+    check_ids(prompt.token_ids, name, vocab_size)
+    if (length := len(prompt.token_ids)) >= context:
+        raise PromptTooLongError(
             f"The prompt has {length} tokens, but the context of {name!r} is {context} with the response: shorten the prompt, "
             "or load the model with a larger context."
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cards.engines.ask import Ask
-from cards.engines.text import Detokenizer, TokenDecoder, find_stop, hold_back
+from cards.engines.detokenizer import Detokenizer, TokenDecoder
+from cards.engines.text import find_stop, hold_back
 from cards.events import FinishReason, Segment
 from cards.usage import current_account
 
@@ -23,13 +24,9 @@ class Writer:
         prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
         self.limit = min(ask.max_tokens, context - len(prefix))
         self.most = self.limit if ask.boundary.maximum is None else min(self.limit, ask.boundary.maximum)
-        if ask.stop:  # start with the tail held back from the response, which may start a stop string
-            self._text = Detokenizer(tokenizer, ask.prompt.token_ids)
-            self._text.push(ask.response.token_ids)
-            self._emitted = len(ask.response.text)
-            self._before = len(self._text.text)
-        else:
-            self._text, self._emitted, self._before = Detokenizer(tokenizer, prefix), 0, 0
+        self._text = Detokenizer(tokenizer, prefix, end_ids)
+        self._text.text = ask.response.held  # it may start a stop string
+        self._before = len(ask.response.held)
         self._eager = bool(ask.stop) or ask.boundary.reads_text
         self._starts: list[int] = []  # position of each token in the text
 
@@ -47,9 +44,9 @@ class Writer:
         """Add a token. End the segment if the token ends it or the response."""
         self.tokens.append(token)
         ask, count = self.ask, len(self.tokens)
-        searched = len(self._text.text) - self._emitted
+        searched = len(self._text.text)
         self._starts.append(searched)
-        text = self._text.push([token])[self._emitted :] if self._eager else ""
+        text = self._text.push([token]) if self._eager else ""
         if token in self.end_ids:
             self.end("stop")
         elif ask.stop and (at := find_stop(text, ask.stop, searched)) is not None:
@@ -58,24 +55,23 @@ class Writer:
         elif count == self.limit:
             self.end("length")
         elif count == ask.boundary.maximum or (
-            ask.boundary.reads_text
-            and count >= ask.boundary.minimum
-            and ask.boundary.ends_after(self._text.text[self._before :])
+            ask.boundary.reads_text and count >= ask.boundary.minimum and ask.boundary.ends_after(text[self._before :])
         ):
             self.end()
 
-    def end(self, reason: FinishReason | None = None, *, entropy: float | None = None) -> None:
-        """End the segment. `entropy` is the uncertainty of the next token."""
+    def end(self, reason: FinishReason | None = None, *, entropy: float | None = None, end_token: int | None = None) -> None:
+        """End the segment. `entropy` is the uncertainty of the next token. `end_token` ended the response and has no text."""
         if not self._eager:
             self._text.push(self.tokens)
-        text = (self._text.finish() if reason else self._text.text)[self._emitted :]
+        text = self._text.finish() if reason else self._text.text
         shown = text if reason else hold_back(text, self.ask.stop)
+        self.tokens += [] if end_token is None else [end_token]
         self.segment = Segment(shown, tuple(self.tokens), entropy, reason, held=text[len(shown) :])
 
 
 def make_segment(tokenizer: TokenDecoder, end_ids: frozenset[int], before: Sequence[int], token_ids: Sequence[int]) -> Segment:
     """Return the segment of these tokens after the tokens `before`."""
-    text = Detokenizer(tokenizer, before)
+    text = Detokenizer(tokenizer, before, end_ids)
     text.push(token_ids)
     ends = bool(token_ids) and token_ids[-1] in end_ids
     return Segment(text.finish() if ends else text.text, tuple(token_ids), finish_reason="stop" if ends else None)

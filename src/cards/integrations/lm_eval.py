@@ -17,11 +17,10 @@ from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, check
 from cards.events import Message, Prompt, Response
 from cards.placement import Placement
-from cards.profile import option_text
 from cards.progress import run_concurrently
 from cards.registry import read_method
 from cards.rewards.implicit import log_softmax
-from cards.settings import settings_of
+from cards.settings import option_text, settings_of
 
 try:
     from lm_eval.api.instance import Instance

@@ -258,7 +258,7 @@ def _prompt(engine: TransformersEngine, row: Tensor, mask: Tensor | None) -> Pro
     text = cast(str, engine.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
     text = text.removeprefix(cast(str, engine.tokenizer.bos_token) or "")
     template = cast("str | None", engine.tokenizer.chat_template)
-    return check_fits(Prompt(text, ids, None, engine.vocabulary, template), engine.name, engine.context)
+    return check_fits(Prompt(text, ids, None, engine.vocabulary, template), engine.name, engine.context, engine.vocab_size)
 
 
 def _padded(prompts: Tensor, results: Sequence[Result], padding: int) -> Tensor:

@@ -62,10 +62,13 @@ class Reward(Composite, ABC):
             )
         for reward, response in zip(rewards, responses, strict=True):
             if not math.isfinite(reward):
-                raise RewardError(
-                    f"Reward {self.name!r} must return finite numbers, got {reward} for the response {excerpt(response.text)} "
-                    f"to the prompt {excerpt(prompt.text)}."
+                texts = excerpt(response.text), excerpt(prompt.text)
+                error = RewardError(
+                    f"Reward {self.name!r} must return finite numbers, got {reward} for the response {texts[0]} to the prompt "
+                    f"{texts[1]}."
                 )
+                error.quoted = texts
+                raise error
             if self.scale == "probability" and not -ROUNDING <= reward <= 1 + ROUNDING:
                 raise RewardError(
                     f"Reward {self.name!r} has the scale 'probability', so it must return numbers between 0 and 1, got "

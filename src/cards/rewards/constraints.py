@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,7 @@ import regex
 from cards.errors import RewardError, SettingError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward, excerpt
+from cards.words import count_words, word_pattern
 
 Unit = Literal["words", "characters"]
 
@@ -89,8 +89,10 @@ class JSONReward(RegexReward):
 
 
 class KeywordReward(Constraint):
-    """The response has all `required` words or phrases and none of the `forbidden` ones. Case is ignored; words are whole.
+    """The response has all `required` words or phrases and none of the `forbidden` ones.
 
+    Case is ignored. Words are whole, except in Chinese, Japanese, Korean, Thai and other scripts that do not separate words (or
+    particles) by spaces: there a keyword also matches inside longer text.
     If `graded`, the reward is the share of required words found so far, or 0 if a forbidden word occurs.
     """
 
@@ -99,9 +101,9 @@ class KeywordReward(Constraint):
     def __init__(self, required: Sequence[str] = (), forbidden: Sequence[str] = (), *, graded: bool = False) -> None:
         words = [*required, *forbidden]
         check(bool(words) and all(words), f"A keyword reward needs nonempty keywords, got {words}.")
-        self.required = [_word_pattern(word) for word in required]
-        self.forbidden = [_word_pattern(word) for word in forbidden]
-        self.closed_forbidden = [_word_pattern(word, closed=True) for word in forbidden]
+        self.required = [word_pattern(word) for word in required]
+        self.forbidden = [word_pattern(word) for word in forbidden]
+        self.closed_forbidden = [word_pattern(word, closed=True) for word in forbidden]
         for word in required:
             for pattern, other in zip(self.forbidden, forbidden, strict=True):
                 check(not pattern.search(word), f"Keyword {word!r} is required but contains {other!r}, which is forbidden.")
@@ -123,15 +125,10 @@ class KeywordReward(Constraint):
         return float(not finished or found == len(self.required))
 
 
-def _word_pattern(word: str, closed: bool = False) -> re.Pattern[str]:
-    """Return a pattern for the whole word. If `closed`, a character after the word must show that it cannot grow longer."""
-    before, after = r"(?<!\w)" if re.match(r"\w", word) else "", (r"(?=\W)" if closed else r"(?!\w)")
-    return re.compile(before + re.escape(word) + (after if re.search(r"\w\Z", word) else ""), re.IGNORECASE)
-
-
 class LengthReward(Constraint):
     """The response has from `least` to `most` words or characters. `most` None means no upper limit.
 
+    Words are separated by spaces. In scripts without spaces, such as Chinese, Japanese and Thai, each letter counts as a word.
     If `graded`, a response of n units scores n / least if it is finished and too short, and most / n if it is too long.
     """
 
@@ -152,7 +149,7 @@ class LengthReward(Constraint):
         return cls(int(least or 0), int(most) if most else None)
 
     def score_text(self, text: str, finished: bool) -> float:
-        count = len(text.split()) if self.unit == "words" else len(text)
+        count = count_words(text) if self.unit == "words" else len(text)
         if self.most is not None and count > self.most:
             return self.most / count if self.graded else 0.0
         if finished and count < self.least:

@@ -38,7 +38,9 @@ class FunctionReward(Reward):
         except CardsError:
             raise
         except Exception as error:
-            raise RewardError(
+            failure = RewardError(
                 f"Reward function {self.name!r} raised {type(error).__name__}: {error} for the response {excerpt(response)}. "
                 "It must return a number for every (prompt, response)."
-            ) from error
+            )
+            failure.quoted = (excerpt(response),)
+            raise failure from error

@@ -31,9 +31,9 @@ class Config(uvicorn.Config):
             timeout_graceful_shutdown=1,
         )
         self.header_timeout = options.header_timeout
-        self.max_connections = min(options.max_connections, max(1, raise_file_limit() - RESERVED_FILES))
-        if self.max_connections < options.max_connections:
-            fields = {"connections": self.max_connections, "wanted": options.max_connections}
+        self.max_connections = min(options.limit_connections, max(1, raise_file_limit() - RESERVED_FILES))
+        if self.max_connections < options.limit_connections:
+            fields = {"connections": self.max_connections, "wanted": options.limit_connections}
             log.warning("the limit of open files lowers the limit of connections", extra={"fields": fields})
         self.waiting: dict[Connection, None] = {}
 

@@ -6,11 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
-from cards.engines.text import Detokenizer, TokenDecoder
+from cards.engines.base import Engine
+from cards.engines.detokenizer import Detokenizer
 from cards.events import Accepted, Done, Event, Fallback, Result, Segment
+from cards.serve.errors import api_error
 from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
 from cards.usage import Usage
 
@@ -83,10 +85,11 @@ class ResponseFormatter(ABC):
     def _finished(self, choice: Choice, extra: Fields) -> Fields:
         result, logprobs = _result(choice), None
         if choice.logprobs is not None:
-            tokens = token_texts(self.request.decoder.engine.tokenizer, choice.prompt.token_ids, result.token_ids)
+            tokens = token_texts(self.request.decoder.engine, choice.prompt.token_ids, result.token_ids)
             logprobs = self.logprobs(tokens, [max(MIN_LOGPROB, value) for value in choice.logprobs])
         extra |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
-        extra |= {"aligned": choice.unaligned is None} | ({"reason": choice.unaligned} if choice.unaligned else {})
+        extra |= {"aligned": choice.unaligned is None}
+        extra |= {"reason": api_error(choice.unaligned).detail} if choice.unaligned else {}
         reason = REASONS.get(result.finish_reason, result.finish_reason)
         return {"index": choice.index, "finish_reason": reason, "logprobs": logprobs, "cards": {"format": FORMAT} | extra}
 
@@ -119,7 +122,7 @@ class CompletionFormatter(ResponseFormatter):
         return {"text": text}
 
     def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
-        starts = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+        starts = [0, *accumulate(map(len, tokens))][: len(tokens)]
         return {"tokens": list(tokens), "token_logprobs": list(values), "top_logprobs": None, "text_offset": starts}
 
 
@@ -144,9 +147,9 @@ def trace(event: Event) -> Fields:
     return fields | {"text": segment.text, "reward": segment.reward, "threshold": segment.threshold}
 
 
-def token_texts(tokenizer: TokenDecoder, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
+def token_texts(engine: Engine, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds; a character of several tokens belongs to the last of them."""
-    text = Detokenizer(tokenizer, before)
+    text = Detokenizer(engine.tokenizer, before, engine.end_ids)
     lengths = [0] + [len(text.push([token])) for token in token_ids]
     return [text.text[start:end] for start, end in pairwise(lengths)]
 

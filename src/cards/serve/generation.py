@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from cards.backends.http.client import RejectedRequestError
 from cards.decoder import Decoder
 from cards.errors import RewardError, UnavailableError
-from cards.events import Accepted, Done, Event, Fallback, Prompt, Response, Result
+from cards.events import Accepted, Done, Event, Fallback, Message, Prompt, Response, Result
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
 from cards.serve.readiness import Readiness
@@ -18,28 +19,36 @@ from cards.serve.tracing import Tracing
 from cards.streams import AsyncStream
 from cards.usage import Usage, track_usage
 
+PromptText = str | list[Message]
+NOT_ENCODED = Prompt("")
+
 
 @dataclass(slots=True)
 class Choice:
     """One response of a request. `unaligned` is the error for which plain sampling replaced the method, or None."""
 
     index: int
-    prompt: Prompt
     seed: int
+    prompt: Prompt = NOT_ENCODED
     usage: Usage = field(default_factory=Usage)
     emitted: str = ""  # text of the events so far
     stream: AsyncStream | None = None  # has the response so far
     result: Result | None = None
     logprobs: list[float] | None = None
-    unaligned: str | None = None
+    unaligned: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A validated request. `deadline` is a value of `time.monotonic`; `plain` is the decoder to use if the reward fails."""
+    """A validated request.
+
+    `choices` has the same number of responses for each of `prompts`, in order. `deadline` is a value of `time.monotonic`;
+    `plain` is the decoder to use if the reward fails.
+    """
 
     decoder: Decoder
     plain: Decoder | None
+    prompts: Sequence[PromptText]
     choices: Sequence[Choice]
     max_tokens: int
     stop: tuple[str, ...]
@@ -53,42 +62,56 @@ ChoiceEvent = tuple[Choice, Event]
 
 
 class Generation:
-    """The concurrent decoding of all choices of a request. Call `start`, iterate `events`, and always call `aclose`."""
+    """The concurrent decoding of all choices of a request. Call `start`, iterate `events`, and always call `aclose`.
 
-    def __init__(self, request: GenerationRequest, gate: Gate, readiness: Readiness, tracing: Tracing) -> None:
-        self.request, self.gate, self.readiness, self.tracing = request, gate, readiness, tracing
+    `encode` tokenizes a prompt. Prompts are tokenized after admission, so that the gate limits this work, too.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        encode: Callable[[PromptText], Awaitable[Prompt]],
+        gate: Gate,
+        readiness: Readiness,
+        tracing: Tracing,
+    ) -> None:
+        self.request, self.encode, self.gate, self.readiness, self.tracing = request, encode, gate, readiness, tracing
         self.queue_seconds = 0.0
         self.first_text_at: float | None = None  # a value of `time.monotonic`
         self._queue: asyncio.Queue[ChoiceEvent | Exception] = asyncio.Queue()
-        self._first: ChoiceEvent | None = None
+        self._failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Wait for admission and for the first event. Raises ApiError or CardsError if there is none."""
-        choices, start = self.request.choices, time.monotonic()
-        try:
-            async with asyncio.timeout(self.request.deadline - start):
-                await self.gate.enter(len(choices))
-        except TimeoutError:
-            why = "The deadline passed while the request was waiting in the queue. Retry later."
-            raise ApiError(429, why, code="deadline", retry_after=self.gate.retry_after) from None
-        finally:
-            self.queue_seconds = time.monotonic() - start
-        self._tasks = [asyncio.create_task(self._generate(choice)) for choice in choices]
-        for task in self._tasks:  # a task that is cancelled before it starts never runs its own cleanup
-            task.add_done_callback(lambda _: self.gate.leave())
-        self._first = await self._next()
+    async def start(self, patience: float | None = None) -> None:
+        """Wait until decoding starts, at most `patience` seconds. Raises ApiError or CardsError if it cannot start."""
+        self._tasks = [asyncio.create_task(self._begin())]
+        await asyncio.wait(self._tasks, timeout=patience)
+        if self._failure is not None:
+            raise self._failure
 
-    async def events(self) -> AsyncIterator[ChoiceEvent]:
-        """Yield the accepted segments and `Done` of every choice, and all other events if the request has a trace."""
+    def stop(self, error: ApiError) -> None:
+        """End the request with this error."""
+        for task in self._tasks:
+            task.cancel()
+        self._fail(error)
+
+    async def events(self, patience: float | None = None) -> AsyncIterator[ChoiceEvent | None]:
+        """Yield the accepted segments and `Done` of every choice, and all other events if the request has a trace.
+
+        Yield None whenever nothing happens for `patience` seconds.
+        """
         running = len(self.request.choices)
-        item = self._first or await self._next()
-        while True:
+        while running:
+            try:
+                async with asyncio.timeout(patience):
+                    item = await self._queue.get()
+            except TimeoutError:
+                yield None
+                continue
+            if isinstance(item, Exception):
+                raise item
             yield item
             running -= isinstance(item[1], Done)
-            if not running:
-                return
-            item = await self._next()
 
     async def aclose(self) -> None:
         """Cancel unfinished choices and free their cache slots."""
@@ -100,11 +123,42 @@ class Generation:
             if choice.result is None:  # the client keeps none of its tokens
                 choice.usage.lm_wasted_tokens = choice.usage.lm_decoded_tokens + choice.usage.draft_kept_tokens
 
-    async def _next(self) -> ChoiceEvent:
-        item = await self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
+    async def _begin(self) -> None:
+        """Wait for admission, encode the prompts, and start to decode."""
+        choices, start = self.request.choices, time.monotonic()
+        try:
+            async with asyncio.timeout(self.request.deadline - start):
+                try:
+                    await self.gate.enter(len(choices))
+                finally:
+                    self.queue_seconds = time.monotonic() - start
+                try:
+                    await self._encode()
+                except BaseException:
+                    self.gate.leave(len(choices))
+                    raise
+        except TimeoutError:
+            why = "The deadline passed before decoding started. Retry later."
+            self._fail(ApiError(429, why, code="deadline", retry_after=self.gate.retry_after))
+        except Exception as error:
+            self._fail(error)
+        else:
+            tasks = [asyncio.create_task(self._generate(choice)) for choice in choices]
+            for task in tasks:  # a task that is cancelled before it starts never runs its own cleanup
+                task.add_done_callback(lambda _: self.gate.leave())
+            self._tasks += tasks
+
+    async def _encode(self) -> None:
+        prompts, choices = self.request.prompts, self.request.choices
+        n = len(choices) // len(prompts)
+        for i, given in enumerate(prompts):
+            prompt = await self.encode(given)
+            for choice in choices[i * n : (i + 1) * n]:
+                choice.prompt = prompt
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._queue.put_nowait(error)
 
     async def _generate(self, choice: Choice) -> None:
         decoder, plain = self.request.decoder, self.request.plain
@@ -112,14 +166,14 @@ class Generation:
             with self.tracing.span(decoder.method.name, choice.usage):
                 try:
                     await self._decode(choice, decoder)
-                except (RewardError, UnavailableError) as error:
+                except (RewardError, UnavailableError, RejectedRequestError) as error:
                     self.readiness.report_failure()
                     if plain is None or (self.request.stream and choice.emitted):  # sent text cannot be withdrawn
                         raise
-                    choice.unaligned = str(error)
+                    choice.unaligned = error
                     await self._decode(choice, plain)
         except Exception as error:
-            self._queue.put_nowait(error)
+            self._fail(error)
 
     async def _decode(self, choice: Choice, decoder: Decoder) -> None:
         request, choice.emitted = self.request, ""

@@ -14,6 +14,7 @@ from cards.serve.errors import ApiError
 from cards.serve.keys import COOKIE, Keys
 from cards.serve.options import ServerOptions
 
+LARGE_BODY = 2**16  # bytes
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -27,6 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self.app, self.options = app, options
+        self.turn = asyncio.Lock()  # large bodies are parsed one at a time, so that the event loop can serve others in between
         self.keys = Keys(options.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +62,7 @@ class Guard:
 
     def _check_length(self, scope: Scope) -> None:
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self.options.max_body:
+        if length.isdecimal() and int(length) > self.options.limit_body:
             raise self._too_large(int(length))
 
     def _limited(self, receive: Receive) -> Receive:
@@ -78,12 +80,15 @@ class Guard:
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
-                if size > self.options.max_body:
+                if size > self.options.limit_body:
                     raise self._too_large(size)
+                if complete and size > LARGE_BODY:
+                    async with self.turn:
+                        await asyncio.sleep(0)
             return message
 
         return limited
 
     def _too_large(self, size: int) -> ApiError:
-        why = f"The body must have at most {self.options.max_body} bytes, got {size} or more. Shorten the request."
+        why = f"The body must have at most {self.options.limit_body} bytes, got {size} or more. Shorten the request."
         return ApiError(413, why, code="body_too_large")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -10,11 +11,11 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cards.boundaries import Boundary
+from cards.boundaries import Boundary, Entropy
 from cards.decoder import check_match
 from cards.engines.base import Engine
 from cards.errors import CardsError, SettingError, UnknownNameError, check
-from cards.methods.base import Method
+from cards.methods.base import Method, target_of
 from cards.registry import make_method, method_class, method_classes
 from cards.rewards.base import Reward
 from cards.settings import settings_of
@@ -25,20 +26,25 @@ MAX_TEXT = 64  # characters of a text setting
 class OfferedMethods:
     """The methods by name: the server's own method with the server's settings, all others with their defaults.
 
-    Only the models of the server's own method are used. Methods that need other models are not offered, and clients
-    cannot load models.
+    Only the models of the server's own method are used, and its target reward. Methods that need other models are not offered,
+    and clients cannot load models. Methods that cannot run with these settings are not `listed`, but a client can set others.
     """
 
     def __init__(self, engine: Engine, reward: Reward | None, default: Method, max_integer: int) -> None:
         self.default, self.max_integer = default.name, max_integer
-        models = {name: getattr(default, name) for name, setting in settings_of(default).items() if setting.spec.loads}
+        shared = {
+            name: getattr(default, name)
+            for name, setting in settings_of(default).items()
+            if setting.spec.loads or name == "target"
+        }
         self.offered = {default.name: default}
         check_match(default, engine, reward)
         for name in method_classes().keys() - self.offered.keys():
             with suppress(CardsError):
-                if (method := _with_models(models, name)) is not None:
+                if (method := _with_shared(shared, name)) is not None:
                     check_match(method, engine, reward)
                     self.offered[name] = method
+        self.listed = sorted(name for name, method in self.offered.items() if _runs(method, engine, reward))
 
     def make(self, name: str | None, settings: Mapping[str, Any]) -> Method:
         """Return the method with a client's settings. Raises UnknownNameError or SettingError."""
@@ -57,7 +63,7 @@ class OfferedMethods:
 
     def _parse(self, name: str, key: str, value: Any) -> Any:
         try:
-            parsed = _adapter(name, key).validate_python(value)
+            parsed = _adapter(name, key).validate_json(json.dumps(value))  # strict JSON: true is not 1, a list is a tuple
         except ValidationError as error:
             raise SettingError(f"{key}: {error.errors()[0]['msg']}, got {value!r}.") from error
         if isinstance(parsed, str):
@@ -71,16 +77,29 @@ class OfferedMethods:
         return parsed
 
 
-def _with_models(models: Mapping[str, Any], name: str) -> Method | None:
-    """Return the method on the loaded models, or None if it needs others."""
+def _with_shared(shared: Mapping[str, Any], name: str) -> Method | None:
+    """Return the method with the loaded models and the target reward, or None if it needs other models."""
     given = {}
     for key, setting in settings_of(method_class(name)).items():
-        if setting.spec.loads:
-            if models.get(key) is not None:
-                given[key] = models[key]
-            elif setting.default is not None:
-                return None
+        if shared.get(key) is not None:
+            given[key] = shared[key]
+        elif setting.spec.loads and setting.default is not None:
+            return None
     return make_method(name, **given)
+
+
+def _runs(method: Method, engine: Engine, reward: Reward | None) -> bool:
+    """Return whether the target reward is known if the method needs one, and the engine supports its boundary."""
+    known = settings_of(method)
+    boundary = getattr(method, "boundary", None)
+    try:
+        if reward is not None and "target" in known and getattr(method, "quantile", None) is None:
+            target_of(getattr(method, "target", None), reward)
+        if boundary is not None or "boundary" in known:
+            engine.check_boundary(boundary or Entropy())
+    except CardsError:
+        return False
+    return True
 
 
 @cache
@@ -89,4 +108,4 @@ def _adapter(name: str, key: str) -> TypeAdapter[Any]:
     hint = get_type_hints(method_class(name))[key]
     if Boundary in (hint, *get_args(hint)):
         hint = str if hint is Boundary else str | None
-    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, strict=True))

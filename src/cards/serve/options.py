@@ -3,49 +3,45 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from cards.errors import check
+from cards.settings import CONCURRENCY, check_settings, setting
 
 OnRewardFailure = Literal["closed", "plain"]
 API_KEY = re.compile(r"[!-~]+")  # printable ASCII without spaces, as a header can carry it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """Limits and policies of a server.
+    """Limits and policies of a server. Raises SettingError."""
 
-    If the reward fails, `closed` fails the request and `plain` returns a response from plain sampling, marked as unaligned.
-    """
-
-    name: str | None = None  # model name in the API; None: the engine's name
-    api_keys: tuple[str, ...] = ()  # empty: no key is required
-    max_running: int | None = None  # concurrent responses; None: the number of cache slots
-    max_queue: int = 64  # waiting requests
-    max_tokens: int = 1024  # new tokens that a request may ask for
-    default_tokens: int = 128  # new tokens if the request sets no limit
-    max_prompt_tokens: int | None = None  # None: limited by the context
-    max_setting: int = 1024  # integers in a client's settings (candidates, tokens)
-    max_body: int = 2**20  # bytes
-    deadline: float = 120.0  # seconds from the arrival of a request; clients may ask for less
-    read_timeout: float = 30.0  # seconds for the body of a request to arrive
-    header_timeout: float = 10.0  # seconds for the head of a request to arrive
-    keep_alive: int = 75  # seconds until an idle connection is closed; longer than proxies keep theirs
-    max_connections: int = 1000  # at the limit, the connection that has waited longest for a request is closed
-    drain: float = 30.0  # seconds for running requests to finish at shutdown
-    on_reward_failure: OnRewardFailure = "closed"
-    log_prompts: bool = False
-    cors: tuple[str, ...] = ()  # origins whose pages may send requests
-    playground: bool = False
+    name: str | None = setting(None, help="Model name in the API.", unset="name of the model")
+    api_keys: tuple[str, ...] = setting((), help="Accepted API keys; without keys, all requests are accepted.")
+    cors: tuple[str, ...] = setting((), help="Allowed CORS origin, or * (repeatable).")
+    playground: bool = setting(False, help="Serve the playground at /; with API keys, the page asks for one.")
+    on_reward_failure: OnRewardFailure = setting(
+        "closed",
+        help="If the reward fails: reject requests with status 503 (closed), or sample without it and report that (plain).",
+    )
+    max_tokens: int = setting(128, help="Maximum number of new tokens, unless the request sets it.", at_least=1)
+    limit_tokens: int = setting(1024, help="Upper limit of max_tokens in a request.", at_least=1)
+    limit_prompt: int | None = setting(None, help="Maximum number of prompt tokens.", at_least=1, unset="context length")
+    limit_setting: int = setting(1024, help="Upper limit of integer settings in a request.", at_least=1)
+    limit_body: int = setting(2**20, help="Maximum size of a request body in bytes.", at_least=1)
+    limit_connections: int = setting(1000, help="Maximum number of open connections, also idle ones.", at_least=1)
+    deadline: float = setting(120.0, help="Seconds from the arrival of a request to its end.", above=0)
+    header_timeout: float = setting(10.0, help="Seconds for the head of a request to arrive.", above=0)
+    read_timeout: float = setting(30.0, help="Seconds for the body of a request to arrive.", above=0)
+    keep_alive: int = setting(75, help="Seconds until an idle connection is closed.", at_least=1)
+    max_running: int | None = setting(None, help=CONCURRENCY, at_least=1, unset="the number of slots")
+    max_queue: int = setting(64, help="Maximum number of waiting requests; more get status 429.", at_least=0)
+    drain: float = setting(30.0, help="Seconds for running requests to finish at shutdown.", above=0)
+    log_prompts: bool = setting(False, help="Also log prompts.")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            numeric = isinstance(value, int | float) and not isinstance(value, bool)
-            if numeric and field.name != "max_queue":
-                check(value > 0, f"{field.name} must be positive, got {value}.")
-        check(self.max_queue >= 0, f"max_queue must not be negative, got {self.max_queue}.")
+        check_settings(self)
         for name in ("api_keys", "cors"):  # a string would count as a sequence of one-letter keys
             check(not isinstance(getattr(self, name), str), f"{name} must be a list of texts, got one text.")
         check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,13 +14,14 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cards.serve.errors import ApiError, api_error
-from cards.serve.generation import Generation
+from cards.serve.errors import ApiError, api_error, ending
+from cards.serve.generation import NOT_ENCODED, Generation
 from cards.serve.guard import path_of
 from cards.usage import Usage
 
 log = logging.getLogger("cards.serve")
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+MAX_DETAILS = 1000  # characters
 OUTCOMES = {408: "slow", 429: "busy", 499: "left", 500: "failed", 503: "unavailable"}
 
 
@@ -61,6 +63,8 @@ class Record:
         line: dict[str, Any] = {"id": self.id, "request": self.request, "status": self.status, "outcome": self.outcome}
         if self.error:
             line["error"] = self.error.code or self.error.status_code
+            if self.error.status_code == 503 and self.error.__cause__:
+                line["details"] = details(self.error.__cause__)
         if self.generation:
             choices = self.generation.request.choices
             tokens = sum(len(c.result.token_ids) for c in choices if c.result)
@@ -68,11 +72,19 @@ class Record:
             line |= {"queued": round(self.generation.queue_seconds, 4)}
             line |= {"first_text": self.first_text, "answer_tokens": tokens}
             line["usage"] = sum((c.usage for c in choices), Usage()).to_dict()
-            if unaligned := sum(c.unaligned is not None for c in choices):
-                line["unaligned"] = unaligned
+            if unaligned := [c.unaligned for c in choices if c.unaligned]:
+                line |= {"unaligned": len(unaligned), "details": details(unaligned[0])}
             if with_prompts:
-                line["prompts"] = list(dict.fromkeys(c.prompt.text for c in choices))
+                line["prompts"] = list(dict.fromkeys(c.prompt.text for c in choices if c.prompt is not NOT_ENCODED))
         return line | {"seconds": round(self.seconds, 4)}
+
+
+def details(error: BaseException) -> str:
+    """Return the type and the message of an error, without texts of prompts and responses that the message quotes."""
+    message = str(error)
+    for text in getattr(error, "quoted", ()):
+        message = message.replace(text, "...")
+    return f"{type(error).__name__}: {message[:MAX_DETAILS]}"
 
 
 class Recorder:
@@ -97,6 +109,10 @@ class Recorder:
 
         try:
             await self.app(scope, receive, send_recorded)
+        except asyncio.CancelledError:  # uvicorn cancels requests that outlive the shutdown
+            record.error = ending()
+            if record.status is None:
+                await record.error.response(scope, receive, send_recorded)
         except Exception as error:
             record.error = api_error(error)
             log.exception("internal error", extra={"fields": {"id": record.id}})

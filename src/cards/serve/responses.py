@@ -168,5 +168,6 @@ class Status(BaseModel):
 
 def documented(model: type[BaseModel], *, stream: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` argument of an endpoint with this body, and if it can stream, with server-sent events."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    events = {"text/event-stream": {"itemSchema": event}}
     return {200: {"model": model, "description": "The response."} | ({"content": events} if stream else {})}

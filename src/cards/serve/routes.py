@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 
 from cards.serve.errors import ApiError
 from cards.serve.formatters import FORMAT, ChatFormatter, CompletionFormatter, ResponseFormatter
@@ -16,8 +17,9 @@ from cards.serve.record import Record
 from cards.serve.responses import ChatCompletion, Completion, ErrorBody, ModelBody, ModelList, documented
 from cards.serve.schemas import Body, ChatBody, CompletionBody
 from cards.serve.service import Service
-from cards.serve.streaming import EventStream, unless_disconnected
+from cards.serve.streaming import PING_SECONDS, EventStream, unless_disconnected
 
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A field or value is unknown, out of range or not supported."},
     401: {"description": "The API key is missing or invalid."},
@@ -53,13 +55,24 @@ def routes(service: Service) -> APIRouter:
             raise ApiError(404, f"Unknown model {name!r}. This server has {service.name!r}.", code="model_not_found")
         return _model(service)
 
+    @router.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
+    async def unknown(path: str, request: Request) -> Response:
+        known = [route for route in router.routes if isinstance(route, APIRoute) and route.path_regex.match(f"/v1/{path}")]
+        allowed = sorted({method for route in known[:-1] for method in route.methods or ()})
+        why = f"Unknown request URL: {request.method} /v1/{path}."
+        if not allowed:
+            raise ApiError(404, f"{why} Check the URL for typos.", code="unknown_url")
+        error = ApiError(405, f"{why} Use {' or '.join(allowed)}.", code="unknown_url")
+        error.headers = {"Allow": ", ".join(allowed)}
+        raise error
+
     started = int(time.time())
 
     def _model(service: Service) -> dict[str, Any]:
-        reward, methods = service.reward, service.methods
-        extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": sorted(methods.offered)}
-        extra |= {"reward": reward.name if reward else None, "context": service.engine.context}
-        extra |= {"max_tokens": service.options.max_tokens}
+        methods = service.methods
+        extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": methods.listed}
+        extra |= {"reward": service.reward_name, "context": service.engine.context}
+        extra |= {"max_tokens": service.options.limit_tokens}
         return {"id": service.name, "object": "model", "created": started, "owned_by": "cards", "cards": extra}
 
     return router
@@ -70,20 +83,18 @@ async def respond(service: Service, body: Body, request: Request, kind: type[Res
     record: Record = request.state.record
     validated = service.validate(body, record.arrived)
     generation = record.generation = service.generation(validated)
-    formatter = kind(f"{prefix}-{record.id}", service.name, validated, service.reward.name if service.reward else None)
+    formatter = kind(f"{prefix}-{record.id}", service.name, validated, service.reward_name)
     async with AsyncExitStack() as resources:
         resources.push_async_callback(generation.aclose)
         with service.tracing.parent(dict(request.headers)):
-            await unless_disconnected(request.receive, generation.start())
+            await unless_disconnected(request.receive, generation.start(PING_SECONDS if validated.stream else None))
         if validated.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            response: Response = EventStream(generation, formatter, record, resources.pop_all(), with_usage)
-        else:
-            response = JSONResponse(formatter.complete(await unless_disconnected(request.receive, _all_events(generation))))
-        if any(choice.unaligned is not None for choice in validated.choices):
-            response.headers["X-Cards-Aligned"] = "false"
-        return response
+            return EventStream(generation, formatter, record, resources.pop_all(), with_usage)
+        events = await unless_disconnected(request.receive, _all_events(generation))
+        unaligned = any(choice.unaligned is not None for choice in validated.choices)
+        return JSONResponse(formatter.complete(events), headers={"X-Cards-Aligned": "false"} if unaligned else None)
 
 
 async def _all_events(generation: Generation) -> list[ChoiceEvent]:
-    return [event async for event in generation.events()]
+    return [event async for event in generation.events() if event is not None]

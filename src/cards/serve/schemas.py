@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from cards.errors import UnknownNameError
 from cards.events import Message
@@ -20,9 +20,24 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _few(messages: Any) -> Any:
+    """Raise ValueError if there are too many messages or parts of messages."""
+    contents = (
+        [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    )
+    if (count := sum(len(content) if isinstance(content, list) else 1 for content in contents)) > MAX_TEXTS:
+        raise ValueError(f"there must be at most {MAX_TEXTS} messages and parts of messages, got {count}")
+    return messages
+
+
 Text = Annotated[str, AfterValidator(_encodable)]  # JSON can contain lone surrogates, tokenizers cannot encode them
+Integer = Annotated[int, Strict()]  # JSON's true is not 1
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
+MAX_TEXTS = 2048  # prompts, messages and parts of messages; each costs time before the admission of the request
+RANDOM_SEED = -1  # the convention of vLLM and llama.cpp for a new seed
 IGNORED = frozenset(  # fields that do not change a response
     {
         "metadata",
@@ -54,6 +69,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # unsupported fields; None and these va
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+STREAM_IGNORED = frozenset({"include_obfuscation"})  # padding against eavesdroppers
+MESSAGE_IGNORED = frozenset({"name"})
+MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {  # clients send back the message of a response with all fields
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
 
 
 class OpenModel(BaseModel):
@@ -61,9 +85,18 @@ class OpenModel(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    @property
-    def undeclared(self) -> dict[str, Any]:
-        return self.model_extra or {}
+    def check_undeclared(
+        self, path: str = "", ignored: Collection[str] = (), neutral: Mapping[str, tuple[Any, ...]] | None = None
+    ) -> None:
+        """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect. `path` precedes their names."""
+        neutral = neutral or {}
+        for name, value in (self.model_extra or {}).items():
+            if name in neutral:
+                if value is not None and value not in neutral[name]:
+                    raise ApiError(400, f"{path}{name} is not supported. Leave it out.", param=path + name, code="unsupported")
+            elif name not in ignored:
+                error = UnknownNameError("field", name, {*type(self).model_fields, *neutral, *ignored})
+                raise ApiError(400, str(error), param=path + name, code="unknown_field")
 
 
 class CardsFields(OpenModel):
@@ -71,25 +104,25 @@ class CardsFields(OpenModel):
 
     method: str | None = None
     settings: dict[str, Any] = {}
-    trace: bool = False
-    deadline: float | None = Field(default=None, gt=0)
+    trace: Flag = False
+    deadline: Number | None = Field(default=None, gt=0)
 
 
 class StreamOptions(OpenModel):
-    include_usage: bool = False
+    include_usage: Flag = False
 
 
 class Body(OpenModel):
     """The fields that completions and chats share."""
 
     model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    n: int | None = Field(default=1, ge=1)
+    max_tokens: Integer | None = Field(default=None, ge=1)
+    temperature: Number | None = Field(default=None, ge=0)
+    top_p: Number | None = Field(default=None, gt=0, le=1)
+    n: Integer | None = Field(default=1, ge=1)
     stop: Stop | Stops | None = None
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stream: bool | None = False
+    seed: Integer | None = Field(default=None, ge=RANDOM_SEED, lt=2**63)
+    stream: Flag | None = False
     stream_options: StreamOptions | None = None
     cards: CardsFields = CardsFields()
 
@@ -111,20 +144,16 @@ class Body(OpenModel):
 
     def check_fields(self) -> None:
         """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect."""
-        for name, value in self.undeclared.items():
-            if name in NEUTRAL:
-                if value is not None and value not in NEUTRAL[name]:
-                    raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")
-            elif name not in IGNORED:
-                raise unknown(name, name, {*type(self).model_fields, *NEUTRAL, *IGNORED})
-        for name in self.cards.undeclared:
-            raise unknown(f"cards.{name}", name, CardsFields.model_fields)
+        self.check_undeclared("", IGNORED, NEUTRAL)
+        self.cards.check_undeclared("cards.")
+        if self.stream_options is not None:
+            self.stream_options.check_undeclared("stream_options.", STREAM_IGNORED)
 
 
 class CompletionBody(Body):
     """`POST /v1/completions`: raw text, continued unchanged."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
     logprobs: Literal[0] | None = None
 
     @property
@@ -136,12 +165,12 @@ class CompletionBody(Body):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-class TextPart(BaseModel):
+class TextPart(OpenModel):
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(OpenModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
 
@@ -154,9 +183,9 @@ class ChatMessage(BaseModel):
 class ChatBody(Body):
     """`POST /v1/chat/completions`: messages, rendered with the model's chat template."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    logprobs: bool | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(_few)]
+    max_completion_tokens: Integer | None = Field(default=None, ge=1)
+    logprobs: Flag | None = None
     top_logprobs: Literal[0] | None = None
 
     @property
@@ -171,6 +200,9 @@ class ChatBody(Body):
     def prompts(self) -> list[list[Message]]:
         return [[message.message for message in self.messages]]
 
-
-def unknown(param: str, name: str, known: Iterable[str]) -> ApiError:
-    return ApiError(400, str(UnknownNameError("field", name, known)), param=param, code="unknown_field")
+    def check_fields(self) -> None:
+        super().check_fields()
+        for i, message in enumerate(self.messages):
+            message.check_undeclared(f"messages.{i}.", MESSAGE_IGNORED, MESSAGE_NEUTRAL)
+            for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+                part.check_undeclared(f"messages.{i}.content.{j}.")

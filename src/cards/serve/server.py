@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import redirect_stderr
@@ -18,13 +21,15 @@ from cards.serve.logs import LineLogger, configure
 from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
+FLUSH_SECONDS = 0.3  # for last messages to reach the clients
 UNREAD_TIMEOUT = 60_000  # milliseconds until a client that reads nothing is disconnected
 
 
 class Server(uvicorn.Server):
     """A server that finishes accepted requests before it shuts down.
 
-    After the first signal, new requests fail and accepted ones have up to `drain` seconds. The second signal stops at once.
+    After the first signal, new requests fail and accepted ones have up to `drain` seconds. Then, or at the second signal, they
+    end with an error. The third signal does not wait until clients have received it.
     """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -33,10 +38,10 @@ class Server(uvicorn.Server):
         self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.service.draining:
-            self.should_exit = self.force_exit = True
+        if self.should_exit:
+            self.force_exit = True
+        self.drain_deadline = time.monotonic() + (0 if self.service.draining else self.service.options.drain)
         self.service.draining = True
-        self.drain_deadline = time.monotonic() + self.service.options.drain
 
     async def on_tick(self, counter: int) -> bool:
         if self.service.draining and (self.service.gate.idle or time.monotonic() > self.drain_deadline):
@@ -50,7 +55,11 @@ class Server(uvicorn.Server):
             log.info("listening", extra={"fields": {"host": host, "port": port}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.end()
+        self.config.timeout_graceful_shutdown = FLUSH_SECONDS  # type: ignore[assignment]  # uvicorn's annotation lacks float
         await super().shutdown(sockets)
+        if tasks := list(self.server_state.tasks):  # cancelled by uvicorn
+            await asyncio.wait(tasks, timeout=FLUSH_SECONDS / 2)
         self.service.tracing.close()
         if self.close is not None:
             await self.close()
@@ -71,8 +80,18 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, listening: socket.socket, close: Callable[[], Awaitable[None]]) -> None:
-    """Serve until a signal arrives, then call `close`."""
+    """Serve until a signal arrives, then call `close` and exit.
+
+    The process does not wait for busy threads, nor for the end of the interpreter, which takes seconds with torch.
+    """
+
+    async def close_and_exit() -> None:
+        await close()
+        log.info("stopped")
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
     configure()  # the models' packages have been imported
     with redirect_stderr(LineLogger()):
-        Server(app, close).run([listening])
-    log.info("stopped")
+        Server(app, close_and_exit).run([listening])

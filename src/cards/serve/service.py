@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
+from weakref import WeakSet
 
 from cards.decoder import Decoder
 from cards.engines.base import Engine
@@ -15,15 +18,17 @@ from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, seed_at
-from cards.serve.errors import ApiError
+from cards.serve.errors import TOO_LONG, ApiError, api_error, ending, public
 from cards.serve.gate import Gate
-from cards.serve.generation import Choice, Generation, GenerationRequest
+from cards.serve.generation import Choice, Generation, GenerationRequest, PromptText
 from cards.serve.methods import OfferedMethods
 from cards.serve.metrics import Metrics
 from cards.serve.options import ServerOptions
 from cards.serve.readiness import Readiness
-from cards.serve.schemas import Body
+from cards.serve.schemas import RANDOM_SEED, Body
 from cards.serve.tracing import Tracing
+
+TOKENIZING_THREADS = 2
 
 
 class Service:
@@ -31,11 +36,15 @@ class Service:
 
     def __init__(self, engine: Engine, reward: Reward | None, method: Method, options: ServerOptions, tracing: Tracing) -> None:
         self.engine, self.reward, self.options, self.tracing = engine, reward, options, tracing
-        self.name = options.name or engine.name
-        self.methods = OfferedMethods(engine, reward, method, options.max_setting)
+        self.name = options.name or public(engine.name)
+        self.reward_name = public(reward.name) if reward else None
+        self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
         self.gate = Gate(options.max_running or engine.rows, options.max_queue)
         self.metrics = Metrics(self.gate, engine)
         self.readiness = Readiness(engine, reward)
+        self.generations: WeakSet[Generation] = WeakSet()  # in progress
+        self.tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, "cards-tokenizing")
+        self.max_characters = _max_characters(engine, options.limit_prompt)
         self.draining = False  # whether the server is shutting down, and new requests fail
 
     def decoder(self, method: str | None, settings: Mapping[str, Any]) -> Decoder:
@@ -43,10 +52,17 @@ class Service:
         return Decoder(self.engine, self.reward, self.methods.make(method, settings))
 
     def generation(self, request: GenerationRequest) -> Generation:
-        return Generation(request, self.gate, self.readiness, self.tracing)
+        generation = Generation(request, self._encoded, self.gate, self.readiness, self.tracing)
+        self.generations.add(generation)
+        return generation
+
+    def end(self) -> None:
+        """End all requests with an error, because the server ends."""
+        for generation in self.generations:
+            generation.stop(ending())
 
     def validate(self, body: Body, arrived: float) -> GenerationRequest:
-        """Check a request and encode its prompts. Raises ApiError or CardsError."""
+        """Check a request. Its prompts are not encoded yet. Raises ApiError or CardsError."""
         self._check_open()
         body.check_fields()
         if body.model not in (None, self.name):
@@ -54,17 +70,20 @@ class Service:
             raise ApiError(404, why, param="model", code="model_not_found")
         decoder = self.decoder(body.cards.method, _settings(body))
         if body.wants_logprobs and "logprobs" not in self.engine.has:
-            why = f"Engine {self.engine.name!r} has no log-probabilities. Leave logprobs out."
+            why = f"Model {self.name!r} has no log-probabilities. Leave logprobs out."
             raise ApiError(400, why, param="logprobs", code="unsupported")
         limits = self.options
-        tokens = min(limits.default_tokens, limits.max_tokens) if body.tokens is None else body.tokens
-        if tokens > limits.max_tokens:
-            why = f"max_tokens must be at most {limits.max_tokens} on this server, got {tokens}."
+        tokens = min(limits.max_tokens, limits.limit_tokens) if body.tokens is None else body.tokens
+        if tokens > limits.limit_tokens:
+            why = f"max_tokens must be at most {limits.limit_tokens} on this server, got {tokens}."
             raise ApiError(400, why, param="max_tokens")
+        for given in body.prompts:
+            self._check_length(given)
         uses_reward = "reward" in decoder.method.needed
         return GenerationRequest(
             decoder=decoder,
             plain=self._plain(decoder.method) if uses_reward and limits.on_reward_failure == "plain" else None,
+            prompts=body.prompts,
             choices=self._choices(body),
             max_tokens=tokens,
             stop=body.stops,
@@ -80,33 +99,51 @@ class Service:
 
     def _choices(self, body: Body) -> list[Choice]:
         """Return `n` choices for each prompt. Choice number i, counted over all prompts, has the seed `seed_at(seed, i)`."""
-        n, prompts = body.n or 1, body.prompts
-        if (count := n * len(prompts)) > self.gate.max_running:
+        if (count := (body.n or 1) * len(body.prompts)) > self.gate.max_running:
             why = f"A request may have at most {self.gate.max_running} responses (n for each prompt), got {count}."
             raise ApiError(400, why, param="n")
-        seed = secrets.randbits(32) if body.seed is None else body.seed
-        encoded = [prompt for given in prompts for prompt in [self._encoded(given)] * n]
-        return [Choice(i, prompt, seed_at(seed, i)) for i, prompt in enumerate(encoded)]
+        seed = secrets.randbits(32) if body.seed is None or body.seed == RANDOM_SEED else body.seed
+        return [Choice(i, seed_at(seed, i)) for i in range(count)]
 
-    def _encoded(self, given: Any) -> Prompt:
+    def _check_length(self, given: PromptText) -> None:
+        """Raise ApiError if the prompt has too many characters to be worth tokenizing."""
+        length = len(given) if isinstance(given, str) else sum(len(message["content"]) for message in given)
+        if self.max_characters is not None and length > self.max_characters:
+            why = f"The prompt has {length} characters, but at most {self.max_characters} fit into the context of the model."
+            raise ApiError(400, f"{why} Shorten it.", param=_param(given), code=TOO_LONG)
+
+    async def _encoded(self, given: PromptText) -> Prompt:
+        """Tokenize a prompt in a thread. Raises ApiError."""
         from jinja2 import TemplateError
 
         try:
-            prompt = self.engine.encode(given)
+            prompt = await asyncio.get_running_loop().run_in_executor(self.tokenizing, self.engine.encode, given)
         except PromptError as error:
-            raise ApiError(400, str(error), param="messages" if isinstance(given, list) else "prompt") from error
+            converted = api_error(error)
+            converted.param = _param(given)
+            raise converted from error
         except TemplateError as error:
             raise ApiError(400, f"The model's chat template rejects these messages: {error}.", param="messages") from error
-        limit = self.options.max_prompt_tokens
+        limit = self.options.limit_prompt
         if limit is not None and (length := len(prompt.token_ids)) > limit:
             why = f"The prompt must have at most {limit} tokens on this server, got {length}."
-            raise ApiError(400, why, code="context_length_exceeded")
+            raise ApiError(400, why, param=_param(given), code=TOO_LONG)
         return prompt
 
     def _plain(self, method: Method) -> Decoder:
         """Return a decoder that samples plainly, with the sampling settings of the method."""
         sampling = getattr(method, "sampling", None)
         return Decoder(self.engine, None, Vanilla(**asdict(sampling)) if isinstance(sampling, Sampling) else Vanilla())
+
+
+def _max_characters(engine: Engine, limit_prompt: int | None) -> int | None:
+    """Return how many characters a prompt can have if each token is the longest one; None for an unknown vocabulary."""
+    vocabulary: dict[str, int] = getattr(engine.tokenizer, "get_vocab", dict)()
+    return max(map(len, vocabulary)) * min(engine.context, limit_prompt or engine.context) if vocabulary else None
+
+
+def _param(given: PromptText) -> str:
+    return "prompt" if isinstance(given, str) else "messages"
 
 
 def _settings(body: Body) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cards.serve.generation import Generation
 from cards.serve.record import Record
 
 T = TypeVar("T")
+PING_SECONDS = 10.0  # silence after which a stream sends a comment, because proxies close silent connections
 
 
 class DisconnectedError(Exception):
@@ -71,15 +72,20 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for data in self._data():
-            body = f"data: {data if isinstance(data, str) else json.dumps(data, allow_nan=False)}\n\n".encode()
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            text = ": ping" if data is None else f"data: {data if isinstance(data, str) else json.dumps(data, allow_nan=False)}"
+            await send({"type": "http.response.body", "body": f"{text}\n\n".encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _data(self) -> AsyncIterator[dict[str, Any] | str]:
+    async def _data(self) -> AsyncIterator[dict[str, Any] | str | None]:
+        """Yield the data of the events, and None for a comment."""
         started: set[int] = set()
         running = len(self.generation.request.choices)
         try:
-            async for choice, event in self.generation.events():
+            async for item in self.generation.events(PING_SECONDS):
+                if item is None:
+                    yield None
+                    continue
+                choice, event = item
                 running -= isinstance(event, Done)
                 yield self.formatter.chunk(choice, event, first=choice.index not in started, last=not running)
                 started.add(choice.index)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import httpx
 
-from cards.errors import SettingError, UnavailableError, check
+from cards.errors import SettingError, UnavailableError, check, public_name
 from cards.parts import Composite
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class Client(Composite):
     retries: attempts after a connection error or a status of 5xx, 408 or 429. The delay starts at `backoff` seconds and
     doubles, with jitter. A stream is retried only before its first event.
     api_key: sent as a bearer token, and never part of a message.
+    A user name, password or query in the address is sent with every request, and is not part of `address` or of a message.
 
     Cancelling a request, or closing its events, closes the connection, so that the server can stop the work.
     Raises UnavailableError after the last attempt, RejectedRequestError on any other status 4xx.
@@ -69,16 +70,24 @@ class Client(Composite):
         check(timeout > 0, f"timeout must be a positive number of seconds, got {timeout}.")
         check(retries >= 0, f"retries must not be negative, got {retries}.")
         try:
-            host = httpx.URL(address).host
-        except httpx.InvalidURL as error:
-            raise SettingError(f"{address!r} is not a valid address: {error}.") from error
-        check(bool(host), f"The address must have the form http://host:port/path, got {address!r}.")
-        self.address = address.rstrip("/")
+            self.url = httpx.URL(address.rstrip("/"))
+        except httpx.InvalidURL:
+            raise SettingError(f"{public_name(address)!r} is not a valid address.") from None
+        check(bool(self.url.host), f"The address must have the form http://host:port/path, got {public_name(address)!r}.")
         self.timeout, self.retries, self.backoff, self.connections = timeout, retries, backoff, connections
         key = api_key or os.environ.get("CARDS_API_KEY")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._pools: Pools = WeakKeyDictionary()
         finalize(self, _close, self._pools).atexit = False
+
+    @property
+    def address(self) -> str:
+        """Return the address without user name, password and query."""
+        return public_name(str(self.url)).rstrip("/")
+
+    def url_of(self, path: str) -> httpx.URL:
+        """Return the URL of a path below the address, with the user name, password and query of the address."""
+        return self.url.copy_with(path=self.url.path.rstrip("/") + path)
 
     async def get(self, path: str) -> Any:
         """Return the JSON of a GET request."""
@@ -93,7 +102,7 @@ class Client(Composite):
         received = done = False
         for attempt in count():
             try:
-                async with self._pool().stream("POST", self.address + path, json=body) as response:
+                async with self._pool().stream("POST", self.url_of(path), json=body) as response:
                     await self._check(response)
                     async for line in _lines(response):
                         if not line.startswith("data:"):
@@ -148,7 +157,7 @@ class Client(Composite):
     async def _request(self, method: str, path: str, body: Any) -> Any:
         for attempt in count():
             try:
-                response = await self._pool().request(method, self.address + path, json=body)
+                response = await self._pool().request(method, self.url_of(path), json=body)
                 await self._check(response)
                 return self._json(response.text)
             except (httpx.TransportError, _TransientError) as error:
@@ -162,7 +171,7 @@ class Client(Composite):
         status, reason = response.status_code, _reason(response.text)
         if status >= 500 or status in (408, 429):
             raise _TransientError(f"status {status}: {reason}", _seconds(response.headers.get("Retry-After")))
-        server = f"The server at {response.url}"
+        server = f"The server at {public_name(str(response.url))}"
         if status in (401, 403):
             raise RejectedRequestError(
                 f"{server} denied access ({status}: {reason}). Give the server's key (api_key=... or CARDS_API_KEY).", status

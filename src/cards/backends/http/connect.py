@@ -13,7 +13,7 @@ from cards.backends.http.openai import OpenAIEngine, tokens_of
 from cards.backends.http.rewards import TEI_REWARDS, PlainReward
 from cards.backends.http.served import ModelFiles, ServedModel, model_card
 from cards.engines.base import Engine
-from cards.engines.text import UNFINISHED
+from cards.engines.detokenizer import UNFINISHED
 from cards.errors import ModelError, SettingError, check
 from cards.rewards.base import Reward
 
@@ -26,7 +26,7 @@ log = logging.getLogger("cards")
 UNKNOWN_CONTEXT = 2**20  # if the server does not report it; the server then rejects texts that are too long
 UNKNOWN_VOCABULARY = 2**18  # an upper bound
 TOP_COUNTS = (20, 10, 5, 1, 0)  # numbers of log-probabilities to try, because servers reject more than they support
-EXTRAS = (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("return_token_ids", True))
+EXTRAS = (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("return_token_ids", True), ("skip_special_tokens", False))
 LLAMA_CPP = (
     ("repeat_penalty", 1.0),  # llama-cpp-python's default is 1.1
     ("samplers", ("temperature", "top_k", "top_p")),  # the default applies top_p first and may apply penalties
@@ -76,7 +76,8 @@ def connect_engine(
         return VLLMHTTPEngine(client, replace(served, ids=True), local, slots=slots)
     served = client.run(probe(client, served, local.tokenizer if local else None))
     if local is None and card.get("owned_by") == "llamacpp":
-        root = new_client(client.address.removesuffix("/v1"), **options)
+        root = new_client(address, **options)
+        root.url = root.url.copy_with(path=root.url.path.removesuffix("/v1"))
         with suppress(RejectedRequestError):
             local = ModelFiles.from_props(root.run(root.get("/props")))
     return OpenAIEngine(client, served, local, slots=slots)
@@ -103,16 +104,13 @@ def connect_reward(
 
     Raises SettingError, ModelError or UnavailableError.
     """
-    address = address.rstrip("/")
     client = new_client(address, connections=slots, **options)
-    server, _, kind = address.rpartition("/")
-    if "://" not in server:  # the address has no path
-        server, kind = address, ""
+    path, _, kind = client.url.path.rstrip("/").rpartition("/")
     if kind in ("", "v1"):
-        client.address = server = address.removesuffix("/v1")
+        client.url = client.url.copy_with(path=path)
         kind = client.run(detect_reward_kind(client))
     elif kind in ("classify", "pooling", *TEI_REWARDS):
-        client.address = server.removesuffix("/v1")
+        client.url = client.url.copy_with(path=path.removesuffix("/v1"))
     if kind in ("classify", "pooling"):
         from cards.backends.http.vllm_rewards import VLLMHTTPReward
 

@@ -16,13 +16,15 @@ from cards.backends.http.served import ModelFiles, ServedModel
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
+from cards.engines.detokenizer import UNFINISHED
 from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
-from cards.engines.text import UNFINISHED, check_fits, encode
+from cards.engines.text import check_fits, encode
 from cards.engines.writer import Writer
-from cards.errors import MismatchError, PromptError, UnavailableError
+from cards.errors import MismatchError, PromptError, PromptTooLongError, UnavailableError
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
+from cards.prompts import check_text
 from cards.sampling import uniforms
 from cards.usage import current_account
 
@@ -36,6 +38,7 @@ class StreamVocabulary:
         self._lock = Lock()
 
     def id_of(self, text: str) -> int:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can contain half of a character
         with self._lock:
             if text not in self._ids:
                 self._ids[text] = len(self._texts)
@@ -82,12 +85,10 @@ class OpenAIEngine(Engine):
                     f"The prompt is a list of messages, but the chat template of {self.name!r} is not known. Give raw text, or "
                     "the model's tokenizer (tokenizer=...)."
                 )
-            if not prompt.strip():
-                raise PromptError("The prompt is empty. Give the text to respond to.")
-            return Prompt(prompt, vocabulary=self.vocabulary)
+            return Prompt(check_text(prompt), vocabulary=self.vocabulary)
         encoded = encode(self.local_tokenizer, prompt)
         if self.served.ids:
-            return check_fits(encoded, self.name, self.context)
+            return check_fits(encoded, self.name, self.context, self.vocab_size)
         text = encoded.text.removeprefix(str(self.local_tokenizer.bos_token or ""))  # the server adds this token
         return Prompt(text, (), encoded.messages, self.vocabulary, encoded.template)
 
@@ -104,7 +105,7 @@ class OpenAIEngine(Engine):
                 yield batch
                 progress.start_clock()
 
-    def _check(self, boundary: Boundary) -> None:
+    def check_boundary(self, boundary: Boundary) -> None:
         if not boundary.reads_logits:
             return
         if not isinstance(boundary, Entropy) or boundary.measure == "evidential":
@@ -123,7 +124,7 @@ class OpenAIEngine(Engine):
         return in_order([self._candidate(replace(ask, first=ask.first + i, n=1), progress) for i in range(ask.n)])
 
     async def _candidate(self, ask: Ask, progress: ParallelProgress) -> Segment:
-        self._check(ask.boundary)
+        self.check_boundary(ask.boundary)
         writer, finish_reason = self.writer(ask), None
         body = self._body(ask, writer.most)
         sent, recorded = len(body["prompt"]) if self.served.ids else 0, (0, 0)
@@ -138,7 +139,7 @@ class OpenAIEngine(Engine):
                         break
         except RejectedRequestError as error:
             if error.too_long:
-                raise PromptError(f"Prompt and response are too long for {self.name!r}: {error}") from error
+                raise PromptTooLongError(f"Prompt and response are too long for {self.name!r}: {error}") from error
             raise
         if writer.segment is None:
             raise UnavailableError(f"The server at {self.client.address} ended a stream without a finish_reason.")
@@ -183,8 +184,7 @@ class OpenAIEngine(Engine):
                     return
             last = reason == "stop" and i == len(tokens) - 1
             if last and not token.text:  # the token that ended the response, even if its id is unknown
-                writer.tokens.append(self._id(token))
-                writer.end("stop")
+                writer.end("stop", end_token=self._id(token))
             else:
                 writer.push(self._id(token))
         if reason and writer.segment is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cards.backends.http.client import Client, RejectedRequestError
-from cards.errors import CardsError, RewardError, SettingError, UnavailableError, UnknownNameError, check
+from cards.errors import RewardError, UnavailableError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 
@@ -43,8 +43,6 @@ class HTTPReward(Reward, ABC):
             try:
                 batch_scores = [float(score) for score in self.read(reply)]
             except (KeyError, TypeError, ValueError) as error:
-                if isinstance(error, CardsError):
-                    raise
                 raise unexpected_reply(self.name, reply) from error
             if len(batch_scores) != len(batch):
                 raise RewardError(f"The reward at {self.name} gave {len(batch_scores)} scores for {len(batch)} responses.")
@@ -58,16 +56,13 @@ def unexpected_reply(address: str, reply: Any) -> RewardError:
 
 
 async def post_all(client: Client, path: str, bodies: Sequence[Any]) -> list[Any]:
-    """Return the replies to simultaneous requests.
-
-    Raises RewardError if the server is not available or a text is too long, SettingError if it rejects a request otherwise.
-    """
+    """Return the replies to simultaneous requests. Raises RewardError if the server is not available or rejects a request."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(client.post(path, body)) for body in bodies]
     except ExceptionGroup as errors:
         error = errors.exceptions[0]
-        if isinstance(error, UnavailableError) or (isinstance(error, RejectedRequestError) and error.too_long):
+        if isinstance(error, UnavailableError | RejectedRequestError):
             raise RewardError(f"The reward could not be computed: {error}") from error
         raise error from None
     return [task.result() for task in tasks]
@@ -117,11 +112,11 @@ class PredictReward(HTTPReward):
         if self.output is None and len(scores) == 1:
             return next(iter(scores.values()))
         if self.output is None:
-            raise SettingError(
+            raise RewardError(
                 f"The reward at {self.name} has {len(scores)} labels: {', '.join(scores)}. Choose one (output=...)."
             )
         if not isinstance(self.output, str) or self.output not in scores:
-            raise UnknownNameError("reward label", str(self.output), scores)
+            raise RewardError(f"The reward at {self.name} has no label {self.output!r}. Its labels: {', '.join(scores)}.")
         return scores[self.output]
 
 

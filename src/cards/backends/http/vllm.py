@@ -8,7 +8,8 @@ from typing import Any
 
 from cards.backends.http.client import Client
 from cards.backends.http.openai import OpenAIEngine, ParallelProgress
-from cards.backends.vllm.options import DRAWN, INVALID, request_options
+from cards.backends.vllm.options import DRAWN, INVALID, check_supported, request_options
+from cards.boundaries import Boundary
 from cards.engines.ask import Ask
 from cards.engines.writer import Writer
 from cards.errors import SettingError, UnavailableError
@@ -30,6 +31,9 @@ class VLLMHTTPEngine(OpenAIEngine):
     def stop_id(self) -> int:
         """Return the token id that marks a boundary: an end token, which ends a request in any case."""
         return min(self.end_ids, default=self.served.vocabulary - 1)
+
+    def check_boundary(self, boundary: Boundary) -> None:
+        check_supported(boundary)
 
     def _batches(self, ask: Ask, progress: ParallelProgress) -> AsyncGenerator[list[Segment], None]:
         if ask.n > 1 and (ask.stop or ask.boundary.reads_text):  # a single candidate of a stream cannot be cancelled

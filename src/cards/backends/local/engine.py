@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_length, end_ids
+from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.local.loading import load
 from cards.backends.local.proof import lm_outputs, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -21,7 +21,7 @@ from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
-from cards.engines.text import check_fits, encode
+from cards.engines.text import check_fits, check_ids, encode
 from cards.engines.worker import DeviceWorker
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
         self.name = name or model.name_or_path or type(model).__name__
         self.context, self.rows = context_length(model, context), slots
         self.chats = tokenizer.chat_template is not None
-        self.vocabulary = fingerprint(tokenizer)
+        self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         verified = DeviceWorker.on(model.device).call(
             lambda: verified_slots(
@@ -80,13 +80,14 @@ class TransformersEngine(Engine):
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
-        return check_fits(encode(self.tokenizer, prompt), self.name, self.context)
+        return check_fits(encode(self.tokenizer, prompt), self.name, self.context, self.vocab_size)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         proposal = PendingProposal(ask, self)
+        check_ids(proposal.prefix, self.name, self.vocab_size)
         self.scheduler.submit(lambda: self._begin(proposal), proposal)
         try:
             while proposal.segments.remaining:
@@ -118,6 +119,7 @@ class TransformersEngine(Engine):
 
     async def _read(self, prompt: Prompt, tokens: list[int], last: int, reduce: Reduce) -> Any:
         check(1 <= last <= len(tokens), f"last must be between 1 and {len(tokens)}, the length of the text, got {last}.")
+        check_ids(tokens, self.name, self.vocab_size)
         pending = PendingResult()
 
         def finish(logits: Tensor) -> None:

@@ -132,30 +132,42 @@ class PaddedScorer(Composite):
         waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]
         texts = [TextRow(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
         texts = sorted((t for t in texts if not t.call.cancelled), key=lambda t: len(t.tokens))
-        try:
-            while texts:
-                texts = texts[self._forward(texts) :]
-        except Exception as error:
-            for call in {text.call for text in texts}:
-                call.fail(explain_error(error, self.model.device))
+        while texts:
+            batch = self._batch(texts)
+            texts = texts[len(batch) :]
+            self._score(batch)
 
-    def _forward(self, texts: Sequence[TextRow]) -> int:
-        """Score the texts (by rising length) that fit into one batch. Return their number."""
-        batch = texts if self.pads else [text for text in texts if len(text.tokens) == len(texts[0].tokens)]
-        fitting = sum(len(text.tokens) * count <= self.batch_tokens for count, text in enumerate(batch, 1))
-        batch = batch[: max(1, fitting)]
-        rows = [torch.tensor(text.tokens, dtype=torch.long) for text in batch]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).to(self.model.device)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.model.device)
-        if self.pads:
-            outputs = self.model(input_ids=ids, attention_mask=mask).logits
-        else:  # the head is applied at the last token here, because the model would look for padding
-            head = cast(torch.nn.Module, self.model.score)
-            outputs = head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1])
+    def _score(self, batch: Sequence[TextRow]) -> None:
+        """Score texts together, or each alone if that fails: an error is one of its own text's call."""
+        try:
+            outputs = self._forward(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].call.abort(explain_error(error, self.model.device))
+            else:
+                for text in batch:
+                    self._score([text])
+            return
         for text, reward in zip(batch, self.combine(outputs), strict=True):
             text.call.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
             cast(PendingScores, text.call).deliver(text.number, reward)
-        return len(batch)
+
+    def _batch(self, texts: Sequence[TextRow]) -> Sequence[TextRow]:
+        """Return the first of the texts (by rising length) that fit into one batch."""
+        batch = texts if self.pads else [text for text in texts if len(text.tokens) == len(texts[0].tokens)]
+        fitting = sum(len(text.tokens) * count <= self.batch_tokens for count, text in enumerate(batch, 1))
+        return batch[: max(1, fitting)]
+
+    def _forward(self, batch: Sequence[TextRow]) -> Tensor:
+        """Return the outputs [texts, labels] of the classifier."""
+        rows = [torch.tensor(text.tokens, dtype=torch.long) for text in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).to(self.model.device)
+        if self.pads:
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.model.device)
+            return cast(Tensor, self.model(input_ids=ids, attention_mask=mask).logits)
+        # The head is applied at the last token here, because the model would look for padding.
+        head = cast(torch.nn.Module, self.model.score)
+        return cast(Tensor, head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1]))
 
 
 def is_causal(model: PreTrainedModel) -> bool:

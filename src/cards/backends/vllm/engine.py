@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_length, end_ids, flops_per_token, load_without_weights
+from cards.backends.configuration import context_length, end_ids, flops_per_token, load_without_weights, vocab_size
 from cards.backends.files import locate
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import INVALID, request_options
 from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
-from cards.engines.text import check_fits, encode
+from cards.engines.text import check_fits, check_ids, encode
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
@@ -41,7 +41,7 @@ class VLLMEngine(Engine):
         self.host, self.parts, self.tokenizer, self.name = host, (host,), tokenizer, name
         self.rows, self.context = slots, context
         self.chats = tokenizer.chat_template is not None
-        self.vocabulary = fingerprint(tokenizer)
+        self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
         self.flops = flops_per_token(model)
@@ -73,7 +73,7 @@ class VLLMEngine(Engine):
         return cls(host, model, tokenizer, slots=slots, context=length, name=f"vllm:{name}")
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
-        return check_fits(encode(self.tokenizer, prompt), self.name, self.context)
+        return check_fits(encode(self.tokenizer, prompt), self.name, self.context, self.vocab_size)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -110,6 +110,7 @@ class VLLMRequests:
     def __init__(self, ask: Ask, engine: VLLMEngine) -> None:
         self.ask, self.engine, self.account = ask, engine, current_account()
         self.prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
+        check_ids(self.prefix, engine.name, engine.vocab_size)
         self.loop = asyncio.get_running_loop()
         self.candidates = OrderedQueue(ask.n)
         self.costs = {"steps": 0, "prefill_tokens": 0, "decoded_tokens": 0, "cached_tokens": 0, "seconds": 0.0}

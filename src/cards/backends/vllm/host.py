@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from cards.backends.configuration import resolve_dtype
-from cards.errors import MissingExtraError, ModelError, SettingError, UnavailableError, UnknownNameError
+from cards.errors import MissingExtraError, ModelError, PromptError, SettingError, UnavailableError, UnknownNameError
 from cards.parts import Composite
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -121,6 +121,8 @@ class Host(Composite):
         except (EngineDeadError, EngineGenerateError) as error:
             cause = error.__cause__ or "its processes ended; see their messages on standard error"
             raise UnavailableError(f"vLLM failed while it served model {self.name!r}: {cause}.") from error
+        except ValueError as error:
+            raise PromptError(f"vLLM rejected a text for model {self.name!r}: {error}") from error
 
     async def settle(self) -> None:
         """Wait until cancelled tasks have ended."""

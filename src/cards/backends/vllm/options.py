@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cards.boundaries import Entropy
+from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.sampling import Sampling, uniforms
@@ -41,17 +41,22 @@ LIMIT = 2**31  # of the numbers of candidates, segments and tokens
 DRAWN, INVALID = -1.0, -2.0  # the remaining logit of a drawn token; that of a token whose logits were invalid
 
 
+def check_supported(boundary: Boundary) -> None:
+    """Raise MismatchError if the boundary reads logits and is not Entropy."""
+    if boundary.reads_logits and type(boundary) is not Entropy:
+        raise MismatchError(
+            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, a boundary that reads only text, or "
+            "the transformers engine."
+        )
+
+
 def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
     """Return the options for the candidates of an ask. `stop` is the token id returned at a boundary by uncertainty.
 
     Raises MismatchError if the boundary reads logits and is not Entropy.
     """
     sampling, boundary = ask.sampling, ask.boundary
-    if boundary.reads_logits and type(boundary) is not Entropy:
-        raise MismatchError(
-            f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, a boundary that reads only text, or "
-            "the transformers engine."
-        )
+    check_supported(boundary)
     options: dict[str, str | int | float] = {
         "seed": ask.seed % 2**64,  # as in `uniforms`, and small enough for the protocol
         "segment": ask.segment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,5 +30,5 @@ class MBR(ResponseMethod):
         check_utility(self.utility)
 
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
-        means = await asyncio.to_thread(agreement, [candidate.text for candidate in candidates], self.utility)
+        means = await agreement([candidate.text for candidate in candidates], self.utility)
         return means.index(max(means))

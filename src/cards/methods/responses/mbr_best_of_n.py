@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +30,6 @@ class MBRBestOfN(ResponseMethod):
         check_utility(self.utility)
 
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
-        means = await asyncio.to_thread(agreement, [candidate.text for candidate in candidates], self.utility)
+        means = await agreement([candidate.text for candidate in candidates], self.utility)
         values = [r + self.beta * mean for r, mean in zip(rewards_of(candidates), means, strict=True)]
         return values.index(max(values))

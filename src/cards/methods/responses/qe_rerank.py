@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,5 +37,5 @@ class QERerank(ResponseMethod):
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
         rewards = rewards_of(candidates)
         kept = sorted(range(len(candidates)), key=lambda i: -rewards[i])[: self.keep]
-        means = await asyncio.to_thread(agreement, [candidates[i].text for i in kept], self.utility)
+        means = await agreement([candidates[i].text for i in kept], self.utility)
         return kept[means.index(max(means))]

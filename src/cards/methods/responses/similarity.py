@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
 
 from cards.errors import check
+from cards.words import words
 
 Utility = Callable[[str, str], float]  # (response, reference)
 Similarity = Literal["chrf", "rouge-l", "jaccard", "exact"]
@@ -57,15 +58,19 @@ def check_utility(utility: str | Utility) -> None:
     )
 
 
-def agreement(texts: Sequence[str], utility: str | Utility) -> list[float]:
-    """Return the mean utility of each text with each of the others as reference, or 0 if there are no others."""
+async def agreement(texts: Sequence[str], utility: str | Utility) -> list[float]:
+    """Return the mean utility of each text with each of the others as reference, or 0 if there are no others.
+
+    Each text is a separate call in a thread, so that the event loop goes on, and cancellation ends the work after one text.
+    """
     function = UTILITIES[utility] if isinstance(utility, str) else utility
-    means = []
-    for i, text in enumerate(texts):
-        values = [float(function(text, other)) for j, other in enumerate(texts) if j != i]
-        check(all(map(math.isfinite, values)), f"utility must return finite numbers, got {values} for {text!r}.")
-        means.append(math.fsum(values) / max(1, len(values)))  # fsum gives equal texts equal means, to the last bit
-    return means
+    return [await asyncio.to_thread(_mean_utility, function, texts, i) for i in range(len(texts))]
+
+
+def _mean_utility(function: Utility, texts: Sequence[str], i: int) -> float:
+    values = [float(function(texts[i], other)) for j, other in enumerate(texts) if j != i]
+    check(all(map(math.isfinite, values)), f"utility must return finite numbers, got {values} for {texts[i]!r}.")
+    return math.fsum(values) / max(1, len(values))  # fsum gives equal texts equal means, to the last bit
 
 
 def _f_score(precision: float, recall: float, beta: float = 1.0) -> float:
@@ -81,7 +86,7 @@ def _grams(text: str, n: int) -> Counter[str]:
 
 @lru_cache(1024)
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.lower()))
+    return tuple(words(text.lower()))
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Engine
-from cards.errors import PromptError
+from cards.errors import PromptTooLongError
 from cards.events import Accepted, Event, Prompt, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
@@ -170,11 +170,11 @@ async def next_token_logits(engine: Engine, prompt: Prompt, response: Response) 
 
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:
-    """Return the request with max_tokens limited to the contexts of all engines. Raises PromptError if nothing fits."""
+    """Return the request with max_tokens limited to the contexts of all engines. Raises PromptTooLongError if nothing fits."""
     smallest = min(engines, key=lambda engine: engine.context)
     room = smallest.context - len(request.prompt.token_ids)
     if room < 1:
-        raise PromptError(
+        raise PromptTooLongError(
             f"The prompt has {len(request.prompt.token_ids)} tokens, but the context of {smallest.name!r} is "
             f"{smallest.context} tokens for prompt and response: shorten the prompt or load the engine with a larger context."
         )

@@ -66,13 +66,13 @@ async def _mount(app: FastAPI, service: Service) -> None:
     gr.mount_gradio_app(app, make_page(service), "/", theme=THEME, head=style, **off)
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = PlaygroundGuard(mounted.app, max(1, service.options.max_connections // 2))
+    mounted.app = PlaygroundGuard(mounted.app, max(1, service.options.limit_connections // 2))
 
 
 def make_page(service: Service) -> gr.Blocks:
     methods = [name for name in method_classes() if name in service.methods.offered]
     reward = f"reward <b>{escape(service.reward.name)}</b>" if service.reward else "no reward"
-    most = min(256, service.options.max_tokens)
+    most = min(256, service.options.limit_tokens)
     page = gr.Blocks(title="CARDS playground", analytics_enabled=False)
     with page:
         _html(f"<h1>CARDS playground</h1><p>model <b>{escape(service.engine.name)}</b>, {reward}</p>", elem_id="cp-head")

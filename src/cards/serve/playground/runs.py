@@ -133,8 +133,9 @@ class Run:
             record.generation = service.generation(validated)
             async with aclosing(record.generation) as generation:
                 await generation.start()
-                async for _, event in generation.events():
-                    self.add(event)
+                async for item in generation.events():
+                    if item is not None:
+                        self.add(item[1])
             with suppress(TimeoutError):  # no grade after the deadline
                 async with asyncio.timeout(validated.deadline - time.monotonic()):
                     await self._grade(validated.decoder)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 
-WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
+import regex
+
+from cards.words import SPACED, UNSPACED
+
+WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|{SPACED}+(?:'{SPACED}+)*|[^\w\s]", regex.V1)
 
 
 def words(text: str) -> list[str]:

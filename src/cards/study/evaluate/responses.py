@@ -14,6 +14,7 @@ from cards.events import Message
 from cards.study.journal import MARK, Journal, Row
 from cards.study.prompts import content, parsed, rows
 from cards.usage import Usage
+from cards.words import count_words
 
 RESPONSE_FIELDS = ("answer", "text", "response", "output")  # the first of them that a row has holds the response
 PROMPT_FIELDS = ("prompt", "instruction", "goal", "messages")
@@ -41,7 +42,7 @@ class SystemResponse:
 
     @property
     def words(self) -> int:
-        return len(self.text.split())
+        return count_words(self.text)
 
 
 @dataclass(frozen=True, slots=True)
