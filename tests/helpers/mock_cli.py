@@ -54,6 +54,7 @@ class Cards:
         self.loaded.append((name, options))
         if name in ("tiny-draft", "tiny-aligned"):  # a model that a setting names
             return MockEngine(chances, VOCABULARY, end="</s>")
+        self.engine.name = name
         return self.engine
 
     def load_reward(self, name: str, **options: Any) -> FunctionReward:

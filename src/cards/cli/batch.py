@@ -26,7 +26,7 @@ from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.settings import CONCURRENCY
 
 RAY = "Ray"
@@ -43,7 +43,7 @@ def batch(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run the rows again that failed before.")] = False,
     concurrency: Annotated[int | None, typer.Option(min=1, help=CONCURRENCY, show_default="the number of slots")] = None,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Decode on a Ray cluster.", rich_help_panel=RAY)] = False,
     ray_address: Annotated[
@@ -71,7 +71,7 @@ def batch(
         "--ray-address, --ray-workers and --ray-gpus need --ray: add it or leave them out.",
     )
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
-    reward = reward if "reward" in chosen.needed else "none"
+    reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
     header = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(options)}
 
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:

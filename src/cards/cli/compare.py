@@ -20,7 +20,7 @@ from cards.console import one_line_warnings
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.prompts import format_prompt
 from cards.study.models import Models
 from cards.study.tables import FORMAT
@@ -37,7 +37,7 @@ def compare(
     ] = None,
     raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     gold: Annotated[str, GOLD] = "none",
     profile: Annotated[Path | None, PROFILE] = None,
     json: Annotated[bool, JSON] = False,
@@ -51,6 +51,7 @@ def compare(
     method, keeps its response so far, and skips the remaining methods. If a method fails, the others still run.
     """
     arms = arms_of(with_profile(profile, method or METHODS, model, reward))
+    reward = reward_for(model, reward, [arm.method for arm in arms])
     if text == "-" or (text is None and not at_terminal()):
         text = sys.stdin.read()
     if not text or not text.strip():

@@ -19,7 +19,7 @@ from cards.cli.view import View
 from cards.console import one_line_warnings
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.prompts import format_prompt
 
 
@@ -31,7 +31,7 @@ def generate(
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
     raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show every candidate and its verdict.", rich_help_panel=OUTPUT)
@@ -48,6 +48,7 @@ def generate(
     not a terminal, a missing TEXT is read from it.
     """
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
+    reward = reward_for(model, reward, [chosen])
     interactive = text is None and at_terminal()
     if interactive and (raw or json):
         raise SettingError(f"A chat does not support {'--raw' if raw else '--json'}: give a text, or pipe one in.")

@@ -19,7 +19,7 @@ OUTPUT, MODELS = "Output", "Models"
 METHOD = "Decoding method; `cards methods` lists them."
 PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --prompts`)."
 MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
-REWARD = typer.Option(help=placement.REWARD, rich_help_panel=MODELS)
+REWARD = typer.Option(help=placement.REWARD, show_default=placement.REWARD_UNSET, rich_help_panel=MODELS)
 GOLD = typer.Option(help=placement.GOLD, rich_help_panel=MODELS)
 RAW = typer.Option("--raw", help="Use the prompt as raw text, without the chat template.")
 JSON = typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
