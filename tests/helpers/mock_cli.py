@@ -33,8 +33,10 @@ class Engine(MockEngine):
     """A mock engine that records its prompts."""
 
     prompts: list[Prompt]
+    given: str | Sequence[Message] = ""
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        self.given = prompt
         self.prompts.append(super().encode(prompt))
         return self.prompts[-1]
 

@@ -10,7 +10,7 @@ from cards.batch.rows import Fields, RawRow, line, parsed
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
-from cards.prompts import format_prompt
+from cards.prompts import PromptOptions
 from cards.sampling import seed_at
 from cards.settings import STOP, setting
 from cards.usage import Usage
@@ -32,14 +32,13 @@ class Outcome:
     usage: Usage = field(default_factory=Usage)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions(PromptOptions):
     """Options for reading, decoding and writing rows. Equal options and models give equal rows."""
 
     prompt_field: str | None = setting(
         None, help="Name of the field with the prompt (text or messages).", unset="prompt if the row has it, else messages"
     )
-    raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
     seed: int = setting(
         0, help="Random seed. The seeds of the rows are derived from it, unless they have their own.", at_least=0
     )
@@ -84,12 +83,10 @@ class RowDecoder:
         """Return the prompt of a row. Raises PromptError if the row has none."""
         name = self.options.prompt_field or ("prompt" if fields.get("prompt") is not None else "messages")
         prompt = fields.get(name)
-        if isinstance(prompt, str):
-            return format_prompt(prompt, "raw" if self.options.raw else "auto", self.decoder.engine.chats)
         if not isinstance(prompt, Sequence):
             wanted = self.options.prompt_field or "prompt or messages"
             raise PromptError(f"A row needs {wanted}: a text or a list of messages. Its fields: {', '.join(fields) or 'none'}.")
-        return prompt
+        return self.options.prompt(prompt, self.decoder.engine.chats)
 
     def result_fields(self, number: int, fields: Fields, result: Result) -> Fields:
         """Return the fields that the output adds to a row. Raises SettingError if the input already uses their names."""

@@ -13,7 +13,7 @@ from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
 from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
-from cards.cli.options import GOLD, JSON, MODEL, RAW, REWARD, with_options, with_placement
+from cards.cli.options import GOLD, JSON, MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, with_profile
 from cards.cli.respond import ResponseOptions, respond
 from cards.console import one_line_warnings
@@ -21,7 +21,7 @@ from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.placement import Placement, reward_for
-from cards.prompts import format_prompt
+from cards.prompts import PromptOptions
 from cards.study.models import Models
 from cards.study.tables import FORMAT
 
@@ -29,13 +29,13 @@ METHODS = ["vanilla", "best-of-n", "cards"]
 
 
 @with_options(ResponseOptions, "options")
+@with_options(PromptOptions, "prompting")
 @with_placement
 def compare(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - or nothing reads standard input.")] = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, show_default=", ".join(METHODS))
     ] = None,
-    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str | None, REWARD] = None,
     gold: Annotated[str, GOLD] = "none",
@@ -43,6 +43,7 @@ def compare(
     json: Annotated[bool, JSON] = False,
     *,
     options: ResponseOptions,
+    prompting: PromptOptions,
     placement: Placement,
 ) -> None:
     """Compare several methods on one prompt, side by side.
@@ -57,7 +58,7 @@ def compare(
     if not text or not text.strip():
         raise PromptError("The prompt is empty: give a text.")
     models = load_models(model, reward, gold, placement)
-    prompt = format_prompt(text, "raw" if raw else "auto", models.engine.chats)
+    prompt = prompting.prompt(text, models.engine.chats)
     models.run(models.warm_up(prompt))
     panes = [Pane(arm) for arm in arms]
     with one_line_warnings(), Board(panes, silent=json):

@@ -109,7 +109,9 @@ def evaluate(
     judges = connect(judge or ())
     sources, failures, about = list(files or ()), list[str](), dict[str, Any]()
     if method or plan:
-        chosen = replace(chosen, reward=reward_for(chosen.model, chosen.reward, [arm.method for arm in arms_of(chosen.methods)]))
+        chosen = replace(
+            chosen, reward=reward_for(chosen.model, chosen.reward, [arm.method for arm in arms_of(chosen.methods)])
+        )
         check(chosen.gold == "none" or chosen.gold != chosen.reward, STEERED.format("gold", chosen.gold))
         decoded = out.with_name(f"{out.stem}-answers.jsonl")
         failures = decode(chosen, decoded, "vanilla").errors
