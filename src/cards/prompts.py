@@ -12,6 +12,7 @@ from cards.events import Message
 from cards.settings import check_settings, setting
 
 FORMS = ("auto", "chat", "dialogue", "raw")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 RESERVED = frozenset(  # parameters of apply_chat_template that are not variables of the template
     {
         "add_generation_prompt",
@@ -117,6 +118,33 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     if not messages[-1]["content"].strip():
         raise PromptError("The last message is empty: give a message to respond to.")
     return tuple(messages)
+
+
+def read_messages(turns: Sequence[Any]) -> list[Message]:
+    """Return the turns of a row of data as messages, without the responses at their end. Raises PromptError.
+
+    Turns are messages of OpenAI, whose content may be a list of text parts, or of ShareGPT (`from` and `value`).
+    """
+    messages = [_read_message(turn) for turn in turns]
+    while messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        messages.pop()
+    if turns and not messages:
+        raise PromptError("The prompt has no message before the response.")
+    return list(check_messages(messages))
+
+
+def _read_message(turn: Any) -> Any:
+    if not isinstance(turn, dict):
+        return turn
+    if "role" not in turn and {"from", "value"} <= turn.keys():
+        turn = {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+    parts = turn.get("content")
+    if not isinstance(parts, list):
+        return turn
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PromptError(f"A part of a message must have the type text and a text, got {str(part)[:80]}.")
+    return {**turn, "content": "".join(part["text"] for part in parts)}
 
 
 def format_prompt(prompt: str | Sequence[Message], form: str, chats: bool) -> str | list[Message]:

@@ -79,7 +79,8 @@ class DecoderReplica:
         """
         models, rewards = self.settings.models, self.settings.rewards
         model = models[rank.rank % len(models)]
-        entry = model, "none" if rewards == [] else rewards and rewards[rank.rank % len(rewards)]
+        reward = None if rewards is None else rewards[rank.rank % len(rewards)] if rewards else "none"
+        entry = model, reward
         if entry != self.entry:
             self.app = await asyncio.to_thread(self.load, *entry)
         self.entry, self.number = entry, str(rank.rank).encode()
