@@ -38,6 +38,10 @@ def test_another_model_needs_a_reward_of_its_own(
     assert not cli.loaded
 
 
+def test_a_misspelt_embedded_model_is_suggested(cli: Cards) -> None:
+    assert "Did you mean 'tiny'?" in cli("generate", "Well?", "--model", "tinny").stderr
+
+
 def test_methods_that_need_no_reward_run_without_one(cli: Cards) -> None:
     assert cli("generate", "Well?", "--method", "vanilla", "--model", "my-model", "--max-tokens", "4").exit_code == 0
     assert [name for name, _ in cli.loaded] == ["my-model"]
