@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from cards.background import background
 from cards.engines.base import Engine
-from cards.errors import BatchError, CardsError, MismatchError, PromptTooLongError, RewardError, UnreachableTargetWarning, check
+from cards.errors import (
+    BatchError,
+    CardsError,
+    MismatchError,
+    PromptError,
+    PromptTooLongError,
+    RewardError,
+    UnreachableTargetWarning,
+    check,
+)
 from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
 from cards.parts import Composite
 from cards.progress import run_concurrently
+from cards.prompts import Chat
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
 from cards.rewards.function import FunctionReward, Scorer
@@ -80,12 +90,14 @@ class Decoder(Composite):
         deadline: float | None = None,
         trace: bool = False,
         usage: Usage | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncStream:
         """Async version of `stream`.
 
         max_tokens: maximum length of the response. seed: the same seed gives the same text. stop: the response ends before the
         first of these strings. deadline: seconds after which the response so far is returned. trace: keep rejected candidates.
-        usage: add the cost to this record, which several responses can share.
+        usage: add the cost to this record, which several responses can share. chat_template_kwargs: further variables for the
+        chat template of a prompt of messages, such as `{"enable_thinking": False}`.
         Raises PromptError or SettingError immediately, and RewardError when a score fails.
         """
         check(max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}.")
@@ -93,6 +105,10 @@ class Decoder(Composite):
         check(isinstance(seed, int) and seed >= 0, f"seed must be a non-negative integer, got {seed!r}.")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         check(all(stop), f"stop must not contain an empty string, got {stop!r}.")
+        if chat_template_kwargs:
+            if isinstance(prompt, str | Prompt):
+                raise PromptError("chat_template_kwargs need a prompt of messages, which the chat template renders.")
+            prompt = Chat(prompt, chat_template_kwargs)
         encoded = prompt if isinstance(prompt, Prompt) else self.engine.encode(prompt)
         request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
         fold = Fold(usage or Usage(), seed, self.method.name)

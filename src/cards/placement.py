@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from cards.engines.base import Engine
-from cards.registry import load_engine, load_reward
+from cards.engines.loader import EMBEDDED, is_embedded
+from cards.errors import UnknownNameError, check
+from cards.methods.base import Method
+from cards.registry import check_defaults, load_engine, load_reward
 from cards.rewards.base import Reward
 from cards.settings import check_settings, setting
 
 MODEL = "Language model: tiny, a folder, a Hugging Face name, vllm:NAME, or an http:// address."
 REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewards.md), or none."
 GOLD = "Reward model used only for grading, or none."
+REWARD_UNSET = "tiny for the embedded models"
 DRAFTING = ("draft", "gamma", "skip_layers")
+
+
+def reward_for(model: str, reward: str | None, methods: Iterable[Method] = ()) -> str:
+    """Return the name of the reward of a command. The default is the embedded reward, but only for the embedded models.
+
+    Raises SettingError if there is no default and one of the methods needs a reward, or a setting needs another default, and
+    UnknownNameError for a likely typing error in the name of an embedded model.
+    """
+    if not is_embedded(model) and not Path(model).exists() and get_close_matches(model, EMBEDDED, cutoff=0.7):
+        raise UnknownNameError("model", model, EMBEDDED)
+    for method in methods:
+        check_defaults(method, model)
+        check(
+            reward is not None or is_embedded(model) or "reward" not in method.needed,
+            f"Method {method.name!r} needs a reward, and only the embedded models have a default one. Choose one for {model!r} "
+            "with --reward.",
+        )
+    return reward or ("tiny" if is_embedded(model) else "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

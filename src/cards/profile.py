@@ -38,7 +38,7 @@ class Profile:
         """Return the method with these settings. Raises UnknownNameError or SettingError."""
         return make_method(self.method, **self.settings)
 
-    def check_models(self, model: str, reward: str) -> None:
+    def check_models(self, model: str, reward: str | None) -> None:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
         for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(

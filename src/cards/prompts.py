@@ -2,12 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from cards.errors import PromptError
+from cards.errors import PromptError, SettingError, check
 from cards.events import Message
+from cards.settings import check_settings, setting
 
 FORMS = ("auto", "chat", "dialogue", "raw")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+RESERVED = frozenset(  # parameters of apply_chat_template that are not variables of the template
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
+class Chat(list[Message]):
+    """Messages, with further variables for the chat template, such as `enable_thinking`. Raises PromptError."""
+
+    def __init__(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any]) -> None:
+        super().__init__(messages)
+        if reserved := RESERVED.intersection(chat_template_kwargs):
+            raise PromptError(f"{min(reserved)} cannot be an argument of the chat template: leave it out.")
+        self.chat_template_kwargs = dict(chat_template_kwargs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """Options of a command that turn text or messages into prompts. Raises SettingError."""
+
+    raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
+    system: str | None = setting(None, help="System message, unless the prompt has one.", escapes=True)
+    chat_template_kwargs: str | None = setting(
+        None, help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'."
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check(
+            not (self.raw and (self.system is not None or self.chat_template_kwargs is not None)),
+            "--raw uses no chat template: leave out --system and --chat-template-kwargs, or --raw.",
+        )
+        try:
+            Chat([], self.arguments)
+        except (ValueError, TypeError, AttributeError, PromptError) as error:
+            raise SettingError(
+                f"--chat-template-kwargs must be a JSON object, got {self.chat_template_kwargs!r} ({error})."
+            ) from error
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The variables for the chat template."""
+        return dict(json.loads(self.chat_template_kwargs or "{}").items())
+
+    def prompt(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
+        """Return a prompt for a Decoder. `chats` is whether the model has a chat template. Raises PromptError."""
+        if not chats and (self.system is not None or self.arguments):
+            raise PromptError("The model has no chat template, which --system and --chat-template-kwargs need: leave them out.")
+        if not isinstance(given, str):
+            ready: str | list[Message] = list(check_messages(given))
+        else:
+            ready = format_prompt(given, "raw" if self.raw else "auto", chats)
+        if isinstance(ready, str):
+            return ready
+        if self.system is not None and ready[0]["role"] != "system":
+            ready = [Message(role="system", content=self.system), *ready]
+        return Chat(ready, self.arguments) if self.arguments else ready
 
 
 def check_text(prompt: str) -> str:
@@ -40,6 +118,33 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     if not messages[-1]["content"].strip():
         raise PromptError("The last message is empty: give a message to respond to.")
     return tuple(messages)
+
+
+def read_messages(turns: Sequence[Any]) -> list[Message]:
+    """Return the turns of a row of data as messages, without the responses at their end. Raises PromptError.
+
+    Turns are messages of OpenAI, whose content may be a list of text parts, or of ShareGPT (`from` and `value`).
+    """
+    messages = [_read_message(turn) for turn in turns]
+    while messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        messages.pop()
+    if turns and not messages:
+        raise PromptError("The prompt has no message before the response.")
+    return list(check_messages(messages))
+
+
+def _read_message(turn: Any) -> Any:
+    if not isinstance(turn, dict):
+        return turn
+    if "role" not in turn and {"from", "value"} <= turn.keys():
+        turn = {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+    parts = turn.get("content")
+    if not isinstance(parts, list):
+        return turn
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PromptError(f"A part of a message must have the type text and a text, got {str(part)[:80]}.")
+    return {**turn, "content": "".join(part["text"] for part in parts)}
 
 
 def format_prompt(prompt: str | Sequence[Message], form: str, chats: bool) -> str | list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,8 +10,9 @@ from typing import Any, cast
 
 import cards.methods
 from cards.engines.base import Engine
+from cards.engines.loader import EMBEDDED, is_embedded
 from cards.engines.loader import load_engine as load_engine
-from cards.errors import MismatchError, UnknownNameError
+from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import FAMILIES, Method
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
@@ -60,8 +62,10 @@ def with_models(
     """Return the method with the models that its settings name, loaded.
 
     `engine_of` and `reward_of` load a model by name; the defaults are `load_engine` and `load_reward`.
-    Raises MismatchError if an engine does not share the tokenizer of `main`, the engine that responds.
+    Raises MismatchError if an engine does not share the tokenizer of `main`, the engine that responds, and SettingError if
+    the default of a setting is an embedded reward but `main` is not embedded.
     """
+    check_defaults(method, main.name)
     engine_of, reward_of = engine_of or load_engine, reward_of or load_reward
     loaded: dict[str, Any] = {}
     for name, setting in settings_of(method).items():
@@ -79,10 +83,22 @@ def with_models(
             if engine.vocabulary != main.vocabulary:
                 raise MismatchError(
                     f"Method {method.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
-                    f"{main.name!r} have different tokenizers."
+                    f"{main.name!r} have different tokenizers. Choose another model with {setting.flag}."
                 )
         loaded[name] = engines if setting.spec.loads == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
+
+
+def check_defaults(method: Method, model: str) -> None:
+    """Raise SettingError if a setting has an embedded reward as its default but the LM `model` is not embedded."""
+    for name, setting in settings_of(method).items():
+        value = getattr(method, name)
+        defaulted = setting.spec.loads == "reward" and isinstance(value, str) and value == setting.default
+        check(
+            is_embedded(model) or not (defaulted and EMBEDDED.intersection(re.split("[:,]", value))),
+            f"{name} of method {method.name!r} is {value!r} by default, which is only for the embedded models. Choose one for "
+            f"{model!r} with {setting.flag}.",
+        )
 
 
 def _method_name(name: str, cls: Any) -> str:

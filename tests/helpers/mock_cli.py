@@ -33,8 +33,10 @@ class Engine(MockEngine):
     """A mock engine that records its prompts."""
 
     prompts: list[Prompt]
+    given: str | Sequence[Message] = ""
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        self.given = prompt
         self.prompts.append(super().encode(prompt))
         return self.prompts[-1]
 
@@ -54,6 +56,7 @@ class Cards:
         self.loaded.append((name, options))
         if name in ("tiny-draft", "tiny-aligned"):  # a model that a setting names
             return MockEngine(chances, VOCABULARY, end="</s>")
+        self.engine.name = name
         return self.engine
 
     def load_reward(self, name: str, **options: Any) -> FunctionReward:

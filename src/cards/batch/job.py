@@ -48,8 +48,10 @@ class BatchJob:
 
 
 @contextmanager
-def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Iterator[BatchJob]:
-    """Start a batch, or resume the one at `out`, which must have the same input and settings.
+def opened(source: Path, out: Path, settings: dict[str, Any], row: str, overwrite: bool = False) -> Iterator[BatchJob]:
+    """Start a batch, or resume the one at `out`, which must have the same input and settings if it has written a row.
+
+    `overwrite` deletes the files of the batch at `out` and starts again.
 
     Raises SettingError if they differ, if `out` was not written by a batch, or if another process works on it.
     """
@@ -60,6 +62,9 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str) -> Itera
         raise SettingError(f"The batch would overwrite its input {str(source)!r}: choose another output.")
     with locked(out, "batch"):
         summary = summarize(source)
+        if overwrite:
+            for path in (out, *files.all, _state_of(out)):
+                path.unlink(missing_ok=True)
         _check_state(out, files, {**settings, "input": asdict(summary)})
         settle(files)
         yield BatchJob(out, files, summary.rows, *_counts(out, files, summary))
@@ -74,12 +79,14 @@ def _counts(out: Path, files: BatchFiles, summary: FileSummary) -> tuple[int, in
 
 def _check_state(out: Path, files: BatchFiles, settings: dict[str, Any]) -> None:
     """Compare the settings with those in the state file, or write the state file of a new batch."""
-    state = out.with_name(out.name + ".state.json")
+    state = _state_of(out)
+    written = [path for path in (out, files.responses, files.failures) if path.exists()]
     settings = json.loads(json.dumps(settings, default=str))
-    if not state.exists():
-        for path in (out, files.responses, files.failures):
-            if path.exists():
-                raise SettingError(f"{str(path)!r} exists and was not written by `cards batch`: choose another output.")
+    if not state.exists() or not any(path.stat().st_size for path in written):
+        if written and not state.exists():
+            raise SettingError(
+                f"{str(written[0])!r} exists and was not written by `cards batch`: choose another output, or add --overwrite."
+            )
         try:
             with atomic_write(state) as file:
                 file.write(json.dumps({"format": FORMAT, **settings}, indent=2).encode())
@@ -97,6 +104,10 @@ def _check_state(out: Path, files: BatchFiles, settings: dict[str, Any]) -> None
     differences = [f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in names]
     if differences:
         raise SettingError(
-            f"The batch {str(out)!r} was started with {'; '.join(differences)}. Choose another output, or use the original "
-            "settings and input."
+            f"The batch {str(out)!r} was started with {'; '.join(differences)}. Choose another output, use the original "
+            "settings and input, or start it again with --overwrite."
         )
+
+
+def _state_of(out: Path) -> Path:
+    return out.with_name(out.name + ".state.json")

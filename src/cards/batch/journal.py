@@ -25,6 +25,11 @@ class BatchFiles:
     failures: Path
     row: str = "row"
 
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """All files, including those of an unfinished merge."""
+        return self.responses, self.failures, _new(self.responses), _new(self.failures)
+
     def number(self, line: bytes) -> int:
         return int(json.loads(line)[self.row])
 

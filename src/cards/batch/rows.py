@@ -1,23 +1,30 @@
-"""Rows of a batch's input, read one at a time from JSON Lines (plain or gzip) or Parquet."""
+"""Rows of a batch's input, read one at a time from JSON Lines, CSV, text (each plain or gzip) or Parquet."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
 from cards.errors import MissingExtraError, PromptError, SettingError
 
-RawRow = bytes | dict[str, Any]  # a line of JSON, or the columns of a Parquet row
+RawRow = bytes | dict[str, Any]  # a line of JSON, or the columns of a row
 Fields = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+INPUT_SUFFIXES = (*SUFFIXES, ".csv", ".csv.gz", ".txt", ".txt.gz")
 PARQUET_BATCH = 256  # rows in memory
+EXCESS = "(cells without a column)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +35,28 @@ class FileSummary:
     digest: str
 
 
-def suffix(path: Path) -> str:
-    """Return which of SUFFIXES a file name ends with. Raises SettingError if it ends with none of them."""
-    match = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+def suffix(path: Path, known: tuple[str, ...] = SUFFIXES) -> str:
+    """Return which of the known suffixes a file name ends with. Raises SettingError if it ends with none of them."""
+    match = next((suffix for suffix in known if path.name.endswith(suffix)), None)
     if match is None:
-        raise SettingError(f"Input and output of a batch must end in {' or '.join(SUFFIXES)}, got {str(path)!r}.")
+        kind = "output" if known is SUFFIXES else "input"
+        raise SettingError(f"The {kind} of a batch must end in {' or '.join(known)}, got {str(path)!r}.")
     return match
+
+
+@contextmanager
+def stored(source: Path) -> Iterator[Path]:
+    """Yield the path of the input. Standard input (`-`) is copied to a temporary file: JSON Lines if it begins with {."""
+    if str(source) != "-":
+        yield source
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "input")
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        with copy.open("rb") as file:
+            first = next((line for line in file if not line.isspace()), b"")
+        yield copy.rename(copy.with_suffix(".jsonl" if first.lstrip().startswith(b"{") else ".txt"))
 
 
 def summarize(path: Path) -> FileSummary:
@@ -41,7 +64,7 @@ def summarize(path: Path) -> FileSummary:
     digest = hashlib.blake2b(digest_size=16)
     count = 0
     with _readable(path):
-        if suffix(path) == ".parquet":
+        if suffix(path, INPUT_SUFFIXES) == ".parquet":
             count = arrow("parquet").ParquetFile(path).metadata.num_rows
             with path.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
@@ -50,19 +73,28 @@ def summarize(path: Path) -> FileSummary:
                 for line in file:
                     digest.update(line)
                     count += not line.isspace()
+        if suffix(path, INPUT_SUFFIXES).startswith(".csv"):  # one row can have several lines
+            count = sum(1 for _ in rows(path))
     return FileSummary(count, digest.hexdigest())
 
 
 def rows(path: Path) -> Iterator[RawRow]:
     """Yield the rows in order, without blank lines. Raises SettingError if the file cannot be read."""
     with _readable(path):
-        if suffix(path) == ".parquet":
+        kind = suffix(path, INPUT_SUFFIXES).removesuffix(".gz")
+        if kind == ".parquet":
             with arrow("parquet").ParquetFile(path) as file:
                 for batch in file.iter_batches(PARQUET_BATCH):
                     yield from batch.to_pylist()
-        else:
+        elif kind == ".jsonl":
             with lines(path) as file:
                 yield from (line for line in file if not line.isspace())
+        else:
+            with io.TextIOWrapper(lines(path), encoding="utf-8-sig", newline="" if kind == ".csv" else None) as text:
+                if kind == ".csv":
+                    yield from csv.DictReader(text, restkey=EXCESS)
+                else:
+                    yield from ({"prompt": line.rstrip("\n")} for line in text if not line.isspace())
 
 
 class RowReader:
@@ -83,6 +115,8 @@ class RowReader:
 def parsed(raw: RawRow) -> Fields:
     """Return the fields of a row. Raises PromptError if the row is not a JSON object."""
     if isinstance(raw, dict):
+        if EXCESS in raw:
+            raise PromptError(f"The row has more cells than the CSV file has columns: {raw[EXCESS]}.")
         return raw
     try:
         fields = json.loads(raw)
@@ -113,7 +147,7 @@ def lines(path: Path) -> BinaryIO:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, EOFError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise SettingError(f"{str(path)!r} cannot be read: {reason}.") from error
 

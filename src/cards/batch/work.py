@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from cards.batch.rows import Fields, RawRow, line, parsed
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
 from cards.events import Result
-from cards.prompts import format_prompt
+from cards.prompts import PromptOptions, read_messages
 from cards.sampling import seed_at
 from cards.settings import STOP, setting
 from cards.usage import Usage
 
+PROMPT_FIELDS = ("prompt", "messages", "conversations")
+CHECKED = 100  # rows whose fields are checked before models are loaded
 RESULT_FIELDS = ("text", "reward", "finish_reason", "seed", "method")
 COSTS = ("lm_prefill_tokens", "lm_decoded_tokens", "lm_wasted_tokens", "rm_calls", "rm_tokens")
 VERDICTS = ("accepted", "rejected", "fallbacks")
@@ -32,14 +38,13 @@ class Outcome:
     usage: Usage = field(default_factory=Usage)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions(PromptOptions):
     """Options for reading, decoding and writing rows. Equal options and models give equal rows."""
 
     prompt_field: str | None = setting(
-        None, help="Name of the field with the prompt (text or messages).", unset="prompt if the row has it, else messages"
+        None, help="Name of the field with the prompt (text or messages).", unset=f"the first of {', '.join(PROMPT_FIELDS)}"
     )
-    raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
     seed: int = setting(
         0, help="Random seed. The seeds of the rows are derived from it, unless they have their own.", at_least=0
     )
@@ -52,6 +57,39 @@ class BatchOptions:
     def row(self) -> str:
         """The name of the output field that holds the row number."""
         return f"{self.prefix}row"
+
+    def prompt_in(self, fields: Fields) -> Any:
+        """Return the value of the field with the prompt, or None."""
+        names = (self.prompt_field,) if self.prompt_field else PROMPT_FIELDS
+        return next((fields[name] for name in names if fields.get(name) is not None), None)
+
+    def check_names(self, number: int, fields: Fields) -> None:
+        """Raise SettingError if row `number` of the input already uses the name of an output field."""
+        added = [item.name for item in dataclass_fields(Result)] if self.full else [*RESULT_FIELDS, "usage"]
+        names = [f"{self.prefix}{name}" for name in ("row", *added)]
+        if conflicts := [name for name in names if name in fields and name != "seed"]:
+            raise SettingError(
+                f"Row {number} of the input already has the output fields {', '.join(conflicts)}. Rename them in the input, or "
+                "add a prefix to the names of the output fields with --prefix, for instance --prefix response_."
+            )
+
+    def check_rows(self, rows: Iterable[RawRow]) -> None:
+        """Check the fields of the first rows, before models are loaded. Raises SettingError if no row has a prompt."""
+        found: dict[str, Any] = {}
+        prompts = 0
+        for number, raw in enumerate(islice(rows, CHECKED)):
+            with suppress(PromptError):  # an error of this row only
+                fields = parsed(raw)
+                self.check_names(number, fields)
+                prompts += self.prompt_in(fields) is not None
+                found |= fields
+        if found and not prompts:
+            wanted = self.prompt_field or " or ".join(PROMPT_FIELDS)
+            near = get_close_matches(wanted, found, 1) or [
+                name for name, value in found.items() if isinstance(value, str | list)
+            ]
+            hint = f"Give the name of the field with the prompt, for instance --prompt-field {near[0]!r}." if near else ""
+            raise SettingError(f"The rows have no field {wanted}. Their fields: {', '.join(found)}. {hint}".strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +120,13 @@ class RowDecoder:
 
     def prompt(self, fields: Fields) -> PromptLike:
         """Return the prompt of a row. Raises PromptError if the row has none."""
-        name = self.options.prompt_field or ("prompt" if fields.get("prompt") is not None else "messages")
-        prompt = fields.get(name)
-        if isinstance(prompt, str):
-            return format_prompt(prompt, "raw" if self.options.raw else "auto", self.decoder.engine.chats)
-        if not isinstance(prompt, Sequence):
-            wanted = self.options.prompt_field or "prompt or messages"
+        prompt = self.options.prompt_in(fields)
+        if isinstance(prompt, list):
+            prompt = read_messages(prompt)
+        elif not isinstance(prompt, str):
+            wanted = self.options.prompt_field or " or ".join(PROMPT_FIELDS)
             raise PromptError(f"A row needs {wanted}: a text or a list of messages. Its fields: {', '.join(fields) or 'none'}.")
-        return prompt
+        return self.options.prompt(prompt, self.decoder.engine.chats)
 
     def result_fields(self, number: int, fields: Fields, result: Result) -> Fields:
         """Return the fields that the output adds to a row. Raises SettingError if the input already uses their names."""
@@ -98,13 +135,8 @@ class RowDecoder:
         else:
             usage = {name: getattr(result.usage, name) for name in (*COSTS, *VERDICTS)}
             added = {name: getattr(result, name) for name in RESULT_FIELDS} | {"usage": usage}
-        added = {f"{self.options.prefix}{name}": value for name, value in ({"row": number} | added).items()}
-        if conflicts := [name for name in added if name in fields and name != "seed"]:
-            raise SettingError(
-                f"Row {number} of the input already has the output fields {', '.join(conflicts)}. Rename them in the input, or "
-                "add a prefix to the names of the output fields with --prefix, for instance --prefix response_."
-            )
-        return added
+        self.options.check_names(number, fields)
+        return {f"{self.options.prefix}{name}": value for name, value in ({"row": number} | added).items()}
 
 
 def is_fatal(error: CardsError) -> bool:
@@ -117,8 +149,10 @@ def is_fatal(error: CardsError) -> bool:
 
 def _whole_number(fields: Fields, name: str, default: int, minimum: int) -> int:
     value: Any = fields.get(name)
-    if value is None:
+    if value is None or value == "":
         return default
+    if isinstance(value, str) and value.strip().isdecimal():  # CSV has only text
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise PromptError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
     return value

@@ -16,7 +16,7 @@ import typer
 from cards.batch.job import BatchJob, opened
 from cards.batch.journal import BatchJournal
 from cards.batch.progress import BatchProgress
-from cards.batch.rows import SUFFIXES, RowReader
+from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.cli.models import load_decoder
@@ -26,24 +26,31 @@ from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
 from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.settings import CONCURRENCY
 
 RAY = "Ray"
 FILE_TYPES = ", ".join(SUFFIXES)
+INPUTS = ", ".join(name for name in INPUT_SUFFIXES if not name.endswith(".gz")) + " (also .gz)"
 
 
 @with_settings
 @with_options(BatchOptions, "options")
 @with_placement
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN", help=f"Input rows, each with a prompt or messages: {FILE_TYPES}.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help=f"Input rows, each with a prompt or messages: {INPUTS}, or - for standard input."),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=f"Output rows with the responses, in input order: {FILE_TYPES}.")],
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run the rows again that failed before.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the output of an earlier batch and start again.")
+    ] = False,
     concurrency: Annotated[int | None, typer.Option(min=1, help=CONCURRENCY, show_default="the number of slots")] = None,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Decode on a Ray cluster.", rich_help_panel=RAY)] = False,
     ray_address: Annotated[
@@ -70,25 +77,28 @@ def batch(
         ray or (ray_address is None and ray_workers == 1 and not ray_gpus),
         "--ray-address, --ray-workers and --ray-gpus need --ray: add it or leave them out.",
     )
+    check(not (ray and str(source) == "-"), "A Ray cluster cannot read standard input: give a file that all machines can read.")
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
-    reward = reward if "reward" in chosen.needed else "none"
+    reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
     header = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(options)}
 
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         work = RowDecoder(load_decoder(model, reward, chosen, placement), options)
         write = _recorder(journal, report)
-        return _run_interruptibly(work, RowReader(source), numbers, write, concurrency or work.decoder.engine.rows)
+        return _run_interruptibly(work, RowReader(reading), numbers, write, concurrency or work.decoder.engine.rows)
 
     def decode_on_ray(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         from cards.integrations.ray_data import Cluster, Recipe
 
         recipe = Recipe(model, reward, chosen, placement, options, concurrency)
         cluster = Cluster(ray_address, ray_workers, ray_gpus)
-        return _write_all(cluster.outcomes(recipe, source, numbers), _recorder(journal, report))
+        return _write_all(cluster.outcomes(recipe, reading, numbers), _recorder(journal, report))
 
-    with opened(source, out, header, options.row) as job, one_line_warnings(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnreachableTargetWarning)  # shown once, for the whole batch
-        _run(job, decode_on_ray if ray else decode_here, retry_failed)
+    with stored(source) as reading:
+        options.check_rows(rows(reading))
+        with opened(reading, out, header, options.row, overwrite) as job, one_line_warnings(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreachableTargetWarning)  # shown once, for the whole batch
+            _run(job, decode_on_ray if ray else decode_here, retry_failed)
 
 
 Decode = Callable[[Sequence[int], BatchJournal, BatchProgress], bool]  # whether all rows were decoded

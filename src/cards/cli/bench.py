@@ -14,7 +14,7 @@ from cards.cli.options import MODELS, OUTPUT, with_options
 from cards.cli.profile import PROFILE, with_profile
 from cards.console import say, show_warning
 from cards.errors import CardsError, UnknownNameError, check
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.study.bench.plan import PRESETS, Plan, preset, read
 from cards.study.bench.run import Bench, header
 from cards.study.journal import Journal
@@ -76,8 +76,10 @@ def bench(
 def decode(plan: Plan, path: Path, baseline: str) -> Session:
     """Decode the responses of a plan that a results file lacks. The returned session has the errors of failed responses."""
     arms = arms_of(plan.methods)
+    reward = reward_for(plan.model, plan.reward, [arm.method for arm in arms])
+    plan = replace(plan, reward=reward)
     records = read_prompts(plan.prompts)
-    models = load_models(plan.model, plan.reward, plan.gold, plan)
+    models = load_models(plan.model, reward, plan.gold, plan)
     with opened(path, header(plan, models), "bench") as session:
         known = {"vanilla", *(arm.label for arm in arms), *(row["label"] for row in session.rows)}
         if baseline not in known:

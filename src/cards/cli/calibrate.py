@@ -13,7 +13,7 @@ from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say, show_warning
 from cards.errors import CardsError, check
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.settings import FORM
 from cards.study.calibrate.plan import DEFAULT_COST, CalibrationRequest, Constraints
 from cards.study.calibrate.samples import SamplingPlan
@@ -34,7 +34,7 @@ def calibrate(
     form: Annotated[str, typer.Option(help=FORM)] = "auto",
     limit: Annotated[int | None, typer.Option(min=2, help="Number of prompts to sample; all if omitted.")] = None,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     json: Annotated[bool, JSON] = False,
     *,
     plan: SamplingPlan,
@@ -55,6 +55,7 @@ def calibrate(
 
     if constraints == Constraints():
         constraints = Constraints(max_cost=DEFAULT_COST)
+    reward = reward_for(model, reward)
     check(reward != "none", "A calibration needs a reward: choose one with --reward.")
     check(out.suffix == ".json", f"--out must end in .json, got {str(out)!r}.")
     records = sample(read(prompts), limit, plan.seed)

@@ -13,15 +13,15 @@ from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
 from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
-from cards.cli.options import GOLD, JSON, MODEL, RAW, REWARD, with_options, with_placement
+from cards.cli.options import GOLD, JSON, MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, with_profile
 from cards.cli.respond import ResponseOptions, respond
 from cards.console import one_line_warnings
 from cards.decoder import PromptLike
 from cards.errors import CardsError, PromptError
 from cards.events import Response
-from cards.placement import Placement
-from cards.prompts import format_prompt
+from cards.placement import Placement, reward_for
+from cards.prompts import PromptOptions
 from cards.study.models import Models
 from cards.study.tables import FORMAT
 
@@ -29,20 +29,21 @@ METHODS = ["vanilla", "best-of-n", "cards"]
 
 
 @with_options(ResponseOptions, "options")
+@with_options(PromptOptions, "prompting")
 @with_placement
 def compare(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - or nothing reads standard input.")] = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, show_default=", ".join(METHODS))
     ] = None,
-    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     gold: Annotated[str, GOLD] = "none",
     profile: Annotated[Path | None, PROFILE] = None,
     json: Annotated[bool, JSON] = False,
     *,
     options: ResponseOptions,
+    prompting: PromptOptions,
     placement: Placement,
 ) -> None:
     """Compare several methods on one prompt, side by side.
@@ -51,12 +52,13 @@ def compare(
     method, keeps its response so far, and skips the remaining methods. If a method fails, the others still run.
     """
     arms = arms_of(with_profile(profile, method or METHODS, model, reward))
+    reward = reward_for(model, reward, [arm.method for arm in arms])
     if text == "-" or (text is None and not at_terminal()):
         text = sys.stdin.read()
     if not text or not text.strip():
         raise PromptError("The prompt is empty: give a text.")
     models = load_models(model, reward, gold, placement)
-    prompt = format_prompt(text, "raw" if raw else "auto", models.engine.chats)
+    prompt = prompting.prompt(text, models.engine.chats)
     models.run(models.warm_up(prompt))
     panes = [Pane(arm) for arm in arms]
     with one_line_warnings(), Board(panes, silent=json):

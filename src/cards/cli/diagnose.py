@@ -12,7 +12,7 @@ from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say
 from cards.errors import check
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.prompts import read, sample
 from cards.study.tables import show_tables, to_json
@@ -29,7 +29,7 @@ def diagnose(
         int | None, typer.Option(min=2, help="Number of prompts to sample, and of pairs to read; all if omitted.")
     ] = None,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     gold: Annotated[str, typer.Option(help="Reward model to compare with, or none.", rich_help_panel=MODELS)] = "none",
     json: Annotated[bool, JSON] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a plot to this .png file.", rich_help_panel=OUTPUT)] = None,
@@ -47,6 +47,7 @@ def diagnose(
     from cards.study.diagnose.verdict import tables, to_dict, verdict
 
     check(prompts is not None or pairs is not None, "Nothing to measure: give prompts, --pairs, or both.")
+    reward = reward_for(model, reward)
     check(reward != "none", "There is no reward to diagnose: choose one with --reward.")
     records = sample(read(prompts), limit, plan.seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cards.cli.arms import METHOD_HELP
+from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.bench import decode
 from cards.cli.models import load_named
 from cards.cli.options import MODELS, OUTPUT, with_options
 from cards.console import say, show_warning
 from cards.errors import UnknownNameError, check
-from cards.placement import GOLD, Placement
+from cards.placement import GOLD, Placement, reward_for
 from cards.study.bench.plan import PROMPTS, Plan
 from cards.study.bench.plan import read as read_plan
 from cards.study.evaluate.judge import connect
@@ -109,6 +109,9 @@ def evaluate(
     judges = connect(judge or ())
     sources, failures, about = list(files or ()), list[str](), dict[str, Any]()
     if method or plan:
+        chosen = replace(
+            chosen, reward=reward_for(chosen.model, chosen.reward, [arm.method for arm in arms_of(chosen.methods)])
+        )
         check(chosen.gold == "none" or chosen.gold != chosen.reward, STEERED.format("gold", chosen.gold))
         decoded = out.with_name(f"{out.stem}-answers.jsonl")
         failures = decode(chosen, decoded, "vanilla").errors

@@ -11,7 +11,7 @@ import typer
 
 from cards.cli.chat import chat
 from cards.cli.models import load_decoder
-from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, RAW, REWARD, with_options, with_placement
+from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.respond import ResponseOptions, respond
 from cards.cli.settings import method_of, with_settings
@@ -19,19 +19,19 @@ from cards.cli.view import View
 from cards.console import one_line_warnings
 from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
-from cards.placement import Placement
-from cards.prompts import format_prompt
+from cards.placement import Placement, reward_for
+from cards.prompts import PromptOptions
 
 
 @with_settings
 @with_options(ResponseOptions, "options")
+@with_options(PromptOptions, "prompting")
 @with_placement
 def generate(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - reads standard input.")] = None,
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
-    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Show every candidate and its verdict.", rich_help_panel=OUTPUT)
@@ -39,6 +39,7 @@ def generate(
     json: Annotated[bool, JSON] = False,
     *,
     options: ResponseOptions,
+    prompting: PromptOptions,
     placement: Placement,
     settings: dict[str, str],
 ) -> None:
@@ -48,9 +49,10 @@ def generate(
     not a terminal, a missing TEXT is read from it.
     """
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
+    reward = reward_for(model, reward, [chosen])
     interactive = text is None and at_terminal()
-    if interactive and (raw or json):
-        raise SettingError(f"A chat does not support {'--raw' if raw else '--json'}: give a text, or pipe one in.")
+    if interactive and (prompting.raw or json):
+        raise SettingError(f"A chat does not support {'--raw' if prompting.raw else '--json'}: give a text, or pipe one in.")
     if text in (None, "-") and not interactive:
         text = sys.stdin.read()
     if text is not None and not text.strip():
@@ -64,9 +66,9 @@ def generate(
     if text is None:
         if not decoder.engine.chats:
             raise PromptError(f"Model {model!r} has no chat template, which a chat needs: give a text to continue.")
-        chat(run)
+        chat(lambda conversation: run(prompting.prompt(conversation, chats=True)))
         return
-    result = run(format_prompt(text, "raw" if raw else "auto", decoder.engine.chats))
+    result = run(prompting.prompt(text, decoder.engine.chats))
     if json:
         typer.echo(result.to_json())
     if result.finish_reason == "interrupted":

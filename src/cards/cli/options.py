@@ -19,7 +19,7 @@ OUTPUT, MODELS = "Output", "Models"
 METHOD = "Decoding method; `cards methods` lists them."
 PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --prompts`)."
 MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
-REWARD = typer.Option(help=placement.REWARD, rich_help_panel=MODELS)
+REWARD = typer.Option(help=placement.REWARD, show_default=placement.REWARD_UNSET, rich_help_panel=MODELS)
 GOLD = typer.Option(help=placement.GOLD, rich_help_panel=MODELS)
 RAW = typer.Option("--raw", help="Use the prompt as raw text, without the chat template.")
 JSON = typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
@@ -29,19 +29,23 @@ Command = Callable[..., None]
 def with_options(
     cls: type, parameter: str, panel: str | None = None, leave_out: Collection[str] = ()
 ) -> Callable[[Command], Command]:
-    """Add an option for each setting that a dataclass itself declares to a command, except `leave_out`.
+    """Add an option for each setting of a dataclass to a command, except `leave_out`.
 
     Its parameter of this name receives an instance or, if it is annotated as dict, the values of the options that were given.
+    A dict has only the settings that the class itself declares, without those of its base classes.
     """
-    own, hints = inspect.get_annotations(cls).keys() - set(leave_out), get_type_hints(cls)
-    declared = {name: item for name, item in settings_of(cls).items() if name in own}
+    hints = get_type_hints(cls)
 
     def decorate(command: Command) -> Command:
         whole = inspect.signature(command, eval_str=True).parameters[parameter].annotation is cls
+        names = (hints if whole else inspect.get_annotations(cls)).keys() - set(leave_out)
+        declared = {name: item for name, item in settings_of(cls).items() if name in names}
 
         def build(given: dict[str, Any]) -> Any:
             for name, value in given.items():
-                if isinstance(value, list):
+                if isinstance(value, str) and declared[name].spec.escapes:
+                    given[name] = unescape(value)
+                elif isinstance(value, list):
                     given[name] = tuple(map(unescape, value) if declared[name].spec.escapes else value)
             return cls(**given) if whole else given
 

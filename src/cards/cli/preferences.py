@@ -15,7 +15,7 @@ from cards.console import say
 from cards.errors import SettingError
 from cards.integrations.preferences import By, Pairing, check_suffix, pair_kind
 from cards.integrations.preferences_journal import opened
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.study.prompts import read
 
 
@@ -37,7 +37,7 @@ def preferences(
     limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts to use, from the first; all if omitted.")] = None,
     raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     *,
     options: ResponseOptions,
     placement: Placement,
@@ -53,6 +53,7 @@ def preferences(
     compared = pair_kind(method, by)
     if "reward" not in chosen.needed:
         raise SettingError(f"Method {method!r} does not score responses, so it gives no pairs: choose a method with a reward.")
+    reward = reward_for(model, reward, [chosen])
     records = read(source)[:limit]
     limits = {"max_tokens": options.max_tokens, "stop": list(options.stop)}
     header = {

@@ -31,7 +31,7 @@ PROFILE = typer.Option(
 )
 
 
-def profiled(path: Path | None, method: str, model: str, reward: str, given: Mapping[str, str]) -> Mapping[str, str]:
+def profiled(path: Path | None, method: str, model: str, reward: str | None, given: Mapping[str, str]) -> Mapping[str, str]:
     """Return the settings of a method as text: those given, then those of the profile if it is for this method.
 
     Raises SettingError if the profile is for another model or reward.
@@ -42,7 +42,7 @@ def profiled(path: Path | None, method: str, model: str, reward: str, given: Map
     return {key: option_text(value) for key, value in profile.settings.items()} | {**given}
 
 
-def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str) -> Sequence[str]:
+def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str | None) -> Sequence[str]:
     """Return method specifications in which the method of the profile, if it has no settings, gets those of the profile.
 
     A missing method of the profile is appended. Raises SettingError if the profile is for another model or reward.

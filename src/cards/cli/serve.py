@@ -17,7 +17,7 @@ from cards.cli.options import MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, with_settings
 from cards.errors import MissingExtraError, SettingError, UnreachableTargetWarning, check
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.serve.options import ServerOptions
 
 log = logging.getLogger("cards.serve")
@@ -55,7 +55,7 @@ def serve(
         typer.Option(help="Export OpenTelemetry spans: print them, or send them to OTEL_EXPORTER_OTLP_ENDPOINT."),
     ] = None,
     model: Annotated[str, MODEL] = "tiny",
-    reward: Annotated[str, REWARD] = "tiny",
+    reward: Annotated[str | None, REWARD] = None,
     profile: Annotated[Path | None, PROFILE] = None,
     *,
     options: ServerOptions,
@@ -78,6 +78,7 @@ def serve(
     shown = find_spec("gradio") is not None if playground is None else playground
     options = replace(options, api_keys=keys, playground=shown)
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
+    reward = reward_for(model, reward, [chosen])
     tracing = Tracing(provider_of(otel) if otel else None)
     listening = bind(host, port)  # before models are loaded, so that a port in use is reported at once
     configure()

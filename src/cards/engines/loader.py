@@ -40,6 +40,12 @@ LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:Cl
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
+EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})
+
+
+def is_embedded(name: str) -> bool:
+    """Return whether this is the name of an LM embedded in the package."""
+    return name.removeprefix(VLLM.prefix) in EMBEDDED
 
 
 def backend(prefix: str) -> Backend:

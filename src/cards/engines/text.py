@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
-from cards.prompts import check_messages, check_text
+from cards.prompts import Chat, check_messages, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,8 +40,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
                 "set tokenizer.chat_template."
             )
         turns: Any = list(messages)
+        variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else {}
+        if unused := [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]:
+            raise PromptError(f"The chat template of this model does not use the argument {unused[0]!r}: leave it out.")
         try:
-            text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables))
         except Exception as error:  # templates raise errors of many types
             raise PromptError(f"The chat template of this model refuses these messages: {reason(error)}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

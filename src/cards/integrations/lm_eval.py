@@ -16,7 +16,7 @@ from cards.console import show_error
 from cards.decoder import Decoder
 from cards.errors import CardsError, MissingExtraError, check
 from cards.events import Message, Prompt, Response
-from cards.placement import Placement
+from cards.placement import Placement, reward_for
 from cards.progress import run_concurrently
 from cards.registry import read_method
 from cards.rewards.implicit import log_softmax
@@ -49,7 +49,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
     def __init__(
         self,
         pretrained: str = "tiny",
-        reward: str | None = "tiny",
+        reward: str | None = None,
         method: str = "cards",
         *,
         seed: int = 0,
@@ -64,11 +64,12 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         chosen = read_method(method, {name: option_text(value) for name, value in settings.items()})
+        reward = reward_for(pretrained, reward, [chosen])
         device = "auto" if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
         placement = Placement(device=device, dtype=dtype, slots=slots, context=context)
         engine = placement.load_engine(pretrained)
-        guided = "reward" in chosen.needed and reward not in (None, "none")
-        self.decoder = Decoder(engine, placement.load_reward(cast(str, reward)) if guided else None, chosen)
+        guided = "reward" in chosen.needed and reward != "none"
+        self.decoder = Decoder(engine, placement.load_reward(reward) if guided else None, chosen)
         self.tokenizer: Any = engine.tokenizer
         self.pretrained, self.seed, self.max_gen_toks, self.explicit = pretrained, seed, max_gen_toks, set(settings)
         self._rendered: dict[str, tuple[Message, ...]] = {}  # rendered text -> messages, for rewards with another chat template

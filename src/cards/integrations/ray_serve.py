@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from cards.placement import reward_for
 from cards.registry import load_engine, load_reward, make_method
 from cards.serve.app import make_app
 from cards.serve.errors import ApiError
@@ -43,7 +44,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: list[str] = ["tiny"]
-    rewards: list[str] = ["tiny"]  # empty: no reward
+    rewards: list[str] | None = None  # default: that of `cards serve`; empty: no reward
     method: str = "cards"
     settings: dict[str, Any] = {}  # settings of the method
     loading: dict[str, Any] = {}  # options of the loaders: device, dtype, slots, context
@@ -77,7 +78,9 @@ class DecoderReplica:
         Running requests finish with the previous models.
         """
         models, rewards = self.settings.models, self.settings.rewards
-        entry = models[rank.rank % len(models)], rewards[rank.rank % len(rewards)] if rewards else None
+        model = models[rank.rank % len(models)]
+        reward = None if rewards is None else rewards[rank.rank % len(rewards)] if rewards else "none"
+        entry = model, reward
         if entry != self.entry:
             self.app = await asyncio.to_thread(self.load, *entry)
         self.entry, self.number = entry, str(rank.rank).encode()
@@ -85,11 +88,11 @@ class DecoderReplica:
     def load(self, model: str, reward: str | None) -> FastAPI:
         """Load the models and return the server's app."""
         settings = self.settings
+        method = make_method(settings.method, **settings.settings)
+        reward = reward_for(model, reward, [method])
         engine = load_engine(model, **settings.loading)
-        loaded_reward = load_reward(reward, **settings.loading) if reward else None
-        return make_app(
-            engine, loaded_reward, make_method(settings.method, **settings.settings), ServerOptions(**settings.server)
-        )
+        loaded_reward = None if reward == "none" else load_reward(reward, **settings.loading)
+        return make_app(engine, loaded_reward, method, ServerOptions(**settings.server))
 
     async def respond(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """Yield the messages that the app sends for a request. Closing the iterator disconnects the client."""

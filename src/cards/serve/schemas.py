@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from cards.errors import UnknownNameError
 from cards.events import Message
+from cards.prompts import RESERVED, Chat
 from cards.serve.errors import ApiError
 
 
@@ -183,6 +184,7 @@ class ChatMessage(OpenModel):
 class ChatBody(Body):
     """`POST /v1/chat/completions`: messages, rendered with the model's chat template."""
 
+    chat_template_kwargs: dict[str, Any] | None = None  # as in vLLM
     messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(_few)]
     max_completion_tokens: Integer | None = Field(default=None, ge=1)
     logprobs: Flag | None = None
@@ -198,10 +200,13 @@ class ChatBody(Body):
 
     @property
     def prompts(self) -> list[list[Message]]:
-        return [[message.message for message in self.messages]]
+        return [Chat([message.message for message in self.messages], self.chat_template_kwargs or {})]
 
     def check_fields(self) -> None:
         super().check_fields()
+        if reserved := RESERVED.intersection(self.chat_template_kwargs or {}):
+            name = f"chat_template_kwargs.{min(reserved)}"
+            raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")
         for i, message in enumerate(self.messages):
             message.check_undeclared(f"messages.{i}.", MESSAGE_IGNORED, MESSAGE_NEUTRAL)
             for j, part in enumerate(message.content if isinstance(message.content, list) else ()):

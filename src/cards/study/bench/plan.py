@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
-from cards.placement import GOLD, MODEL, REWARD, Placement
+from cards.placement import GOLD, MODEL, REWARD, REWARD_UNSET, Placement
 from cards.prompts import FORMS
 from cards.settings import CONCURRENCY, FORM, MAX_TOKENS, STOP, setting, settings_of
 from cards.study.datasets import DATASETS
@@ -58,7 +58,7 @@ class Plan(Placement):
     stop: tuple[str, ...] = setting((), help=STOP, escapes=True)
     concurrency: int | None = setting(None, help=CONCURRENCY, at_least=1, unset="the number of slots")
     model: str = setting("tiny", help=MODEL)
-    reward: str = setting("tiny", help=REWARD)
+    reward: str | None = setting(None, help=REWARD, unset=REWARD_UNSET)
     gold: str = setting("none", help=GOLD)
 
     def __post_init__(self) -> None:
