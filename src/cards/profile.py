@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from cards.errors import CardsError, SettingError, UnknownNameError, check
+from cards.errors import CardsError, SettingError, UnknownNameError, check, public_name
 from cards.files import check_format
 from cards.methods.base import Method
 from cards.registry import make_method
@@ -42,7 +42,7 @@ class Profile:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
         for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(
-                expected == given,
+                expected == public_name(given),
                 f"The profile is valid only for the {kind} {expected!r}, got {given!r}: omit --{kind}, or make a profile for "
                 f"{given!r} with `cards calibrate`.",
             )

@@ -25,7 +25,7 @@ from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
 from cards.decoder import HIGH_FALLBACK
-from cards.errors import UnreachableTargetWarning, check
+from cards.errors import UnreachableTargetWarning, check, public_name
 from cards.placement import Placement, reward_for
 from cards.settings import CONCURRENCY
 
@@ -80,7 +80,13 @@ def batch(
     check(not (ray and str(source) == "-"), "A Ray cluster cannot read standard input: give a file that all machines can read.")
     chosen = method_of(method, profiled(profile, method, model, reward, settings))
     reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
-    header = {"model": model, "reward": reward, **recorded(chosen), **placement.record, **asdict(options)}
+    header = {
+        "model": public_name(model),
+        "reward": public_name(reward),
+        **recorded(chosen),
+        **placement.record,
+        **asdict(options),
+    }
 
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         work = RowDecoder(load_decoder(model, reward, chosen, placement), options)

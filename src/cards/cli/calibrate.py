@@ -12,7 +12,7 @@ from rich.console import Console
 from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.console import say, show_warning
-from cards.errors import CardsError, check
+from cards.errors import CardsError, check, public_name
 from cards.placement import Placement, reward_for
 from cards.settings import FORM
 from cards.study.calibrate.plan import DEFAULT_COST, CalibrationRequest, Constraints
@@ -64,11 +64,12 @@ def calibrate(
     records = models.fitting(records, form, plan.max_tokens)
     check(len(records) > 1, f"A calibration needs at least 2 prompts, got {len(records)}.")
     samples = out.with_suffix(".samples.jsonl")
-    header = {"model": model, "reward": reward, "prompts": prompts, "form": form, "limit": limit, **asdict(plan)}
+    names = public_name(model), public_name(reward)
+    header = {"model": names[0], "reward": names[1], "prompts": prompts, "form": form, "limit": limit, **asdict(plan)}
     with opened(samples, header, "calibration") as session:
         work = Calibration(models, models.reward, records, plan, session, form)
         result = session.run(work.run(constraints, request), "samples", models.run)
-    profile = profile_of(work, result, constraints, prompts, model, reward)
+    profile = profile_of(work, result, constraints, prompts, *names)
     profile.write(out)
     report = to_json(to_dict(result, profile), indent=2)
     out.with_suffix(".report.json").write_text(report, encoding="utf-8")

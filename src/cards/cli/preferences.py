@@ -12,7 +12,7 @@ from cards.cli.options import METHOD, MODEL, PROMPT_SOURCE, RAW, REWARD, with_op
 from cards.cli.respond import ResponseOptions
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
-from cards.errors import SettingError
+from cards.errors import SettingError, public_name
 from cards.integrations.preferences import By, Pairing, check_suffix, pair_kind
 from cards.integrations.preferences_journal import opened
 from cards.placement import Placement, reward_for
@@ -57,7 +57,7 @@ def preferences(
     records = read(source)[:limit]
     limits = {"max_tokens": options.max_tokens, "stop": list(options.stop)}
     header = {
-        **{"model": model, "reward": reward, **recorded(chosen), **placement.record},
+        **{"model": public_name(model), "reward": public_name(reward), **recorded(chosen), **placement.record},
         **{"by": compared, "repeats": repeats, "gap": gap, **limits, "raw": raw},
     }
     with opened(out, header, records, options.seed) as collection:
