@@ -8,6 +8,7 @@ import torch
 import transformers as hf
 
 from cards.backends.configuration import context_length
+from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import SPREAD, TorchCache
 from cards.backends.local.proof import lm_outputs, verified_slots
 from cards.engines.slots import Slots
@@ -182,3 +183,46 @@ def test_context_of_length_dependent_rope_stays_where_it_is_constant() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 48}
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, rope_parameters=rope))
     assert context_length(model, None) == 48
+
+
+SINKS: dict[str, Any] = {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+CAPPED: dict[str, Any] = {"head_dim": 8, "sliding_window": 7, "attn_logit_softcapping": 1.0}
+OWN_ATTENTION = [
+    (hf.GptOssConfig, SINKS, "eager"),
+    (hf.Gemma2Config, CAPPED, "eager"),
+    (hf.MistralConfig, {"sliding_window": 7}, "sdpa"),
+]
+
+
+def with_attention(config: type, changes: dict[str, Any], attention: str) -> Any:
+    torch.manual_seed(0)
+    return hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **changes}), attn_implementation=attention).eval()
+
+
+@pytest.mark.parametrize(("config", "changes", "attention"), OWN_ATTENTION)
+@torch.inference_mode()
+def test_the_models_own_forward_stays_what_it_was(config: type, changes: dict[str, Any], attention: str) -> None:
+    model = with_attention(config, changes, attention)
+    ids = torch.arange(3, 43).unsqueeze(0)
+    before = model(ids).logits
+    try:
+        slots = slots_of(model, rows=2)
+        slots.read([((slots.acquire([5, 6, 7], 0) or (0, 0))[0], [5, 6, 7])])
+    except ModelError:
+        assert config is hf.GptOssConfig
+    assert model.config._attn_implementation == attention
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("config", "changes", "attention"), OWN_ATTENTION)
+@torch.inference_mode()
+def test_other_threads_use_the_models_own_attention_during_a_step(
+    config: type, changes: dict[str, Any], attention: str
+) -> None:
+    model = with_attention(config, changes, attention)
+    ids = torch.arange(3, 43).unsqueeze(0)
+    before = model(ids).logits
+    with SlotAttention(model):  # as the worker thread does
+        assert torch.equal(model(ids).logits, before)

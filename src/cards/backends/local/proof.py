@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
-from cards.backends.local.attention import NAME
+from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.lean import Output, lean_forward
 from cards.engines.slots import Slots
@@ -39,7 +39,6 @@ def verified_slots(
     try:
         with torch.inference_mode():
             expected = reference(ids).float()
-            model.set_attn_implementation(NAME)
             for output in filter(None, outputs):
                 cache = TorchCache(output, rows, context, model.device)
                 slots = Slots(cache)
@@ -71,11 +70,12 @@ def _error(slots: Slots, row: list[int], expected: Tensor) -> float:
 def lm_outputs(model: PreTrainedModel, context: int) -> tuple[Output | None, Output]:
     """Return functions for the next-token logits [rows, vocabulary] at the packed indices `last`, the faster one first."""
     has_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-    mask = DUMMY_MASK.to(model.device)
+    mask, attention = DUMMY_MASK.to(model.device), SlotAttention(model)
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
         keep = {"logits_to_keep": last} if has_keep else {}
-        out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **keep)
+        with attention:
+            out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **keep)
         return cast(Tensor, out.logits[0] if has_keep else out.logits[0, last])
 
     return lean_forward(model, getattr(model, "lm_head", None), context), output
