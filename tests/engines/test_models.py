@@ -10,7 +10,7 @@ import transformers as hf
 from cards.backends.configuration import context_length
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import SPREAD, TorchCache
-from cards.backends.local.proof import lm_outputs, verified_slots
+from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.engines.slots import Slots
 from cards.errors import ModelError, SettingError
 
@@ -66,7 +66,7 @@ def slots_of(model: hf.PreTrainedModel, rows: int, way: str | None = None) -> Sl
     context = context_length(model, None)
     lean, whole = lm_outputs(model, context)
     ways = {None: (lean, whole), "lean": (lean,), "model": (whole,)}[way]
-    return verified_slots(model, ways, rows, context, lambda ids: model(ids).logits[:, -1])
+    return verified_slots(model, ways, rows, context, lm_reference(model))
 
 
 @pytest.mark.parametrize(("family", "way"), [*((f, "model") for f in FAMILIES), *((f, "lean") for f in LEAN)])
@@ -135,7 +135,7 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
     reference = model(torch.tensor([[5, 6, 7]])).logits
     lean, whole = lm_outputs(model, 96)
     model.model.layers[2].input_layernorm = torch.nn.Identity()
-    slots = verified_slots(model, [lean, whole], 2, 96, lambda ids: model(ids).logits[:, -1])
+    slots = verified_slots(model, [lean, whole], 2, 96, lm_reference(model))
     assert cast(TorchCache, slots.cache).forward is whole
     assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, reference)
 

@@ -177,7 +177,9 @@ def attend(
     if (probe := getattr(_local, "probe", None)) is not None:
         return probe.attend(module, query, key, value, attention_mask, **options), None
     eager = sys.modules[type(module).__module__].__dict__.get("eager_attention_forward")
-    own = AttentionInterface().get_interface(_own.get(id(getattr(module, "config", None)), "sdpa"), cast("Callable[..., Any]", eager))
+    own = AttentionInterface().get_interface(
+        _own.get(id(getattr(module, "config", None)), "sdpa"), cast("Callable[..., Any]", eager)
+    )
     return cast("tuple[Tensor, Tensor | None]", own(module, query, key, value, attention_mask, **options))
 
 

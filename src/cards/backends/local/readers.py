@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class SlotScorer(Composite):
                 ).last_hidden_state
             return cast(Tensor, head(hidden[0, last]))
 
-        def reference(ids: Tensor) -> Tensor:
-            return cast(Tensor, head(model.base_model(ids).last_hidden_state[:, -1]))
+        def reference(ids: Tensor, last: int, **options: Any) -> Tensor:
+            return cast(Tensor, head(model.base_model(input_ids=ids, **options).last_hidden_state[0, -last:]))
 
         verified = DeviceWorker.on(model.device).call(
             lambda: verified_slots(model, (lean_forward(model, head, context), output), slots, context, reference)
