@@ -69,6 +69,11 @@ class TransformersEngine(Engine):
 
     def _slots(self, rows: int) -> Slots:
         """Return slots with a shared KV cache, or with the model's own caches if the model does not run in slots."""
+        if getattr(self.model, "is_loaded_in_8bit", False):
+            raise ModelError(
+                f"Model {self.name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other texts of a batch. "
+                "Use 4-bit weights or another quantisation."
+            )
         reference = lm_reference(self.model)
         try:
             return verified_slots(self.model, lm_outputs(self.model, self.context), rows, self.context, reference)
