@@ -37,7 +37,7 @@ def obstacle(model: PreTrainedModel, context: int) -> tuple[str | None, int]:
 
 def cache_argument(model: PreTrainedModel) -> str | None:
     """Return the name of the argument and output that holds the model's own cache, or None if it has none."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of adapters, which take any argument
+    inner = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model  # adapters take any argument
     names = inspect.signature(inner.forward).parameters
     return next((name for name in ("cache", "past_key_values", "cache_params", "state") if name in names), None)
 
