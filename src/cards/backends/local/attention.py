@@ -173,7 +173,8 @@ def attend(
     if (step := current_step()) is not None:
         q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
         scaling, window, softcap = (options.get(name) for name in ("scaling", "sliding_window", "softcap"))
-        return step.attend(cast(int, module.layer_idx), q, k, v, scaling, window, softcap).unsqueeze(0), None
+        output = step.attend(cast(int, module.layer_idx), q, k, v, scaling, window, softcap)
+        return output.unsqueeze(0).contiguous(), None  # some models take a view of it
     if (probe := getattr(_local, "probe", None)) is not None:
         return probe.attend(module, query, key, value, attention_mask, **options), None
     eager = sys.modules[type(module).__module__].__dict__.get("eager_attention_forward")

@@ -96,7 +96,10 @@ class OwnCache(Cache):
         if self.argument is None:
             return self.model(input_ids=ids).logits[0], None
         out = self.model(input_ids=ids, use_cache=True, **({} if past is None else {self.argument: past}))
-        return out.logits[0], getattr(out, self.argument)
+        past = getattr(out, self.argument, None)
+        if past is None:
+            self.argument = None  # the model does not hand out its cache: every step reads the whole text
+        return out.logits[0], past
 
 
 def own_slots(model: PreTrainedModel, rows: int, context: int, reference: Reference) -> Slots:

@@ -68,6 +68,8 @@ def verified_slots(
             f"{rows} slots of {context} tokens do not fit into the memory of {model.device} next to {type(model).__name__}. "
             f"Lower slots or context. ({problem})"
         ) from problem
+    except ModelError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {problem}") from problem
     raise ModelError(
