@@ -8,8 +8,9 @@ import torch
 import transformers as hf
 
 from cards.backends.configuration import context_length
+from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import SPREAD, TorchCache
-from cards.backends.local.proof import lm_outputs, verified_slots
+from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.engines.slots import Slots
 from cards.errors import ModelError, SettingError
 
@@ -65,7 +66,7 @@ def slots_of(model: hf.PreTrainedModel, rows: int, way: str | None = None) -> Sl
     context = context_length(model, None)
     lean, whole = lm_outputs(model, context)
     ways = {None: (lean, whole), "lean": (lean,), "model": (whole,)}[way]
-    return verified_slots(model, ways, rows, context, lambda ids: model(ids).logits[:, -1])
+    return verified_slots(model, ways, rows, context, lm_reference(model))
 
 
 @pytest.mark.parametrize(("family", "way"), [*((f, "model") for f in FAMILIES), *((f, "lean") for f in LEAN)])
@@ -134,7 +135,7 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
     reference = model(torch.tensor([[5, 6, 7]])).logits
     lean, whole = lm_outputs(model, 96)
     model.model.layers[2].input_layernorm = torch.nn.Identity()
-    slots = verified_slots(model, [lean, whole], 2, 96, lambda ids: model(ids).logits[:, -1])
+    slots = verified_slots(model, [lean, whole], 2, 96, lm_reference(model))
     assert cast(TorchCache, slots.cache).forward is whole
     assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, reference)
 
@@ -182,3 +183,46 @@ def test_context_of_length_dependent_rope_stays_where_it_is_constant() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 48}
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, rope_parameters=rope))
     assert context_length(model, None) == 48
+
+
+SINKS: dict[str, Any] = {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+CAPPED: dict[str, Any] = {"head_dim": 8, "sliding_window": 7, "attn_logit_softcapping": 1.0}
+OWN_ATTENTION = [
+    (hf.GptOssConfig, SINKS, "eager"),
+    (hf.Gemma2Config, CAPPED, "eager"),
+    (hf.MistralConfig, {"sliding_window": 7}, "sdpa"),
+]
+
+
+def with_attention(config: type, changes: dict[str, Any], attention: str) -> Any:
+    torch.manual_seed(0)
+    return hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **changes}), attn_implementation=attention).eval()
+
+
+@pytest.mark.parametrize(("config", "changes", "attention"), OWN_ATTENTION)
+@torch.inference_mode()
+def test_the_models_own_forward_stays_what_it_was(config: type, changes: dict[str, Any], attention: str) -> None:
+    model = with_attention(config, changes, attention)
+    ids = torch.arange(3, 43).unsqueeze(0)
+    before = model(ids).logits
+    try:
+        slots = slots_of(model, rows=2)
+        slots.read([((slots.acquire([5, 6, 7], 0) or (0, 0))[0], [5, 6, 7])])
+    except ModelError:
+        assert config is hf.GptOssConfig
+    assert model.config._attn_implementation == attention
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("config", "changes", "attention"), OWN_ATTENTION)
+@torch.inference_mode()
+def test_other_threads_use_the_models_own_attention_during_a_step(
+    config: type, changes: dict[str, Any], attention: str
+) -> None:
+    model = with_attention(config, changes, attention)
+    ids = torch.arange(3, 43).unsqueeze(0)
+    before = model(ids).logits
+    with SlotAttention(model):  # as the worker thread does
+        assert torch.equal(model(ids).logits, before)

@@ -14,7 +14,7 @@ from helpers.random_models import Pair
 from torch import Tensor
 
 from cards.backends.local.cache import TorchCache
-from cards.backends.local.proof import lm_outputs, verified_slots
+from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.engines.slots import Slots
 from cards.errors import SettingError
 from cards.usage import open_tickets, track_usage
@@ -35,7 +35,7 @@ class Known:
             self.read_tokens += ids.shape[1]
             return forward(ids, position, last)
 
-        self.slots = verified_slots(model, [counted], rows, LENGTH, lambda ids: model(ids).logits[:, -1])
+        self.slots = verified_slots(model, [counted], rows, LENGTH, lm_reference(model))
         self.cache = cast(TorchCache, self.slots.cache)
         self.slots.forget()
         self.read_tokens = 0

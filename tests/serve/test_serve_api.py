@@ -15,6 +15,7 @@ from cards import CARDS, Decoder
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.methods import Vanilla
+from cards.sampling import seed_at
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 PROMPT = "The movie was"
@@ -105,10 +106,8 @@ def test_several_answers_have_seeds_of_their_own(tiny: Running) -> None:
 def test_several_prompts_are_answered_in_order(tiny: Running) -> None:
     other = "I never"
     answer = ask(tiny, prompt=[PROMPT, other])
-    assert [c.text for c in answer.choices] == [
-        ask(tiny).choices[0].text,
-        ask(tiny, prompt=other, seed=seed_at(3, 1)).choices[0].text,
-    ]
+    singles = [ask(tiny), ask(tiny, prompt=other, seed=seed_at(3, 1))]
+    assert [c.text for c in answer.choices] == [single.choices[0].text for single in singles]
 
 
 def test_without_a_seed_a_fresh_one_is_told(tiny: Running) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cards.errors import UnknownNameError
+from cards.errors import ModelError, UnknownNameError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TINY = Path(__file__).parents[1] / "tiny"
 EMBEDDED = {"tiny-draft": "draft", "tiny-aligned": "aligned", "tiny-gold": "gold"}
+WEIGHTS = ("*.safetensors", "*.bin")
+LFS = b"version https://git-lfs"
 
 
 def locate(name: str, embedded: str) -> str:
@@ -40,6 +43,30 @@ def unknown_model(name: str) -> UnknownNameError:
         _known(),
         "Give 'tiny', a folder with config.json, or a Hugging Face name that is cached or can be downloaded.",
     )
+
+
+def check_weights(source: str, name: str) -> None:
+    """Check the weight files of a folder without reading the weights. Names of Hugging Face are not checked.
+
+    Raises ModelError if files are missing, truncated, or pointers of Git LFS.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(source)
+    for index in folder.glob("*.index.json"):
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if missing := [shard for shard in shards if not (folder / shard).exists()]:
+            raise ModelError(f"Model {name!r} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])}.")
+    for file in [path for ending in WEIGHTS for path in folder.glob(ending)]:
+        with file.open("rb") as content:
+            if content.read(len(LFS)) == LFS:
+                raise ModelError(f"{file} is a pointer of Git LFS instead of weights: run 'git lfs pull' in its repository.")
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "np"):
+                    pass
+            except SafetensorError as error:
+                raise ModelError(f"{file} is damaged or incomplete ({error}): copy or download it again.") from error
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

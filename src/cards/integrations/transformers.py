@@ -30,7 +30,6 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from cards.backends.configuration import length_limit
-from cards.backends.local.attention import NAME
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.decoder import Decoder
@@ -197,7 +196,7 @@ def borrowed_engine(
     """
     holder = cast(EngineHolder, model.__dict__.setdefault("_cards_engine", EngineHolder()))
     with holder.lock:
-        attention, training = model.config._attn_implementation, [m for m in model.modules() if m.training]
+        training = [m for m in model.modules() if m.training]
         engine = holder.engine
         tokenizer = tokenizer or (engine.tokenizer if engine else _saved_tokenizer(model))
         try:
@@ -215,11 +214,9 @@ def borrowed_engine(
                 holder.weights = _state(model)
             else:
                 model.train(False)
-                model.set_attn_implementation(NAME)
                 engine.forget()  # other code may have changed the model without changing its weights
             yield copy(engine)
         finally:
-            model.set_attn_implementation(attention)
             for module in training:
                 module.training = True
 

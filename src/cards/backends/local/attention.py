@@ -7,21 +7,41 @@ attends to its slot, up to its position.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 NAME = "cards_slots"
 _local = threading.local()
+_own: dict[int, str] = {}  # the attention implementation of each configuration (by id) that `SlotAttention` has replaced
+
+
+class SlotAttention:
+    """A context manager in which a model's layers use slot attention. At all other times the model keeps its own.
+
+    While it is active, forward passes of other threads are passed on to the model's own implementation.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        configs = [model.config.get_text_config(), *(getattr(module, "config", None) for module in model.modules())]
+        self.configs = list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
+
+    def __enter__(self) -> None:
+        _own.update({id(config): config._attn_implementation or "eager" for config in self.configs})
+        for config in self.configs:
+            config._attn_implementation_internal = NAME
+
+    def __exit__(self, *error: object) -> None:
+        for config in self.configs:
+            config._attn_implementation_internal = _own.pop(id(config))
 
 
 @dataclass(slots=True)
@@ -126,26 +146,51 @@ def current_step() -> PackedStep | None:
     return getattr(_local, "step", None)
 
 
+class Probe(Protocol):
+    """An observer of the masks and attention calls of a forward pass."""
+
+    def mask(self, **arguments: Any) -> Tensor: ...
+
+    def attend(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> Tensor: ...
+
+
+@contextmanager
+def use_probe(probe: Probe) -> Iterator[None]:
+    """Let `probe` compute the masks and the attention of this thread."""
+    _local.probe = probe
+    try:
+        yield
+    finally:
+        del _local.probe
+
+
 def attend(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
     """Implement transformers' attention interface: [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
-    if (step := current_step()) is None:  # the model was called from outside this package
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
-        )
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    return step.attend(cast(int, module.layer_idx), q, k, v, scaling, sliding_window, softcap).unsqueeze(0), None
+    if (step := current_step()) is not None:
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        scaling, window, softcap = (options.get(name) for name in ("scaling", "sliding_window", "softcap"))
+        output = step.attend(cast(int, module.layer_idx), q, k, v, scaling, window, softcap)
+        return output.unsqueeze(0).contiguous(), None  # some models take a view of it
+    if (probe := getattr(_local, "probe", None)) is not None:
+        return probe.attend(module, query, key, value, attention_mask, **options), None
+    eager = sys.modules[type(module).__module__].__dict__.get("eager_attention_forward")
+    own = AttentionInterface().get_interface(
+        _own.get(id(getattr(module, "config", None)), "sdpa"), cast("Callable[..., Any]", eager)
+    )
+    return cast("tuple[Tensor, Tensor | None]", own(module, query, key, value, attention_mask, **options))
+
+
+def make_mask(*, config: PreTrainedConfig, **arguments: Any) -> Tensor | None:
+    """Implement transformers' mask interface."""
+    if (probe := getattr(_local, "probe", None)) is not None:
+        return cast(Tensor, probe.mask(config=config, **arguments))
+    own = AttentionMaskInterface()[_own.get(id(config), "sdpa")]
+    return cast("Tensor | None", own(config=config, **arguments))
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # for calls from outside this package
+AttentionMaskInterface.register(NAME, make_mask)

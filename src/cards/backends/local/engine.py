@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, ClassVar, cast
@@ -14,20 +15,23 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.local.loading import load
-from cards.backends.local.proof import lm_outputs, verified_slots
+from cards.backends.local.own_cache import own_slots
+from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
+from cards.engines.slots import Slots
 from cards.engines.text import check_fits, check_ids, encode
 from cards.engines.worker import DeviceWorker
-from cards.errors import check
+from cards.errors import ModelError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.fingerprint import fingerprint
 from cards.sampling import Sampling, invalid_logits, uniforms
 
+log = logging.getLogger("cards")
 Reduce = Callable[[Tensor], NDArray[Any]]
 
 
@@ -35,7 +39,8 @@ class TransformersEngine(Engine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens. Further rows wait for a free slot.
 
     On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
-    Raises ModelError if the model's attention does not run exactly in slots.
+    A model whose layers do not run exactly in slots runs with its own cache, which is slower; a warning gives the reason.
+    Raises ModelError if that is not exact either.
     """
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
@@ -56,16 +61,26 @@ class TransformersEngine(Engine):
         self.chats = tokenizer.chat_template is not None
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
-        verified = DeviceWorker.on(model.device).call(
-            lambda: verified_slots(
-                model, lm_outputs(model, self.context), slots, self.context, lambda ids: model(ids).logits[:, -1]
-            )
-        )
-        self.scheduler = Scheduler(verified, self._consume)
+        self.scheduler = Scheduler(DeviceWorker.on(model.device).call(lambda: self._slots(slots)), self._consume)
         self.parts = (self.scheduler,)
         self.end_ids = end_ids(model, tokenizer)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent sequences
+
+    def _slots(self, rows: int) -> Slots:
+        """Return slots with a shared KV cache, or with the model's own caches if the model does not run in slots."""
+        if getattr(self.model, "is_loaded_in_8bit", False):
+            raise ModelError(
+                f"Model {self.name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other texts of a batch. "
+                "Use 4-bit weights or another quantisation."
+            )
+        reference = lm_reference(self.model)
+        try:
+            return verified_slots(self.model, lm_outputs(self.model, self.context), rows, self.context, reference)
+        except ModelError as error:
+            own = own_slots(self.model, rows, self.context, reference)
+            log.warning("Model %r runs with its own cache, which is exact but slower: %s", self.name, error)
+            return own
 
     @property
     def rows_in_use(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import resolve_dtype
-from cards.backends.files import load_tokenizer, locate, unknown_model
+from cards.backends.files import check_weights, load_tokenizer, locate, unknown_model
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, SettingError
 
@@ -42,17 +43,21 @@ def _load(
     auto: Any, name: str, embedded: str, device: torch.device, dtype: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     torch_dtype, source = resolve_dtype(dtype, device), locate(name, embedded)
+    check_weights(source, name)
     try:
         model, report = auto.from_pretrained(source, dtype=torch_dtype, output_loading_info=True)
         tokenizer = load_tokenizer(source)
     except OSError as error:
+        if Path(source).is_dir():  # the folder exists, so its name is no typing error
+            raise ModelError(f"Model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
         raise unknown_model(name) from error
     except ValueError as error:
         raise ModelError(f"Model {name!r} cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):
         if any(key.startswith(("score", "classifier")) for key in missing):
             raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
-        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}). Is it a model for {auto.__name__[13:]}?")
+        kind = auto.__name__.removeprefix("AutoModelFor")
+        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}). Is it a model for {kind}?")
     try:
         return model.to(device).eval(), tokenizer
     except torch.OutOfMemoryError as error:

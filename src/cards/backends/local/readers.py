@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
+from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import explain_error
 from cards.backends.local.lean import lean_forward
 from cards.backends.local.proof import DUMMY_MASK, verified_slots
@@ -28,17 +29,18 @@ class SlotScorer(Composite):
     """A scorer for causal RMs in cache slots, which reads only the tokens that no slot holds."""
 
     def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
-        mask = DUMMY_MASK.to(model.device)
+        mask, attention = DUMMY_MASK.to(model.device), SlotAttention(model)
         head = cast("torch.nn.Module", model.score)
 
         def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
-            hidden = model.base_model(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
-            ).last_hidden_state
+            with attention:
+                hidden = model.base_model(
+                    input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
+                ).last_hidden_state
             return cast(Tensor, head(hidden[0, last]))
 
-        def reference(ids: Tensor) -> Tensor:
-            return cast(Tensor, head(model.base_model(ids).last_hidden_state[:, -1]))
+        def reference(ids: Tensor, last: int, **options: Any) -> Tensor:
+            return cast(Tensor, head(model.base_model(input_ids=ids, **options).last_hidden_state[0, -last:]))
 
         verified = DeviceWorker.on(model.device).call(
             lambda: verified_slots(model, (lean_forward(model, head, context), output), slots, context, reference)
