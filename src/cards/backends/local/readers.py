@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
+from cards.backends.forms import TypedRow
 from cards.backends.local.cache import explain_error
 from cards.backends.local.lean import lean_forward
 from cards.backends.local.proof import DUMMY_MASK, verified_slots
@@ -111,6 +112,7 @@ class PaddedScorer(Composite):
         self.model, self.combine = model, combine
         self.pads = not is_causal(model)
         self.pad_id = pad_id or 0
+        self.typed = self.pads and (getattr(model.config, "type_vocab_size", None) or 0) > 1
         self.flops = flops_per_token(model)
         self.inbox: deque[PendingScores] = deque()
         self.worker = DeviceWorker.on(model.device)
@@ -164,10 +166,17 @@ class PaddedScorer(Composite):
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id).to(self.model.device)
         if self.pads:
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.model.device)
-            return cast(Tensor, self.model(input_ids=ids, attention_mask=mask).logits)
+            types = {} if not self.typed else {"token_type_ids": _token_types(batch).to(self.model.device)}
+            return cast(Tensor, self.model(input_ids=ids, attention_mask=mask, **types).logits)
         # The head is applied at the last token here, because the model would look for padding.
         head = cast(torch.nn.Module, self.model.score)
         return cast(Tensor, head(self.model.base_model(input_ids=ids).last_hidden_state[:, -1]))
+
+
+def _token_types(batch: Sequence[TextRow]) -> Tensor:
+    """Return the token types [texts, tokens]: those of text pairs, and 0 for other texts."""
+    types = [text.tokens.types if isinstance(text.tokens, TypedRow) else [0] * len(text.tokens) for text in batch]
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in types], batch_first=True)
 
 
 def is_causal(model: PreTrainedModel) -> bool:

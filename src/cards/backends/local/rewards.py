@@ -25,18 +25,19 @@ class ClassifierReward(SequenceClassifier):
         tokenizer: PreTrainedTokenizerBase,
         *,
         output: Output = None,
+        form: str | None = None,
         target: float | None = None,
         slots: int = 32,
         context: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, output=output, target=target, context=context, name=name)
+        super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
         self.reader = self._reader(slots)
         self.parts = (self.reader,)
 
     @classmethod
     def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class: output, target, slots and context.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class: output, form, target, slots and context.
 
         Raises ModelError if the model has no trained score head.
         """
