@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from cards.errors import RewardError, SettingError, check
 from cards.events import Message, Prompt, Response
-from cards.fingerprint import fingerprint
 
 MARK = "\ue000"  # a private-use character that stands for the end of the response while a template is rendered
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import load
-from cards.backends.local.readers import PaddedScorer, SlotScorer, is_causal
+from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, is_causal, own_outputs, probes
+from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -37,20 +38,30 @@ class ClassifierReward(SequenceClassifier):
 
     @classmethod
     def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class: output, form, target, slots and context.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class.
 
         Raises ModelError if the model has no trained score head.
         """
         model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
         return cls(model, tokenizer, name=name, **options)
 
-    def _reader(self, slots: int) -> SlotScorer | PaddedScorer:
+    def _reader(self, slots: int) -> SlotScorer | TextScorer:
+        """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
+        call, pad_id = DeviceWorker.on(self.model.device).call, self.tokenizer.pad_token_id or 0
+        texts = probes(self.tokenizer, self.vocab_size, self.limit)
+        own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
         if is_causal(self.model):
+            attention = self.model.config._attn_implementation
             try:
                 return SlotScorer(self.model, self.combine, slots, self.limit)
             except ModelError as error:
+                self.model.set_attn_implementation(attention)
                 log.warning("Reward %r runs without prefix reuse: %s", self.name, error)
-        return PaddedScorer(self.model, self.combine, self.tokenizer.pad_token_id)
+        layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
+        if layout in ("equal", "single"):
+            group = "texts of equal length together" if layout == "equal" else "one text at a time"
+            log.warning("Reward %r scores %s, because batches change its outputs.", self.name, group)
+        return TextScorer(self.model, self.combine, pad_id, layout)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)
