@@ -13,6 +13,7 @@ from pyarrow import parquet
 from cards.cli.batch import _recorder
 from cards.errors import RewardError
 from cards.profile import Profile
+from cards.sampling import seed_at
 
 SMALL = ("--max-tokens", "6", "--max-rejections", "3")
 
@@ -37,7 +38,7 @@ def test_answers_and_failures(cli: Cards, here: Path) -> None:
     rows, failures = read(here / "out.jsonl"), read(here / "out.errors.jsonl")
     assert [row["row"] for row in rows] == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
     assert [(row["row"], row["error"]["type"]) for row in failures] == [(2, "PromptError"), (7, "PromptError")]
-    one = json.loads(cli("generate", "I like it", "--seed", "7", "--json", *SMALL).stdout)  # row 3
+    one = json.loads(cli("generate", "I like it", "--seed", str(seed_at(4, 3)), "--json", *SMALL).stdout)  # row 3
     for name in ("text", "reward", "seed", "method", "finish_reason"):
         assert rows[2][name] == one[name]
     assert sorted(path.name for path in here.iterdir()) == ["in.jsonl", "out.errors.jsonl", "out.jsonl", "out.jsonl.state.json"]
@@ -169,5 +170,6 @@ def test_a_profile_gives_method_settings_and_length(cli: Cards, here: Path) -> N
     assert cli("batch", "in.jsonl", "out.jsonl", "--full", "--profile", "p.json").exit_code == 1  # two prompts are empty
     rows = read(here / "out.jsonl")
     assert {segment["threshold"] for row in rows for segment in row["segments"]} == {0.25}
-    one = json.loads(cli("generate", "I like it", "--seed", "3", "--json", "--profile", "p.json").stdout)
-    assert one["text"] == next(row["text"] for row in rows if row["row"] == 3)
+    row = next(row for row in rows if row["row"] == 3)
+    one = json.loads(cli("generate", "I like it", "--seed", str(row["seed"]), "--json", "--profile", "p.json").stdout)
+    assert one["text"] == row["text"]

@@ -21,7 +21,15 @@ from cards.events import Prompt, Response
 
 fixed = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 kinds = pytest.mark.parametrize("kind", KINDS)
-SCRIPTS = ((0x20, 0x7F), (0xA0, 0x180), (0x400, 0x460), (0x5D0, 0x5EB), (0x620, 0x660), (0x900, 0x970), (0xE01, 0xE3B))
+SCRIPTS: tuple[tuple[int, int], ...] = (
+    (0x20, 0x7F),
+    (0xA0, 0x180),
+    (0x400, 0x460),
+    (0x5D0, 0x5EB),
+    (0x620, 0x660),
+    (0x900, 0x970),
+    (0xE01, 0xE3B),
+)
 SCRIPTS += ((0x3041, 0x3097), (0x4E00, 0x4F00), (0xAC00, 0xAD00), (0x1F600, 0x1F640), (0x20000, 0x20010), (0x300, 0x310))
 texts = st.lists(
     st.sampled_from(SCRIPTS).flatmap(
@@ -33,7 +41,7 @@ numbers = st.lists(st.integers(0, 10**6), max_size=40)
 
 
 def decoded(kind: str, ids: Sequence[int]) -> str:
-    return str(text_tokenizer(kind).decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return str(text_tokenizer(kind).decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def added(kind: str, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -70,7 +78,7 @@ def expected(kind: str, ids: Sequence[int]) -> str:
     """The text of tokens after a prompt. `decode` is not it where a byte is invalid: with byte fallback it then loses all."""
     if kind not in ("llama_2", "gemma"):
         return added(kind, prompt_of(kind), ids)
-    names = [name for name in text_tokenizer(kind).convert_ids_to_tokens(ids) if name is not None]
+    names = [name for name in text_tokenizer(kind).convert_ids_to_tokens(list(ids)) if name is not None]
     data = [bytes([BYTES.index(name)]) if name in BYTES else name.replace(SPACE, " ").encode() for name in names]
     return b"".join(data).decode(errors="replace")
 
@@ -97,6 +105,7 @@ def test_an_invalid_byte_damages_no_character_beside_it(kind: str, pieces: list[
     tokenizer, ids, data = text_tokenizer(kind), list[int](), b""
     for piece in pieces:
         new = tokenizer.convert_tokens_to_ids([BYTES[byte] for byte in piece] if isinstance(piece, bytes) else list(piece))
+        assert isinstance(new, list)
         ids += new
         data += piece if isinstance(piece, bytes) else piece.encode()
     assert "".join(parts(kind, prompt_of(kind), ids, cuts)) == data.decode(errors="replace")
@@ -126,7 +135,9 @@ def test_a_character_is_emitted_with_its_last_byte_even_if_the_prompt_has_the_fi
 
 def test_silent_tokens_have_no_text_and_other_special_tokens_have_theirs() -> None:
     tokenizer = text_tokenizer("llama_2")
-    think, word = tokenizer.convert_tokens_to_ids(["<think>", f"{SPACE}th"])
+    think, word = (tokenizer.convert_tokens_to_ids(name) for name in ("<think>", f"{SPACE}th"))
+    assert isinstance(think, int)
+    assert isinstance(word, int)
     assert Detokenizer(tokenizer, [1], frozenset({END})).push([think, word, END]) == "<think> th"
     assert Detokenizer(letter_tokenizer(), (), frozenset({1})).push([2, 1, 3]) == "ab"
 
@@ -142,7 +153,7 @@ class Counting:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True, **options: Any) -> Any:
         self.read += len(token_ids)
-        return self.inner.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
+        return self.inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens, **options)
 
 
 def response_of(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], size: int | None, stop: tuple[str, ...]) -> Response:

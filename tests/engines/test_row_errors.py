@@ -101,7 +101,7 @@ async def test_an_encoder_reads_up_to_its_own_limit_which_counts_from_the_paddin
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=34, **SMALL
     )
     reward = ClassifierReward(RobertaForSequenceClassification(config), tokenizer)
-    assert reward.context == 34 - config.pad_token_id - 1
+    assert reward.context == 34 - 2  # the padding id is 1
     prompt = Prompt("?", (3,), vocabulary=fingerprint(tokenizer))
     assert len(await reward.score(prompt, [Response("x", (5,) * 31)])) == 1
     with pytest.raises(RewardError, match="reads at most 32 tokens, got 33"):
@@ -111,9 +111,14 @@ async def test_an_encoder_reads_up_to_its_own_limit_which_counts_from_the_paddin
 def bart() -> ClassifierReward:
     """It scores the state of the last end token, so a text needs one, and the texts of a batch equally many."""
     torch.manual_seed(0)
-    ends = {"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1, "forced_eos_token_id": None}
-    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
+    ends: dict[str, Any] = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 1, "forced_eos_token_id": None}
+    layers: dict[str, Any] = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
+    sizes: dict[str, Any] = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
     return ClassifierReward(BartForSequenceClassification(BartConfig(**SMALL, **ends, **layers, **sizes)), word_tokenizer())
 
 

@@ -19,7 +19,6 @@ from cards.study.calibrate.plan import DEFAULT_COST, CalibrationRequest, Constra
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
 from cards.study.session import opened
-from cards.study.statistics import interval_name
 from cards.study.tables import show_tables, to_json
 
 
@@ -52,6 +51,7 @@ def calibrate(
     from cards.study.calibrate import plot  # with numpy, which the help does not need
     from cards.study.calibrate.report import profile_of, tables, to_dict
     from cards.study.calibrate.run import Calibration
+    from cards.study.statistics import interval_name
 
     if constraints == Constraints():
         constraints = Constraints(max_cost=DEFAULT_COST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from typing import Any
@@ -145,7 +146,7 @@ class MethodContract:
                 if cold:
                     decoder.engine.forget()
                     reward.forget()
-                self.assert_same(decoder(prompt, max_tokens=self.max_tokens, seed=5 + i), wanted[i])
+                self.assert_same(decoder(prompt, max_tokens=self.max_tokens, seed=wanted[i].seed), wanted[i])
         for found, other in zip(decoder.batch(self.prompts, seed=5, concurrency=1, **options), wanted, strict=True):
             self.assert_same(found, other)
 
@@ -163,9 +164,9 @@ class MethodContract:
             assert result.finish_reason == "stop" or len(result.token_ids) == most
 
     def test_responses_contain_no_stop_string(self, decoder: Decoder) -> None:
-        text = max((result.text for result in self.results(decoder)), key=len)
-        stop = text[len(text) // 2 :][:1]
-        assert stop, "All responses of the method are empty."
+        text = "".join(result.text for result in self.results(decoder))
+        assert text, "All responses of the method are empty."
+        [(stop, _)] = Counter(text).most_common(1)  # methods that choose among responses can hardly avoid it
         stopped = self.results(decoder, stop=stop)
         assert all(stop not in result.text for result in stopped)
         assert any(result.finish_reason == "stop" for result in stopped)
