@@ -110,12 +110,12 @@ def test_a_model_of_pairs_reads_question_and_response_as_a_pair(types: int) -> N
     tokenizer = pair_tokenizer()
     torch.manual_seed(0)
     config = hf.BertConfig(
+        id2label={0: "reward"},
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_labels=1,
         type_vocab_size=max(types, 1),
         initializer_range=0.4,
     )

@@ -32,7 +32,7 @@ XLNET = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
 FUNNEL = {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48}
 
 
-class Scaled(hf.LlamaForSequenceClassification):  # type: ignore[misc]
+class Scaled(hf.LlamaForSequenceClassification):
     """A reward model that does more than apply its score head to the last hidden state."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ class Scaled(hf.LlamaForSequenceClassification):  # type: ignore[misc]
         return output
 
 
-class Noisy(hf.BertForSequenceClassification):  # type: ignore[misc]
+class Noisy(hf.BertForSequenceClassification):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
         output.logits = output.logits + torch.rand_like(output.logits)

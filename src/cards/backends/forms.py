@@ -28,9 +28,9 @@ def with_form(tokenizer: PreTrainedTokenizerBase, form: str | None) -> PreTraine
 
     Raises SettingError for any other form.
     """
-    if form in (None, "pair", "plain"):
+    if form is None or form in ("pair", "plain"):
         return tokenizer
-    template = cast(str, form)
+    template = form
     if template.endswith(".jinja"):
         check(Path(template).is_file(), f"form must be an existing file, got {template!r}.")
         template = Path(template).read_text(encoding="utf-8")
@@ -97,12 +97,12 @@ class ResponseEncoder:
             return ids
         if self._is_end(ids[-1], response.text):
             return ids if end else ids[:-1]
-        return ids if self.tokenizer.decode(ids) == response.text else self._ids(response.text)
+        return ids if self.tokenizer.decode(list(ids)) == response.text else self._ids(response.text)
 
     def _is_end(self, token: int, text: str) -> bool:
         added = self.tokenizer.added_tokens_decoder.get(token)
         special = token in self.tokenizer.all_special_ids or (added is not None and added.special)
-        return special and not text.endswith(self.tokenizer.convert_ids_to_tokens(token))
+        return special and not text.endswith(cast(str, self.tokenizer.convert_ids_to_tokens(token)))
 
     def _ids(self, text: str) -> list[int]:
         return cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
