@@ -99,3 +99,49 @@ async def test_what_is_predicted_is_what_cards_does(tmp_path: Path) -> None:
         assert acceptance.low - 0.03 <= float(expected["acceptance"][0]) <= acceptance.high + 0.03
         for name in ("candidates", "drawn", "cost"):
             assert 0.9 * found[name].low <= float(expected[name][0]) <= 1.1 * found[name].high, name
+
+
+def two_levels(rng: np.random.Generator, steps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    """A tree in which each first segment has a node of its own, and the candidates stand in random order."""
+    first = rng.permutation(steps)
+    nodes = [
+        node(list(rng.permutation(reward + steps))) | {"parent": [0, i], "tokens": 5, "reward": reward}
+        for i, reward in enumerate(first)
+    ]
+    return {"levels": [[node(list(first)) | {"ends": [False] * len(first)}], nodes]}
+
+
+def simulated(
+    rng: np.random.Generator, steps: np.ndarray[Any, np.dtype[np.float64]], target: float, beta: float, independent: bool
+) -> dict[str, float]:
+    """Mean figures of CARDS itself where each segment adds one of `steps` to the reward.
+
+    independent: a wrong law, whose second segment does not depend on the first.
+    """
+    runs, totals = 5_000, dict.fromkeys(("candidates", "fallbacks", "reward"), 0.0)
+    for _ in range(runs):
+        before = 0.0
+        for segment in (1, 2):
+            pool = rng.permutation(steps) + (0.0 if independent else before)
+            tau = 5 * segment * target / 64  # alpha 0, and the prompt has the reward 0
+            chosen = None
+            for count, reward in enumerate(pool, 1):
+                if count < len(pool) and rng.random() < np.exp(min(0.0, (reward - tau) / beta)):
+                    chosen = reward
+                    break
+            totals["candidates"] += count
+            totals["fallbacks"] += chosen is None
+            before = float(pool.max() if chosen is None else chosen)
+        totals["reward"] += before
+    return {name: total / runs for name, total in totals.items()}
+
+
+def test_the_second_segment_follows_the_law_of_cards_given_the_first() -> None:
+    rng, steps, target, beta = np.random.default_rng(0), np.array([-1.5, -0.5, -0.5, 1.5]), 12.0, 0.5
+    trees = [two_levels(rng, steps) for _ in range(600)]
+    predicted = predict(grid(target, beta, alpha=0.0), [PLAIN] * 600, trees, 64).mean(1)[0]
+    figures = dict(zip(FIGURES, predicted, strict=True))
+    for independent in (False, True):
+        expected = simulated(rng, steps, target, beta, independent)
+        found = {name: figures[name] for name in expected}
+        assert (found == pytest.approx(expected, rel=0.06)) is not independent
