@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, vocab_size
+from cards.backends.forms import ResponseEncoder, with_form
 from cards.engines.text import check_ids, reason
 from cards.errors import CardsError, PromptError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
@@ -23,8 +24,8 @@ Output = int | str | Sequence[float] | None
 class SequenceClassifier(Reward):
     """A reward from a sequence classifier: its only output, a chosen one (index or label), or a weighted sum of all.
 
-    The RM reads messages in its own chat template if it has one. Otherwise it reads the LM's token ids if both share a
-    vocabulary, and text if not. The template ends the turn of a finished response, and leaves an unfinished one open.
+    The RM reads messages in its own chat template if it has one, otherwise as the LM's token ids if both share a vocabulary.
+    `form` is another form: "pair", "plain", or a chat template (Jinja, or a .jinja file).
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class SequenceClassifier(Reward):
         tokenizer: PreTrainedTokenizerBase,
         *,
         output: Output = None,
+        form: str | None = None,
         target: float | None = None,
         context: int | None = None,
         name: str | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.train(False), tokenizer
+        self.model, self.tokenizer = model.train(False), with_form(tokenizer, form)
         self.name = name or model.name_or_path or type(model).__name__
+        self.encoder = ResponseEncoder(self.tokenizer, form, self.name)
         self.target = target if target is not None else getattr(model.config, "cards_target", None)
         self.weights = output_weights(model, output, self.name)
         self.context = self.limit = context_length(model, context)
@@ -72,20 +75,7 @@ class SequenceClassifier(Reward):
 
     def tokens(self, prompt: Prompt, response: Response) -> list[int]:
         """Return the RM's token ids of prompt + response."""
-        template, shared = self.tokenizer.chat_template, prompt.vocabulary == self.vocabulary
-        if prompt.messages is not None and template is not None and not (shared and template == prompt.template):
-            return self._templated(prompt, response)
-        if shared:
-            return [*prompt.token_ids, *response.token_ids]
-        return cast("list[int]", self.tokenizer(prompt.text + response.text)["input_ids"])
-
-    def _templated(self, prompt: Prompt, response: Response) -> list[int]:
-        messages: list[Any] = list(prompt.messages or ())
-        unfinished = bool(response.token_ids) and response.finish_reason is None
-        if response.token_ids:
-            messages.append({"role": "assistant", "content": response.text.lstrip()})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=unfinished)
-        return cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.encoder.encode(prompt, response, prompt.vocabulary == self.vocabulary)
 
     def combine(self, outputs: Tensor) -> list[float]:
         """Reduce classifier outputs [rows, labels] to one reward per row."""

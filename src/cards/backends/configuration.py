@@ -60,6 +60,7 @@ def length_limit(model: PreTrainedModel) -> int:
     """Return the maximum number of tokens that the model supports, or 2048 if it is not known."""
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 2048
+    limit = limit if limit > 0 else 2048  # XLNet says -1 for no limit
     for name, module in model.named_modules():  # RoBERTa and its relatives count positions from the padding id + 1
         if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None:
             limit = min(limit, limit - padding - 1)

@@ -26,6 +26,7 @@ class Reward(Composite, ABC):
     """
 
     kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
+    literal: ClassVar[bool] = False  # whether `details` are free text, so that a + in them joins no rewards
     name: str
     scale: Scale = "unbounded"
     target: float | None = None

@@ -53,6 +53,7 @@ class RegexReward(Constraint):
     """
 
     kind: ClassVar[str] = "regex"
+    literal: ClassVar[bool] = True
 
     def __init__(self, pattern: str, *, flags: int = 0, timeout: float = 2.0, name: str | None = None) -> None:
         try:
@@ -97,6 +98,7 @@ class KeywordReward(Constraint):
     """
 
     kind: ClassVar[str] = "keywords"
+    literal: ClassVar[bool] = True
 
     def __init__(self, required: Sequence[str] = (), forbidden: Sequence[str] = (), *, graded: bool = False) -> None:
         words = [*required, *forbidden]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import cards.rewards
 from cards.engines.loader import LOCAL, backend
-from cards.errors import MismatchError, UnknownNameError
+from cards.errors import MismatchError, SettingError, UnknownNameError, check
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
 from cards.rewards.combine import WeightedSum
+from cards.rewards.function import FunctionReward
 
 
 @cache
@@ -28,13 +31,16 @@ def _kind(name: str, cls: Any) -> str:
 
 
 def load_reward(name: str, **options: Any) -> Reward:
-    """Load a reward by the name of a model, by `kind:details`, or as a sum of both (`tiny + json`).
+    """Load a reward by the name of a model, by `kind:details`, from a file (`file.py:function`), or as a sum (`tiny+json`).
 
     Model names are as for engines, and options are those of the back end. The target of a sum is the sum of the targets.
     Raises UnknownNameError, ModelError or SettingError.
     """
-    if " + " in name:
-        return WeightedSum.of([load_reward(part.strip(), **options) for part in name.split(" + ")])
+    if len(parts := summands(name)) > 1:
+        return WeightedSum.of([load_reward(part, **options) for part in parts])
+    path, colon, function = name.rpartition(":")
+    if path.endswith(".py") or name.endswith(".py"):
+        return from_file(path if colon else name, function if colon else "")
     kind, colon, details = name.partition(":")
     if kind in reward_classes():
         return reward_classes()[kind].named(details, **options)
@@ -42,3 +48,48 @@ def load_reward(name: str, **options: Any) -> Reward:
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
     return cast(Reward, found.load_reward(name, **options))
+
+
+def summands(name: str) -> list[str]:
+    """Return the names joined by +. After the name of a kind with free text, such as `regex:`, only ` + ` joins."""
+    parts: list[str] = []
+    for piece in name.split(" + "):
+        rest = piece.strip()
+        while "+" in rest and not _is_whole(rest):
+            head, _, rest = (part.strip() for part in rest.partition("+"))
+            parts.append(head)
+        parts.append(rest)
+    return parts
+
+
+def _is_whole(name: str) -> bool:
+    """Return whether a + in the name is part of it: in an address, in free text, or in the path of a file."""
+    kind = reward_classes().get(name.partition(":")[0])
+    paths = [path for path in (name, name.rpartition(":")[0]) if path]
+    return "://" in name or (kind is not None and kind.literal) or any(Path(path).exists() for path in paths)
+
+
+def from_file(path: str, function: str) -> Reward:
+    """Return the reward `function` of a Python file: a function of (prompt, response), or an instance of Reward.
+
+    Raises SettingError if the file cannot be imported, UnknownNameError if it has no such function.
+    """
+    check(Path(path).is_file(), f"The reward file must exist, got {path!r}.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise SettingError(f"The reward file {path!r} is not a Python module.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingError(f"The reward file {path!r} cannot be imported. {type(error).__name__}: {error}") from error
+    own = {key: value for key, value in vars(module).items() if not key.startswith("_") and _is_reward(value, module.__name__)}
+    if function not in own:
+        raise UnknownNameError("function", function, own, f"Name a function of the reward file: {path}:FUNCTION.")
+    found = own[function]
+    return found if isinstance(found, Reward) else FunctionReward(found, name=f"{path}:{function}")
+
+
+def _is_reward(value: Any, module: str) -> bool:
+    """Return whether a value of a reward file is a reward, or a function that the file defines."""
+    return isinstance(value, Reward) or (inspect.isfunction(value) and value.__module__ == module)

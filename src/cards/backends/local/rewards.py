@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import load
-from cards.backends.local.readers import PaddedScorer, SlotScorer, is_causal
+from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, own_outputs, probes
+from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -25,31 +26,40 @@ class ClassifierReward(SequenceClassifier):
         tokenizer: PreTrainedTokenizerBase,
         *,
         output: Output = None,
+        form: str | None = None,
         target: float | None = None,
         slots: int = 32,
         context: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, output=output, target=target, context=context, name=name)
+        super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
         self.reader = self._reader(slots)
         self.parts = (self.reader,)
 
     @classmethod
     def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class: output, target, slots and context.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class.
 
         Raises ModelError if the model has no trained score head.
         """
         model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
         return cls(model, tokenizer, name=name, **options)
 
-    def _reader(self, slots: int) -> SlotScorer | PaddedScorer:
-        if is_causal(self.model):
+    def _reader(self, slots: int) -> SlotScorer | TextScorer:
+        """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
+        call, pad_id = DeviceWorker.on(self.model.device).call, self.tokenizer.pad_token_id or 0
+        texts = probes(self.tokenizer, self.vocab_size, self.limit)
+        own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
+        layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
+        if layout == "head":  # a causal model whose outputs are those of its head
             try:
                 return SlotScorer(self.model, self.combine, slots, self.limit)
             except ModelError as error:
                 log.warning("Reward %r runs without prefix reuse: %s", self.name, error)
-        return PaddedScorer(self.model, self.combine, self.tokenizer.pad_token_id)
+        if layout in ("equal", "single"):
+            group = "texts of equal length together" if layout == "equal" else "one text at a time"
+            log.warning("Reward %r scores %s, because batches change its outputs.", self.name, group)
+        return TextScorer(self.model, self.combine, pad_id, layout)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)

@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from cards.backends.classifier import Output, SequenceClassifier, output_weights
 from cards.backends.configuration import context_length, flops_per_token, load_without_weights
 from cards.backends.files import locate
+from cards.backends.forms import TypedRow
 from cards.backends.vllm.host import Host
-from cards.errors import ModelError
+from cards.errors import ModelError, RewardError
 from cards.usage import current_account
 
 
@@ -32,6 +33,7 @@ class VLLMReward(SequenceClassifier):
         device: str = "auto",
         dtype: str = "auto",
         output: Output = None,
+        form: str | None = None,
         target: float | None = None,
         slots: int = 32,
         context: int | None = None,
@@ -49,9 +51,14 @@ class VLLMReward(SequenceClassifier):
         length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
         host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, runner="pooling", **options)
-        return cls(host, model, tokenizer, output=output, target=target, context=context, name=f"vllm:{name}")
+        return cls(host, model, tokenizer, output=output, form=form, target=target, context=context, name=f"vllm:{name}")
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
+        if (getattr(self.model.config, "type_vocab_size", None) or 0) > 1 and any(isinstance(row, TypedRow) for row in rows):
+            raise RewardError(
+                f"Reward {self.name!r} needs token types of text pairs, which vLLM does not get. Load it without vllm:."
+            )
+
         async def classify_all() -> list[Any]:
             return await asyncio.gather(*(self.host.classify(row) for row in rows))
 
