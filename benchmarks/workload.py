@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -54,7 +55,7 @@ def machine(device: str, dtype: str) -> dict[str, object]:
     }
 
 
-def random_pair(shape: str, device: str, dtype: torch.dtype, **options: int) -> tuple[TransformersEngine, ClassifierReward]:
+def random_pair(shape: str, device: str, dtype: torch.dtype, **options: Any) -> tuple[TransformersEngine, ClassifierReward]:
     """Return a random, seeded Llama LM and RM with the embedded tokenizer; only their speed is meaningful."""
     hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
     tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")

@@ -42,7 +42,7 @@ class Profile:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
         for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(
-                expected == public_name(given),
+                given is not None and expected == public_name(given),
                 f"The profile is valid only for the {kind} {expected!r}, got {given!r}: omit --{kind}, or make a profile for "
                 f"{given!r} with `cards calibrate`.",
             )

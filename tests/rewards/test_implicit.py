@@ -21,6 +21,7 @@ from cards.events import Prompt, Response
 from cards.registry import load_reward
 from cards.rewards import ImplicitReward, Minimum
 from cards.rewards.implicit import PrefixSums
+from cards.sampling import seed_at
 from cards.usage import track_usage
 
 IDS = tuple(int(i) for i in np.random.default_rng(5).integers(2, 80, 40))
@@ -125,7 +126,7 @@ def decoded(reward: ImplicitReward, pair: Pair, forget: bool) -> list[Result]:
     results = []
     for i, text in enumerate(prompts):
         settle()
-        results.append(decoder(text, seed=i, max_tokens=9))
+        results.append(decoder(text, seed=seed_at(0, i), max_tokens=9))
     settle()
     together = decoder.batch(prompts, seed=0, max_tokens=9, progress=False)
     assert [r.token_ids for r in together] == [r.token_ids for r in results]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import flops_per_token
+from cards.backends.configuration import flops_per_token, vocab_size
 from cards.backends.forms import TypedRow
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import explain_error
@@ -252,13 +252,19 @@ def tolerance(model: PreTrainedModel) -> float:
     return 1e-4 if model.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(model.dtype).eps
 
 
-def probes(tokenizer: PreTrainedTokenizerBase, vocabulary: int, context: int) -> list[list[int]]:
-    """Return random texts of several lengths, with the tokens that the tokenizer writes around a text."""
+def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
+    """Return random texts of several lengths, with the tokens that the tokenizer writes around a text.
+
+    Encoder-decoder models score the end token, so their texts have one.
+    """
     bare, whole = (cast("list[int]", tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
     before = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
     start, end = whole[:before], whole[before + len(bare) :]
+    if model.config.is_encoder_decoder and model.config.eos_token_id not in end:
+        end = [*end, model.config.eos_token_id]
     special = {*tokenizer.all_special_ids, tokenizer.pad_token_id}
-    choice = torch.tensor([i for i in range(min(vocabulary, len(tokenizer))) if i not in special] or [0])
+    known = min(vocab_size(model) or len(tokenizer), len(tokenizer))
+    choice = torch.tensor([i for i in range(known) if i not in special] or [0])
     random = torch.Generator().manual_seed(0)
     lengths = [min(length, max(context - len(start) - len(end), 1)) for length in (5, 9, 9, 40)]
     return [[*start, *choice[torch.randint(len(choice), (n,), generator=random)].tolist(), *end] for n in lengths]

@@ -48,7 +48,7 @@ class ClassifierReward(SequenceClassifier):
     def _reader(self, slots: int) -> SlotScorer | TextScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
         call, pad_id = DeviceWorker.on(self.model.device).call, self.tokenizer.pad_token_id or 0
-        texts = probes(self.tokenizer, self.vocab_size, self.limit)
+        texts = probes(self.model, self.tokenizer, self.limit)
         own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
         layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
         if layout == "head":  # a causal model whose outputs are those of its head
