@@ -50,7 +50,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetW
         ({"cards": {"settings": {"bta": 1}}}, None, "'beta'"),
         ({"cards": {"settings": {"beta": "cold"}}}, None, "beta"),
         ({"cards": {"settings": {"beta": -1}}}, None, "beta"),
-        ({"cards": {"settings": {"max_rejections": 1025}}}, None, "at most 1024"),
+        ({"cards": {"settings": {"max_rejections": 257}}}, None, "at most 256"),
         ({"cards": {"settings": {"boundary": "line"}}}, None, "boundary"),
         ({"cards": {"settings": {"boundary": "fixed:99999999999"}}}, None, "at most 1024"),
         ({"cards": {"settings": {"n": 65}, "method": "best-of-n"}}, None, "at most 64"),

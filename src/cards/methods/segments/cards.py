@@ -62,6 +62,7 @@ class CARDS(SegmentMethod):
         help="Number of first candidates of the first segment, from which the quantile is taken.",
         at_least=1,
         typical=(1, 32),
+        client_at_most=256,
         advanced=True,
     )
     entropy_threshold: float | None = setting(

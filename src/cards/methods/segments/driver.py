@@ -186,7 +186,11 @@ class SegmentMethod(AcceptanceMethod):
         0.5, help="Start of the threshold: 0 at the reward of the prompt, 1 at the target.", at_least=0, at_most=1
     )
     max_rejections: int = setting(
-        20, help="Rejections of a segment before a fallback to the best candidate.", at_least=1, typical=(1, 64)
+        20,
+        help="Rejections of a segment before a fallback to the best candidate.",
+        at_least=1,
+        typical=(1, 64),
+        client_at_most=256,
     )
 
     @abstractmethod

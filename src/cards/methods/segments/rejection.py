@@ -26,7 +26,7 @@ class RejectionSampling(AcceptanceMethod):
     summary: ClassVar[str] = "Accept or reject complete responses by the test of CARDS against a constant threshold."
 
     max_candidates: int = setting(
-        20, help="Number of responses before a fallback to the best one.", at_least=1, typical=(1, 64)
+        20, help="Number of responses before a fallback to the best one.", at_least=1, typical=(1, 64), client_at_most=256
     )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
