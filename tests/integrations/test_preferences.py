@@ -69,7 +69,7 @@ def test_segments_continue_what_was_accepted_before_them(engine: TransformersEng
 
 def test_answers_are_the_best_against_the_worst(engine: TransformersEngine, reward: ClassifierReward) -> None:
     decoder = Decoder(engine, reward, BestOfN(n=6))
-    results = decoder.batch(CHATS, trace=True, max_tokens=48)
+    results = [decoder(chat, seed=number, trace=True, max_tokens=48) for number, chat in enumerate(CHATS)]
     pairs = list(preferences(decoder, CHATS, max_tokens=48))
     assert len(pairs) == 3
     for chat, result, pair in zip(CHATS, results, pairs, strict=True):
