@@ -101,7 +101,7 @@ def test_a_killed_decoder_is_replaced_and_requests_go_on(address: str) -> None:
 
 async def test_a_decoder_of_another_number_takes_the_models_of_that_number() -> None:
     other = str(Path(cards.__file__).parent / "tiny" / "lm")  # the same model by another name
-    settings = ray_serve.Settings(models=["tiny", other], loading={"slots": 4}, server={"api_keys": ["k"]})
+    settings = ray_serve.Settings(models=["tiny", other], rewards=["tiny"], loading={"slots": 4}, server={"api_keys": ["k"]})
     decoder = ray_serve.DecoderReplica.func_or_class(settings)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

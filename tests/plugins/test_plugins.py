@@ -102,12 +102,11 @@ def test_the_server_has_it_also_as_its_own_method(environment: dict[str, str]) -
 
 def test_the_playground_offers_it_with_its_settings(environment: dict[str, str]) -> None:
     program = (
-        "from cards import Decoder\n"
         "from cards.registry import load_engine, load_reward, make_method\n"
-        "from cards.serve.playground.controls import control, runnable_methods, visible_settings\n"
+        "from cards.serve.methods import OfferedMethods\n"
+        "from cards.serve.playground.controls import control, visible_settings\n"
         "engine, reward = load_engine('letters:abe'), load_reward('vowels:ae')\n"
-        "names = runnable_methods(lambda name, settings: Decoder(engine, reward, make_method(name, **settings)))\n"
-        "print('longest-of-n' in names)\n"
+        "print('longest-of-n' in OfferedMethods(engine, reward, make_method('vanilla'), 1024).listed)\n"
         "[bonus] = [s for s in visible_settings(make_method('longest-of-n')) if s.name == 'bonus']\n"
         "print(type(control(bonus)).__name__, control(bonus).maximum)\n"
     )
