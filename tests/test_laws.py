@@ -32,6 +32,8 @@ from cards import FixedLength
 from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.testing import check_law, normalised
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_accepted_segments_of_one_length_follow_q_times_exp_min_r_tau(width: int) -> None:

@@ -18,6 +18,8 @@ from cards import CARDS, Accepted, Decoder, Done, Rejected, Result, Scored, Segm
 from cards.backends.local.rewards import ClassifierReward
 from cards.methods import Vanilla
 
+pytestmark = pytest.mark.slow
+
 SOFT = Settings(target=0.9, entropy_threshold=2.9, min_segment=2, max_segment=6, max_tokens=12, top_k=30)
 
 

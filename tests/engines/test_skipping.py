@@ -25,6 +25,8 @@ from cards.events import Response
 from cards.sampling import Sampling
 from cards.testing import check_law
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 5
 
 

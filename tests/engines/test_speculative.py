@@ -29,6 +29,8 @@ from cards.sampling import Sampling
 from cards.testing import check_law
 from cards.usage import track_usage
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 1500
 PROMPT = (0,)
 Model = Callable[[Ids], Sequence[float]]

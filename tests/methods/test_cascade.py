@@ -43,6 +43,8 @@ from cards.sampling import GUIDE_VERDICT, VERDICT, uniforms
 from cards.testing import check_law, normalised
 from cards.usage import Usage, track_usage
 
+pytestmark = pytest.mark.slow
+
 PAIRS = FixedLength(2, 2)
 GUIDE_TARGET, GUIDE_BETA = 0.9, 0.8
 DRAWS = 2000

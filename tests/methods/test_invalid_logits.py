@@ -106,6 +106,7 @@ EXCLUDED: dict[str, tuple[Callable[[], Method], list[float]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXCLUDED)
 def test_tokens_that_another_model_excludes_follow_the_law_of_the_formula(name: str) -> None:
     make, weights = EXCLUDED[name]

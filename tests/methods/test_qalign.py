@@ -19,6 +19,8 @@ from cards.methods import QAlign
 from cards.methods.base import Request
 from cards.testing import check_law, p_value
 
+pytestmark = pytest.mark.slow
+
 LENGTH, BETA = 3, 0.8
 
 

@@ -27,6 +27,8 @@ from cards.methods import CBS, SMC, STARS, AdaSearch, Blockwise, SpeculativeReje
 from cards.methods.base import Method, Request
 from cards.rewards import FunctionReward
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 60
 PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
 

@@ -19,6 +19,8 @@ from cards.methods.base import Request
 from cards.methods.search.smc import Weights
 from cards.testing import check_law, normalised
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 3
 Q = segments(LENGTH)
 TILTED = {ids: p * math.exp(value(reading(ids)) / BETA) for ids, p in Q.items()}

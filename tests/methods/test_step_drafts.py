@@ -19,6 +19,8 @@ from cards.methods import CDSL, GSI, RSD, Vanilla
 from cards.rewards import FunctionReward, Minimum, ProcessReward
 from cards.testing import check_law
 
+pytestmark = pytest.mark.slow
+
 # rsd
 
 

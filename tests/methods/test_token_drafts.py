@@ -23,6 +23,8 @@ from cards.rewards import FunctionReward
 from cards.sampling import Sampling
 from cards.testing import check_law, normalised
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float64]
 
 # speculative

@@ -117,6 +117,7 @@ def engine_of(model: Any, **options: Any) -> TransformersEngine:
     return TransformersEngine(copy.deepcopy(model), word_tokenizer(), slots=4, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in GREEDY])
 def test_tokens_follow_the_law_of_the_method(name: str) -> None:
     world, law = letters_world((0,), 2), METHODS[name][1]

@@ -19,6 +19,8 @@ from cards.rewards import JSONReward, KeywordReward, LengthReward, RegexReward
 from cards.rewards.constraints import Constraint
 from cards.usage import track_usage
 
+pytestmark = pytest.mark.slow
+
 
 def texts(alphabet: str, longest: int) -> Iterator[str]:
     for length in range(longest + 1):
