@@ -9,6 +9,7 @@ from cards.engines.base import Engine
 from cards.events import Response
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
+from cards.serve.errors import public
 
 TIMEOUT = 5.0  # seconds
 
@@ -31,10 +32,10 @@ class Readiness:
                 return None
             try:
                 async with asyncio.timeout(TIMEOUT):
-                    checked = f"model {self.engine.name!r}"
+                    checked = f"model {public(self.engine.name)!r}"
                     await Decoder(self.engine, None, Vanilla()).agenerate("Hello", max_tokens=1)
                     if self.reward is not None:
-                        checked = f"reward {self.reward.name!r}"
+                        checked = f"reward {public(self.reward.name)!r}"
                         await self.reward.score(self.engine.encode("Hello"), [Response()])
             except Exception as error:
                 return f"The {checked} failed: {type(error).__name__}."

@@ -71,11 +71,11 @@ async def _mount(app: FastAPI, service: Service) -> None:
 
 def make_page(service: Service) -> gr.Blocks:
     methods = [name for name in method_classes() if name in service.methods.offered]
-    reward = f"reward <b>{escape(service.reward.name)}</b>" if service.reward else "no reward"
+    reward = f"reward <b>{escape(service.reward_name)}</b>" if service.reward_name else "no reward"
     most = min(256, service.options.limit_tokens)
     page = gr.Blocks(title="CARDS playground", analytics_enabled=False)
     with page:
-        _html(f"<h1>CARDS playground</h1><p>model <b>{escape(service.engine.name)}</b>, {reward}</p>", elem_id="cp-head")
+        _html(f"<h1>CARDS playground</h1><p>model <b>{escape(service.name)}</b>, {reward}</p>", elem_id="cp-head")
         with gr.Group():
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Enter a prompt.", interactive=True)
             with gr.Row():
