@@ -102,7 +102,7 @@ async def test_what_is_predicted_is_what_cards_does(tmp_path: Path) -> None:
 
 
 def two_levels(rng: np.random.Generator, steps: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
-    """A tree in which each first segment has a node of its own, and the candidates stand in random order."""
+    """Return a tree with one node after each first segment, and candidates in random order."""
     first = rng.permutation(steps)
     nodes = [
         node(list(rng.permutation(reward + steps))) | {"parent": [0, i], "tokens": 5, "reward": reward}

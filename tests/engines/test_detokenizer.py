@@ -45,14 +45,14 @@ def decoded(kind: str, ids: Sequence[int]) -> str:
 
 
 def added(kind: str, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """What the tokens add to the text of a prompt."""
+    """Return the text that the tokens add to the text of a prompt."""
     before, after = decoded(kind, prompt), decoded(kind, [*prompt, *ids])
     assert after.startswith(before)
     return after[len(before) :]
 
 
 def parts(kind: str, prompt: Sequence[int], ids: Sequence[int], cuts: Sequence[int]) -> list[str]:
-    """The texts of the parts of a response, each read by a detokenizer of its own. The last part is finished."""
+    """Return the texts of the parts of a response, with a new detokenizer for each. The last part is finished."""
     ends = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
     read = []
     for start, end in pairwise(ends):

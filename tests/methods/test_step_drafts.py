@@ -106,7 +106,7 @@ def tempered(p: Sequence[float], temperature: float) -> list[float]:
 
 
 def gsi_law(n: int, beta: float, threshold: float, temperature: float, s: Sequence[float]) -> dict[str, float]:
-    """By enumeration of all draws, for steps of the probabilities s."""
+    """Return the law by enumeration of all draws, for steps with the probabilities s."""
     big, small = tempered(BIG, temperature), tempered(SMALL, temperature)
     tilt = [r + math.log(b / q) / beta for r, b, q in zip(s, big, small, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Who may use the playground, and which of Gradio's routes are open."""
+"""Access control of the playground: keys, origins, and the routes of Gradio that are open."""
 
 from __future__ import annotations
 

@@ -59,14 +59,11 @@ def _option(item: Setting, hint: Any, panel: str | None, defaults: bool) -> insp
     """Return a setting as a parameter for Typer, with its default or with None."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
     kind, spec, default = kinds[0], item.spec, item.default if defaults else None
-    flags = [item.flag]
-    if kind is bool and item.default is None:
-        flags = [f"{item.flag}/--no-{item.flag[2:]}"]
     if get_origin(kind) is tuple:
         kind, default = list[get_args(kind)[0]], None  # type: ignore[misc]
     shown = (spec.unset if defaults else "") or not (default is None or default is False or default == "")
     option = typer.Option(
-        *flags, help=spec.help, min=spec.at_least, max=spec.at_most, show_default=shown, rich_help_panel=panel
+        item.flag, help=spec.help, min=spec.at_least, max=spec.at_most, show_default=shown, rich_help_panel=panel
     )
     return keyword(item.name, kind, option, default)
 

@@ -148,7 +148,7 @@ class TextScorer(Composite):
             self._score(batch)
 
     def _score(self, batch: Sequence[TextRow]) -> None:
-        """Score texts together, or each alone if that fails: an error is one of its own text's call."""
+        """Score texts together. If that fails, score each alone, so that an error fails only the call with that text."""
         try:
             outputs = self._forward(batch)
         except Exception as error:
@@ -215,7 +215,7 @@ def exact_layout(model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int
             ]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             continue
-        if all(relative_error(outputs, own) <= tolerance(model) for outputs, own in found):
+        if all(largest_error(outputs, own) <= tolerance(model) for outputs, own in found):
             return layout
     return "single"
 
@@ -235,12 +235,12 @@ def own_outputs(model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int,
             f"Reward {name!r} returns outputs of shape {tuple(twice[0].shape[1:])} for a text, but its configuration has "
             f"{model.config.num_labels} labels. Use another reward model."
         )
-    if relative_error(*twice) > tolerance(model):
+    if largest_error(*twice) > tolerance(model):
         raise ModelError(f"Reward {name!r} returns different outputs for the same text. Use another reward model.")
     return twice[0]
 
 
-def relative_error(outputs: Tensor, expected: Tensor) -> float:
+def largest_error(outputs: Tensor, expected: Tensor) -> float:
     """Return the largest difference, relative to the largest expected output."""
     if outputs.shape != expected.shape:
         return float("inf")
@@ -263,7 +263,7 @@ def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: 
     if model.config.is_encoder_decoder and model.config.eos_token_id not in end:
         end = [*end, model.config.eos_token_id]
     special = {*tokenizer.all_special_ids, tokenizer.pad_token_id}
-    known = min(vocab_size(model) or len(tokenizer), len(tokenizer))
+    known = min(vocab_size(model), len(tokenizer))
     choice = torch.tensor([i for i in range(known) if i not in special] or [0])
     random = torch.Generator().manual_seed(0)
     lengths = [min(length, max(context - len(start) - len(end), 1)) for length in (5, 9, 9, 40)]
