@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
-from cards.backends.local.loading import load
+from cards.backends.local.loading import check_model, load
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -55,7 +55,7 @@ class TransformersEngine(Engine):
         context: int | None = None,
         name: str | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.train(False), tokenizer
+        self.model, self.tokenizer = check_model(model).train(False), tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context, self.rows = context_length(model, context), slots
         self.chats = tokenizer.chat_template is not None
@@ -88,10 +88,20 @@ class TransformersEngine(Engine):
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int = 32,
+        context: int | None = None,
+        **options: Any,
     ) -> TransformersEngine:
-        """Load `tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype)
+        """Load `tiny`, a folder, or a Hugging Face name. Options are `trust_remote_code` and `token`: see `load_engine`.
+
+        Raises UnknownNameError, ModelError or SettingError.
+        """
+        model, tokenizer = load(name, "lm", device=device, dtype=dtype, **options)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load
+from cards.backends.local.loading import check_model, load
 from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, own_outputs, probes
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
@@ -32,17 +32,26 @@ class ClassifierReward(SequenceClassifier):
         context: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
+        super().__init__(check_model(model), tokenizer, output=output, form=form, target=target, context=context, name=name)
         self.reader = self._reader(slots)
         self.parts = (self.reader,)
 
     @classmethod
-    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class.
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        token: str | None = None,
+        **options: Any,
+    ) -> ClassifierReward:
+        """Load `tiny`, a folder, or a Hugging Face name, as `load_engine` does. Options are those of the class.
 
         Raises ModelError if the model has no trained score head.
         """
-        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
+        model, tokenizer = load(name, "rm", device=device, dtype=dtype, trust_remote_code=trust_remote_code, token=token)
         return cls(model, tokenizer, name=name, **options)
 
     def _reader(self, slots: int) -> SlotScorer | TextScorer:
