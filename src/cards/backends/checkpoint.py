@@ -185,6 +185,8 @@ def _auto_class(name: str, kind: Kind, config: PreTrainedConfig, trust: bool) ->
                 return getattr(transformers, auto)
             if architecture is None or not hasattr(transformers, architecture):
                 raise _untrusted(name, f"is a {architecture}, which")
+    if kind == "lm" and (architecture or "").endswith("ForSequenceClassification"):
+        raise ModelError(f"Model {name!r} is a sequence classifier ({architecture}), not a language model. Use it as a reward.")
     found: Any = getattr(transformers, wanted)
     if type(config) not in found._model_mapping:
         role = "a language model" if kind == "lm" else "a reward model"

@@ -52,7 +52,7 @@ class ModelFolder:
         """
         found = next((name for name in names if name in self.files), None)
         if found is None:
-            raise ModelError(f"Model {self.name!r} has no weights: {names[0]} is missing in {self.folder}.")
+            raise ModelError(f"Model {self.name!r} has no weights: it has none of the files {', '.join(names)}.")
         shards = sorted(set(self.json(found)["weight_map"].values())) if found.endswith(".index.json") else [found]
         if missing := [shard for shard in shards if shard not in self.files]:
             raise ModelError(
