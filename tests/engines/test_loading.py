@@ -62,5 +62,5 @@ def test_a_model_of_another_kind_is_refused_by_its_architecture(tmp_path: Path) 
 def test_weights_whose_outputs_depend_on_the_batch_are_refused() -> None:
     model: Any = language_model("llama")
     model.is_loaded_in_8bit = True
-    with pytest.raises(ModelError, match="depend on the other texts of a batch"):
+    with pytest.raises(ModelError, match="depend on the other tokens of a pass"):
         TransformersEngine(model, word_tokenizer(), slots=2)

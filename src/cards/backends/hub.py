@@ -69,12 +69,8 @@ class Repository:
 
     def fetch(self, files: list[str]) -> None:
         """Download weights, with progress bars on terminals. Raises ModelError."""
-        from huggingface_hub import utils
-
         try:
-            with quiet():
-                if sys.stderr.isatty():
-                    utils.enable_progress_bars()
+            with quiet(bars=sys.stderr.isatty()):
                 self.download(files)
         except OSError as error:
             raise ModelError(f"The weights of {str(self)!r} cannot be downloaded: {str(error).splitlines()[0]}") from error

@@ -7,6 +7,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tqdm.std import tqdm
 
 LOGGERS = (
     *("accelerate", "bitsandbytes", "compressed_tensors", "filelock", "httpx", "huggingface_hub"),
@@ -18,8 +21,8 @@ _users = 0
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Hide log lines, warnings and progress bars of transformers and the packages that it uses, in all threads.
+def quiet(bars: bool = False) -> Iterator[None]:
+    """Hide log lines, warnings and, unless `bars`, progress bars of transformers and the packages that it uses, in all threads.
 
     Loaders check themselves what load reports and warnings would say, and raise errors.
     """
@@ -27,7 +30,7 @@ def quiet() -> Iterator[None]:
     with _lock:
         _users += 1
         if _users == 1:
-            _silence.enter_context(_silent())
+            _silence.enter_context(_silent(bars))
     try:
         yield
     finally:
@@ -38,23 +41,23 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    from huggingface_hub import utils as hub
-    from transformers.utils import logging as transformers_logging
-
+def _silent(bars: bool) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
-    weights, downloads = transformers_logging.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    begin: Any = tqdm.__init__
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()  # those of downloads too
+
+    def hidden(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options | {"disable": True})
+
+    if not bars:
+        tqdm.__init__ = hidden  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        tqdm.__init__ = begin  # type: ignore[method-assign]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if weights:
-            transformers_logging.enable_progress_bar()
-        (hub.enable_progress_bars if downloads else hub.disable_progress_bars)()

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
-from cards.backends.local.loading import check_model, load
+from cards.backends.local.loading import check_model, eight_bit, load
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -70,10 +70,7 @@ class TransformersEngine(Engine):
     def _slots(self, rows: int) -> Slots:
         """Return slots with a shared KV cache, or with the model's own caches if the model does not run in slots."""
         if getattr(self.model, "is_loaded_in_8bit", False):
-            raise ModelError(
-                f"Model {self.name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other texts of a batch. "
-                "Use 4-bit weights or another quantisation."
-            )
+            raise eight_bit(self.name)
         reference = lm_reference(self.model)
         try:
             return verified_slots(self.model, lm_outputs(self.model, self.context), rows, self.context, reference)

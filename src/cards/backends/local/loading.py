@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,8 +42,18 @@ def open_checkpoint(
     """Return a checkpoint that can be loaded in this process, as far as this is known without weights. Raises as `load`."""
     checkpoint = Checkpoint.open(name, kind, trust_remote_code=trust_remote_code, token=token)
     checkpoint.check_quantization()
+    if kind == "lm" and checkpoint.config.to_dict().get("quantization_config", {}).get("load_in_8bit"):
+        raise eight_bit(name)
     checkpoint.check_weights()
     return checkpoint
+
+
+def eight_bit(name: str) -> ModelError:
+    """Return the error for an LM with 8-bit weights of bitsandbytes."""
+    return ModelError(
+        f"Model {name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other tokens of a pass, and so on the "
+        "other texts of a batch. Use 4-bit weights or another quantisation."
+    )
 
 
 def load(
@@ -123,9 +135,18 @@ def _is_head(key: str) -> bool:
     return key.removeprefix("base_model.model.").startswith(("score", "classifier", "classification_head"))
 
 
+def _unpack(model: PreTrainedModel) -> None:
+    """Run the model once, because some packages unpack quantised weights then, which inference mode would spoil."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at each pass
+    with quiet(), torch.no_grad(), suppress(Exception):  # a model that cannot run is refused later, with the reason
+        model(input_ids=torch.arange(4, device=model.device).unsqueeze(0))
+
+
 def check_model(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model that a user passes, without the wrapper of PEFT. Raises ModelError unless it is on one device."""
     inner = without_wrapper(model)
+    if getattr(inner.config, "quantization_config", None) is not None:
+        _unpack(inner)
     devices = sorted({str(tensor.device) for tensor in (*inner.parameters(), *inner.buffers())})
     if len(devices) > 1 or devices == ["meta"]:
         raise ModelError(

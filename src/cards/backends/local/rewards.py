@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import check_model, load
-from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, own_outputs, probes
+from cards.backends.local.readers import Layout, SlotScorer, TextScorer, exact_layout, own_outputs, probes
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
@@ -59,7 +59,9 @@ class ClassifierReward(SequenceClassifier):
         call, pad_id = DeviceWorker.on(self.model.device).call, self.tokenizer.pad_token_id or 0
         texts = probes(self.model, self.tokenizer, self.limit)
         own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
-        layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
+        layout: Layout = "single"
+        if not getattr(self.model, "is_loaded_in_8bit", False):  # bitsandbytes: outputs depend on the other texts of a batch
+            layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
         if layout == "head":  # a causal model whose outputs are those of its head
             try:
                 return SlotScorer(self.model, self.combine, slots, self.limit)
