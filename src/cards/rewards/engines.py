@@ -25,6 +25,10 @@ class EngineReward(Reward):
         """Return the reward for `NAME`, the name of an LM."""
         return cls(details, **options)
 
+    @classmethod
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(details, "engine")]
+
 
 def as_engine(engine: str | Engine, **options: Any) -> Engine:
     """Return the engine, loaded if it is given by name."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import cards.rewards
-from cards.engines.loader import LOCAL, backend
+from cards.engines.loader import LOCAL, Backend, Checked, backend, check_engine
 from cards.errors import MismatchError, SettingError, UnknownNameError, check
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
@@ -38,16 +39,47 @@ def load_reward(name: str, **options: Any) -> Reward:
     """
     if len(parts := summands(name)) > 1:
         return WeightedSum.of([load_reward(part, **options) for part in parts])
-    path, colon, function = name.rpartition(":")
-    if path.endswith(".py") or name.endswith(".py"):
-        return from_file(path if colon else name, function if colon else "")
-    kind, colon, details = name.partition(":")
+    if _is_file(name):
+        return from_file(*_file_parts(name))
+    kind, _, details = name.partition(":")
     if kind in reward_classes():
         return reward_classes()[kind].named(details, **options)
+    return cast(Reward, _backend_of(name).load_reward(name, **options))
+
+
+def check_reward(name: str, **options: Any) -> list[Checked]:
+    """Check the models of a reward without their weights, with the arguments and errors of `load_reward`."""
+    if len(parts := summands(name)) > 1:
+        return [found for part in parts for found in check_reward(part, **options)]
+    if _is_file(name):
+        from_file(*_file_parts(name))
+        return []
+    kind, _, details = name.partition(":")
+    if kind in reward_classes():
+        models = reward_classes()[kind].models_in(details)
+        checks = {"engine": check_engine, "reward": check_reward}
+        return [found for model, role in models for found in checks[role](model, **options)]
+    check_model: Callable[..., list[Checked]] | None = getattr(_backend_of(name), "check_reward", None)
+    return check_model(name, **options) if check_model is not None else []
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") or name.rpartition(":")[0].endswith(".py")
+
+
+def _file_parts(name: str) -> tuple[str, str]:
+    """Return the path and the function of `file.py:function`. The function is empty in `file.py`."""
+    path, _, function = name.rpartition(":")
+    return (path, function) if path.endswith(".py") else (name, "")
+
+
+def _backend_of(name: str) -> Backend:
+    """Return the back end of a reward model. Raises UnknownNameError if the name begins with another prefix."""
+    kind, colon, _ = name.partition(":")
     found = backend(kind)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
-    return cast(Reward, found.load_reward(name, **options))
+    return found
 
 
 def summands(name: str) -> list[str]:
