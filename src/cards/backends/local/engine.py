@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
-from cards.backends.local.loading import load
+from cards.backends.local.loading import load, worker_on
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -25,7 +25,6 @@ from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.slots import Slots
 from cards.engines.text import check_fits, check_ids, encode
-from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.fingerprint import fingerprint
@@ -39,6 +38,7 @@ class TransformersEngine(Engine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens. Further rows wait for a free slot.
 
     On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
+    `threads` is the number of CPU threads for all models of this process on this device (see `worker_on`).
     A model whose layers do not run exactly in slots runs with its own cache, which is slower; a warning gives the reason.
     Raises ModelError if that is not exact either.
     """
@@ -53,6 +53,7 @@ class TransformersEngine(Engine):
         *,
         slots: int = 32,
         context: int | None = None,
+        threads: int | None = None,
         name: str | None = None,
     ) -> None:
         self.model, self.tokenizer = model.train(False), tokenizer
@@ -61,7 +62,7 @@ class TransformersEngine(Engine):
         self.chats = tokenizer.chat_template is not None
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
-        self.scheduler = Scheduler(DeviceWorker.on(model.device).call(lambda: self._slots(slots)), self._consume)
+        self.scheduler = Scheduler(worker_on(model.device, threads).call(lambda: self._slots(slots)), self._consume)
         self.parts = (self.scheduler,)
         self.end_ids = end_ids(model, tokenizer)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
@@ -88,10 +89,17 @@ class TransformersEngine(Engine):
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int = 32,
+        context: int | None = None,
+        threads: int | None = None,
     ) -> TransformersEngine:
         """Load `tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype)
+        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype, threads)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
