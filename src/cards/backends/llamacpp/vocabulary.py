@@ -5,15 +5,22 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from cards.backends.chat_template import render
 from cards.backends.llamacpp.library import library
 
 SPM, UGM = 1, 4  # types of vocabularies whose decoder removes the space that the encoder adds at the start of a text
-UNUSED = 1 << 1  # attributes of tokens
+UNUSED, CONTROL, USER_DEFINED = 1 << 1, 1 << 3, 1 << 4  # attributes of tokens
 SPACE = b" "
 PIECE = 256  # bytes; longer pieces are read again
+
+
+class AddedToken(NamedTuple):
+    """A token that is matched in a text before it is tokenized."""
+
+    content: str
+    special: bool
 
 
 class GGUFTokenizer:
@@ -82,7 +89,7 @@ class GGUFTokenizer:
         assert self.chat_template is not None
         options.pop("tokenize", None)
         special = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
-        return render(self.chat_template, messages, **special, **options)
+        return render(self.chat_template, messages, **(special | options))
 
     def name(self, token: int | None) -> str | None:
         """Return the name of a token, as the file writes it."""
@@ -94,13 +101,19 @@ class GGUFTokenizer:
         """The tokens that end a response: the end of the text, of a turn, and others that the file or llama.cpp names."""
         return frozenset(i for i in range(self.count) if self.llama.llama_vocab_is_eog(self.vocab, i))
 
+    @cached_property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens that are matched in a text before it is tokenized; those that are special or unused are marked."""
+        kinds = {token: self.llama.llama_vocab_get_attr(self.vocab, token) for token in range(self.count)}
+        return {
+            token: AddedToken(self.name(token) or "", bool(kind & (CONTROL | UNUSED)))
+            for token, kind in kinds.items()
+            if kind & (CONTROL | UNUSED | USER_DEFINED)
+        }
+
     @property
-    def used(self) -> int:
-        """The number of tokens without unused ones at the end, which pad the vocabulary."""
-        count = self.count
-        while count and self.llama.llama_vocab_get_attr(self.vocab, count - 1) & UNUSED:
-            count -= 1
-        return count
+    def all_special_ids(self) -> list[int]:
+        return [token for token, added in self.added_tokens_decoder.items() if added.special]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
