@@ -37,7 +37,7 @@ class Stepper(Protocol):
 class DeviceWorker:
     """The worker thread of a device. Urgent work (for rewards) comes first, because requests wait for rewards."""
 
-    _all: ClassVar[dict[Hashable, DeviceWorker]] = {}
+    _all: ClassVar[dict[str, DeviceWorker]] = {}
 
     def __init__(self) -> None:
         self.steppers: list[weakref.ref[Stepper]] = []  # weak, so that unused models are freed
@@ -51,8 +51,8 @@ class DeviceWorker:
 
     @classmethod
     def on(cls, device: Hashable) -> DeviceWorker:
-        """Return the worker of a device. Name one of several devices by its number (`torch.device("cuda:0")`)."""
-        return cls._all.setdefault(device, cls())
+        """Return the worker of a device, by its name (`cpu`). Name one of several devices by its number (`cuda:0`)."""
+        return cls._all.setdefault(str(device), cls())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the worker thread and return its result.
