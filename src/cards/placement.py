@@ -1,16 +1,17 @@
-"""Options of model loaders: device, dtype, cache slots, context and draft."""
+"""Options of model loaders: device, dtype, cache slots, context, CPU threads and draft."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
-from cards.errors import UnknownNameError, check
+from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.registry import check_defaults, load_engine, load_reward, models_of
 from cards.rewards.base import Reward
@@ -51,6 +52,12 @@ class Placement:
     trust_remote_code: bool = setting(False, help="Run Python code that comes with models. Read it first.")
     slots: int | None = setting(None, help="Number of cache slots.", at_least=1, unset="chosen by the back end")
     context: int | None = setting(None, help="Maximum number of tokens of prompt and response.", at_least=2)
+    threads: int | None = setting(
+        None,
+        help="Number of CPU threads for models in this process.",
+        at_least=1,
+        unset="the CPU cores and quota of this process, fewer under load",
+    )
     draft: str | None = setting(None, help="Draft model for exact speculative sampling, with the same tokenizer.")
     gamma: int = setting(4, help="Number of draft tokens per round.", at_least=1)
     skip_layers: float | None = setting(
@@ -79,19 +86,25 @@ class Placement:
         names: the name of the LM under `--model`, and those of rewards under other options. Models that settings of the
         methods name are checked too. Raises the errors of `load_engine` and `load_reward`.
         """
-        found: list[Checked] = []
-        for option, name in names.items():
-            found += (check_engine if option == "--model" else check_reward)(name, **self.options)
-        parts = [self.draft] if self.draft else []
+        found = {option: self._check(option, name) for option, name in names.items()}
+        parts = [("--draft", self.draft)] if self.draft else []
         for method in methods:
-            for name, kind in models_of(method):
+            for flag, name, kind in models_of(method):
                 if kind == "reward":
-                    found += check_reward(name, **self.options)
+                    found[f"{method.name} {flag}"] = check_reward(name, **self.options)
                 else:
-                    parts.append(name)
-        for name in parts:
-            found += check_engine(name, **self.options)
-        return found
+                    parts.append((flag, name))
+        for flag, name in parts:
+            found[f"{flag} {name}"] = check_engine(name, **self.options)
+            for one, other in product(found.get("--model", ()), found[f"{flag} {name}"]):
+                if type(one) is type(other) and not one.shares_tokenizer(other):
+                    raise MismatchError(
+                        f"{name!r} and {names['--model']!r} have different tokenizers. Choose another model with {flag}."
+                    )
+        return [checked for group in found.values() for checked in group]
+
+    def _check(self, option: str, name: str) -> list[Checked]:
+        return (check_engine if option == "--model" else check_reward)(name, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -89,14 +89,14 @@ def with_models(
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
 
-def models_of(method: Method) -> list[tuple[str, str]]:
-    """Return the names of models in the settings of a method, each with `engine` or `reward`."""
+def models_of(method: Method) -> list[tuple[str, str, str]]:
+    """Return the models that settings of a method name: the option of each, its name, and `engine` or `reward`."""
     found = []
     for name, setting in settings_of(method).items():
         value, kind = getattr(method, name), setting.spec.loads
         if kind is not None and isinstance(value, str):
             names = value.split(",") if kind == "engines" else [value]
-            found += [(one, "reward" if kind == "reward" else "engine") for one in names]
+            found += [(setting.flag, one, "reward" if kind == "reward" else "engine") for one in names]
     return found
 
 

@@ -15,6 +15,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from cards.backends.files import ADAPTER_WEIGHTS, WEIGHTS, Kind, ModelFolder, load_tokenizer, locate, tensor_names
 from cards.backends.quiet import quiet
 from cards.errors import CardsError, MissingExtraError, ModelError
+from cards.fingerprint import fingerprint
 
 AUTO = {"lm": "AutoModelForCausalLM", "rm": "AutoModelForSequenceClassification"}
 HEADS = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary", "v_head")
@@ -51,7 +52,8 @@ class Checkpoint:
             raise ModelError(f"Model {base.name!r} has no config.json. Give a model for transformers.")
         config = _config(name, base, trust_remote_code)
         auto = _auto_class(name, kind, config, trust_remote_code)
-        if not (base.has_tokenizer or (adapter is not None and adapter.has_tokenizer)):
+        base.json("tokenizer_config.json")
+        if not (base.check_tokenizer() or (adapter is not None and adapter.check_tokenizer())):
             raise ModelError(f"Model {name!r} has no tokenizer: copy its tokenizer.json to {base.folder}.")
         return cls(name, kind, base, config, auto, trust_remote_code, adapter)
 
@@ -75,11 +77,21 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer, that of the adapter if it has one. Raises ModelError."""
-        folder = self.adapter if self.adapter is not None and self.adapter.has_tokenizer else self.base
         try:
-            return load_tokenizer(folder.folder, self.trust)
+            return load_tokenizer(self._tokenizer_folder, self.trust)
         except Exception as error:  # of transformers, tokenizers, sentencepiece or the model's own code
             raise ModelError(f"The tokenizer of {self.name!r} cannot be loaded: {brief(error)}") from error
+
+    @property
+    def _tokenizer_folder(self) -> ModelFolder:
+        return self.adapter if self.adapter is not None and self.adapter.check_tokenizer() else self.base
+
+    def shares_tokenizer(self, other: Checkpoint) -> bool:
+        """Return whether both models have the same tokenizer. It is loaded only if the files differ. Raises ModelError."""
+        ours, theirs = self._tokenizer_folder.tokenizer_hash, other._tokenizer_folder.tokenizer_hash
+        if ours is not None and ours == theirs:
+            return True
+        return fingerprint(self.tokenizer()) == fingerprint(other.tokenizer())
 
     def without_weights(self) -> PreTrainedModel:
         """Return the model without weights, for back ends that load the weights themselves. Raises ModelError."""

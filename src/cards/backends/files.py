@@ -70,9 +70,22 @@ class ModelFolder:
             for shard in missing:
                 check_file(self.folder / shard)
 
+    def check_tokenizer(self) -> bool:
+        """Return whether there is a tokenizer. Raises ModelError if its files are truncated or pointers of Git LFS."""
+        found = [name for name in TOKENIZERS if name in self.files]
+        for path in (self.folder / name for name in found):
+            if path.exists():
+                start, end = _ends(path)
+                _refuse_pointer(path, start)
+                if path.suffix == ".json" and not end.rstrip().endswith(b"}"):
+                    raise ModelError(f"{path} is damaged or incomplete: copy or download it again.")
+        return bool(found)
+
     @property
-    def has_tokenizer(self) -> bool:
-        return any(name in self.files for name in TOKENIZERS)
+    def tokenizer_hash(self) -> str | None:
+        """The hash of tokenizer.json, if there is one."""
+        file = self.folder / "tokenizer.json"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
@@ -129,10 +142,8 @@ def check_file(file: Path) -> None:
     """Check a weight file without reading the weights. Raises ModelError if it is truncated or a pointer of Git LFS."""
     from safetensors import SafetensorError, safe_open
 
-    with file.open("rb") as content:
-        start = content.read(len(LFS))
-    if start == LFS:
-        raise ModelError(f"{file} is a pointer of Git LFS instead of weights: run 'git lfs pull' in its repository.")
+    start, _ = _ends(file)
+    _refuse_pointer(file, start)
     damage: object = None
     if file.suffix == ".safetensors":
         try:
@@ -144,6 +155,19 @@ def check_file(file: Path) -> None:
         damage = "it does not end as PyTorch files do"
     if damage is not None:
         raise ModelError(f"{file} is damaged or incomplete ({damage}): copy or download it again.")
+
+
+def _ends(file: Path) -> tuple[bytes, bytes]:
+    """Return the first and the last bytes of a file."""
+    with file.open("rb") as content:
+        start = content.read(len(LFS))
+        content.seek(max(0, file.stat().st_size - len(LFS)))
+        return start, content.read()
+
+
+def _refuse_pointer(file: Path, start: bytes) -> None:
+    if start == LFS:
+        raise ModelError(f"{file} is a pointer of Git LFS instead of its content: run 'git lfs pull' in its repository.")
 
 
 def tensor_names(files: Iterable[Path]) -> set[str] | None:
@@ -159,13 +183,12 @@ def tensor_names(files: Iterable[Path]) -> set[str] | None:
     return names
 
 
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: ModelFolder, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder, and attach the hash of its file. Raises OSError or ValueError."""
     from transformers import AutoTokenizer
 
     with quiet():
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(folder.folder, trust_remote_code=trust_remote_code)
     tokenizer = cast("PreTrainedTokenizerBase", loaded)
-    if (file := folder / "tokenizer.json").exists():
-        tokenizer._cards_file = hashlib.sha256(file.read_bytes()).hexdigest()
+    tokenizer._cards_file = folder.tokenizer_hash
     return tokenizer

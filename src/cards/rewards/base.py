@@ -84,7 +84,7 @@ class Reward(Composite, ABC):
 
     @classmethod
     def models_in(cls, details: str) -> list[tuple[str, str]]:
-        """Return the names of the models in `kind:details`, each with `engine` or `reward`, so that they can be checked first."""
+        """Return the names of the models in `kind:details`, each with `engine` or `reward`. They are checked before loading."""
         return []
 
     @abstractmethod

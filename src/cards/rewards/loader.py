@@ -76,7 +76,7 @@ def _file_parts(name: str) -> tuple[str, str]:
 def _backend_of(name: str) -> Backend:
     """Return the back end of a reward model. Raises UnknownNameError if the name begins with another prefix."""
     kind, colon, _ = name.partition(":")
-    found = backend(kind)
+    found = backend(name)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
     return found

@@ -57,8 +57,8 @@ class ModelFiles:
             return cls(tokenizer, _ids(tokenizer.eos_token_id))
         for name in candidates if tokenizer is None else (tokenizer,):
             with suppress(OSError, ValueError):
-                source = locate(name, embedded).folder
-                found = load_tokenizer(source)
+                files = locate(name, embedded)
+                found, source = load_tokenizer(files), files.folder
                 config, end_ids = None, found.eos_token_id
                 with suppress(OSError, ValueError):
                     config = AutoConfig.from_pretrained(source)

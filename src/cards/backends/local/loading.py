@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 from contextlib import suppress
+from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from cards.backends.files import Kind
 from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
 from cards.backends.quiet import quiet
 from cards.engines.worker import DeviceWorker
-from cards.errors import CardsError, ModelError, SettingError
+from cards.errors import CardsError, ModelError, SettingError, check
+from cards.threads import Threads, usable_threads
 
 LEGACY = ("lm_head.", "rotary_emb.inv_freq", "position_ids", ".masked_bias", ".attn.bias")  # weights without effect
 
@@ -34,6 +37,28 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise SettingError(f"Device {device!r} cannot be used: {reason}. Try 'cpu'.") from error
+
+
+def worker_on(device: torch.device, threads: int | None = None) -> DeviceWorker:
+    """Return the worker of a device, which computes with `threads` CPU threads from now on.
+
+    With None, a number given before stays. Otherwise a worker of the CPU uses `usable_threads()`, at most the number that
+    torch has in the calling thread, and fewer while other processes use the CPUs. Raises SettingError.
+    """
+    check(threads is None or threads > 0, f"threads must be at least 1, got {threads}.")
+    worker = DeviceWorker.on(device)
+    if threads is not None or (worker.threads is None and device.type == "cpu"):
+        around = torch.get_num_threads()
+        worker.use(Threads(threads, min(around, usable_threads())), partial(_set_threads, around=around))
+    return worker
+
+
+def _set_threads(number: int, around: int) -> None:
+    """Set torch's number of threads in this thread. Threads that start later get the number `around`."""
+    torch.set_num_threads(number)
+    other = Thread(target=torch.set_num_threads, args=(around,))  # the last call sets the number for new threads
+    other.start()
+    other.join()
 
 
 def open_checkpoint(
@@ -57,7 +82,14 @@ def eight_bit(name: str) -> ModelError:
 
 
 def load(
-    name: str, kind: Kind, *, device: str, dtype: str, trust_remote_code: bool = False, token: str | None = None
+    name: str,
+    kind: Kind,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    token: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer: embedded, a folder, or a Hugging Face name.
 
@@ -69,7 +101,7 @@ def load(
     checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token)
     tokenizer = checkpoint.tokenizer()
     checkpoint.fetch()
-    model = DeviceWorker.on(torch_device).call(lambda: _load(checkpoint, torch_device, torch_dtype))
+    model = worker_on(torch_device, threads).call(lambda: _load(checkpoint, torch_device, torch_dtype))
     return model, tokenizer
 
 

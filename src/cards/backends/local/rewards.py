@@ -9,9 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import check_model, load
+from cards.backends.local.loading import check_model, load, worker_on
 from cards.backends.local.readers import Layout, SlotScorer, TextScorer, exact_layout, own_outputs, probes
-from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -30,9 +29,11 @@ class ClassifierReward(SequenceClassifier):
         target: float | None = None,
         slots: int = 32,
         context: int | None = None,
+        threads: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(check_model(model), tokenizer, output=output, form=form, target=target, context=context, name=name)
+        self.worker = worker_on(self.model.device, threads)
         self.reader = self._reader(slots)
         self.parts = (self.reader,)
 
@@ -43,6 +44,7 @@ class ClassifierReward(SequenceClassifier):
         *,
         device: str = "auto",
         dtype: str = "auto",
+        threads: int | None = None,
         trust_remote_code: bool = False,
         token: str | None = None,
         **options: Any,
@@ -51,12 +53,13 @@ class ClassifierReward(SequenceClassifier):
 
         Raises ModelError if the model has no trained score head.
         """
-        model, tokenizer = load(name, "rm", device=device, dtype=dtype, trust_remote_code=trust_remote_code, token=token)
+        loading = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
+        model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
         return cls(model, tokenizer, name=name, **options)
 
     def _reader(self, slots: int) -> SlotScorer | TextScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
-        call, pad_id = DeviceWorker.on(self.model.device).call, self.tokenizer.pad_token_id or 0
+        call, pad_id = self.worker.call, self.tokenizer.pad_token_id or 0
         texts = probes(self.model, self.tokenizer, self.limit)
         own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
         layout: Layout = "single"
