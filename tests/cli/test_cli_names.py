@@ -46,9 +46,9 @@ def test_a_gold_reward_a_draft_and_models_of_settings_are_checked(folders: Path)
     (folders / "lm2").mkdir()
     with pytest.raises(ModelError, match="no trained score head"):
         load_models("lm", "rm", "lm", Placement())
-    with pytest.raises(ModelError, match="'lm2' has no config.json"):
+    with pytest.raises(ModelError, match=r"'lm2' has no config.json"):
         load_models("lm", "rm", "none", Placement(draft="lm2"))
-    with pytest.raises(ModelError, match="'lm2' has no config.json"):
+    with pytest.raises(ModelError, match=r"'lm2' has no config.json"):
         load_models("lm", "none", "none", Placement(), [make_method("contrastive-decoding", amateur="lm2")])
 
 
@@ -63,7 +63,7 @@ def test_damaged_configurations_are_refused_first(folders: Path, file: str) -> N
 def test_models_that_must_share_a_tokenizer_are_compared_first(folders: Path) -> None:
     shutil.copytree("lm", "other")
     word_tokenizer(40).save_pretrained("other")
-    with pytest.raises(MismatchError, match="'other' and 'lm' have different tokenizers. Choose another model with --draft"):
+    with pytest.raises(MismatchError, match=r"'other' and 'lm' have different tokenizers. Choose another model with --draft"):
         load_models("lm", "none", "none", Placement(draft="other"))
     with pytest.raises(MismatchError, match="Choose another model with --amateur"):
         load_models("lm", "none", "none", Placement(), [make_method("contrastive-decoding", amateur="other")])
