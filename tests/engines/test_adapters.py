@@ -33,7 +33,8 @@ def base(tmp_path: Path) -> Path:
 
 
 def adapted_lm(base: Path, dtype: torch.dtype = torch.float32) -> Any:
-    model: Any = get_peft_model(language_model("llama").to(dtype), lora(TaskType.CAUSAL_LM))
+    base_model: Any = language_model("llama")
+    model: Any = get_peft_model(base_model.to(dtype), lora(TaskType.CAUSAL_LM))
     model.peft_config["default"].base_model_name_or_path = str(base)
     return model.eval()
 
@@ -46,13 +47,13 @@ def adapted_rm(base: Path) -> Any:
 
 
 @torch.inference_mode()
-def own(model: Any) -> np.ndarray[Any, Any]:
+def own(model: Any) -> Any:
     """Return the model's own outputs at the end of the text."""
     outputs = model(input_ids=torch.tensor([IDS])).logits[0]
     return (outputs[-1] if outputs.ndim == 2 else outputs).float().numpy()
 
 
-def logits(engine: TransformersEngine) -> np.ndarray[Any, Any]:
+def logits(engine: TransformersEngine) -> Any:
     return background().run(engine.logits(Prompt("", IDS), Response()))[-1]
 
 

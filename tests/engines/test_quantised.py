@@ -45,9 +45,10 @@ def saved(folder: Path, kind: str, method: str) -> Path:
     """Save a quantised random model with its tokenizer, and return its folder."""
     plain, quantised = folder / "plain", folder / "quantised"
     torch.manual_seed(0)
+    options: dict[str, Any] = {"num_labels": 1}
     config = LlamaConfig(
         vocab_size=80, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=128, eos_token_id=1, bos_token_id=None, num_labels=1, initializer_range=0.2,
+        max_position_embeddings=128, eos_token_id=1, bos_token_id=None, **options, initializer_range=0.2,
     )  # fmt: skip
     (LlamaForCausalLM if kind == "lm" else LlamaForSequenceClassification)(config).save_pretrained(plain)
     word_tokenizer().save_pretrained(quantised)
@@ -81,12 +82,12 @@ def compress(model: PreTrainedModel, folder: Path) -> None:
 
 
 @torch.no_grad()
-def own(model: Any) -> np.ndarray[Any, Any]:
+def own(model: Any) -> Any:
     outputs = model(input_ids=torch.tensor([IDS])).logits[0]
     return (outputs[-1] if outputs.ndim == 2 else outputs).float().numpy()
 
 
-def logits(engine: TransformersEngine) -> np.ndarray[Any, Any]:
+def logits(engine: TransformersEngine) -> Any:
     return background().run(engine.logits(Prompt("", IDS), Response()))[-1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -169,7 +169,7 @@ def _config(name: str, base: ModelFolder, trust: bool) -> PreTrainedConfig:
         raise _untrusted(name, f"is of type {kind!r}, which")
     try:
         with quiet():
-            return AutoConfig.from_pretrained(base.folder, trust_remote_code=trust)
+            return cast(PreTrainedConfig, AutoConfig.from_pretrained(base.folder, trust_remote_code=trust))
     except Exception as error:
         if kind is not None and kind not in transformers.CONFIG_MAPPING and not trust:
             raise ModelError(

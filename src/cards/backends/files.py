@@ -112,11 +112,11 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
 
 
 def _is_repository(name: str) -> bool:
+    from huggingface_hub import utils
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     try:
-        validate_repo_id(name)
+        utils.validate_repo_id(name)  # type: ignore[attr-defined]
     except HFValidationError:
         return False
     return True

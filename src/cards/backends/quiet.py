@@ -52,12 +52,12 @@ def _silent(bars: bool) -> Iterator[None]:
         begin(self, *args, **options | {"disable": True})
 
     if not bars:
-        tqdm.__init__ = hidden  # type: ignore[method-assign]
+        tqdm.__init__ = hidden
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        tqdm.__init__ = begin  # type: ignore[method-assign]
+        tqdm.__init__ = begin
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

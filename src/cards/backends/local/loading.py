@@ -7,7 +7,7 @@ import logging
 from contextlib import suppress
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,8 +125,8 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> P
             )
             saved = {key.removeprefix("base_model.model.") for key in adapter}
             _check_report(checkpoint, model, {key: set(keys) for key, keys in report.items() if key != "error_msgs"}, saved)
-            model = with_adapter(model, checkpoint)
-            return (model if direct else model.to(device)).eval()
+            ready: Any = with_adapter(model, checkpoint).eval()
+            return cast(PreTrainedModel, ready if direct else ready.to(device))
     except torch.OutOfMemoryError as error:
         raise SettingError(
             f"Model {name!r} does not fit into the memory of {device}. Choose a smaller model, another dtype or another "

@@ -53,7 +53,7 @@ class ClassifierReward(SequenceClassifier):
 
         Raises ModelError if the model has no trained score head.
         """
-        loading = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
+        loading: dict[str, Any] = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
         model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
         return cls(model, tokenizer, name=name, **options)
 
