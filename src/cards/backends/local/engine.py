@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
-from cards.backends.local.loading import load
+from cards.backends.local.loading import load, worker_on
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -24,7 +24,6 @@ from cards.engines.scheduler import Row
 from cards.engines.slot_engine import SlotEngine
 from cards.engines.slots import Slots
 from cards.engines.text import check_fits, encode
-from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
@@ -37,6 +36,7 @@ class TransformersEngine(SlotEngine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens. Further rows wait for a free slot.
 
     On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
+    `threads` is the number of CPU threads for all models of this process on this device (see `worker_on`).
     A model whose layers do not run exactly in slots runs with its own cache, which is slower; a warning gives the reason.
     Raises ModelError if that is not exact either.
     """
@@ -50,6 +50,7 @@ class TransformersEngine(SlotEngine):
         *,
         slots: int = 32,
         context: int | None = None,
+        threads: int | None = None,
         name: str | None = None,
     ) -> None:
         self.model, self.tokenizer = model.train(False), tokenizer
@@ -59,7 +60,7 @@ class TransformersEngine(SlotEngine):
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
-        self._start(DeviceWorker.on(model.device).call(lambda: self._slots(slots)))
+        self._start(worker_on(model.device, threads).call(lambda: self._slots(slots)))
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
 
     def _slots(self, rows: int) -> Slots:
@@ -79,10 +80,17 @@ class TransformersEngine(SlotEngine):
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", slots: int = 32, context: int | None = None
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int = 32,
+        context: int | None = None,
+        threads: int | None = None,
     ) -> TransformersEngine:
         """Load `tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype)
+        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype, threads)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
