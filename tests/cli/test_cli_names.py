@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,14 @@ def test_a_misspelt_reward_lists_rewards_and_a_misspelt_lm_lists_lms(folders: Pa
         load_models("lm", "no-such-reward", "none", Placement())
     with pytest.raises(UnknownNameError, match="Known: lm, rm, tiny, tiny-aligned, tiny-draft"):
         load_models("no-such-model", "rm", "none", Placement())
+
+
+def test_a_misspelt_name_is_refused_before_models_are_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom cards.cli.models import load_models\nfrom cards.errors import UnknownNameError\n"
+        "from cards.placement import Placement\n"
+        "try: load_models('no-such-model', 'tiny', 'none', Placement())\n"
+        "except UnknownNameError: print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")

@@ -40,12 +40,20 @@ class Checkpoint:
     adapter: ModelFolder | None = None
 
     @classmethod
-    def open(cls, name: str, kind: Kind, *, trust_remote_code: bool = False, token: str | None = None) -> Checkpoint:
-        """Find a model and check its configuration, its architecture and that it has a tokenizer.
+    def open(
+        cls,
+        name: str,
+        kind: Kind,
+        *,
+        trust_remote_code: bool = False,
+        token: str | None = None,
+        found: ModelFolder | None = None,
+    ) -> Checkpoint:
+        """Find a model (unless it is `found` already) and check its configuration, its architecture and its tokenizer.
 
         Raises UnknownNameError, MissingExtraError, or ModelError with the reason why the model cannot be loaded.
         """
-        base, adapter = locate(name, kind, token), None
+        base, adapter = found or locate(name, kind, token), None
         if ADAPTER_CONFIG in base.files:
             adapter, base = base, _base_of(base, kind, token)
         if "config.json" not in base.files:

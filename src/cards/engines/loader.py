@@ -63,9 +63,7 @@ class BuiltinBackend:
         return [resolve_name(f"cards.backends.{self.check}")(name, kind, **options)] if self.check else []
 
 
-LOCAL = BuiltinBackend(
-    "local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load", check="local.loading:open_checkpoint"
-)
+LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load", check="check:check_local")
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
 LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "local.rewards:ClassifierReward.load")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.checkpoint import NO_HEAD, Checkpoint, brief
 from cards.backends.configuration import resolve_dtype
-from cards.backends.files import Kind
+from cards.backends.files import Kind, ModelFolder
 from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
 from cards.backends.quiet import quiet
 from cards.engines.worker import DeviceWorker
@@ -64,10 +64,16 @@ def _set_threads(number: int, around: int) -> None:
 
 
 def open_checkpoint(
-    name: str, kind: Kind, *, trust_remote_code: bool = False, token: str | None = None, **_: Any
+    name: str,
+    kind: Kind,
+    *,
+    trust_remote_code: bool = False,
+    token: str | None = None,
+    found: ModelFolder | None = None,
+    **_: Any,
 ) -> Checkpoint:
     """Return a checkpoint that can be loaded in this process, as far as this is known without weights. Raises as `load`."""
-    checkpoint = Checkpoint.open(name, kind, trust_remote_code=trust_remote_code, token=token)
+    checkpoint = Checkpoint.open(name, kind, trust_remote_code=trust_remote_code, token=token, found=found)
     checkpoint.check_quantization()
     if kind == "lm" and checkpoint.config.to_dict().get("quantization_config", {}).get("load_in_8bit"):
         raise eight_bit(name)
