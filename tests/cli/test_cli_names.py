@@ -33,7 +33,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("lm", "best-of-n", "has no trained score head"),
         ("rm+lm", "best-of-n", "has no trained score head"),
         ("process:lm", "best-of-n", "has no trained score head"),
-        ("implicit:lm,rm", "best-of-n", "is a sequence classifier"),
+        ("implicit:lm,rm", "best-of-n", "it is a sequence classifier"),
         ("tinny", "best-of-n", "Unknown reward model 'tinny'. Did you mean 'tiny'"),
         ("length:3-", "cascade", "has no trained score head"),
     ],

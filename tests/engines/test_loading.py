@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.random_models import language_model, reward_model, word_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
@@ -60,7 +60,7 @@ def test_a_folder_without_weights_is_not_called_unknown(folder: Path) -> None:
 def test_a_model_of_another_kind_is_refused_by_its_architecture(tmp_path: Path) -> None:
     reward_model("llama").save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is a sequence classifier"):
+    with pytest.raises(ModelError, match="it is a sequence classifier"):
         TransformersEngine.load(str(tmp_path))
 
 
@@ -130,6 +130,11 @@ def test_models_that_are_no_causal_lms_are_refused_by_their_architecture(tmp_pat
     T5ForConditionalGeneration(T5Config(vocab_size=80, d_model=16, num_layers=1, num_heads=2, d_kv=8)).save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cannot be a language model: transformers has no AutoModelForCausalLM for it"):
+        TransformersEngine.load(str(tmp_path))
+    BertForMaskedLM(
+        BertConfig(vocab_size=80, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be a language model: it is a masked LM"):
         TransformersEngine.load(str(tmp_path))
 
 

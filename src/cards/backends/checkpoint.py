@@ -21,6 +21,12 @@ AUTO = {"lm": "AutoModelForCausalLM", "rm": "AutoModelForSequenceClassification"
 HEADS = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary", "v_head")
 ADAPTER_CONFIG = "adapter_config.json"
 LAYER_ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA", "MISS")
+OTHER_MODELS = (  # their classes have siblings that load as causal LMs
+    ("ForSequenceClassification", "sequence classifier. Use it as a reward"),
+    ("ForMaskedLM", "masked LM. Choose a causal LM"),
+    ("ForTokenClassification", "token classifier. Choose a causal LM"),
+    ("ForQuestionAnswering", "model for question answering. Choose a causal LM"),
+)
 NO_HEAD = "has no trained score head. A reward model must be a trained sequence classifier."
 
 
@@ -205,8 +211,8 @@ def _auto_class(name: str, kind: Kind, config: PreTrainedConfig, trust: bool) ->
                 return getattr(transformers, auto)
             if architecture is None or not hasattr(transformers, architecture):
                 raise _untrusted(name, f"is a {architecture}, which")
-    if kind == "lm" and (architecture or "").endswith("ForSequenceClassification"):
-        raise ModelError(f"Model {name!r} is a sequence classifier ({architecture}), not a language model. Use it as a reward.")
+    if kind == "lm" and (other := next((what for end, what in OTHER_MODELS if (architecture or "").endswith(end)), None)):
+        raise ModelError(f"Model {name!r} ({architecture}) cannot be a language model: it is a {other}.")
     found: Any = getattr(transformers, wanted)
     if type(config) not in found._model_mapping:
         role = "a language model" if kind == "lm" else "a reward model"
