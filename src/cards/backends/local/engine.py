@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
+from cards.backends.generation import exclusions, warn_of_ignored
 from cards.backends.local.loading import load
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
@@ -64,6 +65,8 @@ class TransformersEngine(Engine):
         self.scheduler = Scheduler(DeviceWorker.on(model.device).call(lambda: self._slots(slots)), self._consume)
         self.parts = (self.scheduler,)
         self.end_ids = end_ids(model, tokenizer)
+        self.exclusions = exclusions(model, self.end_ids)
+        warn_of_ignored(model, self.name)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
         self._logits: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()  # [1, vocabulary] after recent sequences
 
@@ -200,11 +203,21 @@ class TransformersEngine(Engine):
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
         for sampling, members in by_sampling.items():
             u = torch.tensor([c.uniforms[c.drawn] for c, _ in members], dtype=torch.float64, device=logits.device)
-            for (candidate, _), token in zip(members, draw(_rows_of(logits, members), sampling, u).tolist(), strict=True):
+            allowed = self._allowed(_rows_of(logits, members), [candidate for candidate, _ in members])
+            for (candidate, _), token in zip(members, draw(allowed, sampling, u).tolist(), strict=True):
                 candidate.push(token)
         for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
             call.deliver()
         return admitted
+
+    def _allowed(self, logits: Tensor, candidates: Sequence[Candidate]) -> Tensor:
+        """Return the logits [rows, vocabulary] with -inf for the tokens that the model excludes."""
+        if not self.exclusions:
+            return logits
+        logits = logits.clone()
+        for row, candidate in zip(logits, candidates, strict=True):
+            row[self.exclusions.after(candidate.tokens, candidate.writer.position)] = -torch.inf
+        return logits
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Tensor) -> list[tuple[Candidate, int]]:
         """End the candidates whose boundary precedes the next token. Return the remaining candidates."""
