@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def lm(seed: int = 0, **config: Any) -> hf.PreTrainedModel:
 
 def greedy(model: hf.PreTrainedModel, count: int = 24) -> list[int]:
     ids = torch.tensor([PROMPT])
-    whole: Any = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
+    whole = cast(Any, model).generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count)
     return [int(token) for token in whole[0, len(PROMPT) :]]
 
 

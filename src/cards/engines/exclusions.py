@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Number = TypeVar("Number", bound="np.floating[Any]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Exclusions:
                 found.append(last)
         return found
 
-    def masked(self, logits: NDArray[Any], tokens: Sequence[int], position: int) -> NDArray[np.floating[Any]]:
+    def masked(self, logits: NDArray[Number], tokens: Sequence[int], position: int) -> NDArray[Number]:
         """Return the logits [vocabulary] with -inf for the excluded tokens."""
         import numpy as np
 
