@@ -54,7 +54,7 @@ def load_reward(name: str, **options: Any) -> Reward:
             details = joined(details, {key: text for key, text in texts.items() if key not in known})
             texts = {key: text for key, text in texts.items() if key in known}
         return cls.named(details, **_merged(options, read_options(texts, known, name)))
-    found = backend(kind)
+    found = backend(name)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
     return cast(Reward, found.load_reward(name, **_merged(options, read_options(texts, MODEL_OPTIONS, name))))
