@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from cards.tokenizer import Tokenizer
 
 
 class Fingerprint:
@@ -18,7 +17,7 @@ class Fingerprint:
     compared. It takes seconds for a large vocabulary, so it is computed at the first such comparison and cached.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, file: str | None = None) -> None:
         self.tokenizer, self.file, self.size = tokenizer, file, len(tokenizer)
 
     @cached_property
@@ -41,9 +40,10 @@ class Fingerprint:
         return hash(self.size)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
+def fingerprint(tokenizer: Tokenizer) -> Fingerprint:
     """Return the fingerprint of a tokenizer, computed once."""
     known = getattr(tokenizer, "_cards_fingerprint", None)
     if known is None:
-        known = tokenizer._cards_fingerprint = Fingerprint(tokenizer, getattr(tokenizer, "_cards_file", None))
+        known = Fingerprint(tokenizer, getattr(tokenizer, "_cards_file", None))
+        tokenizer._cards_fingerprint = known  # type: ignore[attr-defined]
     return cast(Fingerprint, known)

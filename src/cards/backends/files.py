@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cards.errors import ModelError, UnknownNameError
+from cards.errors import MissingExtraError, ModelError, UnknownNameError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,8 @@ def locate(name: str, embedded: str) -> str:
     """
     folders = EMBEDDED | {"tiny": embedded}
     source = str(TINY / folders[name]) if name in folders else name
+    if name in folders and not TINY.is_dir():
+        raise MissingExtraError("The embedded models are not installed", "local")
     if not Path(source).exists() and get_close_matches(name, _known(), cutoff=0.7):
         raise unknown_model(name)
     return source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,7 +37,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
     with ExitStack() as stack:
         stack.enter_context(one_line_warnings())
         if all(is_local(name) for name in names.values()):  # downloads show their own bars
-            _hide_bars()
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # also hides the bars of transformers for reading weights
             stack.enter_context(spinner(stderr_console(), f"loading {', '.join(dict.fromkeys(names.values()))}"))
         for option, name in names.items():
             try:
@@ -59,9 +60,3 @@ def is_local(name: str) -> bool:
         return True
     models = details.rpartition(":")[2].split(",") if kind in reward_classes() else [name]
     return all(model.startswith("tiny") or Path(model).exists() for model in models)
-
-
-def _hide_bars() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.prompts import Chat, check_messages, check_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from cards.tokenizer import Tokenizer
 
 
 def find_stop(text: str, stop: Sequence[str], searched: int) -> int | None:
@@ -27,7 +25,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
     return text[: len(text) - held]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> Prompt:
+def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
     """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
     if isinstance(prompt, str):
         messages, text = None, check_text(prompt)
