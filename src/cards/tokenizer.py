@@ -17,7 +17,7 @@ class Tokenizer(Protocol):
         """Return a mapping with the token ids of a text (`input_ids`)."""
         ...
 
-    def decode(self, token_ids: Any, /, skip_special_tokens: bool = ..., **options: Any) -> Any: ...
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **options: Any) -> Any: ...
 
     def convert_ids_to_tokens(self, ids: Any, /) -> Any: ...
 
@@ -25,8 +25,8 @@ class Tokenizer(Protocol):
 
     def get_vocab(self) -> dict[str, int]: ...
 
-    def apply_chat_template(self, messages: Any, /, **options: Any) -> Any:
-        """Return the text of messages in the chat template, for `tokenize=False`."""
+    def apply_chat_template(self, *messages: Any, **options: Any) -> Any:
+        """Return the text of a list of messages in the chat template, for `tokenize=False`."""
         ...
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")  # of tokenizers and configurations
+FILES = ["*.json", "*.jinja", "additional_chat_templates/*.jinja"]  # of tokenizers and configurations
 
 
 def model_folder(source: str) -> Path:
@@ -54,7 +54,7 @@ class ChatTokenizer:
     def __call__(self, text: str, text_pair: str | None = None, /, *, add_special_tokens: bool = True) -> dict[str, Any]:
         return {"input_ids": []}
 
-    def decode(self, token_ids: Sequence[int], /, skip_special_tokens: bool = False, **options: Any) -> str:
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
         return ""
 
     def convert_ids_to_tokens(self, token: int, /) -> str | None:
@@ -125,6 +125,12 @@ class FileTokenizer(ChatTokenizer):
         return None if name is None else self.convert_tokens_to_ids(name)
 
     @property
+    def sep_token_id(self) -> int | None:
+        """The id of the token that separates texts."""
+        name = self.special_tokens_map.get("sep_token")
+        return None if name is None else self.convert_tokens_to_ids(name)
+
+    @property
     def added_tokens_decoder(self) -> Mapping[int, tokenizers.AddedToken]:
         return self.backend_tokenizer.get_added_tokens_decoder()
 
@@ -136,9 +142,10 @@ class FileTokenizer(ChatTokenizer):
         return self.backend_tokenizer.get_vocab_size()
 
     def __call__(self, text: str, text_pair: str | None = None, /, *, add_special_tokens: bool = True) -> dict[str, Any]:
-        return {"input_ids": self.backend_tokenizer.encode(text, text_pair, add_special_tokens=add_special_tokens).ids}
+        encoding = self.backend_tokenizer.encode(text, text_pair, add_special_tokens=add_special_tokens)
+        return {"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}
 
-    def decode(self, token_ids: Sequence[int], /, skip_special_tokens: bool = False, **options: Any) -> str:
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
         return self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def convert_ids_to_tokens(self, token: int, /) -> str | None:

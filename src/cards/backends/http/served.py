@@ -40,6 +40,13 @@ class ModelFiles:
         config = self.config.get("text_config", self.config)
         return int(config.get("vocab_size") or len(self.tokenizer))
 
+    @property
+    def labels(self) -> dict[int, str]:
+        """Return the names of the outputs of a classifier. As in transformers, a configuration without them means two."""
+        count = self.config.get("num_labels") or 2
+        labels = self.config.get("id2label") or {i: f"LABEL_{i}" for i in range(count)}
+        return {int(i): label for i, label in labels.items()}
+
     @classmethod
     def find(cls, tokenizer: str | Tokenizer | None, candidates: Sequence[str], embedded: str) -> ModelFiles | None:
         """Return the files of the given tokenizer, or those at the first of `candidates` (folders or names) that has them.

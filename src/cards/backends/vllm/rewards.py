@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.classifier import Output, SequenceClassifier, output_weights
+from cards.backends.classifier import Output, SequenceClassifier, labels_of, output_weights
 from cards.backends.configuration import context_length, flops_per_token, load_without_weights
 from cards.backends.files import locate
 from cards.backends.forms import TypedRow
@@ -47,7 +47,7 @@ class VLLMReward(SequenceClassifier):
         model, tokenizer = load_without_weights(AutoModelForSequenceClassification, source)
         if not any("ForSequenceClassification" in kind for kind in model.config.architectures or ()):
             raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
-        output_weights(model, output, name)  # raises here, because vLLM takes long to start
+        output_weights(labels_of(model), output, name)  # raises here, because vLLM takes long to start
         length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
         host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, runner="pooling", **options)
