@@ -39,7 +39,8 @@ def same(folder: Path) -> FileTokenizer:
     }
     assert ours.special_tokens_map == theirs.special_tokens_map
     assert ours.all_special_ids == theirs.all_special_ids
-    assert (ours.bos_token, ours.eos_token_id) == (theirs.bos_token, theirs.eos_token_id)
+    for name in ("bos_token", "bos_token_id", "eos_token_id", "sep_token_id"):
+        assert getattr(ours, name) == getattr(theirs, name)
     assert ours.chat_template == theirs.chat_template
     assert fingerprint(ours) == fingerprint(theirs)
     draws = random.Random(0)
@@ -53,6 +54,7 @@ def same(folder: Path) -> FileTokenizer:
         for skip in (True, False):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip, clean_up_tokenization_spaces=False)
         assert text_of(ours, ids) == text_of(theirs, ids)
+    assert ours.decode(5) == theirs.decode(5)
     for token in (0, 5, len(ours), len(ours) + 7):
         assert ours.convert_ids_to_tokens(token) == theirs.convert_ids_to_tokens(token)
     for name in ("the", "</s>", "\u0120", "no such token"):

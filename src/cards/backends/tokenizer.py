@@ -54,7 +54,7 @@ class ChatTokenizer:
     def __call__(self, text: str, text_pair: str | None = None, /, *, add_special_tokens: bool = True) -> dict[str, Any]:
         return {"input_ids": []}
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
         return ""
 
     def convert_ids_to_tokens(self, token: int, /) -> str | None:
@@ -119,16 +119,23 @@ class FileTokenizer(ChatTokenizer):
         return found
 
     @property
+    def bos_token_id(self) -> int | None:
+        """The id of the token that begins a text."""
+        return self._special_id("bos_token")
+
+    @property
     def eos_token_id(self) -> int | None:
         """The id of the token that ends a text."""
-        name = self.special_tokens_map.get("eos_token")
-        return None if name is None else self.convert_tokens_to_ids(name)
+        return self._special_id("eos_token")
 
     @property
     def sep_token_id(self) -> int | None:
         """The id of the token that separates texts."""
-        name = self.special_tokens_map.get("sep_token")
-        return None if name is None else self.convert_tokens_to_ids(name)
+        return self._special_id("sep_token")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens_map.get(name)
+        return None if token is None else self.convert_tokens_to_ids(token)
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, tokenizers.AddedToken]:
@@ -145,8 +152,9 @@ class FileTokenizer(ChatTokenizer):
         encoding = self.backend_tokenizer.encode(text, text_pair, add_special_tokens=add_special_tokens)
         return {"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
-        return self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **options: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def convert_ids_to_tokens(self, token: int, /) -> str | None:
         return self.backend_tokenizer.id_to_token(token)

@@ -10,10 +10,11 @@ from typing import Any
 
 from cards.console import one_line_warnings, spinner, stderr_console
 from cards.decoder import Decoder
+from cards.engines.loader import check_installed
 from cards.errors import ModelError, UnknownNameError
 from cards.methods.base import Method
 from cards.placement import Placement
-from cards.rewards.loader import reward_classes
+from cards.rewards.loader import model_names
 from cards.study.models import Models
 
 
@@ -33,6 +34,9 @@ def load_decoder(model: str, reward: str, method: Method, placement: Placement) 
 def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any]:
     """Load the LM of `--model` and the rewards of all other options, except those named `none`. Raises ModelError."""
     names = {option: name for option, name in wanted.items() if name != "none"}
+    for option, name in names.items():  # before any of them is loaded
+        for model in [name] if option == "--model" else model_names(name):
+            check_installed(model)
     loaded: dict[str, Any] = {}
     with ExitStack() as stack:
         stack.enter_context(one_line_warnings())
@@ -55,8 +59,4 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
 
 def is_local(name: str) -> bool:
     """Return whether loading this model or reward downloads nothing."""
-    kind, _, details = name.partition(":")
-    if kind in ("regex", "keywords", "length", "json"):
-        return True
-    models = details.rpartition(":")[2].split(",") if kind in reward_classes() else [name]
-    return all(model.startswith("tiny") or Path(model).exists() for model in models)
+    return all(model.startswith("tiny") or Path(model).exists() for model in model_names(name))

@@ -56,6 +56,12 @@ BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})
 
 
+def check_installed(name: str) -> None:
+    """Raise MissingExtraError if the back end of a model in this package is not installed."""
+    if isinstance(found := backend(name.partition(":")[0]), BuiltinBackend):
+        found.check_installed(name)
+
+
 def is_embedded(name: str) -> bool:
     """Return whether this is the name of an LM embedded in the package."""
     return name.removeprefix(VLLM.prefix) in EMBEDDED

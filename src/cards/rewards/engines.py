@@ -25,6 +25,10 @@ class EngineReward(Reward):
         """Return the reward for `NAME`, the name of an LM."""
         return cls(details, **options)
 
+    @classmethod
+    def model_names(cls, details: str) -> list[str]:
+        return [details]
+
 
 def as_engine(engine: str | Engine, **options: Any) -> Engine:
     """Return the engine, loaded if it is given by name."""

@@ -68,6 +68,10 @@ class ImplicitReward(Reward):
             raise SettingError(f"An implicit reward is named implicit:TUNED,UNTUNED with two models, got {details!r}.")
         return cls(tuned, untuned, **options)
 
+    @classmethod
+    def model_names(cls, details: str) -> list[str]:
+        return details.split(",")
+
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         prompt, responses = retokenize(self.tuned, prompt, responses)
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))

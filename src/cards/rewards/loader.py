@@ -50,6 +50,16 @@ def load_reward(name: str, **options: Any) -> Reward:
     return cast(Reward, found.load_reward(name, **options))
 
 
+def model_names(name: str) -> list[str]:
+    """Return the names of the models that `load_reward` loads for a name."""
+    if len(parts := summands(name)) > 1:
+        return [model for part in parts for model in model_names(part)]
+    kind, _, details = name.partition(":")
+    if kind in reward_classes():
+        return reward_classes()[kind].model_names(details)
+    return [] if name.endswith(".py") or name.rpartition(":")[0].endswith(".py") else [name]
+
+
 def summands(name: str) -> list[str]:
     """Return the names joined by +. After the name of a kind with free text, such as `regex:`, only ` + ` joins."""
     parts: list[str] = []

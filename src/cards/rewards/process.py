@@ -61,6 +61,12 @@ class ProcessReward(Reward):
 
         return cls(load_reward(details, **options))
 
+    @classmethod
+    def model_names(cls, details: str) -> list[str]:
+        from cards.rewards.loader import model_names
+
+        return model_names(details)
+
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         plain = replace(prompt, vocabulary="", template=None)  # so that the inner reward does not read token_ids
         steps_by_response = [finished_steps(response, self.delimiter) or [Response()] for response in responses]
