@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
 from helpers.model_server import LM, rewards, running
+from transformers import AutoTokenizer
 
+from cards import Decoder
+from cards.backends.files import TINY
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
+from cards.registry import load_engine, load_reward
 
 BLOCK = "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'safetensors'))\n"
 CARDS = f"{BLOCK}from cards.cli import main\nsys.exit(main())"
 COMMANDS = ("generate", "batch", "serve", "bench", "evaluate", "calibrate", "compare", "diagnose", "methods", "preferences")
 DECODE = """
 from cards import CARDS, Decoder, FixedLength
-from cards.engines.mock import MockEngine
 from cards.rewards import FunctionReward
 from cards.testing.mocks import random_engine
 
 reward = FunctionReward(lambda prompt, response: float(response.text.count("a")), target=2.0)
-result = Decoder(random_engine(), reward, CARDS(boundary=FixedLength(2))).generate("ab", max_tokens=8, seed=3)
+result = Decoder(random_engine(), reward, CARDS(boundary=FixedLength(2)))("ab", max_tokens=8, seed=3)
 print(result.text, result.usage.rm_calls)
 """
 
@@ -52,19 +54,22 @@ def test_every_command_explains_itself() -> None:
     assert "cards" in ran("methods").stdout
 
 
+SERVER = ("--model", "http://127.0.0.1:1/v1")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("options", "name"),
     [
-        (("generate", "Hello", "--reward", "length:3-30"), "Model 'tiny' needs torch"),
-        (("generate", "Hello", "--model", "org/name", "--reward", "none", "--method", "vanilla"), "Model 'org/name' needs torch"),
-        (("generate", "Hello", "--model", "http://127.0.0.1:1/v1", "--reward", "length:3-30+tiny"), "Model 'tiny' needs torch"),
-        (("generate", "Hello", "--model", "http://127.0.0.1:1/v1", "--reward", "implicit:tiny,tiny"), "Model 'tiny' needs torch"),
+        (("--reward", "length:3-30"), "tiny"),
+        (("--model", "org/name", "--method", "vanilla"), "org/name"),
+        ((*SERVER, "--reward", "length:3-30+tiny"), "tiny"),
+        ((*SERVER, "--reward", "implicit:some,other"), "some"),
     ],
 )
-def test_a_model_that_needs_torch_names_the_extra_before_any_other_model_is_loaded(arguments: list[str], named: str) -> None:
-    result = ran(*arguments)
+def test_a_model_that_needs_torch_names_the_extra_before_any_other_model_is_loaded(options: tuple[str, ...], name: str) -> None:
+    result = ran("generate", "Hello", *options)
     assert result.returncode == 2
-    assert result.stderr == f"error: {named}: pip install 'cards-decoding[local]'.\n"
+    assert result.stderr == f"error: Model {name!r} needs torch: pip install 'cards-decoding[local]'.\n"
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +85,22 @@ def address(tiny: TransformersEngine) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_response_of_a_server_is_that_of_a_process_with_transformers(address: str) -> None:
+def test_a_response_of_a_server_is_that_with_the_tokenizer_of_transformers(address: str) -> None:
     options = ("generate", "Who are you?", "--model", address, "--reward", "length:3-30", "--seed", "1", "--json")
     without = ran(*options)
     assert without.returncode == 0, without.stderr
-    found, wanted = json.loads(without.stdout), json.loads(ran(*options, code=CARDS.removeprefix(BLOCK)).stdout)
-    for name in ("text", "token_ids", "finish_reason"):
-        assert found[name] == wanted[name]
-    assert found["usage"]["rm_calls"] > 0
+    found = json.loads(without.stdout)
+    engine = load_engine(address, tokenizer=AutoTokenizer.from_pretrained(TINY / "lm"))
+    wanted = Decoder(engine, load_reward("length:3-30"))([{"role": "user", "content": "Who are you?"}], seed=1)
+    assert (found["text"], found["finish_reason"]) == (wanted.text, wanted.finish_reason)
+    assert found["usage"]["rm_calls"] == wanted.usage.rm_calls > 0
 
 
 @pytest.mark.slow
 def test_a_server_in_front_of_model_servers_answers_requests(address: str, tiny: TransformersEngine) -> None:
     with running(rewards(ClassifierReward.load("tiny"), tiny)) as scores:
-        options = ("serve", "--port", "0", "--model", address, "--reward", f"{scores}/score", "--target", "-100")
-        with served(*options) as url:
+        options = ("--model", address, "--reward", f"{scores}/score", "--target", "-100")
+        with served("--port", "0", "--no-playground", *options) as url:
             body = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 12}
             reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
     assert reply["choices"][0]["message"]["content"]
@@ -104,14 +110,11 @@ def test_a_server_in_front_of_model_servers_answers_requests(address: str, tiny:
 @contextmanager
 def served(*arguments: str) -> Iterator[str]:
     """Run a server of this package and yield its address, which it prints when it is ready."""
-    command = [sys.executable, "-c", CARDS, *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", CARDS, "serve", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
-            for line in process.stderr:
-                if "http://127.0.0.1:" in line:
-                    yield line[line.index("http://127") :].split()[0].rstrip(".,/")
-                    return
-            raise AssertionError("the server ended")
+            logged = (json.loads(line) for line in process.stderr if line.startswith("{"))
+            yield next(f"http://127.0.0.1:{entry['port']}" for entry in logged if entry["message"] == "listening")
         finally:
-            process.terminate()
+            process.kill()
