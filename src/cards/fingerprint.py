@@ -21,7 +21,8 @@ class Fingerprint:
     """
 
     def __init__(self, tokenizer: Tokenizer, file: str | None = None) -> None:
-        self.tokenizer, self.file, self.size = tokenizer, file, len(tokenizer)
+        self.file, self.size = file, len(tokenizer)
+        self.tokenizer: Any = tokenizer
         self.is_gguf = hasattr(tokenizer, "token_bytes")
         self._tables: dict[int, str] = {}
 
