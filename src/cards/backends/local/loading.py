@@ -40,9 +40,11 @@ def worker_on(device: torch.device, threads: int | None = None) -> DeviceWorker:
     """
     check(threads is None or threads > 0, f"threads must be at least 1, got {threads}.")
     worker = DeviceWorker.on(device)
-    if threads is not None or (worker.threads is None and device.type == "cpu"):
+    fresh = worker.threads is None or "torch" not in worker.setters
+    if threads is not None or (fresh and device.type == "cpu"):
         around = torch.get_num_threads()
-        worker.use(Threads(threads, min(around, usable_threads())), partial(_set_threads, around=around))
+        known = worker.threads if threads is None else None
+        worker.use(known or Threads(threads, min(around, usable_threads())), torch=partial(_set_threads, around=around))
     return worker
 
 
