@@ -8,7 +8,7 @@ from cards.cli.models import is_local
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", "tiny-gold", "json", "regex:a/b", "implicit:tiny-aligned,tiny", "process:value:tiny", "tiny+length:3-9", "."]
+    "name", ["tiny", "tiny-gold", "json", "regex:a/b", "implicit:tiny-aligned,tiny", "process:value:tiny", "tiny+json", "."]
 )
 def test_local(name: str) -> None:
     assert is_local(name)
