@@ -19,7 +19,7 @@ PUBLIC = {
         RejectionSampling SIA SMC SSS STARS SelfConsistency SoftBestOfN SpeculativeRejection TreeBoN Vanilla
     """,
     "cards.rewards": """
-        FunctionReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic ProcessReward
+        FunctionReward GuardReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic ProcessReward
         RegexReward SelfEvaluation StepTokenReward ValueReward WeightedSum
     """,
 }

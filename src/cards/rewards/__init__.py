@@ -8,6 +8,7 @@ from cards.rewards.constraints import KeywordReward as KeywordReward
 from cards.rewards.constraints import LengthReward as LengthReward
 from cards.rewards.constraints import RegexReward as RegexReward
 from cards.rewards.function import FunctionReward as FunctionReward
+from cards.rewards.guard import GuardReward as GuardReward
 from cards.rewards.implicit import ImplicitReward as ImplicitReward
 from cards.rewards.process import ProcessReward as ProcessReward
 from cards.rewards.self_evaluation import SelfEvaluation as SelfEvaluation
