@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.gguf_files import write_gguf
 from helpers.model_server import LM, running
 
 from cards.backends.local.engine import TransformersEngine
@@ -77,3 +78,13 @@ def test_the_embedded_models_are_found_where_their_package_puts_them(environment
     assert (environment.packages / "cards" / "tiny" / "lm" / "model.safetensors").exists()
     with running(LM(TransformersEngine.load("tiny"), owner="vllm").app()) as address:
         assert environment.cards(*QUESTION, "--model", f"{address}/v1").strip()
+
+
+def test_a_gguf_file_needs_only_llama_cpp(environment: Environment, tmp_path: Path) -> None:
+    """pip compiles llama.cpp if it has no wheel in its cache, which is left to `make llamacpp`."""
+    cached = "llama_cpp" in run(sys.executable, "-m", "pip", "cache", "list", "llama_cpp_python")
+    if not (cached or os.environ.get("PIP_FIND_LINKS")):
+        (pytest.fail if os.environ.get("CARDS_ALL_TESTS") else pytest.skip)("pip has no wheel of llama-cpp-python.")
+    environment.install(f"{ROOT}[llamacpp]")
+    assert environment.cards(*QUESTION, "--model", str(write_gguf("lm", tmp_path / "x.gguf"))).strip()
+    assert not any((environment.packages / name).exists() for name in ("torch", "transformers"))

@@ -50,7 +50,7 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
     return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Message], variables: Mapping[str, Any]) -> str:
+def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str, Any]) -> str:
     """Return the messages in the chat template.
 
     Some templates (Llama Guard 4, multimodal models) read messages as lists of parts, and leave out messages of plain text.
