@@ -61,7 +61,7 @@ class ModelFiles:
             except MissingExtraError:
                 raise
             except (OSError, ValueError) as error:
-                why = f"No tokenizer was found at {tokenizer!r} ({reason(error)}). Give a folder or a Hugging Face name."
+                why = f"No tokenizer was found at {tokenizer!r} ({reason(error).splitlines()[0]}). Give a folder or a Hugging Face name."
                 check(tokenizer is None, why)
         return None
 
