@@ -61,8 +61,8 @@ class ModelFiles:
             except MissingExtraError:
                 raise
             except (OSError, ValueError) as error:
-                why = f"No tokenizer was found at {tokenizer!r} ({reason(error).splitlines()[0]}). Give a folder or a Hugging Face name."
-                check(tokenizer is None, why)
+                why = reason(error).splitlines()[0]
+                check(tokenizer is None, f"No tokenizer was found at {tokenizer!r} ({why}). Give a folder or a Hugging Face name.")
         return None
 
     @classmethod
