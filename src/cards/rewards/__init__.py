@@ -13,4 +13,5 @@ from cards.rewards.implicit import ImplicitReward as ImplicitReward
 from cards.rewards.process import ProcessReward as ProcessReward
 from cards.rewards.self_evaluation import SelfEvaluation as SelfEvaluation
 from cards.rewards.step_token import StepTokenReward as StepTokenReward
+from cards.rewards.thinking import AfterThinking as AfterThinking
 from cards.rewards.value import ValueReward as ValueReward

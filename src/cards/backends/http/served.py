@@ -62,7 +62,7 @@ class ModelFiles:
                 raise
             except (OSError, ValueError) as error:
                 why = reason(error).splitlines()[0]
-                check(tokenizer is None, f"No tokenizer was found at {tokenizer!r} ({why}). Give a folder or a Hugging Face name.")
+                check(tokenizer is None, f"No tokenizer was found at {tokenizer!r} ({why}). Give a folder or a name.")
         return None
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
+from cards.backends.generation import exclusions, warn_of_ignored
 from cards.backends.local.loading import load, worker_on
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
@@ -60,6 +61,8 @@ class TransformersEngine(SlotEngine):
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
+        self.exclusions = exclusions(model, self.end_ids)
+        warn_of_ignored(model, self.name)
         self._start(worker_on(model.device, threads).call(lambda: self._slots(slots)))
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
 
