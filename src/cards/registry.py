@@ -17,7 +17,8 @@ from cards.methods.base import FAMILIES, Method
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
 from cards.rewards.loader import load_reward as load_reward
-from cards.settings import settings_of
+from cards.settings import READERS, settings_of
+from cards.specs import nested, split_spec, unquote
 
 
 @cache
@@ -37,12 +38,14 @@ def method_class(name: str) -> type[Method]:
 
 
 def make_method(name: str, **settings: Any) -> Method:
-    """Make a method from its name and settings. Raises UnknownNameError or SettingError."""
+    """Make a method from its name and settings. A method among them can be text. Raises UnknownNameError or SettingError."""
     cls = method_class(name)
     known = settings_of(cls)
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             raise UnknownNameError(f"setting of method {name!r}:", key, known)
+        if known[key].nests and isinstance(value, str):
+            settings[key] = known[key].parse(value)
     return cls(**settings)
 
 
@@ -51,6 +54,26 @@ def read_method(name: str, texts: Mapping[str, str | None]) -> Method:
     known = settings_of(method_class(name))
     given = {key: text for key, text in texts.items() if text is not None}
     return make_method(name, **{key: known[key].parse(text) if key in known else text for key, text in given.items()})
+
+
+def read_spec(text: str) -> Method:
+    """Make a method from `name:setting=value,...`, in parentheses or not. Raises UnknownNameError or SettingError."""
+    name, texts = split_settings(text)
+    return read_method(name, texts)
+
+
+def split_settings(text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the settings, as text, of `name:setting=value,...`. Raises UnknownNameError or SettingError."""
+    name, values = split_spec(text.strip()[1:-1] if nested(text) else text)
+    known = settings_of(method_class(name))
+    joined = {key: ",".join(parts) for key, parts in values.items()}
+    for key in joined:
+        if key not in known:
+            raise UnknownNameError(f"setting of method {name!r}:", key, known)
+    return name, {key: text if known[key].nests else unquote(text) for key, text in joined.items()}
+
+
+READERS[Method] = read_spec
 
 
 def with_models(
@@ -70,6 +93,8 @@ def with_models(
     loaded: dict[str, Any] = {}
     for name, setting in settings_of(method).items():
         value = getattr(method, name)
+        if isinstance(value, Method):
+            loaded[name] = with_models(value, main, engine_of, reward_of)
         if setting.spec.loads is None or value is None:
             continue
         if setting.spec.loads == "reward":
@@ -93,6 +118,8 @@ def check_defaults(method: Method, model: str) -> None:
     """Raise SettingError if a setting has an embedded reward as its default but the LM `model` is not embedded."""
     for name, setting in settings_of(method).items():
         value = getattr(method, name)
+        if isinstance(value, Method):
+            check_defaults(value, model)
         defaulted = setting.spec.loads == "reward" and isinstance(value, str) and value == setting.default
         check(
             is_embedded(model) or not (defaulted and EMBEDDED.intersection(re.split("[:,]", value))),

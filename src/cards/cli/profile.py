@@ -10,6 +10,7 @@ import typer
 
 from cards.profile import Profile
 from cards.settings import option_text
+from cards.specs import join_spec, quote
 
 
 def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -51,6 +52,6 @@ def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: st
         return specs
     profile = Profile.read(path)
     profile.check_models(model, reward)
-    spec = f"{profile.method}:" + ",".join(f"{key}={option_text(value)}" for key, value in profile.settings.items())
+    spec = join_spec(profile.method, {key: quote(option_text(value)) for key, value in profile.settings.items()})
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]
