@@ -12,7 +12,7 @@ from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, is_embedded
 from cards.errors import UnknownNameError, check
 from cards.methods.base import Method
-from cards.registry import check_defaults, load_engine, load_reward
+from cards.registry import check_defaults, load_engine, load_reward, read_mix
 from cards.rewards.base import Reward
 from cards.settings import check_settings, setting
 
@@ -21,6 +21,7 @@ REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewa
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
 DRAFTING = ("draft", "gamma", "skip_layers")
+MIX = "Mixture that replaces the LM: a token-level method with its models, such as proxy-tuning:tuned=A,untuned=B."
 
 
 def reward_for(model: str, reward: str | None, methods: Iterable[Method] = ()) -> str:
@@ -49,6 +50,7 @@ class Placement:
     dtype: str = setting("auto", help="Data type: auto, float32, bfloat16 or float16.")
     slots: int | None = setting(None, help="Number of cache slots.", at_least=1, unset="chosen by the back end")
     context: int | None = setting(None, help="Maximum number of tokens of prompt and response.", at_least=2)
+    mix: str | None = setting(None, help=MIX)
     draft: str | None = setting(None, help="Draft model for exact speculative sampling, with the same tokenizer.")
     gamma: int = setting(4, help="Number of draft tokens per round.", at_least=1)
     skip_layers: float | None = setting(
@@ -57,14 +59,15 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.mix is not None:
+            read_mix(self.mix)
 
     def load_engine(self, name: str) -> Engine:
-        """Load the LM of this name, with its draft. Raises the errors of `load_engine`."""
-        drafting = {key: getattr(self, key) for key in DRAFTING} if self.draft or self.skip_layers else {}
-        return load_engine(name, **drafting, **self.options)
+        """Load the LM of this name, with its mixture and its draft. Raises the errors of `load_engine`."""
+        return load_engine(name, **self.on_top, **self.options)
 
     def load_part(self, name: str) -> Engine:
-        """Load the LM that a setting of a method names, with the same options but without a draft."""
+        """Load the LM that a setting of a method names, with the same options but without a mixture and a draft."""
         return load_engine(name, **self.options)
 
     def load_reward(self, name: str) -> Reward:
@@ -75,10 +78,15 @@ class Placement:
     def options(self) -> dict[str, Any]:
         """The options that all loaders accept, without those at their defaults."""
         given = {item.name: getattr(self, item.name) for item in fields(Placement) if getattr(self, item.name) != item.default}
-        return {name: value for name, value in given.items() if name not in DRAFTING}
+        return {name: value for name, value in given.items() if name not in (*DRAFTING, "mix")}
+
+    @property
+    def on_top(self) -> dict[str, Any]:
+        """The options of `load_engine` for the mixture and the draft, if there are any."""
+        drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
+        return drafting | ({} if self.mix is None else {"mix": self.mix})
 
     @property
     def record(self) -> dict[str, Any]:
         """The options that can change a response, for the headers of files."""
-        drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
-        return {"dtype": self.dtype, "context": self.context, **drafting}
+        return {"dtype": self.dtype, "context": self.context, **self.on_top}

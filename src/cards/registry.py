@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import cards.methods
 from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, is_embedded
-from cards.engines.loader import load_engine as load_engine
+from cards.engines.loader import load_engine as load_plain
+from cards.engines.mixture import Mixture
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import FAMILIES, Method
+from cards.methods.tokens.driver import LogitsMethod
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
 from cards.rewards.loader import load_reward as load_reward
@@ -76,6 +78,36 @@ def split_settings(text: str) -> tuple[str, dict[str, str]]:
 READERS[Method] = read_spec
 
 
+def read_mix(text: str) -> Method:
+    """Make a method that is the rule of a mixture. Raises UnknownNameError or SettingError."""
+    method = read_spec(text)
+    names = [name for name, cls in method_classes().items() if issubclass(cls, Mixture)]
+    check(isinstance(method, Mixture), f"Method {method.name!r} is not a mixture. Mixtures: {', '.join(names)}.")
+    for name, item in settings_of(LogitsMethod).items():
+        check(
+            getattr(method, name) == settings_of(method)[name].default,
+            f"{name} is not a setting of the mixture: set it for the method that runs on {method.name!r}.",
+        )
+    return method
+
+
+def load_engine(name: str, *, mix: str | Mixture | None = None, **options: Any) -> Engine:
+    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, `vllm:NAME`, an http(s) address, PREFIX:NAME of a plug-in.
+
+    mix: a token-level method that combines the logits of several LMs or prompts, such as
+    `"proxy-tuning:tuned=A,untuned=B"`. Every method can then run on the mixture.
+    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
+    itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
+    of responses. options: options of the back end, such as device, dtype, slots and context.
+    Raises UnknownNameError, ModelError, MismatchError or SettingError.
+    """
+    rule = read_mix(mix) if isinstance(mix, str) else mix
+    if isinstance(rule, Method):
+        own = {key: value for key, value in options.items() if key not in ("draft", "gamma", "skip_layers")}
+        rule = cast(Mixture, with_loaded(rule, partial(load_engine, **own)))
+    return load_plain(name, mix=rule, **options)
+
+
 def with_models(
     method: Method,
     main: Engine,
@@ -89,12 +121,26 @@ def with_models(
     the default of a setting is an embedded reward but `main` is not embedded.
     """
     check_defaults(method, main.name)
-    engine_of, reward_of = engine_of or load_engine, reward_of or load_reward
+    ready = with_loaded(method, engine_of or load_engine, reward_of or load_reward)
+    for one in ready.nest:
+        for name, item in settings_of(one).items():
+            value = getattr(one, name)
+            for engine in value if isinstance(value, tuple) else (value,):
+                if isinstance(engine, Engine) and engine.vocabulary != main.vocabulary:
+                    raise MismatchError(
+                        f"Method {one.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
+                        f"{main.name!r} have different tokenizers. Choose another model with {item.flag}."
+                    )
+    return ready
+
+
+def with_loaded(method: Method, engine_of: Callable[[str], Engine], reward_of: Callable[[str], Reward] = load_reward) -> Method:
+    """Return the method with the models that its settings name, loaded by these functions."""
     loaded: dict[str, Any] = {}
     for name, setting in settings_of(method).items():
         value = getattr(method, name)
         if isinstance(value, Method):
-            loaded[name] = with_models(value, main, engine_of, reward_of)
+            loaded[name] = with_loaded(value, engine_of, reward_of)
         if setting.spec.loads is None or value is None:
             continue
         if setting.spec.loads == "reward":
@@ -104,12 +150,6 @@ def with_models(
         if setting.spec.loads == "engines":
             names = value.split(",") if isinstance(value, str) else value
         engines = tuple(engine_of(one) if isinstance(one, str) else one for one in names)
-        for engine in engines:
-            if engine.vocabulary != main.vocabulary:
-                raise MismatchError(
-                    f"Method {method.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
-                    f"{main.name!r} have different tokenizers. Choose another model with {setting.flag}."
-                )
         loaded[name] = engines if setting.spec.loads == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
