@@ -42,8 +42,8 @@ class Decoder(Composite):
     """Decodes prompts from `model` with `method`, guided by `reward`.
 
     model: an Engine or a name (`tiny`, a folder, a Hugging Face name). reward: a Reward, a name, a function of
-    (prompt, response), or None. method: a Method, or text (`best-of-n:n=4`). A prompt is raw text, which is used unchanged; a list of
-    messages, which the model's chat template renders; or a Prompt with tokens of this model.
+    (prompt, response), or None. method: a Method, or text (`best-of-n:n=4`). A prompt is raw text, which is used unchanged; a
+    list of messages, which the model's chat template renders; or a Prompt with tokens of this model.
     Raises MismatchError if the engine or the reward lacks a capability that the method needs.
     """
 

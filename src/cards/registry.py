@@ -83,7 +83,7 @@ def read_mix(text: str) -> Method:
     method = read_spec(text)
     names = [name for name, cls in method_classes().items() if issubclass(cls, Mixture)]
     check(isinstance(method, Mixture), f"Method {method.name!r} is not a mixture. Mixtures: {', '.join(names)}.")
-    for name, item in settings_of(LogitsMethod).items():
+    for name in settings_of(LogitsMethod):
         check(
             getattr(method, name) == settings_of(method)[name].default,
             f"{name} is not a setting of the mixture: set it for the method that runs on {method.name!r}.",

@@ -299,7 +299,9 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in _kinds(part)))
     if get_origin(hint) is Literal:
         return get_args(hint)
-    return (hint,) if hint in NAMES or hint is Boundary or _is_nested(hint) else ()  # a model cannot be given as text, but its name can
+    return (
+        (hint,) if hint in NAMES or hint is Boundary or _is_nested(hint) else ()
+    )  # a model cannot be given as text, but its name can
 
 
 def _is_nested(kind: Any) -> bool:

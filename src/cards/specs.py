@@ -1,4 +1,4 @@
-r"""Methods as text: `name:setting=value,...`. A value that is a method stands in parentheses; `\,` is a comma within a value."""
+r"""Methods as text: `name:setting=value,...`. Methods among the values stand in parentheses; `\,` is a comma within a value."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from cards.cli.options import Command, extended, keyword
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.registry import method_class, method_classes, read_method, split_settings
-from cards.settings import Setting, metavar, settings_of
+from cards.settings import Setting, metavar, option_text, settings_of
 
 PANEL = "Method settings"
 ENTROPY_RULE = ("entropy_threshold", "measure", "min_segment", "max_segment")
@@ -78,5 +78,6 @@ def method_of(name: str, texts: Mapping[str, str]) -> Method:
 
 def recorded(method: Method) -> dict[str, Any]:
     """Return a method's name, its settings and the package version, for file headers."""
-    values = {name: getattr(method, name) for name in settings_of(method)}
+    given = {name: getattr(method, name) for name in settings_of(method)}
+    values = {name: option_text(value) if isinstance(value, Method) else value for name, value in given.items()}
     return {"method": method.name, **values, "version": cards.__version__}

@@ -76,7 +76,8 @@ def load_engine(
 ) -> Engine:
     """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, `vllm:NAME`, an http(s) address, PREFIX:NAME of a plug-in.
 
-    mix: the rule of a mixture, whose logits replace those of the LM. draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
+    mix: the rule of a mixture, whose logits replace those of the LM.
+    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
     of responses. options: options of the back end, such as device, dtype, slots and context.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.

@@ -65,7 +65,7 @@ class Method(Nested, ABC):
         check_settings(self)
         self.validate()
 
-    def validate(self) -> None:  # noqa: B027  (most settings do not depend on each other)
+    def validate(self) -> None:
         """Check the settings against each other. Raises SettingError if they conflict."""
 
     @property
@@ -76,7 +76,9 @@ class Method(Nested, ABC):
     @property
     def models(self) -> list[Engine | Reward]:
         """Return the loaded models among the settings, and those of inner methods."""
-        values = [getattr(method, name) for method in self.nest for name, item in settings_of(method).items() if item.spec.loads]
+        values = [
+            getattr(method, name) for method in self.nest for name, item in settings_of(method).items() if item.spec.loads
+        ]
         found = [model for value in values for model in (value if isinstance(value, tuple) else (value,))]
         return [model for model in found if isinstance(model, Engine | Reward)]
 

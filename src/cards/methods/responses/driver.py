@@ -33,10 +33,10 @@ class ResponseMethod(Sampled):
 
     def __post_init__(self) -> None:
         super(ResponseMethod, self).__post_init__()
-        for name, item in settings_of(Sampled).items():
+        for name in settings_of(Sampled) if self.inner is not None else ():
             check(
-                self.inner is None or getattr(self, name) == settings_of(self)[name].default,
-                f"{name} belongs to the inner method {self.inner and self.inner.name!r}, which draws the responses: set it there.",
+                getattr(self, name) == settings_of(self)[name].default,
+                f"{name} is not used with an inner method, which draws the responses: set {name} of the inner method instead.",
             )
 
     @property

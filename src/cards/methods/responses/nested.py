@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from cards.engines.base import Engine
-from cards.events import Accepted, Event, Fallback, Rejected, Response, Scored, Segment
+from cards.events import Accepted, Done, Event, Fallback, Rejected, Response, Scored, Segment
 from cards.methods.base import Method, Request
 from cards.rewards.base import Reward
 from cards.sampling import inner_seed
@@ -20,7 +20,7 @@ class Drawn:
 
     kept: list[Accepted | Fallback] = field(default_factory=list)
     rejected: set[tuple[int, int]] = field(default_factory=set)  # (position, candidate) of rejected candidates
-    response: Response = Response()
+    response: Response = field(default_factory=Response)
 
     @property
     def candidate(self) -> Segment:
@@ -61,6 +61,7 @@ class Drawing:
         request = replace(self.request, seed=inner_seed(self.request.seed, number))
         async with aclosing(self.inner.stream(request, self.engine, self.reward)) as events:
             async for event in events:
+                assert not isinstance(event, Done)
                 event = replace(event, candidate=event.candidate * self.count + number)
                 if isinstance(event, Accepted | Fallback):
                     drawn.kept.append(event)

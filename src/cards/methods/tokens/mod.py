@@ -47,7 +47,5 @@ class MOD(LogitsMethod):
         return [Source(loaded(other)) for other in self.others]
 
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
-        import numpy as np
-
-        terms = [scaled(weight, z) for weight, z in zip(self.weights, (logits, *others), strict=True)]
-        return np.sum(terms, axis=0)
+        own, *weights = self.weights
+        return sum((scaled(w, other) for w, other in zip(weights, others, strict=True)), start=scaled(own, logits))
