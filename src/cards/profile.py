@@ -43,8 +43,8 @@ class Profile:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
         check(
             self.mix == (mix or ""),
-            f"The profile is valid only for the mixture {self.mix or 'none'!r}, got {mix or 'none'!r}: make another profile with "
-            "`cards calibrate`.",
+            f"The profile is valid only for the mixture {self.mix or 'none'!r}, got {mix or 'none'!r}: make another profile "
+            "with `cards calibrate`.",
         )
         for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(

@@ -96,7 +96,7 @@ class ResponseMethod(Sampled):
         for event in (rejection for one in drawn for rejection in one.rejections()):
             yield event
         for event in best.kept:
-            untested = Fallback(event.position, event.candidate, replace(event.segment, fallback=True))
+            untested = Fallback(event.position, event.candidate, replace(event.segment, threshold=None, fallback=True))
             yield untested if chosen is None else event
 
 

@@ -35,8 +35,8 @@ class ContextAwareDecoding(PromptContrast):
         if prompt.messages is not None:
             kept = without_system(prompt.messages)
             return engine.encode(kept) if 0 < len(kept) < len(prompt.messages) else prompt
-        _, context, question = prompt.text.rpartition(BLANK_LINE)
-        return engine.encode(question) if context and question.strip() else prompt
+        context, _, question = prompt.text.rpartition(BLANK_LINE)
+        return engine.encode(question) if context.strip() and question.strip() else prompt
 
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         return self.away(self.weight, logits, *others)
