@@ -71,7 +71,7 @@ class OfferedMethods:
                 raise UnknownNameError(f"setting of method {name!r}:", key, known)
             spec = known[key].spec
             check(spec.client and not spec.loads, f"{key} is set by the server. Leave it out of the settings.")
-            if known[key].nests and value not in (None, "none"):
+            if known[key].nests:
                 values[key] = self._inner(key, value, depth + 1)
             else:
                 values[key] = self._limited(known[key], read(name, key, value))
@@ -86,8 +86,10 @@ class OfferedMethods:
         )
         return made
 
-    def _inner(self, key: str, value: Any, depth: int) -> Method:
+    def _inner(self, key: str, value: Any, depth: int) -> Method | None:
         """Return the method of a setting, from text or from an object with `method` and `settings`."""
+        if value in (None, "none"):
+            return None
         if isinstance(value, str):
             check(len(value) <= MAX_SPEC, f"{key} must have at most {MAX_SPEC} characters, got {len(value)}.")
             return self._make(*split_settings(value), self._from_text, depth)
@@ -96,7 +98,7 @@ class OfferedMethods:
             keys <= {"method", "settings"}
             and isinstance(value.get("method"), str)
             and isinstance(value.get("settings", {}), dict),
-            f"{key} must be a method as text, or an object with method and settings, got {value!r}.",
+            f"{key} must be a method as text, or an object with method and settings, got {type(value).__name__} with other fields.",
         )
         return self._make(value["method"], value.get("settings", {}), self._from_json, depth)
 

@@ -49,7 +49,7 @@ class CFG(PromptContrast):
     summary: ClassVar[str] = "Strengthen the influence of the prompt by classifier-free guidance."
 
     guidance: float = setting(1.5, help="Strength of the guidance; 1 is plain sampling.", at_least=0, typical=(1, 5))
-    negative: str = setting("", help="System message or raw text to move away from (empty: no system message).")
+    negative: str | None = setting(None, help="System message or raw text to move away from (none: no system message).")
 
     def other_prompt(self, engine: Engine, prompt: Prompt) -> Prompt:
         if prompt.messages is None:
