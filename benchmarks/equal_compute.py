@@ -66,7 +66,7 @@ def main() -> None:
         return ["" if np.isnan(m) else f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in zip(mean, low, high, strict=True)]
 
     own, own_samples = at(lines[reference], budgets, everyone), sampled(lines[reference])
-    header = ["gold reward at", *(f"{m:g} MFLOPs" for m in args.mflops)]
+    header = [f"{args.grade if args.grade == 'gold' else 'steering'} reward at", *(f"{m:g} MFLOPs" for m in args.mflops)]
     table, ahead = [], []
     for name, line in lines.items():
         mean, samples = at(line, budgets, everyone), sampled(line)

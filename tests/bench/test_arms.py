@@ -51,7 +51,9 @@ def test_the_option_method_takes_settings_too() -> None:
         method_of(spec, {"n": "3"})
 
 
-@pytest.mark.parametrize("spec", ["best-of-n:inner=cards:target=1,beta=2", "best-of-n:inner=(cards:target=1", "best-of-n:inner=()"])
+@pytest.mark.parametrize(
+    "spec", ["best-of-n:inner=cards:target=1,beta=2", "best-of-n:inner=(cards:target=1", "best-of-n:inner=()"]
+)
 def test_errors_name_the_specification(spec: str) -> None:
     with pytest.raises(CardsError, match="In the method"):
         arms_of([spec])

@@ -268,9 +268,9 @@ def test_models_that_do_not_fit_are_refused() -> None:
         MixtureEngine(engine(), GenARM(guides=(MockEngine(lambda ids: [0.5, 0.5], "xy"),)))
     blind = engine(TUNED)
     blind.has = frozenset({"segments"})  # type: ignore[misc]
-    with pytest.raises(MismatchError, match="logits .* which a mixture needs"):
+    with pytest.raises(MismatchError, match=r"logits .* which a mixture needs"):
         MixtureEngine(engine(), GenARM(guides=(blind,)))
-    with pytest.raises(MismatchError, match="logits .* which a mixture needs"):
+    with pytest.raises(MismatchError, match=r"logits .* which a mixture needs"):
         MixtureEngine(blind, CFG())
 
 

@@ -33,9 +33,7 @@ from cards.sampling import inner_seed, seed_at
 from cards.settings import settings_of, spec_of
 from cards.testing import MockReward, check_law, random_engine, random_model
 
-INNER = CARDS(
-    target=TARGET, beta=BETA, temperature=1.0, boundary=FixedLength(maximum=2), width=2, max_rejections=200
-)
+INNER = CARDS(target=TARGET, beta=BETA, temperature=1.0, boundary=FixedLength(maximum=2), width=2, max_rejections=200)
 TUNED, UNTUNED = random_model(5, (2.0,) * 4), random_model(6, (2.0,) * 4)
 PROXY = ProxyTuning(tuned=engine(TUNED), untuned=engine(UNTUNED), weight=0.7)
 SEED = 5

@@ -74,7 +74,13 @@ def test_deep_nesting_is_refused_before_it_is_parsed_further() -> None:
 @pytest.mark.slow
 def test_a_request_with_an_inner_method_is_answered(tiny: Running) -> None:
     settings = {"n": 2, "inner": "(cards:target=0.5)"}
-    body = {"messages": CHAT, "max_tokens": 8, "seed": 1, "temperature": 0.7, "cards": {"method": "best-of-n", "settings": settings}}
+    body = {
+        "messages": CHAT,
+        "max_tokens": 8,
+        "seed": 1,
+        "temperature": 0.7,
+        "cards": {"method": "best-of-n", "settings": settings},
+    }
     answer = tiny.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     [choice] = answer.json()["choices"]

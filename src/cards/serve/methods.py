@@ -98,7 +98,7 @@ class OfferedMethods:
             keys <= {"method", "settings"}
             and isinstance(value.get("method"), str)
             and isinstance(value.get("settings", {}), dict),
-            f"{key} must be a method as text, or an object with method and settings, got {type(value).__name__} with other fields.",
+            f"{key} must be a method as text, or an object with method and settings, got another {type(value).__name__}.",
         )
         return self._make(value["method"], value.get("settings", {}), self._from_json, depth)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from cards.engines.base import Engine
 from cards.events import Accepted, Done, Event, Fallback, Rejected, Response, Scored, Segment
@@ -58,6 +59,12 @@ class Drawing:
         drawn += found
 
     async def _stream(self, number: int, drawn: Drawn) -> AsyncGenerator[Event, None]:
+        innermost = len(self.inner.nest) == 1  # others wait for the responses of their own inner method
+        async with places(self.engine) if innermost else nullcontext(), aclosing(self._draw(number, drawn)) as events:
+            async for event in events:
+                yield event
+
+    async def _draw(self, number: int, drawn: Drawn) -> AsyncGenerator[Event, None]:
         request = replace(self.request, seed=inner_seed(self.request.seed, number))
         async with aclosing(self.inner.stream(request, self.engine, self.reward)) as events:
             async for event in events:
@@ -107,3 +114,15 @@ async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerat
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_places: WeakKeyDictionary[Engine, WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]] = WeakKeyDictionary()
+
+
+def places(engine: Engine) -> asyncio.Semaphore:
+    """Return the semaphore of inner responses in progress on an engine, in this event loop: as many as it has rows.
+
+    With more of them than cache slots, each would lose its prefix to the others between its calls.
+    """
+    loops = _places.setdefault(engine, WeakKeyDictionary())
+    return loops.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(engine.rows))
