@@ -154,6 +154,18 @@ def with_loaded(method: Method, engine_of: Callable[[str], Engine], reward_of: C
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
 
+def models_of(method: Method) -> list[tuple[str, str, str]]:
+    """Return the models that settings of a method and of its inner methods name: the option, the name, `engine` or `reward`."""
+    found = []
+    for inner in method.nest:
+        for name, setting in settings_of(inner).items():
+            value, kind = getattr(inner, name), setting.spec.loads
+            if kind is not None and isinstance(value, str):
+                names = value.split(",") if kind == "engines" else [value]
+                found += [(setting.flag, one, "reward" if kind == "reward" else "engine") for one in names]
+    return found
+
+
 def check_defaults(method: Method, model: str) -> None:
     """Raise SettingError if a setting has an embedded reward as its default but the LM `model` is not embedded."""
     for name, setting in settings_of(method).items():

@@ -84,6 +84,7 @@ class MixtureEngine(Engine):
         self.parts = list(dict.fromkeys(engines))
         self.name, self.chats, self.vocabulary = engine.name, engine.chats, engine.vocabulary
         self.tokenizer, self.end_ids, self.entropy_threshold = engine.tokenizer, engine.end_ids, engine.entropy_threshold
+        self.exclusions = engine.exclusions
         self.context = min(one.context for one in engines)
         self.rows = max(1, min(one.rows // engines.count(one) for one in engines))
         self.vocab_size = min((one.vocab_size for one in engines if one.vocab_size is not None), default=None)
@@ -108,7 +109,9 @@ class MixtureEngine(Engine):
                 if boundary.ends_before(uncertainty):
                     writer.end(entropy=uncertainty)
                     break
-            writer.choose(pick(distribution(logits, ask.sampling, writer.position), float(u[at])))
+            text = (*ask.prompt.token_ids, *ask.response.token_ids, *writer.tokens)
+            allowed = self.exclusions.masked(logits, text, writer.position)
+            writer.choose(pick(distribution(allowed, ask.sampling, writer.position), float(u[at])))
         assert writer.segment is not None
         return writer.segment
 

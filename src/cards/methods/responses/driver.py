@@ -26,6 +26,7 @@ class ResponseMethod(Sampled):
     """
 
     family: ClassVar[str] = "responses"
+    whole: ClassVar[bool] = True
 
     n: int = setting(8, help="Number of responses to sample.", at_least=1, typical=(1, 32), client_at_most=64)
 

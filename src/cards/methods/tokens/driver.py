@@ -72,8 +72,7 @@ class LogitsMethod(Sampled, Mixture):
         mixed = MixtureEngine(engine, self)
 
         async def law(response: Response) -> Floats:
-            [logits] = await mixed.logits(request.prompt, response)
-            return distribution(logits, self.sampling, len(response.token_ids))
+            return distribution(await proposal_logits(mixed, request.prompt, response), self.sampling, len(response.token_ids))
 
         return sample_tokens(request, mixed, law, self.chunk)
 
@@ -127,7 +126,7 @@ class RewardGuidedMethod(Method):
         async def law(response: Response) -> Floats:
             import numpy as np
 
-            logits = await next_token_logits(engine, request.prompt, response)
+            logits = await proposal_logits(engine, request.prompt, response)
             if not self.uses_reward(logits):
                 return distribution(logits, self.sampling, len(response.token_ids))
             tokens = most_likely(logits, self.top_k)
@@ -144,6 +143,12 @@ async def next_token_logits(engine: Engine, prompt: Prompt, response: Response) 
     """Return the logits [vocabulary] of the token after a response. Raises ModelError if they are NaN or +inf."""
     [logits] = await engine.logits(prompt, response)
     return valid_logits(logits, len(response.token_ids))
+
+
+async def proposal_logits(engine: Engine, prompt: Prompt, response: Response) -> Floats:
+    """Return the logits [vocabulary] of the token after a response, with -inf for tokens that the engine excludes."""
+    logits = await next_token_logits(engine, prompt, response)
+    return engine.exclusions.masked(logits, prompt.token_ids + response.token_ids, len(response.token_ids))
 
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:
