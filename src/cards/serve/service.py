@@ -132,7 +132,7 @@ class Service:
 
     def _plain(self, method: Method) -> Decoder:
         """Return a decoder that samples plainly, with the sampling settings of the method."""
-        sampling = getattr(method, "sampling", None)
+        sampling = getattr(method.nest[-1], "sampling", None)
         return Decoder(self.engine, None, Vanilla(**asdict(sampling)) if isinstance(sampling, Sampling) else Vanilla())
 
 
