@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cards.errors import PromptError, SettingError, check
@@ -36,10 +37,14 @@ RESERVED = frozenset(  # parameters of apply_chat_template that are not variable
 
 
 class Chat(list[Message]):
-    """Messages, with further variables for the chat template, such as `enable_thinking`. Raises PromptError."""
+    """Messages, with further variables for the chat template, such as `enable_thinking`. Raises PromptError.
 
-    def __init__(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any]) -> None:
+    `answered` says that the last message is a response, which may be empty.
+    """
+
+    def __init__(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any], *, answered: bool = False) -> None:
         super().__init__(messages)
+        self.answered = answered
         if reserved := RESERVED.intersection(chat_template_kwargs):
             raise PromptError(f"{min(reserved)} cannot be an argument of the chat template: leave it out.")
         self.chat_template_kwargs = dict(chat_template_kwargs)
@@ -126,6 +131,14 @@ class PromptOptions(ChatOptions):
         return format_prompt(given, self.form, chats) if isinstance(given, str) else list(check_messages(given))
 
 
+def read_template(template: str) -> str:
+    """Return a chat template (Jinja), read from a file if the name of a .jinja file is given. Raises SettingError."""
+    if template.endswith(".jinja"):
+        check(Path(template).is_file(), f"The chat template must be an existing file, got {template!r}.")
+        return Path(template).read_text(encoding="utf-8")
+    return template
+
+
 def check_text(prompt: str) -> str:
     """Return the text of a raw prompt. Raises PromptError if it is empty or has half of a character."""
     if not prompt.strip():
@@ -153,7 +166,7 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
         if not isinstance(message["content"], str):
             raise PromptError(f"Message {i}: content must be text, got {type(message['content']).__name__}.")
         _check_characters(message["content"], f"Message {i}")
-    if not messages[-1]["content"].strip():
+    if not messages[-1]["content"].strip() and not (isinstance(messages, Chat) and messages.answered):
         raise PromptError("The last message is empty: give a message to respond to.")
     return tuple(messages)
 

@@ -26,7 +26,8 @@ class Reward(Composite, ABC):
     """
 
     kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
-    literal: ClassVar[bool] = False  # whether `details` are free text, so that a + in them joins no rewards
+    literal: ClassVar[bool] = False  # whether `details` are free text, so that + and ? in them have no special meaning
+    wraps: ClassVar[bool] = False  # whether `details` are the name of another reward, which may have options
     name: str
     scale: Scale = "unbounded"
     target: float | None = None
@@ -81,6 +82,11 @@ class Reward(Composite, ABC):
     def named(cls, details: str, **options: Any) -> Reward:
         """Return the reward named `kind:details`, given loader options. Raises SettingError or UnknownNameError."""
         raise SettingError(f"A reward of kind {cls.kind!r} cannot be created by name, got {details!r}. Create it in Python.")
+
+    @classmethod
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        """Return the names of the models in `kind:details`, each with `engine` or `reward`. They are checked before loading."""
+        return []
 
     @abstractmethod
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
