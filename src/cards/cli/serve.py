@@ -76,7 +76,8 @@ def serve(
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     keys = accepted_keys(api_key, api_key_file)
     shown = find_spec("gradio") is not None if playground is None else playground
-    options = replace(options, api_keys=keys, playground=shown)
+    hosts = options.allowed_hosts if keys or host not in LOCAL else (*LOCAL, *options.allowed_hosts)
+    options = replace(options, api_keys=keys, playground=shown, allowed_hosts=hosts)
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings))
     reward = reward_for(model, reward, [chosen])
     tracing = Tracing(provider_of(otel) if otel else None)
