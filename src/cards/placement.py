@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cards.backends.llamacpp.options import parse_options
 from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
 from cards.errors import MismatchError, UnknownNameError, check
@@ -18,7 +19,7 @@ from cards.rewards.base import Reward
 from cards.rewards.loader import check_reward
 from cards.settings import check_settings, setting
 
-MODEL = "Language model: tiny, a folder, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// address."
+MODEL = "Language model: tiny, a folder, a GGUF file, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// address."
 REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewards.md), or none."
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
@@ -58,6 +59,9 @@ class Placement:
         at_least=1,
         unset="the CPU cores and quota of this process, fewer under load",
     )
+    llama: tuple[str, ...] = setting(
+        (), help="Option of llama.cpp for GGUF files, such as n_gpu_layers=20 or flash_attn=no (repeatable)."
+    )
     draft: str | None = setting(None, help="Draft model for exact speculative sampling, with the same tokenizer.")
     gamma: int = setting(4, help="Number of draft tokens per round.", at_least=1)
     skip_layers: float | None = setting(
@@ -66,6 +70,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        parse_options(self.llama)
 
     def load_engine(self, name: str) -> Engine:
         """Load the LM of this name, with its draft. Raises the errors of `load_engine`."""
@@ -110,10 +115,14 @@ class Placement:
     def options(self) -> dict[str, Any]:
         """The options that all loaders accept, without those at their defaults."""
         given = {item.name: getattr(self, item.name) for item in fields(Placement) if getattr(self, item.name) != item.default}
-        return {name: value for name, value in given.items() if name not in DRAFTING}
+        return {name: value for name, value in given.items() if name not in (*DRAFTING, "llama")} | self._llama
 
     @property
     def record(self) -> dict[str, Any]:
         """The options that can change a response, for the headers of files."""
         drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
-        return {"dtype": self.dtype, "context": self.context, **drafting}
+        return {"dtype": self.dtype, "context": self.context, **self._llama, **drafting}
+
+    @property
+    def _llama(self) -> dict[str, Any]:
+        return {"llama": parse_options(self.llama)} if self.llama else {}
