@@ -119,8 +119,8 @@ def load_engine(
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
     of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
-    that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used). `llama` has further ones for the GGUF files among the
-    models, by name.
+    that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
+    `llama` has further ones for the GGUF files among the models, by name.
     A Hugging Face name may have a revision: `NAME@REVISION`.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
