@@ -19,8 +19,10 @@ from cards.rewards.base import Reward
 from cards.rewards.loader import check_reward
 from cards.settings import check_settings, setting
 
-MODEL = "Language model: tiny, a folder, a GGUF file, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an "
-    "http:// address."
+MODEL = (
+    "Language model: tiny, a folder, a GGUF file, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// "
+    "address."
+)
 REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewards.md), or none."
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
