@@ -89,7 +89,8 @@ def options_for(found: Backend, options: dict[str, Any]) -> dict[str, Any]:
     others = {name: value for name, value in options.items() if name != "llama"}
     if found is not LLAMACPP:
         return others
-    return {name: others[name] for name in others if name not in HUB} | options.get("llama", {})
+    llama: dict[str, Any] = options.get("llama", {})
+    return {name: value for name, value in others.items() if name not in HUB} | llama
 
 
 @cache
