@@ -46,9 +46,8 @@ class Fingerprint:
 
     def is_special(self, token: int) -> bool:
         """Return whether a token is special, or unused."""
-        tokenizer = cast(PairTokenizer, self.tokenizer)
-        added = tokenizer.added_tokens_decoder.get(token)
-        return token in tokenizer.all_special_ids or (added is not None and added.special)
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return token in self.tokenizer.all_special_ids or (added is not None and added.special)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint):
