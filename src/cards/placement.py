@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cards.backends.llamacpp.options import parse_options
 from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
 from cards.errors import MismatchError, UnknownNameError, check
@@ -18,7 +19,10 @@ from cards.rewards.base import Reward
 from cards.rewards.loader import check_reward
 from cards.settings import check_settings, setting
 
-MODEL = "Language model: tiny, a folder, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// address."
+MODEL = (
+    "Language model: tiny, a folder, a GGUF file, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// "
+    "address."
+)
 REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewards.md), or none."
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
@@ -60,6 +64,9 @@ class Placement:
         at_least=1,
         unset="the CPU cores and quota of this process, fewer under load",
     )
+    llama: tuple[str, ...] = setting(
+        (), help="Option of llama.cpp for GGUF files, such as n_gpu_layers=20 or flash_attn=no (repeatable)."
+    )
     draft: str | None = setting(None, help="Draft model for exact speculative sampling, with the same tokenizer.")
     gamma: int = setting(4, help="Number of draft tokens per round.", at_least=1)
     skip_layers: float | None = setting(
@@ -70,6 +77,7 @@ class Placement:
         check_settings(self)
         if self.mix is not None:
             read_mix(self.mix)
+        parse_options(self.llama)
 
     def load_engine(self, name: str) -> Engine:
         """Load the LM of this name, with its mixture and its draft. Raises the errors of `load_engine`."""
@@ -113,7 +121,7 @@ class Placement:
     def options(self) -> dict[str, Any]:
         """The options that all loaders accept, without those at their defaults."""
         given = {item.name: getattr(self, item.name) for item in fields(Placement) if getattr(self, item.name) != item.default}
-        return {name: value for name, value in given.items() if name not in (*DRAFTING, "mix")}
+        return {name: value for name, value in given.items() if name not in (*DRAFTING, "mix", "llama")} | self._llama
 
     @property
     def on_top(self) -> dict[str, Any]:
@@ -124,4 +132,8 @@ class Placement:
     @property
     def record(self) -> dict[str, Any]:
         """The options that can change a response, for the headers of files."""
-        return {"dtype": self.dtype, "context": self.context, **self.on_top}
+        return {"dtype": self.dtype, "context": self.context, **self._llama, **self.on_top}
+
+    @property
+    def _llama(self) -> dict[str, Any]:
+        return {"llama": parse_options(self.llama)} if self.llama else {}

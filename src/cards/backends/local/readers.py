@@ -136,6 +136,9 @@ class TextScorer(Composite):
         self.worker.wake()
         return cast("list[float]", await pending.wait())
 
+    def interrupt(self) -> None:
+        """Let the current step finish."""
+
     @torch.inference_mode()
     def step(self) -> None:
         """Score all waiting texts."""
