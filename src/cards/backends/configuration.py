@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.files import load_tokenizer, unknown_model
@@ -51,9 +52,19 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def vocab_size(model: PreTrainedModel) -> int:
-    """Return the number of token ids that have an embedding."""
-    embeddings = model.get_input_embeddings()
-    return int(getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size)
+    """Return the number of token ids that have an embedding. Models that hash characters have no limit."""
+    config = model.config.get_text_config()
+    count = getattr(_embeddings(model), "num_embeddings", None) or getattr(config, "vocab_size", None)
+    return int(count or sys.maxunicode + 1)
+
+
+def _embeddings(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer that embeds token ids, or None if the model has several or none."""
+    try:
+        layer = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def length_limit(model: PreTrainedModel) -> int:
@@ -87,7 +98,8 @@ def flops_per_token(model: PreTrainedModel) -> float:
 
     Attention over the context is not counted.
     """
-    embeddings = cast(Tensor, model.get_input_embeddings().weight)
+    embeddings = getattr(_embeddings(model), "weight", None)
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is embeddings
-    return 2.0 * (sum(p.numel() for p in model.parameters()) - (0 if tied else embeddings.numel()))
+    looked_up = 0 if tied or embeddings is None else embeddings.numel()
+    return 2.0 * (sum(p.numel() for p in model.parameters()) - looked_up)

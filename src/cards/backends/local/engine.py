@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.local.loading import load
-from cards.backends.local.own_cache import own_slots
-from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
+from cards.backends.local.own_cache import OwnCache, own_slots
+from cards.backends.local.proof import lm_outputs, lm_proof, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
@@ -74,13 +74,16 @@ class TransformersEngine(Engine):
                 f"Model {self.name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other texts of a batch. "
                 "Use 4-bit weights or another quantisation."
             )
-        reference = lm_reference(self.model)
+        proof = lm_proof(self.model, self.context)
         try:
-            return verified_slots(self.model, lm_outputs(self.model, self.context), rows, self.context, reference)
+            return verified_slots(proof, lm_outputs(self.model, self.context), rows, self.context)
         except ModelError as error:
-            own = own_slots(self.model, rows, self.context, reference)
-            log.warning("Model %r runs with its own cache, which is exact but slower: %s", self.name, error)
-            return own
+            slots = own_slots(proof, rows, self.context)
+            way = "runs with its own cache, which is exact but slower"
+            if cast(OwnCache, slots.cache).argument is None:
+                way = "reads the whole text at each step, which is exact but slow, because its own cache is not exact"
+            log.warning("Model %r %s: %s", self.name, way, error)
+            return slots
 
     @property
     def rows_in_use(self) -> int:

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import load
-from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, own_outputs, probes
+from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, is_causal, rm_proof
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
@@ -33,7 +33,7 @@ class ClassifierReward(SequenceClassifier):
         name: str | None = None,
     ) -> None:
         super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
-        self.reader = self._reader(slots)
+        self.reader = DeviceWorker.on(self.model.device).call(lambda: self._reader(slots))
         self.parts = (self.reader,)
 
     @classmethod
@@ -47,19 +47,19 @@ class ClassifierReward(SequenceClassifier):
 
     def _reader(self, slots: int) -> SlotScorer | TextScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
-        call, pad_id = DeviceWorker.on(self.model.device).call, self.tokenizer.pad_token_id or 0
-        texts = probes(self.model, self.tokenizer, self.limit)
-        own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
-        layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
-        if layout == "head":  # a causal model whose outputs are those of its head
+        model, pad_id = self.model, self.tokenizer.pad_token_id or 0
+        proof = rm_proof(model, self.tokenizer, self.limit, self.name)
+        reason = "batches change its outputs."
+        if is_causal(model):
             try:
-                return SlotScorer(self.model, self.combine, slots, self.limit)
+                return SlotScorer(proof, self.combine, slots, self.limit)
             except ModelError as error:
-                log.warning("Reward %r runs without prefix reuse: %s", self.name, error)
-        if layout in ("equal", "single"):
-            group = "texts of equal length together" if layout == "equal" else "one text at a time"
-            log.warning("Reward %r scores %s, because batches change its outputs.", self.name, group)
-        return TextScorer(self.model, self.combine, pad_id, layout)
+                reason = str(error)
+        layout = exact_layout(proof, pad_id)
+        ways = {"head": "without prefix reuse", "equal": "texts of equal length together", "single": "one text at a time"}
+        if layout in ways:
+            log.warning("Reward %r scores %s, because %s", self.name, ways[layout], reason)
+        return TextScorer(model, self.combine, pad_id, layout)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)
