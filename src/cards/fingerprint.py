@@ -7,6 +7,8 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from cards.token_bytes import all_bytes
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -15,11 +17,15 @@ class Fingerprint:
     """The identity of a tokenizer. Tokenizers with equal fingerprints assign the same ids to the same text.
 
     Tokenizers from files with equal hashes are equal. Otherwise a hash of the vocabulary, its rules and its special tokens is
-    compared. It takes seconds for a large vocabulary, so it is computed at the first such comparison and cached.
+    compared. It takes seconds for a large vocabulary, so it is computed at the first such comparison and cached. The rules of
+    a GGUF file are part of llama.cpp, so such a tokenizer is compared with others by the bytes that all ids stand for. Special
+    tokens that only one of the two has after all others make no difference.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> None:
         self.tokenizer, self.file, self.size = tokenizer, file, len(tokenizer)
+        self.is_gguf = hasattr(tokenizer, "token_bytes")
+        self._tables: dict[int, str] = {}
 
     @cached_property
     def canonical(self) -> str:
@@ -30,15 +36,33 @@ class Fingerprint:
             state |= {"padding": None, "truncation": None}
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
+    def table(self, count: int) -> str:
+        """Return a hash of the bytes that the ids below `count` stand for."""
+        if count not in self._tables:
+            pieces = hashlib.sha256()
+            for piece in all_bytes(self.tokenizer, count):
+                pieces.update(len(piece).to_bytes(4, "big") + piece)
+            self._tables[count] = pieces.hexdigest()
+        return self._tables[count]
+
+    def is_special(self, token: int) -> bool:
+        """Return whether a token is special, or unused."""
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return token in self.tokenizer.all_special_ids or (added is not None and added.special)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint):
             return NotImplemented
         if self is other or (self.file is not None and self.file == other.file and self.size == other.size):
             return True
-        return self.size == other.size and self.canonical == other.canonical
+        if not (self.is_gguf or other.is_gguf):
+            return self.size == other.size and self.canonical == other.canonical
+        short, long = sorted((self, other), key=lambda one: one.size)
+        extra = range(short.size, long.size)
+        return all(map(long.is_special, extra)) and short.table(short.size) == long.table(short.size)
 
     def __hash__(self) -> int:
-        return hash(self.size)
+        return hash(Fingerprint)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:

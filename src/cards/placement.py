@@ -1,4 +1,4 @@
-"""Options of model loaders: device, dtype, cache slots, context and draft."""
+"""Options of model loaders: device, dtype, cache slots, context, CPU threads and draft."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ class Placement:
     dtype: str = setting("auto", help="Data type: auto, float32, bfloat16 or float16.")
     slots: int | None = setting(None, help="Number of cache slots.", at_least=1, unset="chosen by the back end")
     context: int | None = setting(None, help="Maximum number of tokens of prompt and response.", at_least=2)
+    threads: int | None = setting(
+        None,
+        help="Number of CPU threads for models in this process.",
+        at_least=1,
+        unset="the CPU cores and quota of this process, fewer under load",
+    )
     draft: str | None = setting(None, help="Draft model for exact speculative sampling, with the same tokenizer.")
     gamma: int = setting(4, help="Number of draft tokens per round.", at_least=1)
     skip_layers: float | None = setting(

@@ -22,6 +22,8 @@ RESAMPLING = 11  # to choose among particles
 DRAFT_TEST, RESIDUAL, CHOICE = 21, 22, 23  # to accept drafted tokens; to replace rejected ones; to choose among steps
 SEEDS = 31  # to derive the seeds of several requests
 
+BLOCK = 512  # tokens of a large vocabulary that are searched or summed together
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -73,14 +75,24 @@ def valid_logits(logits: NDArray[np.floating[Any]], position: int) -> NDArray[np
 
 
 def most_likely(logits: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
-    """Return the tokens with the `count` highest logits [vocabulary], in ascending order. Of equal ones the first are taken."""
+    """Return the tokens with the `count` highest logits [vocabulary], in ascending order. Of equal ones the first are taken.
+
+    At least `count` logits reach the count-th highest maximum of a block, so only blocks with such a maximum are searched.
+    """
     import numpy as np
 
     if count >= len(logits):
         return np.arange(len(logits))
-    lowest = np.partition(logits, -count)[-count]
-    above = (logits > lowest).nonzero()[0]
-    return np.sort(np.concatenate([above, (logits == lowest).nonzero()[0][: count - len(above)]]))
+    starts = np.arange(0, len(logits), BLOCK)
+    if count <= len(starts):
+        highest = np.maximum.reduceat(logits, starts)
+        starts = starts[highest >= np.partition(highest, -count)[-count]]
+    ids = (starts[:, None] + np.arange(BLOCK)).ravel()
+    ids = ids[: np.searchsorted(ids, len(logits))]
+    values = logits[ids]
+    lowest = np.partition(values, -count)[-count]
+    above = ids[values > lowest]
+    return np.sort(np.concatenate([above, ids[values == lowest][: count - len(above)]]))
 
 
 def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling, position: int = 0) -> NDArray[np.float64]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+
+from cards.token_bytes import byte_reader
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 CONTEXT = 8  # number of preceding tokens that decide on the spaces of a token's text, or hold the bytes of a character
@@ -33,7 +33,8 @@ class Detokenizer:
         self.tokenizer, self.silent = tokenizer, silent
         self.text = ""
         self._name: Callable[[int], str | None] = getattr(tokenizer, "convert_ids_to_tokens", str)
-        self._to_bytes = byte_reader(tokenizer)
+        reader = byte_reader(tokenizer)
+        self._binary, self._bytes = reader is not None, reader or (lambda token: None)
         self._utf8 = UTF8("replace")
         self._context: list[int] = []
         for token in reversed(context):
@@ -78,50 +79,7 @@ class Detokenizer:
     def _final(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens that further tokens cannot change."""
         text = self._decode(tokens)
-        return text if self._to_bytes else text.removesuffix(UNFINISHED)
+        return text if self._binary else text.removesuffix(UNFINISHED)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def _bytes(self, token: int) -> bytes | None:
-        return self._to_bytes(self._name(token) or "") if self._to_bytes else None
-
-
-ByteReader = Callable[[str], bytes | None]  # name of a token -> its bytes, or None for text
-_readers: WeakKeyDictionary[TokenDecoder, ByteReader | None] = WeakKeyDictionary()
-
-
-def byte_reader(tokenizer: TokenDecoder) -> ByteReader | None:
-    """Return the function that reads the bytes of a token from its name, or None if all tokens are text.
-
-    Byte-level BPE writes every byte as a character. With byte fallback, some tokens are called <0x00> to <0xFF>.
-    """
-    if not hasattr(tokenizer, "convert_tokens_to_ids"):
-        return None
-    if tokenizer not in _readers:
-        samples = ((byte_level, "\u0120", " "), (byte_fallback, "<0x41>", "A"))  # names of tokens and their texts
-        fitting = [reader for reader, name, text in samples if _text_of(tokenizer, name) == text]
-        _readers[tokenizer] = fitting[0] if fitting else None
-    return _readers[tokenizer]
-
-
-def _text_of(tokenizer: Any, name: str) -> str | None:
-    token = tokenizer.convert_tokens_to_ids(name)
-    return None if token is None else tokenizer.decode([token], clean_up_tokenization_spaces=False)
-
-
-def byte_level(name: str) -> bytes:
-    """Return the bytes of a token of byte-level BPE. A name with other characters stands for itself."""
-    data = [BYTE_OF.get(character) for character in name]
-    return name.encode() if None in data else bytes(data)  # type: ignore[arg-type]
-
-
-def byte_fallback(name: str) -> bytes | None:
-    """Return the byte that a token such as <0x0A> stands for, or None for a token of text."""
-    match = re.fullmatch("<0x([0-9A-Fa-f]{2})>", name)
-    return bytes.fromhex(match[1]) if match else None
-
-
-PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # bytes whose character is that of their number
-OTHER = (byte for byte in range(0x100) if byte not in PRINTABLE)
-BYTE_OF = {chr(byte): byte for byte in PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(OTHER)}

@@ -38,6 +38,7 @@ class BuiltinBackend:
 
 LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load")
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
+LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "local.rewards:ClassifierReward.load")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})
@@ -48,9 +49,11 @@ def is_embedded(name: str) -> bool:
     return name.removeprefix(VLLM.prefix) in EMBEDDED
 
 
-def backend(prefix: str) -> Backend:
-    """Return the back end of a prefix of model names. Names without a known prefix run in this process."""
-    return BACKENDS.get(prefix) or _plugin_backends().get(prefix, LOCAL)
+def backend(name: str) -> Backend:
+    """Return the back end of a model's name: that of its prefix, llama.cpp for GGUF files, otherwise transformers."""
+    prefix = name.partition(":")[0]
+    found = BACKENDS.get(prefix) or _plugin_backends().get(prefix)
+    return found or (LLAMACPP if name.lower().endswith(".gguf") else LOCAL)
 
 
 @cache
@@ -67,7 +70,8 @@ def _prefix(name: str, found: Any) -> str:
 def load_engine(
     name: str, *, draft: str | Engine | None = None, gamma: int = 4, skip_layers: float | None = None, **options: Any
 ) -> Engine:
-    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, `vllm:NAME`, an http(s) address, PREFIX:NAME of a plug-in.
+    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, a GGUF file, `vllm:NAME`, an http(s) address,
+    PREFIX:NAME of a plug-in.
 
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
@@ -75,7 +79,7 @@ def load_engine(
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
-    engine = backend(name.partition(":")[0]).load_engine(name, **options)
+    engine = backend(name).load_engine(name, **options)
     if skip_layers is not None:
         return SpeculativeEngine(engine, engine.without_layers(skip_layers), gamma)
     if draft is not None:

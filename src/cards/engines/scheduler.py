@@ -222,7 +222,8 @@ class Scheduler(Composite):
             rows, positions = [], []
             for (row, _), end, stop, count in zip(batch, ends, np.cumsum(wanted).tolist(), wanted, strict=True):
                 if isinstance(row, Tail):
-                    row.take(output[stop - count : stop], end)
+                    part = output[stop - count : stop]
+                    row.take(part if end == len(row.tokens) else self.slots.cache.join([part]), end)
                     if row.done:
                         row.finish(self.slots.cache.join(row.outputs))
                 elif end == len(row.tokens):

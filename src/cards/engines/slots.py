@@ -31,10 +31,12 @@ class Cache(ABC):
     A back end implements this class, and `Slots` decides what each row holds. There is no method for a rollback: `read` and
     `copy` have a start position, and the row's previous contents from there on are invalid. If a cache must remove them
     explicitly, it does so in these methods (llama.cpp: remove the positions from `start` on, then decode or copy the sequence).
-    Raises SettingError.
+    A model with state keeps only what is after all tokens of a row (`rolls_back` is false). Then `start` is 0 or the end of the
+    row in `read`, and `copy` copies a whole row. Raises SettingError.
     """
 
     flops: float = 0.0  # floating-point operations per token
+    rolls_back: bool = True
 
     def __init__(self, rows: int, length: int, device: Hashable) -> None:
         check(rows >= 1, f"slots must be at least 1, got {rows}.")
@@ -45,7 +47,7 @@ class Cache(ABC):
         """Run the model on new tokens of some rows, in ascending order of the rows, and store their keys and values.
 
         Return the outputs at the last `counts` new tokens of each row, concatenated: [sum(counts), ...]. The computation has
-        finished when this returns.
+        finished when this returns. The next read may overwrite the outputs.
         """
 
     @abstractmethod
@@ -80,8 +82,13 @@ class Slots:
         self.clock = 0
 
     def match(self, sequence: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many leading tokens of the sequence each slot holds, [rows]."""
-        return self._common(sequence, self.held)
+        """Return how many leading tokens of the sequence each slot holds and can give, [rows]."""
+        match = self._common(sequence, self.held)
+        return match if self.cache.rolls_back else np.where(match == self.held, match, 0)
+
+    def holds(self, sequence: Sequence[int]) -> bool:
+        """Return whether a slot holds the whole sequence."""
+        return bool(self.match(np.asarray(sequence, np.int64)).max() == len(sequence))
 
     def will_hold_more(self, sequence: Sequence[int]) -> bool:
         """Return whether a slot will soon hold a much longer prefix of the sequence than any slot holds now."""
@@ -105,7 +112,8 @@ class Slots:
         chances = dict.fromkeys(open_tickets(), REUSE["other"]) | {owner: REUSE["own"]}
         reuse = np.array([chances.get(ticket, REUSE["ended"]) for ticket in self.owner.tolist()])
         reuse /= 1 + (self.clock - self.used) / self.rows
-        cost = np.where(self.idle, COPY_COST * (best - match) + reuse * (self.held - match), np.inf)
+        lost = self.held - match if self.cache.rolls_back else self.held
+        cost = np.where(self.idle, COPY_COST * (best - match) + reuse * lost, np.inf)
         slot = int(cost.argmin())
         if (start := int(match[slot])) < best:
             self.cache.copy(source, slot, start, best)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from cards.threads import Threads
+
 T = TypeVar("T")
 PATIENCE = 0.002  # seconds that a step waits for expected calls
 
@@ -35,7 +37,7 @@ class Stepper(Protocol):
 class DeviceWorker:
     """The worker thread of a device. Urgent work (for rewards) comes first, because requests wait for rewards."""
 
-    _all: ClassVar[dict[Hashable, DeviceWorker]] = {}
+    _all: ClassVar[dict[str, DeviceWorker]] = {}
 
     def __init__(self) -> None:
         self.steppers: list[weakref.ref[Stepper]] = []  # weak, so that unused models are freed
@@ -45,11 +47,12 @@ class DeviceWorker:
         self.calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self.expected = 0  # calls that are likely to follow the results delivered since the last step
         self.arrived = 0  # expected calls that have arrived, so that one step can serve all of them
+        self.threads: Threads | None = None
 
     @classmethod
     def on(cls, device: Hashable) -> DeviceWorker:
-        """Return the worker of a device. Name one of several devices by its number (`torch.device("cuda:0")`)."""
-        return cls._all.setdefault(device, cls())
+        """Return the worker of a device, by its name (`cpu`). Name one of several devices by its number (`cuda:0`)."""
+        return cls._all.setdefault(str(device), cls())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the worker thread and return its result.
@@ -69,6 +72,15 @@ class DeviceWorker:
         with self.condition:
             alive = [s for ref in self.steppers if (s := ref()) is not None]
             self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
+
+    def use(self, threads: Threads, apply: Callable[[int], object]) -> None:
+        """Compute with these CPU threads. `apply` sets their number in the worker thread, before a call or step."""
+        self._apply, self._number, self.threads = apply, 0, threads
+
+    def _set_threads(self) -> None:
+        if self.threads is not None and (number := self.threads.update()) != self._number:
+            self._apply(number)
+            self._number = number
 
     def wake(self, expected: bool = False) -> None:
         """Make the thread check for work. `expected`: count the arrival of a call that a step may wait for."""
@@ -107,6 +119,7 @@ class DeviceWorker:
                     return
                 self.condition.wait_for(lambda: self.arrived >= self.expected, PATIENCE)
                 self.arrived = self.expected = 0
+            self._set_threads()
             while self.calls:
                 self._resolve(*self.calls.popleft())
             busy = sorted(self._busy(), key=lambda stepper: not stepper.urgent)

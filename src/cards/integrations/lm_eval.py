@@ -58,6 +58,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         dtype: str = "auto",
         slots: int | None = None,
         context: int | None = None,
+        threads: int | None = None,
         batch_size: int | str | None = None,  # lm_eval passes these two; ignored in favour of slots
         max_batch_size: int | None = None,
         **settings: Any,
@@ -66,7 +67,7 @@ class CardsLM(TemplateLM):  # type: ignore[misc]
         chosen = read_method(method, {name: option_text(value) for name, value in settings.items()})
         reward = reward_for(pretrained, reward, [chosen])
         device = "auto" if device == "cuda:0" else device  # the default of lm_eval, not a choice of the user
-        placement = Placement(device=device, dtype=dtype, slots=slots, context=context)
+        placement = Placement(device=device, dtype=dtype, slots=slots, context=context, threads=threads)
         engine = placement.load_engine(pretrained)
         guided = "reward" in chosen.needed and reward != "none"
         self.decoder = Decoder(engine, placement.load_reward(reward) if guided else None, chosen)

@@ -44,7 +44,7 @@ def load_reward(name: str, **options: Any) -> Reward:
     kind, colon, details = name.partition(":")
     if kind in reward_classes():
         return reward_classes()[kind].named(details, **options)
-    found = backend(kind)
+    found = backend(name)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
     return cast(Reward, found.load_reward(name, **options))

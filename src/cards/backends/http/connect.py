@@ -141,9 +141,14 @@ async def detect_reward_kind(client: Client) -> str:
     return ""
 
 
-def new_client(address: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> Client:
-    """Return a client with these options. Raises SettingError if a device or dtype is given for a model on a server."""
-    check(device == dtype == "auto", "The server chooses device and dtype. Leave them out for a model at an address.")
+def new_client(
+    address: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+) -> Client:
+    """Return a client with these options. Raises SettingError if options of a model in this process are given."""
+    check(
+        device == dtype == "auto" and threads is None,
+        "The server chooses device, dtype and threads. Leave them out for a model at an address.",
+    )
     return Client(address, **options)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cards.backends.configuration import resolve_dtype
 from cards.backends.files import check_weights, load_tokenizer, locate, unknown_model
 from cards.engines.worker import DeviceWorker
-from cards.errors import ModelError, SettingError
+from cards.errors import ModelError, SettingError, check
+from cards.threads import Threads, usable_threads
 
 
 def resolve_device(device: str) -> torch.device:
@@ -29,14 +32,38 @@ def resolve_device(device: str) -> torch.device:
         raise SettingError(f"Device {device!r} cannot be used: {reason}. Try 'cpu'.") from error
 
 
-def load(auto: Any, name: str, embedded: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def worker_on(device: torch.device, threads: int | None = None) -> DeviceWorker:
+    """Return the worker of a device, which computes with `threads` CPU threads from now on.
+
+    With None, a number given before stays. Otherwise a worker of the CPU uses `usable_threads()`, at most the number that
+    torch has in the calling thread, and fewer while other processes use the CPUs. Raises SettingError.
+    """
+    check(threads is None or threads > 0, f"threads must be at least 1, got {threads}.")
+    worker = DeviceWorker.on(device)
+    if threads is not None or (worker.threads is None and device.type == "cpu"):
+        around = torch.get_num_threads()
+        worker.use(Threads(threads, min(around, usable_threads())), partial(_set_threads, around=around))
+    return worker
+
+
+def _set_threads(number: int, around: int) -> None:
+    """Set torch's number of threads in this thread. Threads that start later get the number `around`."""
+    torch.set_num_threads(number)
+    other = Thread(target=torch.set_num_threads, args=(around,))  # the last call sets the number for new threads
+    other.start()
+    other.join()
+
+
+def load(
+    auto: Any, name: str, embedded: str, device: str, dtype: str, threads: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder, from Hugging Face, or embedded (`tiny` is in folder `embedded`).
 
     Raises UnknownNameError if the model does not exist, ModelError if weights are missing, SettingError if the device does
     not exist or the model does not fit into its memory.
     """
     torch_device = resolve_device(device)
-    return DeviceWorker.on(torch_device).call(lambda: _load(auto, name, embedded, torch_device, dtype))
+    return worker_on(torch_device, threads).call(lambda: _load(auto, name, embedded, torch_device, dtype))
 
 
 def _load(

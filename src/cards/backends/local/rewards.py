@@ -9,9 +9,8 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load
+from cards.backends.local.loading import load, worker_on
 from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, is_causal, rm_proof
-from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -30,19 +29,22 @@ class ClassifierReward(SequenceClassifier):
         target: float | None = None,
         slots: int = 32,
         context: int | None = None,
+        threads: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
-        self.reader = DeviceWorker.on(self.model.device).call(lambda: self._reader(slots))
+        self.reader = worker_on(self.model.device, threads).call(lambda: self._reader(slots))
         self.parts = (self.reader,)
 
     @classmethod
-    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> ClassifierReward:
+    def load(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+    ) -> ClassifierReward:
         """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class.
 
         Raises ModelError if the model has no trained score head.
         """
-        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype)
+        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype, threads)
         return cls(model, tokenizer, name=name, **options)
 
     def _reader(self, slots: int) -> SlotScorer | TextScorer:

@@ -29,7 +29,7 @@ def header(plan: Plan, models: Models) -> dict[str, Any]:
     """Return the header of a results file: all that its rows must have in common."""
     import torch
 
-    same = ("prompts", "form", "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context")
+    same = ("prompts", "form", "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context", "threads")
     return {
         "model": models.engine.name,
         "reward": models.reward.name if models.reward else "none",

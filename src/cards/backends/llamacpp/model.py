@@ -1,0 +1,119 @@
+"""Loading of GGUF files. Everything that llama.cpp would end the process for, or not explain, is checked before."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from cards.backends.files import LFS
+from cards.backends.llamacpp.library import MESSAGES, library
+from cards.backends.llamacpp.options import Options
+from cards.backends.llamacpp.vocabulary import GGUFTokenizer
+from cards.errors import ModelError, UnknownNameError
+from cards.memory import memory_at_hand
+
+SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+VALUE = 2**20  # bytes; the longest value of the metadata that is read
+
+
+class GGUFModel:
+    """A loaded file: the model of llama.cpp, its metadata and its tokenizer. Load and free it in the worker thread."""
+
+    def __init__(self, path: str, options: Options, gpu: bool) -> None:
+        """Load the file. Raises UnknownNameError, ModelError or SettingError."""
+        self.llama, self.name = library(), path
+        self.files = files_of(path)
+        params = self.llama.llama_model_default_params()
+        params.n_gpu_layers = -1 if gpu else 0
+        options.apply(params)
+        self.size = sum(file.stat().st_size for file in self.files)
+        self.on_gpu = bool(self.llama.llama_supports_gpu_offload()) and params.n_gpu_layers != 0
+        if not self.on_gpu:
+            check_memory(path, self.size)
+        MESSAGES.errors.clear()
+        self.pointer: Any = self.llama.llama_model_load_from_file(str(self.files[0]).encode(), params)
+        if not self.pointer:
+            raise ModelError(f"{path!r} cannot be loaded: {MESSAGES.reason()}.")
+        self.metadata = self._metadata()
+        self.tokenizer = GGUFTokenizer(self.pointer, self.metadata)
+        self.architecture = self.metadata.get("general.architecture", "")
+
+    def number(self, key: str, default: float) -> float:
+        """Return a number of the architecture, such as `block_count`. For one that differs by layer, return the largest."""
+        text = self.metadata.get(f"{self.architecture}.{key}", "")
+        return max(map(float, re.findall(r"-?\d+(?:\.\d+)?", text)), default=default)
+
+    @property
+    def context(self) -> int:
+        """The number of tokens that the model was trained for."""
+        return int(self.llama.llama_model_n_ctx_train(self.pointer))
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations per token: 2 x the number of parameters, without embeddings that are only looked up."""
+        count = int(self.llama.llama_model_n_params(self.pointer))
+        if any(has_tensor(file, "output.weight") for file in self.files):
+            count -= len(self.tokenizer) * int(self.llama.llama_model_n_embd(self.pointer))
+        return 2.0 * count
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the state of the model after a token is kept for each token, and not only the last one."""
+        return not (self.llama.llama_model_is_recurrent(self.pointer) or self.llama.llama_model_is_hybrid(self.pointer))
+
+    def free(self) -> None:
+        if self.pointer:
+            self.llama.llama_model_free(self.pointer)
+        self.pointer = None
+
+    def _metadata(self) -> dict[str, str]:
+        buffer = ctypes.create_string_buffer(VALUE)
+
+        def read(function: Any, index: int) -> str:
+            function(self.pointer, index, buffer, VALUE)
+            return buffer.value.decode(errors="replace")
+
+        keys, values = self.llama.llama_model_meta_key_by_index, self.llama.llama_model_meta_val_str_by_index
+        return {read(keys, i): read(values, i) for i in range(self.llama.llama_model_meta_count(self.pointer))}
+
+
+def files_of(path: str) -> list[Path]:
+    """Return the parts of a file, the first one first. Raises UnknownNameError or ModelError."""
+    file = Path(path)
+    if not file.is_file():
+        near = [str(found) for found in file.parent.glob("*.gguf")] if file.parent.is_dir() else []
+        raise UnknownNameError("file", path, near, "Give the path of a GGUF file.")
+    files = [file]
+    if match := SPLIT.fullmatch(file.name):
+        name, _, count = match.groups()
+        files = [file.with_name(f"{name}-{i + 1:05d}-of-{count}.gguf") for i in range(int(count))]
+        if missing := [part.name for part in files if not part.is_file()]:
+            raise ModelError(f"{path!r} lacks {len(missing)} of {len(files)} parts: {', '.join(missing[:3])}.")
+    for part in files:
+        with part.open("rb") as content:
+            start = content.read(len(LFS))
+        if start == LFS:
+            raise ModelError(f"{str(part)!r} is a pointer of Git LFS instead of a model: run 'git lfs pull' in its repository.")
+        if not start.startswith(b"GGUF"):
+            raise ModelError(f"{str(part)!r} is not a GGUF file, or it is damaged: copy or download it again.")
+    return files
+
+
+def check_memory(path: str, size: int) -> None:
+    """Raise ModelError if a model of this size does not fit into the memory at hand, before the machine starts to swap."""
+    free = memory_at_hand()
+    if free is not None and size > free:
+        raise ModelError(
+            f"{path!r} has {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free. Close other programs, or choose a "
+            "smaller model or a file with fewer bits per weight."
+        )
+
+
+def has_tensor(file: Path, name: str) -> bool:
+    """Return whether a file has a tensor, by its name in the table before the data."""
+    with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(struct.pack("<Q", len(name)) + name.encode()) >= 0

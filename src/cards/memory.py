@@ -1,0 +1,58 @@
+"""The memory that this process can still use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def memory_at_hand(root: Path = ROOT) -> int | None:
+    """Return the available memory of the machine in bytes, at most what its control group leaves; None if it is unknown."""
+    limits = [_available(root), *_groups(root)]
+    known = [limit for limit in limits if limit is not None]
+    return min(known, default=None)
+
+
+def _available(root: Path) -> int | None:
+    try:
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return _windows()
+    try:  # macOS does not say what is available
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError):
+        return None
+
+
+def _windows() -> int | None:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ulong), ("load", ctypes.c_ulong), ("bytes", ctypes.c_ulonglong * 7))
+
+    status = Status(length=ctypes.sizeof(Status))
+    found = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined, unused-ignore]
+    return int(status.bytes[1]) if found else None
+
+
+def _groups(root: Path) -> Iterator[int]:
+    """Yield what the memory limits of control groups leave. File pages that can be dropped do not count as used."""
+    for folder, limit, used, dropped in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = (root / folder / limit).read_text().strip()
+            if most != "max":
+                stat = dict(line.split() for line in (root / folder / "memory.stat").read_text().splitlines())
+                yield max(0, int(most) - int((root / folder / used).read_text()) + int(stat.get(dropped, 0)))
+        except (OSError, ValueError):
+            continue
