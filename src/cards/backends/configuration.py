@@ -16,13 +16,24 @@ from cards.errors import ModelError, SettingError, UnknownNameError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the torch dtype for a name. `auto` means bfloat16 on CUDA and float32 elsewhere. Raises UnknownNameError."""
+def resolve_dtype(dtype: str, device: torch.device, stored: torch.dtype | None = None) -> torch.dtype:
+    """Return the torch dtype for a name. Raises UnknownNameError.
+
+    `auto` means bfloat16 on CUDA. On CPUs with bfloat16 instructions it means bfloat16 for weights that are `stored` in half
+    precision. Otherwise it means float32.
+    """
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        native = device.type == "cpu" and stored in (torch.bfloat16, torch.float16) and has_bfloat16()
+        return torch.bfloat16 if device.type == "cuda" or native else torch.float32
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
     return DTYPES[dtype]
+
+
+def has_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 matrices with instructions of its own."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.10
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def load_without_weights(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -34,7 +34,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement) -> dict[str, Any
     names = {option: name for option, name in wanted.items() if name != "none"}
     loaded: dict[str, Any] = {}
     with ExitStack() as stack:
-        stack.enter_context(one_line_warnings())
+        stack.enter_context(one_line_warnings(notes=True))
         if all(is_local(name) for name in names.values()):  # downloads show their own bars
             _hide_bars()
             stack.enter_context(spinner(stderr_console(), f"loading {', '.join(dict.fromkeys(names.values()))}"))

@@ -16,9 +16,10 @@ from cards.backends.configuration import flops_per_token
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.lean import Output, lean_forward
+from cards.backends.local.memory import CacheSize
 from cards.backends.local.structure import obstacle
 from cards.engines.slots import Slots
-from cards.errors import CardsError, ModelError, SettingError
+from cards.errors import CardsError, ModelError
 
 DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # transformers passes a 4-D mask through and does not build one that is not used
 LENGTHS = (9, 21, 48)  # tokens of the texts that are compared
@@ -142,33 +143,30 @@ def longest_text(window: int) -> int:
 
 
 @torch.inference_mode()
-def verified_slots(proof: Proof, outputs: Sequence[Output | None], rows: int, context: int) -> Slots:
+def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSize) -> Slots:
     """Return slots that use the first of `outputs(input_ids, position_ids, last)` that the proof accepts.
 
-    Raises ModelError if there is none, SettingError if the slots do not fit into memory.
+    size: function from the bytes of the keys and values of a token to the number of slots and of tokens in each.
+
+    Raises ModelError if there is none, and the errors of `size`.
     """
     model = proof.model
     if proof.obstacle is not None:
         raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {proof.obstacle}.")
-    try:
-        *faster, slowest = [output for output in outputs if output is not None]
-        for output in faster:
-            with suppress(ModelError):
-                return _verified(proof, output, rows, context)
-        return _verified(proof, slowest, rows, context)
-    except torch.OutOfMemoryError as problem:
-        raise SettingError(
-            f"{rows} slots of {context} tokens do not fit into the memory of {model.device} next to {type(model).__name__}. "
-            f"Lower slots or context. ({problem})"
-        ) from problem
+    *faster, slowest = [output for output in outputs if output is not None]
+    for output in faster:
+        with suppress(ModelError):
+            return _verified(proof, output, size)
+    return _verified(proof, slowest, size)
 
 
-def _verified(proof: Proof, output: Output, rows: int, context: int) -> Slots:
-    cache = TorchCache(output, rows, context, proof.model.device)
-    slots = Slots(cache)
-    proof.check("cannot be decoded in slots", (_in_slots(slots, *text) for text in proof.asked))
-    cache.flops = flops_per_token(proof.model)
-    return slots
+def _verified(proof: Proof, output: Output, size: CacheSize) -> Slots:
+    model = proof.model
+    trial = TorchCache(output, 1, max(ids.shape[1] for ids in proof.texts), model.device)
+    proof.check("cannot be decoded in slots", (_in_slots(Slots(trial), *text) for text in proof.asked))
+    cache = TorchCache(output, *size(trial.size / trial.length), model.device)
+    cache.flops = flops_per_token(model)
+    return Slots(cache)
 
 
 def _in_slots(slots: Slots, ids: Tensor, last: int) -> Tensor:

@@ -21,6 +21,7 @@ from cards.backends.forms import TypedRow
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import explain_error
 from cards.backends.local.lean import lean_forward
+from cards.backends.local.memory import CacheSize
 from cards.backends.local.proof import DUMMY_MASK, Proof, longest_text, verified_slots
 from cards.backends.local.structure import obstacle
 from cards.engines.scheduler import PendingResult, Row, Scheduler
@@ -36,7 +37,7 @@ Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] -
 class SlotScorer(Composite):
     """A scorer for causal RMs in cache slots, which reads only the tokens that no slot holds."""
 
-    def __init__(self, proof: Proof, combine: Combine, rows: int, context: int) -> None:
+    def __init__(self, proof: Proof, combine: Combine, size: CacheSize, context: int) -> None:
         model = proof.model
         mask, attention = DUMMY_MASK.to(model.device), SlotAttention(model)
         head = cast("torch.nn.Module", model.score)
@@ -48,7 +49,8 @@ class SlotScorer(Composite):
                 ).last_hidden_state
             return cast(Tensor, head(hidden[0, last]))
 
-        slots = verified_slots(proof, (lean_forward(model, head, context), output), rows, context)
+        slots = verified_slots(proof, (lean_forward(model, head, context), output), size)
+        self.length = slots.length
         self.scheduler = Scheduler(slots, self._consume)
         self.parts, self.combine = (self.scheduler,), combine
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import load, worker_on
+from cards.backends.local.memory import cache_size_on
 from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, is_causal, rm_proof
 from cards.errors import ModelError
 
@@ -27,13 +28,13 @@ class ClassifierReward(SequenceClassifier):
         output: Output = None,
         form: str | None = None,
         target: float | None = None,
-        slots: int = 32,
+        slots: int | None = None,
         context: int | None = None,
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
-        self.reader = worker_on(self.model.device, threads).call(lambda: self._reader(slots))
+        self.reader = worker_on(self.model.device, threads).call(lambda: self._reader(slots, context))
         self.parts = (self.reader,)
 
     @classmethod
@@ -47,14 +48,17 @@ class ClassifierReward(SequenceClassifier):
         model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype, threads)
         return cls(model, tokenizer, name=name, **options)
 
-    def _reader(self, slots: int) -> SlotScorer | TextScorer:
+    def _reader(self, slots: int | None, context: int | None) -> SlotScorer | TextScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
         model, pad_id = self.model, self.tokenizer.pad_token_id or 0
         proof = rm_proof(model, self.tokenizer, self.limit, self.name)
         reason = "batches change its outputs."
         if is_causal(model):
             try:
-                return SlotScorer(proof, self.combine, slots, self.limit)
+                size = cache_size_on(model.device, slots, context, self.limit)
+                reader = SlotScorer(proof, self.combine, size, self.limit)
+                self.context = self.limit = reader.length
+                return reader
             except ModelError as error:
                 reason = str(error)
         layout = exact_layout(proof, pad_id)
