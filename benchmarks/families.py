@@ -14,6 +14,7 @@ import asyncio
 import copy
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -211,6 +212,50 @@ def check_rm(model: PreTrainedModel) -> tuple[str, str | None]:
     return path, None
 
 
+HEADER = ["family", "path", "why"]
+PATHS = {
+    "slots": "slots",
+    "own cache": "own cache",
+    "whole text": "whole text",
+    "padded": "batches",
+    "head": "texts of equal length",
+    "equal": "texts of equal length",
+    "single": "single texts",
+    "refused": "refused",
+    "not built": "not checked",
+}
+
+
+def table(results: dict[str, Any], kind: str) -> str:
+    """Return the rows of all families of a kind: path (both, if it depends on the dtype) and the reason."""
+    lines = [HEADER, ["---"] * len(HEADER)]
+    for name in sorted(results):
+        if name.startswith(f"{kind} "):
+            found = {dtype: results[name][dtype] for dtype in DTYPES}
+            paths = [PATHS[run["path"]] for run in found.values()]
+            both = paths[0] if len(set(paths)) == 1 else ", ".join(map(" in ".join, zip(paths, DTYPES, strict=True)))
+            lines.append([name.partition(" ")[2], both, reason(next((r["why"] for r in found.values() if r["why"]), ""))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def reason(why: str) -> str:
+    """Return the part of a message that says why, without the name of the model and numbers."""
+    for start in ("slots: ", "because ", "is not a causal LM: ", "forward pass fails: "):
+        why = why.rpartition(start)[2]
+    why = re.sub(r" by [0-9.e+-]+ \(accepted: [0-9.e+-]+\)", "", why)
+    return why.replace("|", "\\|").rstrip(".")[:120]
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Write the tables between the markers of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for kind in KINDS:
+        start, end = f"<!-- {kind} families -->", f"<!-- end of {kind} families -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n\n{table(results, kind)}\n\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -226,6 +271,9 @@ def main() -> None:
             results[name] = {dtype: check(kind, family, dtype) for dtype in DTYPES}
             print(f"{name} ({time.perf_counter() - begun:.1f} s): {json.dumps(results[name])}", flush=True)
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    write_page(results)
+    wrong = [name for name, found in results.items() if any(run.get("wrong") for run in found.values())]
+    print(f"{len(results)} families, wrong: {', '.join(wrong) or 'none'}")
 
 
 if __name__ == "__main__":
