@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cards.errors import UnreachableTargetWarning
+from cards.prompts import FormOptions
 from cards.registry import load_engine, load_reward
 from cards.study.calibrate.choose import measured
 from cards.study.calibrate.plan import CalibrationRequest, Constraints
@@ -45,7 +46,7 @@ def main() -> None:
     warnings.simplefilter("ignore", UnreachableTargetWarning)
     models = Models(load_engine("tiny", slots=64), load_reward("tiny", slots=64))
     assert models.reward is not None
-    questions = sample(models.fitting(read(args.prompts), "auto", args.max_tokens), args.limit, 0)
+    questions = sample(models.fitting(read(args.prompts), FormOptions(), args.max_tokens), args.limit, 0)
     random.Random(0).shuffle(questions)
     half = len(questions) // 2
     plan = SamplingPlan(max_tokens=args.max_tokens, answers=args.answers, nodes=args.nodes)

@@ -21,11 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from small_models import SETTINGS, WORDS, small_config, small_model, small_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import logging as transformers_logging
-from workload import HERE
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.own_cache import OwnCache
@@ -35,6 +33,8 @@ from cards.engines.ask import Ask
 from cards.errors import CardsError
 from cards.events import Prompt, Response
 from cards.sampling import Sampling
+from small_models import SETTINGS, WORDS, small_config, small_model, small_tokenizer
+from workload import HERE
 
 RESULTS = HERE / "results" / "families.json"
 PAGE = HERE.parent / "docs" / "models.md"

@@ -19,8 +19,8 @@ PUBLIC = {
         RejectionSampling SIA SMC SSS STARS SelfConsistency SoftBestOfN SpeculativeRejection TreeBoN Vanilla
     """,
     "cards.rewards": """
-        FunctionReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic ProcessReward
-        RegexReward SelfEvaluation StepTokenReward ValueReward WeightedSum
+        AfterThinking FunctionReward GuardReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic
+        ProcessReward RegexReward SelfEvaluation StepTokenReward ValueReward WeightedSum
     """,
 }
 

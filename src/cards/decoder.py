@@ -24,12 +24,14 @@ from cards.errors import (
 )
 from cards.events import Done, Event, Fold, Message, Prompt, Result
 from cards.methods.base import Method, Request
+from cards.methods.thinking import think_first
 from cards.parts import Composite
 from cards.progress import run_concurrently
 from cards.prompts import Chat
 from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
 from cards.rewards.base import Reward
 from cards.rewards.function import FunctionReward, Scorer
+from cards.rewards.thinking import thinking_rewards
 from cards.sampling import seed_at
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
@@ -58,6 +60,7 @@ class Decoder(Composite):
         self.reward = _as_reward(reward)
         self.parts = [model for model in (self.engine, self.reward, *self.method.models) if model is not None]
         check_match(self.method, self.engine, self.reward)
+        self.thinking = next(thinking_rewards(self._rewards), None)
 
     def __call__(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
         """Return the response to a prompt. Options: see `astream`."""
@@ -110,6 +113,8 @@ class Decoder(Composite):
                 raise PromptError("chat_template_kwargs need a prompt of messages, which the chat template renders.")
             prompt = Chat(prompt, chat_template_kwargs)
         encoded = prompt if isinstance(prompt, Prompt) else self.engine.encode(prompt)
+        if self.thinking is not None:
+            self.thinking.markers(encoded)
         request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
         fold = Fold(usage or Usage(), seed, self.method.name)
         return AsyncStream(self._events(request, fold, deadline), fold)
@@ -175,12 +180,17 @@ class Decoder(Composite):
             raise BatchError(results, errors)
         return [result for result in results if result is not None]
 
+    @property
+    def _rewards(self) -> list[Reward]:
+        """The rewards that the method uses."""
+        models = (self.reward if "reward" in self.method.needed else None, *self.method.models)
+        return [model for model in models if isinstance(model, Reward)]
+
     def _room(self, prompt: Prompt) -> int | None:
         """Return how many response tokens the contexts of the rewards allow. The engine checks its own context."""
-        models = (self.reward if "reward" in self.method.needed else None, *self.method.models)
         rooms = []
-        for reward in models:
-            if not isinstance(reward, Reward) or reward.context is None:
+        for reward in self._rewards:
+            if reward.context is None:
                 continue
             rooms.append(reward.context - len(prompt.token_ids))
             if rooms[-1] < 1:
@@ -194,7 +204,7 @@ class Decoder(Composite):
         self.engine.requests += 1
         with track_usage(usage):
             try:
-                async with aclosing(self.method.stream(request, self.engine, self.reward)) as stream:
+                async with aclosing(self._method_events(request)) as stream:
                     async for event in stream:
                         events.put_nowait(event)
                 events.put_nowait(None)
@@ -207,6 +217,12 @@ class Decoder(Composite):
                 events.put_nowait(error)
             finally:
                 self.engine.requests -= 1
+
+    def _method_events(self, request: Request) -> AsyncGenerator[Event, None]:
+        thinking = self.thinking
+        if thinking is None or (self.method.whole if thinking.skip is None else not thinking.skip):
+            return self.method.stream(request, self.engine, self.reward)
+        return think_first(self.method, request, self.engine, self.reward, thinking.markers(request.prompt))
 
 
 def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cards.errors import PromptError, SettingError, check
 from cards.events import Message
-from cards.settings import check_settings, setting
+from cards.settings import FORM, check_settings, setting
 
 FORMS = ("auto", "chat", "dialogue", "raw")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
@@ -36,20 +37,23 @@ RESERVED = frozenset(  # parameters of apply_chat_template that are not variable
 
 
 class Chat(list[Message]):
-    """Messages, with further variables for the chat template, such as `enable_thinking`. Raises PromptError."""
+    """Messages, with further variables for the chat template, such as `enable_thinking`. Raises PromptError.
 
-    def __init__(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any]) -> None:
+    `answered` says that the last message is a response, which may be empty.
+    """
+
+    def __init__(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any], *, answered: bool = False) -> None:
         super().__init__(messages)
+        self.answered = answered
         if reserved := RESERVED.intersection(chat_template_kwargs):
             raise PromptError(f"{min(reserved)} cannot be an argument of the chat template: leave it out.")
         self.chat_template_kwargs = dict(chat_template_kwargs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptOptions:
-    """Options of a command that turn text or messages into prompts. Raises SettingError."""
+@dataclass(frozen=True, kw_only=True)  # without slots, so that plans can combine it with other options
+class ChatOptions:
+    """Options of a command or a study for the chat template of its model. Raises SettingError."""
 
-    raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
     system: str | None = setting(None, help="System message, unless the prompt has one.", escapes=True)
     chat_template_kwargs: str | None = setting(
         None, help="Variables for the chat template, as JSON: '{\"enable_thinking\": false}'."
@@ -57,9 +61,10 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check(self.form in FORMS, f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
         check(
-            not (self.raw and (self.system is not None or self.chat_template_kwargs is not None)),
-            "--raw uses no chat template: leave out --system and --chat-template-kwargs, or --raw.",
+            self.form in ("auto", "chat") or not self._needs_template,
+            f"Prompts of the form {self.form!r} use no chat template: leave out --system and --chat-template-kwargs.",
         )
         try:
             Chat([], self.arguments)
@@ -69,23 +74,65 @@ class PromptOptions:
             ) from error
 
     @property
+    def form(self) -> str:
+        """The form of the prompts, one of FORMS."""
+        return "auto"
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The variables for the chat template."""
         return dict(json.loads(self.chat_template_kwargs or "{}").items())
 
+    @property
+    def _needs_template(self) -> bool:
+        return self.system is not None or self.chat_template_kwargs is not None
+
+    def check_template(self, chats: bool) -> None:
+        """Raise PromptError if an option needs a chat template. `chats` is whether the model has one."""
+        if not chats and self._needs_template:
+            raise PromptError("The model has no chat template, which system messages and template variables need: remove them.")
+
     def prompt(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
         """Return a prompt for a Decoder. `chats` is whether the model has a chat template. Raises PromptError."""
-        if not chats and (self.system is not None or self.arguments):
-            raise PromptError("The model has no chat template, which --system and --chat-template-kwargs need: leave them out.")
-        if not isinstance(given, str):
-            ready: str | list[Message] = list(check_messages(given))
-        else:
-            ready = format_prompt(given, "raw" if self.raw else "auto", chats)
+        self.check_template(chats)
+        ready = self._formatted(given, chats)
         if isinstance(ready, str):
             return ready
         if self.system is not None and ready[0]["role"] != "system":
             ready = [Message(role="system", content=self.system), *ready]
         return Chat(ready, self.arguments) if self.arguments else ready
+
+    def _formatted(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
+        return format_prompt(given, self.form, chats)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormOptions(ChatOptions):
+    """Options of a study that turn its prompts into prompts for a model. Raises SettingError."""
+
+    form: str = setting("auto", help=FORM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions(ChatOptions):
+    """Options of a command that turn text into prompts; messages stay messages. Raises SettingError."""
+
+    raw: bool = setting(False, help="Use the prompt as raw text, without the chat template.")
+
+    @property
+    def form(self) -> str:
+        return "raw" if self.raw else "auto"
+
+    def _formatted(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
+        return format_prompt(given, self.form, chats) if isinstance(given, str) else list(check_messages(given))
+
+
+def read_template(template: str) -> str:
+    """Return a chat template (Jinja), read from a file if the name of a .jinja file is given. Raises SettingError."""
+    if template.endswith(".jinja"):
+        check(Path(template).is_file(), f"The chat template must be an existing file, got {template!r}.")
+        return Path(template).read_text(encoding="utf-8")
+    return template
 
 
 def check_text(prompt: str) -> str:
@@ -115,7 +162,7 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
         if not isinstance(message["content"], str):
             raise PromptError(f"Message {i}: content must be text, got {type(message['content']).__name__}.")
         _check_characters(message["content"], f"Message {i}")
-    if not messages[-1]["content"].strip():
+    if not messages[-1]["content"].strip() and not (isinstance(messages, Chat) and messages.answered):
         raise PromptError("The last message is empty: give a message to respond to.")
     return tuple(messages)
 

@@ -206,7 +206,7 @@ def _settings(cls: type) -> dict[str, Setting]:
     hints, found = get_type_hints(cls), {}
     for item in sorted(fields(cls), key=lambda item: _depth(cls, item.name)):
         default = None if item.default is MISSING else item.default
-        found[item.name] = Setting(item.name, _kinds(hints[item.name]), default, _spec(cls, item))
+        found[item.name] = Setting(item.name, kinds_of(hints[item.name]), default, _spec(cls, item))
     return found
 
 
@@ -266,9 +266,10 @@ READERS: dict[Any, Callable[[str], Any]] = {
 }
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types and literal values of a type hint that can be given as text."""
     if get_origin(hint) in (Union, UnionType):
-        return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in _kinds(part)))
+        return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in kinds_of(part)))
     if get_origin(hint) is Literal:
         return get_args(hint)
     return (hint,) if hint in NAMES or hint is Boundary else ()  # a model cannot be given as text, but its name can

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from helpers.mock_cli import Cards, cli  # noqa: F401
+from helpers.mock_models import mock
 from pyarrow import Table, parquet
 
+from cards import Decoder
 from cards.batch.rows import line, parsed, rows, summarize
-from cards.batch.work import BatchOptions
+from cards.batch.work import BatchOptions, RowDecoder
 from cards.errors import PromptError, SettingError
-from cards.prompts import read_messages
+from cards.prompts import Chat, read_messages
 
 SMALL = ("--max-tokens", "4", "--method", "vanilla")
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be kind."}
@@ -93,12 +95,77 @@ def test_numbers_in_csv_are_read(cli: Cards, here: Path) -> None:  # noqa: F811
     assert "seed must be a whole number" in (here / "out.errors.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("given", "count"), [('{"prompt": " I"}\n{"prompt": " a"}\n', 2), (" I\n a\n lot\n", 3), ("", 0)])
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [('{"prompt": " I"}\n{"prompt": " a"}\n', 2), (" I\n a\n lot\n", 3), ("", 0), ('\n[ {"prompt": " I"}]', 1)],
+)
 def test_standard_input(cli: Cards, here: Path, given: str, count: int) -> None:  # noqa: F811
     ran = cli("batch", "-", "out.jsonl", *SMALL, input=given)
     assert ran.exit_code == 0, ran.stderr
     assert len((here / "out.jsonl").read_text().splitlines()) == count
     assert cli("batch", "-", "out.jsonl", *SMALL, input=given).exit_code == 0  # resumes, and finds nothing to do
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("begin", ["", "\ufeff", " \n"])
+def test_arrays_of_rows(here: Path, packed: bool, begin: str) -> None:
+    wanted: list[Any] = [{"prompt": "ä", "n": 1.5}, {"messages": [USER]}, 3]
+    path = here / ("in.json" + ".gz" * packed)
+    for text in (json.dumps(wanted, indent=1), *([] if begin else ["\n".join(map(json.dumps, wanted))])):  # also lines
+        data = (begin + text).encode()
+        path.write_bytes(gzip.compress(data) if packed else data)
+        assert [json.loads(raw) for raw in rows(path) if not isinstance(raw, dict)] == wanted
+        assert summarize(path).rows == 3
+
+
+def test_an_array_that_is_cut_off_is_told(here: Path) -> None:
+    (here / "in.json").write_text('[{"prompt": "a"},')
+    with pytest.raises(SettingError, match=r"in\.json' cannot be read"):
+        summarize(here / "in.json")
+
+
+def test_text_in_brackets_is_no_array(cli: Cards, here: Path) -> None:  # noqa: F811
+    assert cli("batch", "-", "out.jsonl", *SMALL, input="[INST] a\n[1] b\n").exit_code == 0
+    assert len((here / "out.jsonl").read_text().splitlines()) == 2
+
+
+VARIABLES = '{"enable_thinking": false, "style": "short"}'
+
+
+@pytest.mark.parametrize(
+    ("row", "system", "variables"),
+    [
+        ({}, "Be brief.", {"enable_thinking": False, "style": "short"}),
+        ({"system": "", "chat_template_kwargs": None}, "Be brief.", {"enable_thinking": False, "style": "short"}),
+        ({"system": "Be kind."}, "Be kind.", {"enable_thinking": False, "style": "short"}),
+        ({"chat_template_kwargs": {"style": "long"}}, "Be brief.", {"enable_thinking": False, "style": "long"}),
+        ({"chat_template_kwargs": '{"style": "long"}'}, "Be brief.", {"enable_thinking": False, "style": "long"}),
+        ({"chat_template_kwargs": {"style": None, "tone": 1}}, "Be brief.", {**json.loads(VARIABLES), "tone": 1}),
+    ],
+)
+def test_a_row_has_its_own_system_message_and_variables(row: dict[str, Any], system: str, variables: dict[str, Any]) -> None:
+    options = BatchOptions(system="Be brief.", chat_template_kwargs=VARIABLES)
+    prompt = RowDecoder(Decoder(mock(), None, "vanilla"), options).prompt({"prompt": "Hi", **row})
+    assert isinstance(prompt, Chat)
+    assert (list(prompt), prompt.chat_template_kwargs) == ([{"role": "system", "content": system}, USER], variables)
+
+
+@pytest.mark.parametrize(
+    ("row", "message", "options"),
+    [
+        ({"system": 3}, "system must be text, got 3", {}),
+        ({"chat_template_kwargs": "{"}, "must be a JSON object", {}),
+        ({"chat_template_kwargs": [1]}, "must be a JSON object", {}),
+        ({"chat_template_kwargs": {"tools": []}}, "tools cannot be an argument", {}),
+        ({"system": "Be kind."}, "form 'raw' use no chat template", {"raw": True}),
+    ],
+)
+def test_a_wrong_system_message_or_variable_is_an_error_of_its_row(
+    row: dict[str, Any], message: str, options: dict[str, Any]
+) -> None:
+    work = RowDecoder(Decoder(mock(), None, "vanilla"), BatchOptions(**options))
+    with pytest.raises(PromptError, match=message):
+        work.prompt({"prompt": "Hi", **row})
 
 
 def test_fields_are_checked_before_models_are_loaded(cli: Cards, here: Path) -> None:  # noqa: F811
@@ -137,3 +204,24 @@ def test_overwrite_begins_again(cli: Cards, here: Path, name: str) -> None:  # n
     assert "--overwrite" in cli("batch", "in.jsonl", name, *SMALL, "--seed", "1").stderr
     assert cli("batch", "in.jsonl", name, *SMALL, "--seed", "1", "--overwrite").exit_code == 1
     assert (here / name).read_bytes() == (here / f"other{name}").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+@pytest.mark.parametrize("mine", ["", ".errors.jsonl"])
+def test_overwrite_deletes_no_file_of_others(cli: Cards, here: Path, name: str, mine: str) -> None:  # noqa: F811
+    path = here / ("out" + mine if mine else name)
+    path.write_text("years of work")
+    (here / "in.jsonl").write_text('{"prompt": " I like"}\n')
+    ran = cli("batch", "in.jsonl", name, *SMALL, "--overwrite")
+    assert ran.exit_code == 2
+    assert f"'{path.name}' exists and was not written by `cards batch`" in ran.stderr
+    assert path.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet"])
+def test_an_empty_file_can_be_the_output(cli: Cards, here: Path, name: str) -> None:  # noqa: F811
+    (here / name).touch()
+    (here / "in.jsonl").write_text('{"prompt": " I like"}\n')
+    ran = cli("batch", "in.jsonl", name, *SMALL)
+    assert ran.exit_code == 0, ran.stderr
+    assert (here / name).stat().st_size

@@ -14,6 +14,7 @@ from cards.backends.local.rewards import ClassifierReward
 from cards.registry import load_reward
 from cards.rewards import (
     FunctionReward,
+    GuardReward,
     ImplicitReward,
     JSONReward,
     KeywordReward,
@@ -84,7 +85,7 @@ class TestClassifierOfItsOwnTokens(OfTokens):
 
 
 class TestRewardsOfLanguageModels(OfTokens):
-    @pytest.fixture(params=["implicit", "value", "self-evaluation", "steps"])
+    @pytest.fixture(params=["implicit", "value", "self-evaluation", "guard", "steps"])
     async def reward(self, request: pytest.FixtureRequest, tiny: TransformersEngine) -> AsyncIterator[Reward]:
         match request.param:
             case "implicit":
@@ -95,6 +96,8 @@ class TestRewardsOfLanguageModels(OfTokens):
                 yield ValueReward(tiny)
             case "self-evaluation":
                 yield SelfEvaluation(tiny)
+            case "guard":
+                yield GuardReward(tiny, question="{conversation}\n\nIs it kind?", good="Yes", bad="No")
             case _:
                 yield StepTokenReward(tiny, tag="!", delimiter=".")
 

@@ -2,8 +2,9 @@
 
 import json
 
-import families
 import pytest
+
+import families
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ async def test_fewer_threads_are_used_while_cpus_are_busy(worker: DeviceWorker) 
         def update(self) -> int:
             return next(numbers)
 
-    worker.use(Busy(), lambda number: applied.append((number, threading.current_thread())))  # type: ignore[arg-type]
+    worker.use(Busy(), torch=lambda number: applied.append((number, threading.current_thread())))  # type: ignore[arg-type]
     applied: list[tuple[int, object]] = []
     await Decoder(engine, None, Vanilla()).agenerate("ab", max_tokens=9)
     assert applied == [(2, worker.thread), (1, worker.thread)]  # set once per change, in the worker

@@ -32,6 +32,6 @@ async def likes_b(prompt: str, response: str) -> float:
 def calibration(folder: Path, prompts: int = 12, **sizes: Any) -> Calibration:
     engine, reward = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(likes_b)
     records = [PromptRecord(n, str(n), "abcd"[n % 4] + "abcd"[n // 4 % 4] * (n % 3)) for n in range(prompts)]
-    plan = SamplingPlan(temperature=1.0, top_k=None, max_tokens=MAX_TOKENS, **sizes)
+    plan = SamplingPlan(form="raw", temperature=1.0, top_k=None, max_tokens=MAX_TOKENS, **sizes)
     session = Session(Journal.open(folder / "p.samples.jsonl", {"made": "here"}))
-    return Calibration(Models(engine, reward), reward, records, plan, session, "raw")
+    return Calibration(Models(engine, reward), reward, records, plan, session)

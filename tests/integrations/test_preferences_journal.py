@@ -22,7 +22,20 @@ from cards.files import locked
 from cards.rewards import FunctionReward
 
 PROGRAM = Path(__file__).parents[1] / "batch" / "slow_batch.py"  # the command on a model without weights, which takes its time
-SETTINGS = ("--method", "cards", "--target", "3", "--boundary", "fixed:4", "--repeats", "2", "--max-tokens", "40", "--raw")
+SETTINGS = (
+    "--method",
+    "cards",
+    "--target",
+    "3",
+    "--boundary",
+    "fixed:4",
+    "--repeats",
+    "2",
+    "--max-tokens",
+    "40",
+    "--form",
+    "raw",
+)
 ROWS = 60
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from cards.errors import RewardError, SettingError, check
+from cards.errors import RewardError, SettingError
 from cards.events import Message, Prompt, Response
+from cards.prompts import read_template
 
 MARK = "\ue000"  # a private-use character that stands for the end of the response while a template is rendered
 
@@ -30,10 +30,7 @@ def with_form(tokenizer: PreTrainedTokenizerBase, form: str | None) -> PreTraine
     """
     if form is None or form in ("pair", "plain"):
         return tokenizer
-    template = form
-    if template.endswith(".jinja"):
-        check(Path(template).is_file(), f"form must be an existing file, got {template!r}.")
-        template = Path(template).read_text(encoding="utf-8")
+    template = read_template(form)
     if "{{" not in template:
         raise SettingError(f"form must be 'pair', 'plain', a chat template or a .jinja file, got {form!r}.")
     tokenizer = copy.copy(tokenizer)

@@ -51,7 +51,7 @@ class BatchJob:
 def opened(source: Path, out: Path, settings: dict[str, Any], row: str, overwrite: bool = False) -> Iterator[BatchJob]:
     """Start a batch, or resume the one at `out`, which must have the same input and settings if it has written a row.
 
-    `overwrite` deletes the files of the batch at `out` and starts again.
+    `overwrite` deletes the files of the batch at `out` and starts again, but only files that a batch wrote.
 
     Raises SettingError if they differ, if `out` was not written by a batch, or if another process works on it.
     """
@@ -62,7 +62,7 @@ def opened(source: Path, out: Path, settings: dict[str, Any], row: str, overwrit
         raise SettingError(f"The batch would overwrite its input {str(source)!r}: choose another output.")
     with locked(out, "batch"):
         summary = summarize(source)
-        if overwrite:
+        if overwrite and _state_of(out).exists():
             for path in (out, *files.all, _state_of(out)):
                 path.unlink(missing_ok=True)
         _check_state(out, files, {**settings, "input": asdict(summary)})
@@ -80,13 +80,15 @@ def _counts(out: Path, files: BatchFiles, summary: FileSummary) -> tuple[int, in
 def _check_state(out: Path, files: BatchFiles, settings: dict[str, Any]) -> None:
     """Compare the settings with those in the state file, or write the state file of a new batch."""
     state = _state_of(out)
-    written = [path for path in (out, files.responses, files.failures) if path.exists()]
+    written = [path for path in (out, files.responses, files.failures) if path.exists() and path.stat().st_size]
     settings = json.loads(json.dumps(settings, default=str))
-    if not state.exists() or not any(path.stat().st_size for path in written):
+    if not state.exists() or not written:
         if written and not state.exists():
             raise SettingError(
-                f"{str(written[0])!r} exists and was not written by `cards batch`: choose another output, or add --overwrite."
+                f"{str(written[0])!r} exists and was not written by `cards batch`: choose another output, or delete the file."
             )
+        for path in (out, files.responses, files.failures):
+            path.unlink(missing_ok=True)  # empty
         try:
             with atomic_write(state) as file:
                 file.write(json.dumps({"format": FORMAT, **settings}, indent=2).encode())

@@ -1,12 +1,14 @@
-"""Rows of a batch's input, read one at a time from JSON Lines, CSV, text (each plain or gzip) or Parquet."""
+"""Rows of a batch's input, read one at a time from JSON Lines, JSON, CSV, text (each plain or gzip) or Parquet."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,7 +24,8 @@ from cards.errors import MissingExtraError, PromptError, SettingError
 RawRow = bytes | dict[str, Any]  # a line of JSON, or the columns of a row
 Fields = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-INPUT_SUFFIXES = (*SUFFIXES, ".csv", ".csv.gz", ".txt", ".txt.gz")
+INPUT_SUFFIXES = (*SUFFIXES, ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz")
+ARRAY = re.compile(rb"\s*\[\s*[{\]]")  # the beginning of an array of objects; a text can begin with [INST]
 PARQUET_BATCH = 256  # rows in memory
 EXCESS = "(cells without a column)"
 
@@ -46,7 +49,10 @@ def suffix(path: Path, known: tuple[str, ...] = SUFFIXES) -> str:
 
 @contextmanager
 def stored(source: Path) -> Iterator[Path]:
-    """Yield the path of the input. Standard input (`-`) is copied to a temporary file: JSON Lines if it begins with {."""
+    """Yield the path of the input. Standard input (`-`) is copied to a temporary file of JSON or text.
+
+    It is JSON Lines if it begins with {, and JSON if it begins with an array of objects.
+    """
     if str(source) != "-":
         yield source
         return
@@ -55,8 +61,9 @@ def stored(source: Path) -> Iterator[Path]:
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         with copy.open("rb") as file:
-            first = next((line for line in file if not line.isspace()), b"")
-        yield copy.rename(copy.with_suffix(".jsonl" if first.lstrip().startswith(b"{") else ".txt"))
+            head = file.read(4096)
+        kind = ".json" if ARRAY.match(head) else ".jsonl" if head.lstrip().startswith(b"{") else ".txt"
+        yield copy.rename(copy.with_suffix(kind))
 
 
 def summarize(path: Path) -> FileSummary:
@@ -73,7 +80,7 @@ def summarize(path: Path) -> FileSummary:
                 for line in file:
                     digest.update(line)
                     count += not line.isspace()
-        if suffix(path, INPUT_SUFFIXES).startswith(".csv"):  # one row can have several lines
+        if suffix(path, INPUT_SUFFIXES).removesuffix(".gz") in (".csv", ".json"):  # one row can have several lines
             count = sum(1 for _ in rows(path))
     return FileSummary(count, digest.hexdigest())
 
@@ -86,9 +93,14 @@ def rows(path: Path) -> Iterator[RawRow]:
             with arrow("parquet").ParquetFile(path) as file:
                 for batch in file.iter_batches(PARQUET_BATCH):
                     yield from batch.to_pylist()
-        elif kind == ".jsonl":
+        elif kind in (".jsonl", ".json"):
             with lines(path) as file:
-                yield from (line for line in file if not line.isspace())
+                if kind == ".json" and file.read(4096).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"["):
+                    file.seek(0)
+                    yield from (json.dumps(row).encode() for row in json.load(file))
+                else:  # many files of JSON Lines are named .json
+                    file.seek(0)
+                    yield from (line for line in file if not line.isspace())
         else:
             with io.TextIOWrapper(lines(path), encoding="utf-8-sig", newline="" if kind == ".csv" else None) as text:
                 if kind == ".csv":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from difflib import get_close_matches
 from itertools import islice
@@ -126,7 +127,23 @@ class RowDecoder:
         elif not isinstance(prompt, str):
             wanted = self.options.prompt_field or " or ".join(PROMPT_FIELDS)
             raise PromptError(f"A row needs {wanted}: a text or a list of messages. Its fields: {', '.join(fields) or 'none'}.")
-        return self.options.prompt(prompt, self.decoder.engine.chats)
+        return self._options(fields).prompt(prompt, self.decoder.engine.chats)
+
+    def _options(self, fields: Fields) -> BatchOptions:
+        """Return the options with the system message and the template variables of the row. Raises PromptError."""
+        system, arguments = fields.get("system"), fields.get("chat_template_kwargs")
+        if not (system or arguments):  # an empty cell or a missing one
+            return self.options
+        if not isinstance(system or "", str):
+            raise PromptError(f"system must be text, got {system!r}.")
+        if isinstance(arguments, dict):  # the columns of a Parquet row have None for absent keys
+            arguments = {name: value for name, value in arguments.items() if value is not None}
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
+        try:
+            own = replace(self.options, system=system or self.options.system, chat_template_kwargs=text)
+            return replace(own, chat_template_kwargs=json.dumps(self.options.arguments | own.arguments))
+        except SettingError as error:
+            raise PromptError(f"The row has a wrong system or chat_template_kwargs: {error}") from error
 
     def result_fields(self, number: int, fields: Fields, result: Result) -> Fields:
         """Return the fields that the output adds to a row. Raises SettingError if the input already uses their names."""

@@ -15,6 +15,7 @@ from cards.cli.profile import PROFILE, with_profile
 from cards.console import say, show_warning
 from cards.errors import CardsError, UnknownNameError, check
 from cards.placement import Placement, reward_for
+from cards.settings import settings_of
 from cards.study.bench.plan import PRESETS, Plan, preset, read
 from cards.study.bench.run import Bench, header
 from cards.study.journal import Journal
@@ -25,7 +26,7 @@ from cards.study.tables import show_tables
 PLAN = "Plan (options override the plan)"
 
 
-@with_options(Plan, "overrides", PLAN, leave_out=("methods",))
+@with_options(Plan, "overrides", PLAN, leave_out=("methods", *settings_of(Placement)))
 @with_options(Placement, "placed", MODELS)
 def bench(
     preset_name: Annotated[str | None, typer.Option("--preset", help=f"Built-in plan: {', '.join(PRESETS)}.")] = None,

@@ -14,7 +14,6 @@ from cards.cli.options import JSON, MODEL, PROMPT_SOURCE, REWARD, with_options, 
 from cards.console import say, show_warning
 from cards.errors import CardsError, check, public_name
 from cards.placement import Placement, reward_for
-from cards.settings import FORM
 from cards.study.calibrate.plan import DEFAULT_COST, CalibrationRequest, Constraints
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
@@ -31,7 +30,6 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Profile (.json); samples, report and plot are written next to it.")] = Path(
         "profile.json"
     ),
-    form: Annotated[str, typer.Option(help=FORM)] = "auto",
     limit: Annotated[int | None, typer.Option(min=2, help="Number of prompts to sample; all if omitted.")] = None,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str | None, REWARD] = None,
@@ -61,13 +59,13 @@ def calibrate(
     records = sample(read(prompts), limit, plan.seed)
     models = load_models(model, reward, "none", placement)
     assert models.reward is not None
-    records = models.fitting(records, form, plan.max_tokens)
+    records = models.fitting(records, plan, plan.max_tokens)
     check(len(records) > 1, f"A calibration needs at least 2 prompts, got {len(records)}.")
     samples = out.with_suffix(".samples.jsonl")
     names = public_name(model), public_name(reward)
-    header = {"model": names[0], "reward": names[1], "prompts": prompts, "form": form, "limit": limit, **asdict(plan)}
+    header = {"model": names[0], "reward": names[1], "prompts": prompts, "limit": limit, **asdict(plan)}
     with opened(samples, header, "calibration") as session:
-        work = Calibration(models, models.reward, records, plan, session, form)
+        work = Calibration(models, models.reward, records, plan, session)
         result = session.run(work.run(constraints, request), "samples", models.run)
     profile = profile_of(work, result, constraints, prompts, *names)
     profile.write(out)

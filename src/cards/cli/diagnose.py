@@ -53,7 +53,7 @@ def diagnose(
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
     models = load_models(model, reward, gold, placement)
     assert models.reward is not None
-    records = models.fitting(records, plan.form, plan.max_tokens)
+    records = models.fitting(records, plan, plan.max_tokens)
     check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")
     work = Diagnosis(models, models.reward, records, preferred, plan)
     found = work.session.run(work.run(), runner=models.run)

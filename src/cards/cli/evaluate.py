@@ -16,6 +16,7 @@ from cards.cli.options import MODELS, OUTPUT, with_options
 from cards.console import say, show_warning
 from cards.errors import UnknownNameError, check
 from cards.placement import GOLD, Placement, reward_for
+from cards.settings import settings_of
 from cards.study.bench.plan import PROMPTS, Plan
 from cards.study.bench.plan import read as read_plan
 from cards.study.evaluate.judge import connect
@@ -29,11 +30,13 @@ from cards.study.tables import show_tables
 if TYPE_CHECKING:
     from cards.study.evaluate.report import EvaluationReport
 
+DECODED = ("prompts", "system", "chat_template_kwargs", "limit", "sample_seed", "seeds", "seed", "max_tokens")  # in the report
 STEERED = "--{} {} steered some of these responses, so it cannot grade them: choose another reward model."
+OWN = ("methods", "prompts", "form", "stop", "concurrency", "reward", "gold")  # settings with options of their own, or none
 DECODING, GRADING = "Decoding, as in `cards bench`", "Grading"
 
 
-@with_options(Plan, "overrides", DECODING, leave_out=("methods", "prompts", "form", "stop", "concurrency", "reward", "gold"))
+@with_options(Plan, "overrides", DECODING, leave_out=(*OWN, *settings_of(Placement)))
 @with_options(Placement, "placed", MODELS)
 def evaluate(
     files: Annotated[
@@ -116,7 +119,7 @@ def evaluate(
         decoded = out.with_name(f"{out.stem}-answers.jsonl")
         failures = decode(chosen, decoded, "vanilla").errors
         sources.append(str(decoded))
-        about = {name: getattr(chosen, name) for name in ("prompts", "limit", "sample_seed", "seeds", "seed", "max_tokens")}
+        about = {name: getattr(chosen, name) for name in DECODED}
     answers = read(sources, _groups(data) if data and files else {})
     against = baseline or ("vanilla" if "vanilla" in answers.systems else next(iter(answers.systems)))
     if against not in answers.systems:

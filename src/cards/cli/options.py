@@ -21,7 +21,6 @@ PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --prompt
 MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
 REWARD = typer.Option(help=placement.REWARD, show_default=placement.REWARD_UNSET, rich_help_panel=MODELS)
 GOLD = typer.Option(help=placement.GOLD, rich_help_panel=MODELS)
-RAW = typer.Option("--raw", help="Use the prompt as raw text, without the chat template.")
 JSON = typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
 Command = Callable[..., None]
 
@@ -32,13 +31,12 @@ def with_options(
     """Add an option for each setting of a dataclass to a command, except `leave_out`.
 
     Its parameter of this name receives an instance or, if it is annotated as dict, the values of the options that were given.
-    A dict has only the settings that the class itself declares, without those of its base classes.
     """
     hints = get_type_hints(cls)
 
     def decorate(command: Command) -> Command:
         whole = inspect.signature(command, eval_str=True).parameters[parameter].annotation is cls
-        names = (hints if whole else inspect.get_annotations(cls)).keys() - set(leave_out)
+        names = hints.keys() - set(leave_out)
         declared = {name: item for name, item in settings_of(cls).items() if name in names}
 
         def build(given: dict[str, Any]) -> Any:

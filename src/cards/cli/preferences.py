@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cards.cli.models import load_decoder
-from cards.cli.options import METHOD, MODEL, PROMPT_SOURCE, RAW, REWARD, with_options, with_placement
+from cards.cli.options import METHOD, MODEL, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.cli.respond import ResponseOptions
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
@@ -16,11 +17,13 @@ from cards.errors import SettingError, public_name
 from cards.integrations.preferences import By, Pairing, check_suffix, pair_kind
 from cards.integrations.preferences_journal import opened
 from cards.placement import Placement, reward_for
+from cards.prompts import FormOptions
 from cards.study.prompts import read
 
 
 @with_settings
 @with_options(ResponseOptions, "options", leave_out=("deadline",))
+@with_options(FormOptions, "prompting")
 @with_placement
 def preferences(
     source: Annotated[str, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)],
@@ -35,11 +38,11 @@ def preferences(
     repeats: Annotated[int, typer.Option(min=1, help="Number of times to decode each prompt.")] = 1,
     gap: Annotated[float, typer.Option(min=0, help="Keep pairs whose rewards differ by more than this.")] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts to use, from the first; all if omitted.")] = None,
-    raw: Annotated[bool, RAW] = False,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str | None, REWARD] = None,
     *,
     options: ResponseOptions,
+    prompting: FormOptions,
     placement: Placement,
     settings: dict[str, str],
 ) -> None:
@@ -58,13 +61,13 @@ def preferences(
     limits = {"max_tokens": options.max_tokens, "stop": list(options.stop)}
     header = {
         **{"model": public_name(model), "reward": public_name(reward), **recorded(chosen), **placement.record},
-        **{"by": compared, "repeats": repeats, "gap": gap, **limits, "raw": raw},
+        **{"by": compared, "repeats": repeats, "gap": gap, **limits, **asdict(prompting)},
     }
     with opened(out, header, records, options.seed) as collection:
         if collection.missing:
             decoder = load_decoder(model, reward, chosen, placement)
             pairing = Pairing(decoder, compared, repeats, gap, options.seed, limits)
-            collection.collect(pairing, "raw" if raw else "auto")
+            collection.collect(pairing, prompting)
         count, failed = collection.finish(), len(collection.missing)
     say(f"{count:,} pairs of {len(records) - failed:,} prompts are in {out}", "dim")
     if failed:

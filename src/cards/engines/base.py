@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
 from cards.engines.detokenizer import TokenDecoder
+from cards.engines.exclusions import Exclusions
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError
 from cards.events import Message, Prompt, Response, Segment
@@ -37,6 +38,7 @@ class Engine(Composite, ABC):
     vocabulary: Fingerprint | str = ""  # engines with equal fingerprints share token ids
     tokenizer: TokenDecoder
     end_ids: frozenset[int]  # tokens that end a response
+    exclusions: Exclusions = Exclusions()  # tokens that no proposal contains
     requests: int = 0  # requests in progress
 
     @abstractmethod

@@ -100,7 +100,8 @@ class MockEngine(Engine):
             for i in unfinished:
                 writer = writers[i]
                 logits, at = self._next(prefix + tuple(writer.tokens)), len(writer.tokens)
-                p = distribution(logits, ask.sampling, writer.position)
+                allowed = self.exclusions.masked(logits, prefix + tuple(writer.tokens), writer.position)
+                p = distribution(allowed, ask.sampling, writer.position)
                 if ask.boundary.reads_logits and at >= ask.boundary.minimum:
                     uncertainty = ask.boundary.uncertainty(logits)
                     if ask.boundary.ends_before(uncertainty):

@@ -149,11 +149,21 @@ class SlotEngine(Engine):
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
         for sampling, members in by_sampling.items():
             u = [c.uniforms[c.drawn] for c, _ in members]
-            for (candidate, _), token in zip(members, self._draw(_rows_of(logits, members), sampling, u), strict=True):
+            allowed = self._allowed(_rows_of(logits, members), [candidate for candidate, _ in members])
+            for (candidate, _), token in zip(members, self._draw(allowed, sampling, u), strict=True):
                 candidate.push(token)
         for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
             call.deliver()
         return admitted
+
+    def _allowed(self, logits: Outputs, candidates: Sequence[Candidate]) -> Outputs:
+        """Return the logits [rows, vocabulary] with -inf for the tokens that the model excludes."""
+        if not self.exclusions:
+            return logits
+        logits = logits + 0  # a copy, whatever library made the logits
+        for i, candidate in enumerate(candidates):
+            logits[i, self.exclusions.after(candidate.tokens, candidate.writer.position)] = -np.inf
+        return logits
 
     def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Outputs) -> list[tuple[Candidate, int]]:
         """End the candidates whose boundary precedes the next token. Return the remaining candidates."""

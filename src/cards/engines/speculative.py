@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Ask, Engine
+from cards.engines.exclusions import Exclusions
 from cards.engines.ordered import in_order
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
@@ -40,11 +41,15 @@ class Shift:
     sampling: Sampling
     test: Callable[[Floats, Floats, Floats], tuple[Floats, Floats, Floats]]
 
-    async def read(self, prompt: Prompt, before: Response, drafted: Sequence[int]) -> list[Floats]:
+    async def read(self, prompt: Prompt, before: Response, drafted: Sequence[int], exclusions: Exclusions) -> list[Floats]:
         """Return the reference's probabilities at each drafted token, from one step."""
         with booked_as("draft"):
             rows = await self.reference.logits(prompt, after(before, drafted[:-1]), len(drafted))
-        return [distribution(row, self.sampling, at) for at, row in enumerate(rows, len(before.token_ids))]
+        text, start = (*prompt.token_ids, *before.token_ids, *drafted), len(prompt.token_ids)
+        return [
+            distribution(exclusions.masked(row, text[: start + at], at), self.sampling, at)
+            for at, row in enumerate(rows, len(before.token_ids))
+        ]
 
 
 class SpeculativeEngine(Engine):
@@ -81,7 +86,7 @@ class SpeculativeEngine(Engine):
         self.vocab_size = target.vocab_size
         readers = (target.vocab_size, shift.reference.vocab_size if shift else None)
         self.readable = min((size for size in readers if size is not None), default=None)
-        self.tokenizer, self.end_ids = target.tokenizer, target.end_ids
+        self.tokenizer, self.end_ids, self.exclusions = target.tokenizer, target.end_ids, target.exclusions
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
         wanted = asyncio.Event()  # candidates pause until the caller waits for more
@@ -103,10 +108,11 @@ class SpeculativeEngine(Engine):
             free = shift is None and not self.end_ids.intersection(drafted)  # no token follows an end token
             read = drafted if free else drafted[:-1]
             logits = await self.target.logits(ask.prompt, after(before, read), len(read) + 1)
-            s = await shift.read(ask.prompt, before, drafted) if shift else []
+            s = await shift.read(ask.prompt, before, drafted, self.exclusions) if shift else []
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
-                p = distribution(row, sampling, writer.position)
+                text = (*ask.prompt.token_ids, *ask.response.token_ids, *writer.tokens)
+                p = distribution(self.exclusions.masked(row, text, writer.position), sampling, writer.position)
                 if boundary.reads_logits and at >= boundary.minimum:
                     uncertainty = boundary.uncertainty(row)
                     if boundary.ends_before(uncertainty):
@@ -137,7 +143,9 @@ class SpeculativeEngine(Engine):
         with booked_as("draft"):
             while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
                 [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
-                q.append(distribution(logits[: self.readable], ask.sampling, len(before.token_ids) + len(tokens)))
+                at = len(before.token_ids) + len(tokens)
+                allowed = self.exclusions.masked(logits[: self.readable], (*text, *tokens), at)
+                q.append(distribution(allowed, ask.sampling, at))
                 tokens.append(pick(q[-1], u[len(tokens)]))
             current_account().add(decoded_tokens=len(tokens))
         return tokens, q

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from cards.errors import PromptError, PromptTooLongError
@@ -39,17 +40,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
                 "The prompt is a list of messages, but the tokenizer of this model has no chat template: give raw text, or "
                 "set tokenizer.chat_template."
             )
-        turns: Any = list(messages)
         variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else {}
         if unused := [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]:
             raise PromptError(f"The chat template of this model does not use the argument {unused[0]!r}: leave it out.")
         try:
-            text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables))
+            text = _rendered(tokenizer, list(messages), variables)
         except Exception as error:  # templates raise errors of many types
             raise PromptError(f"The chat template of this model refuses these messages: {reason(error)}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     template = cast("str | None", tokenizer.chat_template)
     return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Message], variables: Mapping[str, Any]) -> str:
+    """Return the messages in the chat template.
+
+    Some templates (Llama Guard 4, multimodal models) read messages as lists of parts, and leave out messages of plain text.
+    """
+
+    def render(turns: Any) -> str:
+        return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables))
+
+    def has_all(text: str) -> bool:
+        return all(turn["content"].strip() in text for turn in turns)
+
+    text = render(turns)
+    if not has_all(text):
+        with suppress(Exception):  # of templates that read plain text
+            parts = render([turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
+            return parts if has_all(parts) else text
+    return text
 
 
 def reason(error: Exception) -> str:

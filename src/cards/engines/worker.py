@@ -48,6 +48,8 @@ class DeviceWorker:
         self.expected = 0  # calls that are likely to follow the results delivered since the last step
         self.arrived = 0  # expected calls that have arrived, so that one step can serve all of them
         self.threads: Threads | None = None
+        self.setters: dict[str, Callable[[int], object]] = {}  # by library
+        self._number = 0
 
     @classmethod
     def on(cls, device: Hashable) -> DeviceWorker:
@@ -73,13 +75,15 @@ class DeviceWorker:
             alive = [s for ref in self.steppers if (s := ref()) is not None]
             self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
 
-    def use(self, threads: Threads, apply: Callable[[int], object]) -> None:
-        """Compute with these CPU threads. `apply` sets their number in the worker thread, before a call or step."""
-        self._apply, self._number, self.threads = apply, 0, threads
+    def use(self, threads: Threads, **setters: Callable[[int], object]) -> None:
+        """Compute with these CPU threads. Each setter sets their number for a library, in the worker thread before a step."""
+        self.threads, self._number = threads, 0
+        self.setters |= setters
 
     def _set_threads(self) -> None:
         if self.threads is not None and (number := self.threads.update()) != self._number:
-            self._apply(number)
+            for setter in self.setters.values():
+                setter(number)
             self._number = number
 
     def wake(self, expected: bool = False) -> None:

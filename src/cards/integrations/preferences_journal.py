@@ -13,7 +13,7 @@ from typing import Any
 from cards.batch.work import is_fatal
 from cards.errors import CardsError, SettingError
 from cards.integrations.preferences import Pairing, PreferencePair, distinct, write
-from cards.prompts import format_prompt
+from cards.prompts import ChatOptions
 from cards.study import session
 from cards.study.journal import Row
 from cards.study.models import Models
@@ -36,13 +36,13 @@ class Collection:
         found = {_key_of(row) for row in self.session.rows}
         return [record for key, record in self._todo.items() if key not in found]
 
-    def collect(self, pairing: Pairing, form: str) -> None:
+    def collect(self, pairing: Pairing, options: ChatOptions) -> None:
         """Add a row for each missing prompt. Prompts that fail are noted in the session."""
         engine = pairing.decoder.engine
         gate = Semaphore(engine.rows)
 
         async def draw(record: PromptRecord) -> Row:
-            pairs = await pairing.draw(record.number, format_prompt(record.prompt, form, engine.chats), gate)
+            pairs = await pairing.draw(record.number, options.prompt(record.prompt, engine.chats), gate)
             row = {"prompt": record.prompt, "seed": self.seed + record.number}
             return row | {"pairs": [asdict(pair) for pair in pairs]}
 

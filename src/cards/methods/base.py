@@ -52,7 +52,7 @@ class Method(ABC):
 
     `summary` describes the method in one sentence. `needs` lists the required engine capabilities (`segments`, `logits`,
     `logprobs`), and `reward` if a reward is required. `siblings` is true if rejected candidates continue the same prefix as
-    the accepted one, so that they form preference pairs of segments.
+    the accepted one, so that they form preference pairs of segments. `whole` is true if it decides only on complete responses.
     """
 
     name: ClassVar[str]
@@ -60,6 +60,7 @@ class Method(ABC):
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "reward"})
     siblings: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)

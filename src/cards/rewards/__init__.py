@@ -8,8 +8,10 @@ from cards.rewards.constraints import KeywordReward as KeywordReward
 from cards.rewards.constraints import LengthReward as LengthReward
 from cards.rewards.constraints import RegexReward as RegexReward
 from cards.rewards.function import FunctionReward as FunctionReward
+from cards.rewards.guard import GuardReward as GuardReward
 from cards.rewards.implicit import ImplicitReward as ImplicitReward
 from cards.rewards.process import ProcessReward as ProcessReward
 from cards.rewards.self_evaluation import SelfEvaluation as SelfEvaluation
 from cards.rewards.step_token import StepTokenReward as StepTokenReward
+from cards.rewards.thinking import AfterThinking as AfterThinking
 from cards.rewards.value import ValueReward as ValueReward

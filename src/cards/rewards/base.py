@@ -26,7 +26,8 @@ class Reward(Composite, ABC):
     """
 
     kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
-    literal: ClassVar[bool] = False  # whether `details` are free text, so that a + in them joins no rewards
+    literal: ClassVar[bool] = False  # whether `details` are free text, so that + and ? in them have no special meaning
+    wraps: ClassVar[bool] = False  # whether `details` are the name of another reward, which may have options
     name: str
     scale: Scale = "unbounded"
     target: float | None = None

@@ -143,12 +143,12 @@ class LengthReward(Constraint):
         self.name = f"length:{least}-{'' if most is None else most}"
 
     @classmethod
-    def named(cls, details: str, **_: Any) -> LengthReward:
+    def named(cls, details: str, *, unit: Unit = "words", graded: bool = False, **_: Any) -> LengthReward:
         """Return the reward for `10-40` (words), `10-` or `-40`. Raises SettingError."""
         least, dash, most = details.partition("-")
         if not (dash and least + most and all(part.isdecimal() or not part for part in (least, most))):
             raise SettingError(f"A length reward is named length:10-40 (words), length:10- or length:-40, got {details!r}.")
-        return cls(int(least or 0), int(most) if most else None)
+        return cls(int(least or 0), int(most) if most else None, unit, graded=graded)
 
     def score_text(self, text: str, finished: bool) -> float:
         count = count_words(text) if self.unit == "words" else len(text)

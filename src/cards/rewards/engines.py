@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 from cards.engines.base import Engine
 from cards.engines.loader import load_engine
-from cards.events import Prompt, Response
+from cards.errors import PromptError, RewardError
+from cards.events import Message, Prompt, Response
 from cards.rewards.base import Reward
 
 
@@ -25,6 +26,14 @@ class EngineReward(Reward):
         """Return the reward for `NAME`, the name of an LM."""
         return cls(details, **options)
 
+    async def _counted(
+        self, rating: Coroutine[Any, Any, Sequence[float]], prompt: Prompt, responses: Sequence[Response]
+    ) -> list[float]:
+        try:
+            return await super()._counted(rating, prompt, responses)
+        except PromptError as error:  # of a text that the LM cannot read
+            raise RewardError(f"Reward {self.name!r} cannot read the prompt and the response. {error}") from error
+
 
 def as_engine(engine: str | Engine, **options: Any) -> Engine:
     """Return the engine, loaded if it is given by name."""
@@ -40,6 +49,11 @@ def retokenize(engine: Engine, prompt: Prompt, responses: Sequence[Response]) ->
     if prompt.vocabulary == engine.vocabulary:
         return prompt, list(responses)
     return encode_prompt(engine, prompt), [replace(r, token_ids=engine.tokenize(r.text)) for r in responses]
+
+
+def encode_question(engine: Engine, text: str) -> Prompt:
+    """Return a question encoded as a user message, or as plain text with a newline for an LM without a chat template."""
+    return engine.encode([Message(role="user", content=text)] if engine.chats else text + "\n")
 
 
 def encode_prompt(engine: Engine, prompt: Prompt) -> Prompt:

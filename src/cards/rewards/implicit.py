@@ -61,12 +61,12 @@ class ImplicitReward(Reward):
         self.prefix_sums = PrefixSums()
 
     @classmethod
-    def named(cls, details: str, **options: Any) -> ImplicitReward:
+    def named(cls, details: str, *, beta: float = 1.0, **options: Any) -> ImplicitReward:
         """Return the reward for `TUNED,UNTUNED`, the names of two LMs. Raises SettingError."""
         tuned, _, untuned = details.partition(",")
         if not (tuned and untuned):
             raise SettingError(f"An implicit reward is named implicit:TUNED,UNTUNED with two models, got {details!r}.")
-        return cls(tuned, untuned, **options)
+        return cls(tuned, untuned, beta, **options)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         prompt, responses = retokenize(self.tuned, prompt, responses)

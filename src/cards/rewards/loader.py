@@ -15,6 +15,7 @@ from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
 from cards.rewards.combine import WeightedSum
 from cards.rewards.function import FunctionReward
+from cards.rewards.options import MODEL_OPTIONS, Texts, joined, options_of, read_options, split_options
 
 
 @cache
@@ -33,21 +34,36 @@ def _kind(name: str, cls: Any) -> str:
 def load_reward(name: str, **options: Any) -> Reward:
     """Load a reward by the name of a model, by `kind:details`, from a file (`file.py:function`), or as a sum (`tiny+json`).
 
-    Model names are as for engines, and options are those of the back end. The target of a sum is the sum of the targets.
-    Raises UnknownNameError, ModelError or SettingError.
+    Model names are as for engines, and options are those of the back end. Options of the reward itself can also be part of the
+    name (`tiny?target=2&output=0`), except for addresses and kinds with free text. The target of a sum is the sum of the
+    targets. Raises UnknownNameError, ModelError or SettingError.
     """
     if len(parts := summands(name)) > 1:
         return WeightedSum.of([load_reward(part, **options) for part in parts])
+    cls = reward_classes().get(name.partition(":")[0]) if ":" in name else None
+    texts: Texts = {}
+    if not ("://" in name or (cls is not None and cls.literal)):
+        name, texts = split_options(name)
     path, colon, function = name.rpartition(":")
     if path.endswith(".py") or name.endswith(".py"):
-        return from_file(path if colon else name, function if colon else "")
+        return from_file(path if colon else name, function if colon else "", texts)
     kind, colon, details = name.partition(":")
-    if kind in reward_classes():
-        return reward_classes()[kind].named(details, **options)
+    if (cls := reward_classes().get(kind)) is not None:
+        known = options_of(cls.__init__, cls.named)
+        if cls.wraps:  # the other options are those of the inner reward
+            details = joined(details, {key: text for key, text in texts.items() if key not in known})
+            texts = {key: text for key, text in texts.items() if key in known}
+        return cls.named(details, **_merged(options, read_options(texts, known, name)))
     found = backend(name)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
-    return cast(Reward, found.load_reward(name, **options))
+    return cast(Reward, found.load_reward(name, **_merged(options, read_options(texts, MODEL_OPTIONS, name))))
+
+
+def _merged(options: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    twice = options.keys() & named.keys()
+    check(not twice, f"{', '.join(sorted(twice))} must be given once: in the name of the reward or as an argument.")
+    return options | named
 
 
 def summands(name: str) -> list[str]:
@@ -69,10 +85,11 @@ def _is_whole(name: str) -> bool:
     return "://" in name or (kind is not None and kind.literal) or any(Path(path).exists() for path in paths)
 
 
-def from_file(path: str, function: str) -> Reward:
+def from_file(path: str, function: str, texts: Texts) -> Reward:
     """Return the reward `function` of a Python file: a function of (prompt, response), or an instance of Reward.
 
-    Raises SettingError if the file cannot be imported, UnknownNameError if it has no such function.
+    `texts` are options of FunctionReward. Raises SettingError if the file cannot be imported, UnknownNameError if it has no
+    such function.
     """
     check(Path(path).is_file(), f"The reward file must exist, got {path!r}.")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -87,7 +104,9 @@ def from_file(path: str, function: str) -> Reward:
     if function not in own:
         raise UnknownNameError("function", function, own, f"Name a function of the reward file: {path}:FUNCTION.")
     found = own[function]
-    return found if isinstance(found, Reward) else FunctionReward(found, name=f"{path}:{function}")
+    known = {} if isinstance(found, Reward) else options_of(FunctionReward.__init__)
+    given = read_options(texts, known, f"{path}:{function}")
+    return found if isinstance(found, Reward) else FunctionReward(found, name=f"{path}:{function}", **given)
 
 
 def _is_reward(value: Any, module: str) -> bool:

@@ -34,6 +34,7 @@ class ProcessReward(Reward):
     """
 
     kind: ClassVar[str] = "process"
+    wraps: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -55,11 +56,20 @@ class ProcessReward(Reward):
         self.cached: dict[Key, float] = {}
 
     @classmethod
-    def named(cls, details: str, **options: Any) -> ProcessReward:
-        """Return the reward for `NAME`, the name of the inner reward."""
+    def named(
+        cls,
+        details: str,
+        *,
+        delimiter: str = "\n\n",
+        join: Join = "last",
+        squash: bool = False,
+        target: float | None = None,
+        **options: Any,
+    ) -> ProcessReward:
+        """Return the reward for `NAME`, the name of the inner reward, which gets `options`."""
         from cards.rewards.loader import load_reward
 
-        return cls(load_reward(details, **options))
+        return cls(load_reward(details, **options), delimiter, join, squash=squash, target=target)
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         plain = replace(prompt, vocabulary="", template=None)  # so that the inner reward does not read token_ids

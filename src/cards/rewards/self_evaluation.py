@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
-from cards.rewards.engines import EngineReward
+from cards.rewards.engines import EngineReward, encode_question
 from cards.rewards.scale import sigmoid
 
 QUESTION = """\
@@ -75,18 +75,18 @@ class SelfEvaluation(EngineReward):
 
         values = {"conversation": transcript, "a": a, "b": b}
         text = re.sub(r"\{(conversation|a|b)\}", lambda match: values[match[1]], self.question)
-        prompt = self.model.encode([Message(role="user", content=text)] if self.model.chats else text + "\n")
+        prompt = encode_question(self.model, text)
         lead = self.lead if prompt.text[-1:].isspace() else f" {self.lead}"
         [logits] = await self.model.logits(prompt, Response(lead, self.model.tokenize(lead)))
         score_a, score_b = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
         return sigmoid(float(score_a - score_b))
 
 
-def conversation(prompt: Prompt, response: Response) -> str:
-    """Return prompt and response as a transcript."""
+def conversation(prompt: Prompt, response: Response | None) -> str:
+    """Return prompt and response as a transcript. None leaves out the response."""
     if prompt.messages is None:
-        return prompt.text + response.text
-    turns = [*prompt.messages, Message(role="assistant", content=response.text)]
+        return prompt.text + (response.text if response else "")
+    turns = [*prompt.messages, *([Message(role="assistant", content=response.text)] if response else [])]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in turns)
 
 

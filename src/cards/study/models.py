@@ -18,7 +18,7 @@ from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
 from cards.parts import Composite
 from cards.placement import Placement
-from cards.prompts import format_prompt
+from cards.prompts import ChatOptions
 from cards.registry import with_models
 from cards.rewards.base import Reward
 from cards.study.prompts import PromptRecord
@@ -49,18 +49,27 @@ class Models(Composite):
         )
         return Decoder(self.engine, self.reward, loaded)
 
-    def fitting(self, records: Sequence[PromptRecord], form: str, max_tokens: int) -> list[PromptRecord]:
-        """Return the prompts that leave room for `max_tokens` tokens in every model's context, and warn about the others."""
+    def fitting(self, records: Sequence[PromptRecord], options: ChatOptions, max_tokens: int) -> list[PromptRecord]:
+        """Return the prompts that leave room for `max_tokens` tokens in every model's context, and warn about the others.
+
+        Raises the PromptError of the first prompt if the engine can read none of them.
+        """
+        options.check_template(self.engine.chats)
         contexts = [model.context for model in (self.engine, self.reward, self.gold) if model is not None]
         room = min(context for context in contexts if context is not None) - max_tokens
 
+        errors: list[PromptError] = []
+
         def fits(record: PromptRecord) -> bool:
             try:
-                return len(self.engine.encode(format_prompt(record.prompt, form, self.engine.chats)).token_ids) <= room
-            except PromptError:
+                return len(self.engine.encode(options.prompt(record.prompt, self.engine.chats)).token_ids) <= room
+            except PromptError as error:
+                errors.append(error)
                 return False
 
         fitting = [record for record in records if fits(record)]
+        if records and len(errors) == len(records):
+            raise errors[0]
         if skipped := len(records) - len(fitting):
             show_warning(f"{skipped} of {len(records)} prompts leave no room for {max_tokens} new tokens and are skipped.")
         return fitting

@@ -29,7 +29,7 @@ class LlamaCache(Cache):
 
     def __init__(self, model: GGUFModel, rows: int, length: int, device: str, options: Options) -> None:
         super().__init__(rows, length, device)
-        self.llama, self.model = library(), model
+        self.llama, self.model, self.worker = library(), model, DeviceWorker.on(device)
         self.flops, self.rolls_back = model.flops, model.rolls_back
         self.vocabulary = len(model.tokenizer)
         params = self.llama.llama_context_default_params()
@@ -52,11 +52,13 @@ class LlamaCache(Cache):
                 "or a shorter context."
             )
         self.memory = self.llama.llama_get_memory(self.context)
+        self.threads = 0  # set by the first step
         self._load_adapters(options)
         self.filled: NDArray[np.int64] = np.zeros(rows, np.int64)  # tokens in each sequence
         self._make_batch()
 
     def read(self, rows: Sequence[Read], counts: Sequence[int]) -> NDArray[np.float32]:
+        self._set_threads()
         for slot, start, _ in rows:
             self._cut(slot, start)
         lengths = [len(new) for _, _, new in rows]
@@ -89,7 +91,7 @@ class LlamaCache(Cache):
     def clear(self) -> None:
         """End the current step and free the context and the model, which runs in the worker thread."""
         self.stop.value = b"x"
-        DeviceWorker.on(self.device).call(self.free)
+        self.worker.call(self.free)
 
     def free(self) -> None:
         """Free the context and the model, unless this is done."""
@@ -97,6 +99,12 @@ class LlamaCache(Cache):
             self.llama.llama_free(self.context)
             self.model.free()
         self.context = None
+
+    def _set_threads(self) -> None:
+        assert self.worker.threads is not None
+        if (number := self.worker.threads.number) != self.threads:
+            self.llama.llama_set_n_threads(self.context, number, number)
+            self.threads = number
 
     def _cut(self, slot: int, start: int) -> None:
         """Remove the tokens of a sequence from position `start` on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.memory import memory_at_hand
 from cards.sampling import Sampling
+from cards.threads import Threads
 
 log = logging.getLogger("cards")
 ROWS, CONTEXT = 32, 2048  # defaults, if the memory is large enough
@@ -71,30 +71,31 @@ class LlamaEngine(SlotEngine):
         Raises MissingExtraError, UnknownNameError, ModelError or SettingError.
         """
         library()
-        given = Options.read(options if threads is None else {"n_threads": threads} | options)
-        gpu = uses_gpu(device, given)
-        return DeviceWorker.on("gpu" if gpu else "cpu").call(lambda: cls._load(name, gpu, dtype, slots, context, given))
+        given = Options.read(options)
+        place = "gpu" if uses_gpu(device, given) else "cpu"
+        worker = worker_on(place, given_once("threads", threads, "n_threads", given.n_threads))
+        return worker.call(lambda: cls._load(name, place, dtype, slots, context, given))
 
     @classmethod
-    def _load(cls, name: str, gpu: bool, dtype: str, slots: int | None, context: int | None, options: Options) -> LlamaEngine:
+    def _load(cls, name: str, device: str, dtype: str, slots: int | None, context: int | None, options: Options) -> LlamaEngine:
         if dtype not in CACHE_TYPES:
             raise UnknownNameError("dtype", dtype, CACHE_TYPES)
         for field in ("type_k", "type_v"):
             options.fields.setdefault(field, constant(field, CACHE_TYPES[dtype]))
         if dtype == "float32":
             options.fields.setdefault("flash_attn_type", 0)  # flash attention rounds to float16 on a CPU
-        model = GGUFModel(name, options, gpu)
+        model = GGUFModel(name, options)
         try:
             check_generates(model)
             rows, length = cache_size(model, slots, context, options)
-            threads = int(options.fields.setdefault("n_threads", os.cpu_count() or 1))
-            options.fields.setdefault("n_threads_batch", threads)
-            cache = LlamaCache(model, rows, length, "gpu" if gpu else "cpu", options)
+            cache = LlamaCache(model, rows, length, device, options)
         except BaseException:
             model.free()
             raise
-        log.info("%s: %d sequences of %d tokens, %d threads", name, rows, length, threads)
-        return cls(model, cache, RowPool(threads))
+        threads = DeviceWorker.on(device).threads
+        most = threads.most if threads else 1
+        log.info("%s: %d sequences of %d tokens, %d threads", name, rows, length, most)
+        return cls(model, cache, RowPool(most))
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         return check_fits(encode(self.tokenizer, prompt), self.name, self.context, self.vocab_size)
@@ -117,11 +118,21 @@ class LlamaEngine(SlotEngine):
         return np.array(self.pool.map(lambda row, token: logprob(row, token, temperature), logits, tokens))
 
 
+def worker_on(device: str, threads: int | None) -> DeviceWorker:
+    """Return the worker of a device, which computes with this number of CPU threads from now on. Raises SettingError."""
+    check(threads is None or threads > 0, f"threads must be at least 1, got {threads}.")
+    worker = DeviceWorker.on(device)
+    if threads is not None or worker.threads is None:
+        worker.use(Threads(threads))
+    return worker
+
+
 def uses_gpu(device: str, options: Options) -> bool:
-    """Return whether layers go to a GPU. `cuda:1` chooses the second one. Raises SettingError."""
+    """Return whether layers go to a GPU, and set how many. `cuda:1` chooses the second GPU. Raises SettingError."""
     supported = bool(library().llama_supports_gpu_offload())
+    layers = options.fields.setdefault("n_gpu_layers", 0 if device == "cpu" else -1)
     if device in ("auto", "cpu"):
-        return supported and device == "auto"
+        return supported and layers != 0
     check(supported, f"Device {device!r} cannot be used: llama-cpp-python was compiled without support for a GPU. Use 'cpu'.")
     if index := device.partition(":")[2]:
         check(index.isdecimal(), f"A device is named cpu, cuda, metal, ... or cuda:1, got {device!r}.")

@@ -23,12 +23,11 @@ VALUE = 2**20  # bytes; the longest value of the metadata that is read
 class GGUFModel:
     """A loaded file: the model of llama.cpp, its metadata and its tokenizer. Load and free it in the worker thread."""
 
-    def __init__(self, path: str, options: Options, gpu: bool) -> None:
+    def __init__(self, path: str, options: Options) -> None:
         """Load the file. Raises UnknownNameError, ModelError or SettingError."""
         self.llama, self.name = library(), path
         self.files = files_of(path)
         params = self.llama.llama_model_default_params()
-        params.n_gpu_layers = -1 if gpu else 0
         options.apply(params)
         self.size = sum(file.stat().st_size for file in self.files)
         self.on_gpu = bool(self.llama.llama_supports_gpu_offload()) and params.n_gpu_layers != 0

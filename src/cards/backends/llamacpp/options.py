@@ -11,7 +11,20 @@ from typing import Any
 from cards.backends.llamacpp.library import library
 from cards.errors import SettingError, UnknownNameError, check
 
-OWN = {"kv_unified", "embeddings", "pooling_type", "attention_type", "ctx_type", "vocab_only", "no_alloc", "n_rs_seq"}
+OWN = {  # decided by the engine
+    "attention_type",
+    "ctx_type",
+    "embeddings",
+    "kv_unified",
+    "n_outputs_max",
+    "n_outputs_max_per_seq",
+    "n_rs_seq",
+    "n_threads_batch",
+    "no_alloc",
+    "pooling_type",
+    "swa_full",
+    "vocab_only",
+}
 NUMBERS = {ctypes.c_int: int, ctypes.c_int32: int, ctypes.c_uint32: int, ctypes.c_float: float, ctypes.c_bool: bool}
 PREFIXES = {  # options whose values are names of constants
     "type_k": "GGML_TYPE_",
@@ -33,6 +46,7 @@ class Options:
 
     n_ctx: int | None = None
     n_seq_max: int | None = None
+    n_threads: int | None = None
     lora: tuple[tuple[str, float], ...] = ()
     fields: dict[str, int | float | bool] = field(default_factory=dict)
 
@@ -58,7 +72,7 @@ class Options:
                 options.fields["load_mode"] = getattr(llama, f"LLAMA_LOAD_MODE_{mode}")
             elif name == "flash_attn":
                 options.fields["flash_attn_type"] = -1 if value == "auto" else int(switch(name, value))
-            elif name in ("n_ctx", "n_seq_max"):
+            elif name in ("n_ctx", "n_seq_max", "n_threads"):
                 setattr(options, name, number(name, value, int))
             elif name in PREFIXES and not isinstance(value, int):
                 options.fields[name] = constant(name, str(value))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import resolve_dtype
 from cards.backends.files import check_weights, load_tokenizer, locate, unknown_model
+from cards.backends.local.memory import check_model_fits, stored_dtype
 from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, SettingError, check
 from cards.threads import Threads, usable_threads
@@ -40,9 +41,11 @@ def worker_on(device: torch.device, threads: int | None = None) -> DeviceWorker:
     """
     check(threads is None or threads > 0, f"threads must be at least 1, got {threads}.")
     worker = DeviceWorker.on(device)
-    if threads is not None or (worker.threads is None and device.type == "cpu"):
+    fresh = worker.threads is None or "torch" not in worker.setters
+    if threads is not None or (fresh and device.type == "cpu"):
         around = torch.get_num_threads()
-        worker.use(Threads(threads, min(around, usable_threads())), partial(_set_threads, around=around))
+        known = worker.threads if threads is None else None
+        worker.use(known or Threads(threads, min(around, usable_threads())), torch=partial(_set_threads, around=around))
     return worker
 
 
@@ -69,8 +72,10 @@ def load(
 def _load(
     auto: Any, name: str, embedded: str, device: torch.device, dtype: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    torch_dtype, source = resolve_dtype(dtype, device), locate(name, embedded)
+    source = locate(name, embedded)
     check_weights(source, name)
+    torch_dtype = resolve_dtype(dtype, device, stored_dtype(Path(source)))
+    check_model_fits(name, Path(source), torch_dtype, device)
     try:
         model, report = auto.from_pretrained(source, dtype=torch_dtype, output_loading_info=True)
         tokenizer = load_tokenizer(source)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from cards.backends.configuration import context_length, end_ids, flops_per_token, load_without_weights, vocab_size
 from cards.backends.files import locate
+from cards.backends.generation import EXCLUDING, warn_of_ignored
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import INVALID, request_options
 from cards.engines.base import Ask, Engine, call_in_loop
@@ -44,6 +45,7 @@ class VLLMEngine(Engine):
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
+        warn_of_ignored(model, name, EXCLUDING)
         self.flops = flops_per_token(model)
 
     @classmethod

@@ -21,6 +21,7 @@ class ResponseMethod(Sampled):
     """Base class of methods that sample n complete responses from q, score them if needed, and `choose` one of them."""
 
     family: ClassVar[str] = "responses"
+    whole: ClassVar[bool] = True
 
     n: int = setting(8, help="Number of responses to sample.", at_least=1, typical=(1, 32), client_at_most=64)
 

@@ -32,6 +32,7 @@ class IAD(Sampled):
 
     name: ClassVar[str] = "iad"
     family: ClassVar[str] = "responses"
+    whole: ClassVar[bool] = True
     summary: ClassVar[str] = "Show the model its best and worst response so far with their rewards, and ask again."
 
     iterations: int = setting(

@@ -33,6 +33,7 @@ class QAlign(Sampled):
 
     name: ClassVar[str] = "qalign"
     family: ClassVar[str] = "responses"
+    whole: ClassVar[bool] = True
     summary: ClassVar[str] = "Run a Markov chain of responses that converges to the reward-tilted distribution."
 
     steps: int = setting(16, help="Number of steps of the chain.", at_least=0, typical=(0, 64), client_at_most=256)

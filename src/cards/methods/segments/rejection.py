@@ -23,6 +23,7 @@ class RejectionSampling(AcceptanceMethod):
     """
 
     name: ClassVar[str] = "rejection-sampling"
+    whole: ClassVar[bool] = True
     summary: ClassVar[str] = "Accept or reject complete responses by the test of CARDS against a constant threshold."
 
     max_candidates: int = setting(

@@ -81,7 +81,7 @@ class LogitsMethod(Sampled):
 
         async def law(response: Response) -> Floats:
             others = (in_role("draft", next_token_logits, e, request.prompt, response) for e in self.other_models)
-            logits = await asyncio.gather(next_token_logits(engine, request.prompt, response), *others)
+            logits = await asyncio.gather(proposal_logits(engine, request.prompt, response), *others)
             tokens = min(map(len, logits))  # models that share a tokenizer may pad its vocabulary to different lengths
             return distribution(self.combine(*(z[:tokens] for z in logits)), self.sampling, len(response.token_ids))
 
@@ -137,7 +137,7 @@ class RewardGuidedMethod(Method):
         async def law(response: Response) -> Floats:
             import numpy as np
 
-            logits = await next_token_logits(engine, request.prompt, response)
+            logits = await proposal_logits(engine, request.prompt, response)
             if not self.uses_reward(logits):
                 return distribution(logits, self.sampling, len(response.token_ids))
             tokens = most_likely(logits, self.top_k)
@@ -167,6 +167,12 @@ async def next_token_logits(engine: Engine, prompt: Prompt, response: Response) 
     """Return the logits [vocabulary] of the token after a response. Raises ModelError if they are NaN or +inf."""
     [logits] = await engine.logits(prompt, response)
     return valid_logits(logits, len(response.token_ids))
+
+
+async def proposal_logits(engine: Engine, prompt: Prompt, response: Response) -> Floats:
+    """Return the logits [vocabulary] of the token after a response, with -inf for tokens that the engine excludes."""
+    logits = await next_token_logits(engine, prompt, response)
+    return engine.exclusions.masked(logits, prompt.token_ids + response.token_ids, len(response.token_ids))
 
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:

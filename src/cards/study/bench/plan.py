@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any, get_type_hints
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.placement import GOLD, MODEL, REWARD, REWARD_UNSET, Placement
-from cards.prompts import FORMS
-from cards.settings import CONCURRENCY, FORM, MAX_TOKENS, STOP, setting, settings_of
+from cards.prompts import FormOptions
+from cards.settings import CONCURRENCY, MAX_TOKENS, STOP, setting, settings_of
 from cards.study.datasets import DATASETS
 
 PROMPTS = (
@@ -36,7 +37,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan(Placement):
+class Plan(Placement, FormOptions):
     """A plan: prompts x methods x budgets x seeds, and the models that run them.
 
     methods: `name:setting=value,...`; several values of a setting are several budgets.
@@ -44,12 +45,12 @@ class Plan(Placement):
     `sample_seed`.
     form: how a prompt is given to the model: with its chat template (chat), as `Human:`/`Assistant:` turns (dialogue) or
     unchanged (raw); auto means chat if the model has a template.
+    system, chat_template_kwargs: a system message, and variables of the template as JSON (a table in a TOML file).
     seed: repetition k of prompt number i has the seed `seed + i + 1000000 k`.
     """
 
     methods: tuple[str, ...] = setting(("vanilla", "best-of-n:n=2,4,8,16", "cards"), help="Methods.")
     prompts: str = setting("tiny", help=PROMPTS)
-    form: str = setting("auto", help=FORM)
     limit: int | None = setting(None, help="Number of prompts to sample; all if omitted.", at_least=1)
     sample_seed: int = setting(0, help="Random seed for sampling the prompts.", at_least=0)
     seeds: int = setting(1, help="Number of responses per prompt.", at_least=1)
@@ -62,9 +63,8 @@ class Plan(Placement):
     gold: str = setting("none", help=GOLD)
 
     def __post_init__(self) -> None:
-        super(Plan, self).__post_init__()
+        FormOptions.__post_init__(self)
         check(len(self.methods) > 0, "A bench needs at least one method.")
-        check(self.form in FORMS, f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
 
 
 def read(path: Path) -> Plan:
@@ -79,7 +79,9 @@ def read(path: Path) -> Plan:
     for name, value in entries.items():
         if name not in hints:
             raise UnknownNameError(f"entry of the plan {str(path)!r}:", name, hints)
-        if name in ("methods", "stop"):
+        if name == "chat_template_kwargs" and isinstance(value, dict):
+            entries[name] = json.dumps(value)
+        elif name in ("methods", "stop"):
             texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
             check(texts, f"{name} in {path} must be a list of texts, got {value!r}.")
             entries[name] = tuple(value)

@@ -15,13 +15,15 @@ import cards
 from cards.decoder import PromptLike
 from cards.errors import CardsError
 from cards.events import Response
-from cards.prompts import format_prompt
+from cards.prompts import FormOptions
+from cards.settings import settings_of
 from cards.study.bench.plan import Arm, Plan
 from cards.study.journal import Row
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord, sample
 from cards.study.session import Session
 
+PROMPTING = tuple(settings_of(FormOptions))
 REPETITION = 1_000_000  # distance between the seeds of two repetitions of a prompt
 
 
@@ -29,7 +31,7 @@ def header(plan: Plan, models: Models) -> dict[str, Any]:
     """Return the header of a results file: all that its rows must have in common."""
     import torch
 
-    same = ("prompts", "form", "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context", "threads")
+    same = ("prompts", *PROMPTING, "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context", "threads")
     return {
         "model": models.engine.name,
         "reward": models.reward.name if models.reward else "none",
@@ -103,7 +105,7 @@ class Bench:
             self.session.journal.rewrite()
 
     def _shaped(self, prompt: Any) -> PromptLike:
-        return format_prompt(prompt, self.plan.form, self.models.engine.chats)
+        return self.plan.prompt(prompt, self.models.engine.chats)
 
 
 def _note(row: Row, error: CardsError) -> str:

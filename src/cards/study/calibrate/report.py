@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from cards.profile import Profile
+from cards.prompts import FormOptions
+from cards.settings import settings_of
 from cards.study.calibrate.choose import rates
 from cards.study.calibrate.plan import Constraints
 from cards.study.calibrate.run import Calibration, CalibrationResult
@@ -98,7 +100,7 @@ def profile_of(
         calibrated_on={
             "prompts": prompts,
             "number": len(calibration.records),
-            "form": calibration.form,
+            **{name: getattr(calibration.plan, name) for name in settings_of(FormOptions)},
             "seed": calibration.plan.seed,
         },
         wish={name: value for name, value in asdict(constraints).items() if value is not None},

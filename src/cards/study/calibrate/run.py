@@ -14,7 +14,6 @@ from cards.boundaries import Entropy
 from cards.events import Prompt
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
-from cards.prompts import format_prompt
 from cards.rewards.base import Reward
 from cards.study.calibrate.choose import Recommendation, choose, measured, rates, reward_bounds
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
@@ -61,14 +60,13 @@ class CalibrationResult:
 
 @dataclass(slots=True)
 class Calibration:
-    """A calibration of models on prompts. The session holds the samples; `form` is as in a bench plan."""
+    """A calibration of models on prompts. The session holds the samples."""
 
     models: Models
     reward: Reward
     records: Sequence[PromptRecord]
     plan: SamplingPlan
     session: Session
-    form: str = "auto"
 
     async def run(self, constraints: Constraints, request: CalibrationRequest) -> CalibrationResult:
         """Sample, predict, choose a setting and measure it.
@@ -149,7 +147,7 @@ class Calibration:
         return await self.session.complete(todo, sample, _key, self.models.engine.rows, title)
 
     def _prompt(self, record: PromptRecord) -> Prompt:
-        return self.models.engine.encode(format_prompt(record.prompt, self.form, self.models.engine.chats))
+        return self.models.engine.encode(self.plan.prompt(record.prompt, self.models.engine.chats))
 
     def _grid(self, plain: Sequence[Row], trees: Sequence[Row], request: CalibrationRequest) -> Grid:
         """Return the settings to compare.

@@ -10,9 +10,10 @@ from cards.boundaries import Boundary, Entropy, Whole
 from cards.engines.base import Ask, Engine
 from cards.events import Prompt, Response
 from cards.methods.base import collect_segments
+from cards.prompts import FormOptions
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
-from cards.settings import MAX_TOKENS, check_settings, setting
+from cards.settings import MAX_TOKENS, setting
 from cards.study.journal import Row
 from cards.usage import track_usage
 
@@ -21,8 +22,8 @@ LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # tokens of the prefixes that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingPlan:
-    """The proposal and the number of samples per prompt. Raises SettingError."""
+class SamplingPlan(FormOptions):
+    """The form of the prompts, the proposal and the number of samples per prompt. Raises SettingError."""
 
     temperature: float = setting(0.7, help="Temperature of the proposal.", at_least=0.01)
     top_k: int | None = setting(40, help="Number of most likely tokens to sample from.", at_least=1)
@@ -32,9 +33,6 @@ class SamplingPlan:
     answers: int = setting(16, help="Number of plain responses per prompt.", at_least=2)
     nodes: int = setting(4, help="Number of prefixes to continue per segment index.", at_least=1)
     seed: int = setting(0, help="Random seed.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     @property
     def sampling(self) -> Sampling:

@@ -10,7 +10,7 @@ from typing import Any
 from cards.engines.base import Engine
 from cards.errors import PromptError
 from cards.events import Message, Response
-from cards.prompts import format_prompt
+from cards.prompts import ChatOptions
 from cards.rewards.base import Reward
 from cards.study.prompts import content, parsed, rows
 from cards.study.statistics import Estimate, share
@@ -33,9 +33,9 @@ def read(path: Path) -> list[PairRecord]:
     return parsed(rows(path), _pair, "pair", str(path))
 
 
-async def preferred(engine: Engine, reward: Reward, pair: PairRecord, form: str) -> list[float]:
+async def preferred(engine: Engine, reward: Reward, pair: PairRecord, options: ChatOptions) -> list[float]:
     """Return, for each of PARTS: 1 if the chosen response has the higher reward, 0.5 if rewards are equal, else 0."""
-    prompt = engine.encode(format_prompt(pair.prompt, form, engine.chats))
+    prompt = engine.encode(options.prompt(pair.prompt, engine.chats))
     token_ids = [engine.tokenize(text) for text in (pair.chosen, pair.rejected)]
     texts = []
     for part in PARTS:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cards.settings import FORM, MAX_TOKENS, check_settings, setting
+from cards.prompts import FormOptions
+from cards.settings import MAX_TOKENS, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiagnosisPlan:
+class DiagnosisPlan(FormOptions):
     """The plain responses to draw and the boundary rules to test. Raises SettingError."""
 
     answers: int = setting(8, help="Number of plain responses per prompt.", at_least=2)
@@ -18,8 +19,4 @@ class DiagnosisPlan:
         None, help="Entropy threshold tau_u in nats.", at_least=0, unset="suggested by the model"
     )
     fixed: int = setting(8, help="Number of tokens per segment of fixed length.", at_least=1)
-    form: str = setting("auto", help=FORM)
     seed: int = setting(0, help="Random seed.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)

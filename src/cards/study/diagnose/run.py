@@ -82,12 +82,12 @@ class Diagnosis:
         """Score everything and return the measurements. Raises SettingError without prompts and pairs."""
         check(bool(self.records or self.pairs), "A diagnosis needs prompts or pairs.")
         scores = await self._each(self.records, self._score, "responses")
-        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.plan.form), "pairs")
+        results = await self._each(self.pairs, lambda p: preferred(self.models.engine, self.reward, p, self.plan), "pairs")
         return measure(scores, results)
 
     async def _score(self, record: PromptRecord) -> PromptScores:
         engine, reward = self.models.engine, self.reward
-        prompt = engine.encode(format_prompt(record.prompt, self.plan.form, engine.chats))
+        prompt = engine.encode(self.plan.prompt(record.prompt, engine.chats))
         plan = self.plan
         threshold = engine.entropy_threshold if plan.entropy_threshold is None else plan.entropy_threshold
         sampling, seed = Sampling(plan.temperature, 40), plan.seed + record.number
@@ -116,7 +116,8 @@ class Diagnosis:
         engine = self.models.engine
         if self.plan.form not in ("auto", "chat") or not engine.chats:
             return []
-        return await self.reward.score(engine.encode(format_prompt(record.prompt, "dialogue", False)), responses)
+        messages = self.plan.prompt(record.prompt, chats=True)
+        return await self.reward.score(engine.encode(format_prompt(messages, "dialogue", chats=False)), responses)
 
     async def _each(self, items: Sequence[Any], act: Callable[[Any], Awaitable[T]], title: str) -> list[T]:
         """Call `act` on one item after another, because caches are cleared within an item."""
