@@ -72,7 +72,7 @@ def test_a_right_model_with_much_rounding_noise_is_accepted() -> None:
     lm_slots(model, 2, 64)
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-5), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 5e-5), (torch.bfloat16, 0.2)])
 @torch.inference_mode()
 def test_an_error_above_the_models_own_noise_is_refused(dtype: torch.dtype, error: float) -> None:
     model = llama().to(dtype)

@@ -28,6 +28,7 @@ COMPARED = 8  # positions of each text of an LM
 MORE = 24  # tokens beyond a window, and tokens that follow a text
 NOISES = 1.5  # accepted error, as a multiple of the error by rounding (right models: 0.05 to 0.9)
 ROUNDINGS = 4.0  # further accepted error, in units of the rounding of one number
+FLOOR = 1e-5  # smallest further accepted error; few outputs are compared, and norms round to float32 in float64 models
 
 Reference = Callable[[PreTrainedModel, Tensor], Tensor]  # a text [1, n] -> outputs [positions, ...] at its last tokens
 
@@ -52,8 +53,7 @@ class Proof:
             raise
         except Exception as problem:  # models bring their own code
             raise ModelError(f"The forward pass of {type(model).__name__} fails: {problem}") from problem
-        # transformers' norms round to float32 in float64 models
-        self.accepted = NOISES * noise + ROUNDINGS * max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
+        self.accepted = NOISES * noise + max(ROUNDINGS * torch.finfo(model.dtype).eps, FLOOR)
 
     def error(self, outputs: Sequence[Tensor], quantile: float = 0.5) -> float:
         """Return the largest relative error of outputs for the texts.
