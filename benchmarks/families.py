@@ -37,7 +37,7 @@ from small_models import SETTINGS, WORDS, small_config, small_model, small_token
 from workload import HERE
 
 RESULTS = HERE / "results" / "families.json"
-PAGE = HERE.parent / "docs" / "models.md"
+PAGE = HERE.parent / "docs" / "families.md"
 KINDS = {"lm": AutoModelForCausalLM, "rm": AutoModelForSequenceClassification}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LARGEST = 8_000_000  # parameters

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.files import load_tokenizer, unknown_model
-from cards.errors import ModelError, SettingError, UnknownNameError
+from cards.errors import SettingError, UnknownNameError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -34,25 +31,6 @@ def has_bfloat16() -> bool:
     """Return whether the CPU multiplies bfloat16 matrices with instructions of its own."""
     known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.10
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def load_without_weights(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model without weights and its tokenizer, for back ends that load the weights themselves.
-
-    Raises UnknownNameError if the model does not exist, ModelError if transformers does not support its architecture.
-    """
-    try:
-        config = AutoConfig.from_pretrained(source)
-        with torch.device("meta"):
-            model = auto.from_config(config)
-        tokenizer = load_tokenizer(source)
-    except OSError as error:
-        raise unknown_model(source) from error
-    except ValueError as error:
-        raise ModelError(f"Model {source!r} cannot be loaded: {error}") from error
-    with suppress(OSError):  # many models have no generation config
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    return model.eval(), tokenizer
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pkgutil import resolve_name
@@ -13,8 +14,21 @@ from cards.errors import MismatchError, check
 from cards.plugins import plugins
 
 
+class Checked(Protocol):
+    """A model that was checked without its weights."""
+
+    def fetch(self) -> None:
+        """Download the weights that are not on this machine. Raises ModelError."""
+
+    def shares_tokenizer(self, other: Any) -> bool:
+        """Return whether another checked LM of this back end has the same tokenizer. Raises ModelError."""
+
+
 class Backend(Protocol):
-    """A loader of models by name. The name includes its prefix (`vllm:NAME`)."""
+    """A loader of models by name. The name includes its prefix (`vllm:NAME`).
+
+    A back end that can check models without their weights has `check_engine` and `check_reward` too, with the same arguments.
+    """
 
     def load_engine(self, name: str, **options: Any) -> Engine: ...
 
@@ -23,11 +37,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BuiltinBackend:
-    """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`."""
+    """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`.
+
+    check: the function (name, kind, **options) that checks an LM ("lm") or a reward model ("rm") without its weights.
+    """
 
     engine: str
     reward: str
     prefix: str = ""
+    check: str = ""
 
     def load_engine(self, name: str, **options: Any) -> Any:
         return resolve_name(f"cards.backends.{self.engine}")(name.removeprefix(self.prefix), **options)
@@ -35,8 +53,17 @@ class BuiltinBackend:
     def load_reward(self, name: str, **options: Any) -> Any:
         return resolve_name(f"cards.backends.{self.reward}")(name.removeprefix(self.prefix), **options)
 
+    def check_engine(self, name: str, **options: Any) -> list[Checked]:
+        return self._check(name, "lm", options)
 
-LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load")
+    def check_reward(self, name: str, **options: Any) -> list[Checked]:
+        return self._check(name, "rm", options)
+
+    def _check(self, name: str, kind: str, options: dict[str, Any]) -> list[Checked]:
+        return [resolve_name(f"cards.backends.{self.check}")(name, kind, **options)] if self.check else []
+
+
+LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load", check="check:check_local")
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
 LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "local.rewards:ClassifierReward.load")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")
@@ -67,6 +94,12 @@ def _prefix(name: str, found: Any) -> str:
     return name
 
 
+def check_engine(name: str, **options: Any) -> list[Checked]:
+    """Check an LM without its weights, with the arguments and errors of `load_engine`. It is empty if nothing is known."""
+    check: Callable[..., list[Checked]] | None = getattr(backend(name), "check_engine", None)
+    return check(name, **options) if check is not None else []
+
+
 def load_engine(
     name: str, *, draft: str | Engine | None = None, gamma: int = 4, skip_layers: float | None = None, **options: Any
 ) -> Engine:
@@ -75,7 +108,9 @@ def load_engine(
 
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
-    of responses. options: options of the back end, such as device, dtype, slots and context.
+    of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
+    that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
+    A Hugging Face name may have a revision: `NAME@REVISION`.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")

@@ -83,6 +83,11 @@ class Reward(Composite, ABC):
         """Return the reward named `kind:details`, given loader options. Raises SettingError or UnknownNameError."""
         raise SettingError(f"A reward of kind {cls.kind!r} cannot be created by name, got {details!r}. Create it in Python.")
 
+    @classmethod
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        """Return the names of the models in `kind:details`, each with `engine` or `reward`. They are checked before loading."""
+        return []
+
     @abstractmethod
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         """Compute the rewards of the responses, in order. Called by `score`, which checks and counts them."""

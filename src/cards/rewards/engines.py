@@ -26,6 +26,10 @@ class EngineReward(Reward):
         """Return the reward for `NAME`, the name of an LM."""
         return cls(details, **options)
 
+    @classmethod
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(details, "engine")]
+
     async def _counted(
         self, rating: Coroutine[Any, Any, Sequence[float]], prompt: Prompt, responses: Sequence[Response]
     ) -> list[float]:

@@ -68,6 +68,10 @@ class ImplicitReward(Reward):
             raise SettingError(f"An implicit reward is named implicit:TUNED,UNTUNED with two models, got {details!r}.")
         return cls(tuned, untuned, beta, **options)
 
+    @classmethod
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(name, "engine") for name in details.split(",") if name]
+
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         prompt, responses = retokenize(self.tuned, prompt, responses)
         return await asyncio.gather(*(self._rate(prompt, response) for response in responses))

@@ -71,6 +71,10 @@ class ProcessReward(Reward):
 
         return cls(load_reward(details, **options), delimiter, join, squash=squash, target=target)
 
+    @classmethod
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(details, "reward")]
+
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         plain = replace(prompt, vocabulary="", template=None)  # so that the inner reward does not read token_ids
         steps_by_response = [finished_steps(response, self.delimiter) or [Response()] for response in responses]

@@ -13,6 +13,8 @@ from cards.errors import SettingError, check
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from cards.backends.files import Kind
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -41,7 +43,7 @@ class ModelFiles:
 
     @classmethod
     def find(
-        cls, tokenizer: str | PreTrainedTokenizerBase | None, candidates: Sequence[str], embedded: str
+        cls, tokenizer: str | PreTrainedTokenizerBase | None, candidates: Sequence[str], embedded: Kind
     ) -> ModelFiles | None:
         """Return the files of the given tokenizer, or those at the first of `candidates` (folders or names) that has them.
 
@@ -55,8 +57,8 @@ class ModelFiles:
             return cls(tokenizer, _ids(tokenizer.eos_token_id))
         for name in candidates if tokenizer is None else (tokenizer,):
             with suppress(OSError, ValueError):
-                source = locate(name, embedded)
-                found = load_tokenizer(source)
+                files = locate(name, embedded)
+                found, source = load_tokenizer(files), files.folder
                 config, end_ids = None, found.eos_token_id
                 with suppress(OSError, ValueError):
                     config = AutoConfig.from_pretrained(source)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cards.backends.checkpoint import Checkpoint
 from cards.backends.classifier import SequenceClassifier
-from cards.backends.configuration import flops_per_token, load_without_weights
-from cards.backends.files import locate
+from cards.backends.configuration import flops_per_token
 from cards.backends.http.client import Client
 from cards.backends.http.rewards import post_all, unexpected_reply
 from cards.backends.http.served import model_card
@@ -58,7 +58,8 @@ class VLLMHTTPReward(SequenceClassifier):
 def _load(names: Sequence[str], address: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for name in names:
         try:
-            return load_without_weights(AutoModelForSequenceClassification, locate(name, "rm"))
+            checkpoint = Checkpoint.open(name, "rm")
+            return checkpoint.without_weights(), checkpoint.tokenizer()
         except (UnknownNameError, ModelError):
             continue
     raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from cards.backends.configuration import DTYPES
 from cards.errors import SettingError
 from cards.memory import cache_size, memory_at_hand
 
@@ -40,15 +38,6 @@ def check_model_fits(name: str, folder: Path, dtype: torch.dtype, device: torch.
             f"Model {name!r} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but {free / 1e9:.1f} GB of "
             f"memory are free on {device}. Choose a smaller model, another dtype or another device."
         )
-
-
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """Return the dtype that the configuration in a folder names, or None."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    parts = (config, config.get("text_config") or {})
-    names = (part.get("dtype") or part.get("torch_dtype") for part in parts)
-    return DTYPES.get(next(filter(None, names), ""))
 
 
 def weights_size(folder: Path, dtype: torch.dtype) -> int:

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load, worker_on
+from cards.backends.local.loading import check_model, load, worker_on
 from cards.backends.local.memory import cache_size_on
-from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, is_causal, rm_proof
+from cards.backends.local.readers import Layout, SlotScorer, TextScorer, exact_layout, is_causal, rm_proof
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -33,19 +33,28 @@ class ClassifierReward(SequenceClassifier):
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
+        super().__init__(check_model(model), tokenizer, output=output, form=form, target=target, context=context, name=name)
         self.reader = worker_on(self.model.device, threads).call(lambda: self._reader(slots, context))
         self.parts = (self.reader,)
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+        token: str | None = None,
+        **options: Any,
     ) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class.
+        """Load `tiny`, a folder, or a Hugging Face name, as `load_engine` does. Options are those of the class.
 
         Raises ModelError if the model has no trained score head.
         """
-        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype, threads)
+        loading: dict[str, Any] = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
+        model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
         return cls(model, tokenizer, name=name, **options)
 
     def _reader(self, slots: int | None, context: int | None) -> SlotScorer | TextScorer:
@@ -53,7 +62,8 @@ class ClassifierReward(SequenceClassifier):
         model, pad_id = self.model, self.tokenizer.pad_token_id or 0
         proof = rm_proof(model, self.tokenizer, self.limit, self.name)
         reason = "batches change its outputs."
-        if is_causal(model):
+        batched = not getattr(model, "is_loaded_in_8bit", False)  # bitsandbytes: outputs depend on the other texts of a batch
+        if is_causal(model) and batched:
             try:
                 size = cache_size_on(model.device, slots, context, self.limit)
                 reader = SlotScorer(proof, self.combine, size, self.limit)
@@ -61,7 +71,7 @@ class ClassifierReward(SequenceClassifier):
                 return reader
             except ModelError as error:
                 reason = str(error)
-        layout = exact_layout(proof, pad_id)
+        layout: Layout = exact_layout(proof, pad_id) if batched else "single"
         ways = {"head": "without prefix reuse", "equal": "texts of equal length together", "single": "one text at a time"}
         if layout in ways:
             log.warning("Reward %r scores %s, because %s", self.name, ways[layout], reason)
