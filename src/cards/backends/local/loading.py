@@ -111,7 +111,8 @@ def load(
     resolve_dtype(dtype, torch_device)  # raises here, before files are read
     checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token)
     config = checkpoint.config
-    torch_dtype = resolve_dtype(dtype, torch_device, config.dtype or config.get_text_config().dtype)
+    stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
+    torch_dtype = resolve_dtype(dtype, torch_device, stored)
     tokenizer = checkpoint.tokenizer()
     checkpoint.fetch()
     check_model_fits(name, Path(checkpoint.base.folder), torch_dtype, torch_device)
