@@ -3,10 +3,11 @@
 # make test-fast   run the quick tests of the core, in under two minutes
 # make test-vllm   run the tests with vLLM, in a separate environment
 # make test-cuda   run the tests that need a GPU
+# make llamacpp    install llama-cpp-python; the first time pip compiles it, which takes 6-12 minutes on two cores
 # make lint        run ruff and mypy
 # make docs        build the site in ./site
 # make clean       remove everything that these targets create
-# CI runs lint, test-vllm and test.
+# CI runs lint, llamacpp, test-vllm and test.
 #
 # To use another Python (3.11 or newer):   make demo PYTHON=python3.12
 # To use another build of torch:           make demo TORCH="torch --index-url ADDRESS" (CPU builds are smaller on Linux)
@@ -22,7 +23,7 @@ VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
 FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
 QUESTION ?= What did you think of the new Star Wars film?
 
-.PHONY: demo test test-fast test-vllm test-cuda lint docs clean
+.PHONY: demo test test-fast test-vllm test-cuda llamacpp lint docs clean
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
@@ -43,6 +44,9 @@ test-vllm: $(VENV)-vllm/.installed
 test-cuda: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest tests/with_cuda
 
+llamacpp: $(VENV)/.installed-dev
+	@$(PIP) install --editable '.[llamacpp]'
+
 docs: $(VENV)/.installed-dev
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
@@ -62,12 +66,12 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	@echo "Installing cards ..."
-	@$(PIP) install --editable .
+	@$(PIP) install ./packages/tiny --editable '.[local]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 	@echo "Installing cards and its test dependencies ..."
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install ./packages/tiny --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 # The CPU build of vLLM installs image and audio packages that are incompatible with the CPU build of torch.
@@ -77,7 +81,7 @@ $(VENV)-vllm/.installed: pyproject.toml
 	@$(VLLM_PIP) install $(TORCH)
 	@$(VLLM_PIP) install $(VLLM)
 	@$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec
-	@$(VLLM_PIP) install --editable . pytest pytest-asyncio pytest-timeout scipy
+	@$(VLLM_PIP) install ./packages/tiny --editable '.[local]' pytest pytest-asyncio pytest-timeout scipy
 	@touch $@
 
 clean:
