@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cards.engines.base import Engine
-from cards.engines.loader import EMBEDDED, is_embedded
-from cards.errors import UnknownNameError, check
+from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
+from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import Method
-from cards.registry import check_defaults, load_engine, load_reward
+from cards.registry import check_defaults, load_engine, load_reward, models_of
 from cards.rewards.base import Reward
+from cards.rewards.loader import check_reward
 from cards.settings import check_settings, setting
 
-MODEL = "Language model: tiny, a folder, a Hugging Face name, vllm:NAME, or an http:// address."
+MODEL = "Language model: tiny, a folder, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// address."
 REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewards.md), or none."
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
@@ -47,6 +49,7 @@ class Placement:
 
     device: str = setting("auto", help="Device: auto, cpu, cuda, cuda:1, ...")
     dtype: str = setting("auto", help="Data type: auto, float32, bfloat16 or float16.")
+    trust_remote_code: bool = setting(False, help="Run Python code that comes with models. Read it first.")
     slots: int | None = setting(None, help="Number of cache slots.", at_least=1, unset="chosen by the back end")
     context: int | None = setting(None, help="Maximum number of tokens of prompt and response.", at_least=2)
     threads: int | None = setting(
@@ -76,6 +79,32 @@ class Placement:
     def load_reward(self, name: str) -> Reward:
         """Load the reward of this name, with the same options."""
         return load_reward(name, **self.options)
+
+    def check(self, names: Mapping[str, str], methods: Iterable[Method] = ()) -> list[Checked]:
+        """Check the models of a command before any weights are read, and return those whose weights can be fetched.
+
+        names: the name of the LM under `--model`, and those of rewards under other options. Models that settings of the
+        methods name are checked too. Raises the errors of `load_engine` and `load_reward`.
+        """
+        found = {option: self._check(option, name) for option, name in names.items()}
+        parts = [("--draft", self.draft)] if self.draft else []
+        for method in methods:
+            for flag, name, kind in models_of(method):
+                if kind == "reward":
+                    found[f"{method.name} {flag}"] = check_reward(name, **self.options)
+                else:
+                    parts.append((flag, name))
+        for flag, name in parts:
+            found[f"{flag} {name}"] = check_engine(name, **self.options)
+            for one, other in product(found.get("--model", ()), found[f"{flag} {name}"]):
+                if type(one) is type(other) and not one.shares_tokenizer(other):
+                    raise MismatchError(
+                        f"{name!r} and {names['--model']!r} have different tokenizers. Choose another model with {flag}."
+                    )
+        return [checked for group in found.values() for checked in group]
+
+    def _check(self, option: str, name: str) -> list[Checked]:
+        return (check_engine if option == "--model" else check_reward)(name, **self.options)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -89,6 +89,17 @@ def with_models(
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
 
+def models_of(method: Method) -> list[tuple[str, str, str]]:
+    """Return the models that settings of a method name: the option of each, its name, and `engine` or `reward`."""
+    found = []
+    for name, setting in settings_of(method).items():
+        value, kind = getattr(method, name), setting.spec.loads
+        if kind is not None and isinstance(value, str):
+            names = value.split(",") if kind == "engines" else [value]
+            found += [(setting.flag, one, "reward" if kind == "reward" else "engine") for one in names]
+    return found
+
+
 def check_defaults(method: Method, model: str) -> None:
     """Raise SettingError if a setting has an embedded reward as its default but the LM `model` is not embedded."""
     for name, setting in settings_of(method).items():

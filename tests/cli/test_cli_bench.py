@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from helpers.mock_cli import Cards
+from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 import cards
 import cards.cli
+from cards.engines.loader import check_engine
 from cards.study.bench.plan import Arm
 from cards.study.bench.run import Bench
 
@@ -115,17 +117,17 @@ def test_ctrl_c_says_how_to_go_on(bench: Cards, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_out_of_reach_is_told_with_what_to_do(bench: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(name: str, **_: object) -> None:
-        raise cards.errors.UnknownNameError("model", name, ["tiny"])
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
 
-    monkeypatch.setattr("cards.placement.load_engine", unreachable)
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr("cards.placement.check_engine", check_engine)
     ran = bench("bench", "--preset", "llama-7b", "--prompts", "mine.txt")
     assert ran.exit_code == 2
     assert (
-        "'argsearch/llama-7b-sft-float32' is not a local folder and cannot be downloaded from the Hugging Face Hub: not found."
-        in ran.stderr
+        "'argsearch/llama-7b-sft-float32' is neither a folder nor in the cache, and the Hugging Face Hub cannot be reached: no "
+        "network. Download it on a machine with network access and give its folder." in ran.stderr
     )
-    assert "--model FOLDER" in ran.stderr
     assert "Unknown model 'tinny'" in bench("bench", "--model", "tinny").stderr
 
 

@@ -71,6 +71,8 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cards:
     made = Cards(engine, FunctionReward(likes, target=1.0))
     monkeypatch.setattr("cards.placement.load_engine", made.load_engine)
     monkeypatch.setattr("cards.placement.load_reward", made.load_reward)
+    for name in ("check_engine", "check_reward"):
+        monkeypatch.setattr(f"cards.placement.{name}", lambda *_, **__: [])
     for module in ("cards.registry", "cards.rewards.engines"):
         monkeypatch.setattr(f"{module}.load_engine", lambda name, **_: MockEngine(chances, VOCABULARY, end="</s>"))
     monkeypatch.setattr("cards.registry.load_reward", made.load_reward)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.files import load_tokenizer, unknown_model
-from cards.errors import ModelError, SettingError, UnknownNameError
+from cards.errors import SettingError, UnknownNameError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -22,25 +20,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
     return DTYPES[dtype]
-
-
-def load_without_weights(auto: Any, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model without weights and its tokenizer, for back ends that load the weights themselves.
-
-    Raises UnknownNameError if the model does not exist, ModelError if transformers does not support its architecture.
-    """
-    try:
-        config = AutoConfig.from_pretrained(source)
-        with torch.device("meta"):
-            model = auto.from_config(config)
-        tokenizer = load_tokenizer(source)
-    except OSError as error:
-        raise unknown_model(source) from error
-    except ValueError as error:
-        raise ModelError(f"Model {source!r} cannot be loaded: {error}") from error
-    with suppress(OSError):  # many models have no generation config
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    return model.eval(), tokenizer
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -15,20 +15,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FILES = ["*.json", "*.jinja", "additional_chat_templates/*.jinja"]  # of tokenizers and configurations
-
-
-def model_folder(source: str) -> Path:
-    """Return the folder with the tokenizer and the configuration of a model, downloaded if it is a Hugging Face name.
-
-    Raises OSError or ValueError.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    require("The tokenizer of a Hugging Face name", "http", "huggingface_hub")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(source, allow_patterns=FILES))
 
 
 class ChatTokenizer:
@@ -104,12 +90,12 @@ class FileTokenizer(ChatTokenizer):
             backend = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises no other type
             raise ValueError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
-        config = read_json(folder / "tokenizer_config.json")
+        config = _read_json(folder / "tokenizer_config.json")
         added = config.get("added_tokens_decoder")
         if added is None:  # folders of older versions of transformers
-            config |= read_json(folder / "special_tokens_map.json")
+            config |= _read_json(folder / "special_tokens_map.json")
             special = {*_named(config).values(), *_further(config)}
-            names = {number: name for name, number in read_json(folder / "added_tokens.json").items()}
+            names = {number: name for name, number in _read_json(folder / "added_tokens.json").items()}
             added = {i: {"content": n, "normalized": n not in special, "special": n in special} for i, n in names.items()}
         backend.encode_special_tokens = config.get("split_special_tokens", False)
         backend.add_tokens([AddedToken(**added[i]) for i in sorted(added, key=int)])
@@ -167,7 +153,7 @@ class FileTokenizer(ChatTokenizer):
         return self.backend_tokenizer.get_vocab()
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     """Return the contents of a JSON file, or an empty dict if it does not exist."""
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pkgutil import resolve_name
@@ -13,8 +14,21 @@ from cards.errors import MismatchError, check, require
 from cards.plugins import plugins
 
 
+class Checked(Protocol):
+    """A model that was checked without its weights."""
+
+    def fetch(self) -> None:
+        """Download the weights that are not on this machine. Raises ModelError."""
+
+    def shares_tokenizer(self, other: Any) -> bool:
+        """Return whether another checked LM of this back end has the same tokenizer. Raises ModelError."""
+
+
 class Backend(Protocol):
-    """A loader of models by name. The name includes its prefix (`vllm:NAME`)."""
+    """A loader of models by name. The name includes its prefix (`vllm:NAME`).
+
+    A back end that can check models without their weights has `check_engine` and `check_reward` too, with the same arguments.
+    """
 
     def load_engine(self, name: str, **options: Any) -> Engine: ...
 
@@ -23,13 +37,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BuiltinBackend:
-    """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`."""
+    """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`.
+
+    check: the function (name, kind, **options) that checks an LM ("lm") or a reward model ("rm") without its weights.
+    """
 
     engine: str
     reward: str
     prefix: str = ""
     needs: tuple[str, ...] = ()  # modules of `extra`
     extra: str = ""
+    check: str = ""
 
     def check_installed(self, name: str) -> None:
         """Raise MissingExtraError if the modules that a model of this back end needs are not installed."""
@@ -43,24 +61,29 @@ class BuiltinBackend:
         self.check_installed(name)
         return resolve_name(f"cards.backends.{self.reward}")(name.removeprefix(self.prefix), **options)
 
+    def check_engine(self, name: str, **options: Any) -> list[Checked]:
+        return self._check(name, "lm", options)
+
+    def check_reward(self, name: str, **options: Any) -> list[Checked]:
+        return self._check(name, "rm", options)
+
+    def _check(self, name: str, kind: str, options: dict[str, Any]) -> list[Checked]:
+        self.check_installed(name)
+        return [resolve_name(f"cards.backends.{self.check}")(name, kind, **options)] if self.check else []
+
 
 LOCAL = BuiltinBackend(
     "local.engine:TransformersEngine.load",
     "local.rewards:ClassifierReward.load",
     needs=("torch", "transformers"),
     extra="local",
+    check="check:check_local",
 )
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
 LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "local.rewards:ClassifierReward.load")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})
-
-
-def check_installed(name: str) -> None:
-    """Raise MissingExtraError if the back end of a model in this package is not installed."""
-    if isinstance(found := backend(name), BuiltinBackend):
-        found.check_installed(name)
 
 
 def is_embedded(name: str) -> bool:
@@ -86,6 +109,12 @@ def _prefix(name: str, found: Any) -> str:
     return name
 
 
+def check_engine(name: str, **options: Any) -> list[Checked]:
+    """Check an LM without its weights, with the arguments and errors of `load_engine`. It is empty if nothing is known."""
+    check: Callable[..., list[Checked]] | None = getattr(backend(name), "check_engine", None)
+    return check(name, **options) if check is not None else []
+
+
 def load_engine(
     name: str, *, draft: str | Engine | None = None, gamma: int = 4, skip_layers: float | None = None, **options: Any
 ) -> Engine:
@@ -94,7 +123,9 @@ def load_engine(
 
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
-    of responses. options: options of the back end, such as device, dtype, slots and context.
+    of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
+    that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
+    A Hugging Face name may have a revision: `NAME@REVISION`.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")

@@ -84,8 +84,8 @@ class Reward(Composite, ABC):
         raise SettingError(f"A reward of kind {cls.kind!r} cannot be created by name, got {details!r}. Create it in Python.")
 
     @classmethod
-    def model_names(cls, details: str) -> list[str]:
-        """Return the names of the models that `named(details)` loads."""
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        """Return the names of the models in `kind:details`, each with `engine` or `reward`. They are checked before loading."""
         return []
 
     @abstractmethod

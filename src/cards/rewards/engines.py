@@ -27,8 +27,8 @@ class EngineReward(Reward):
         return cls(details, **options)
 
     @classmethod
-    def model_names(cls, details: str) -> list[str]:
-        return [details]
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(details, "engine")]
 
     async def _counted(
         self, rating: Coroutine[Any, Any, Sequence[float]], prompt: Prompt, responses: Sequence[Response]

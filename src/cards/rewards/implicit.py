@@ -69,8 +69,8 @@ class ImplicitReward(Reward):
         return cls(tuned, untuned, beta, **options)
 
     @classmethod
-    def model_names(cls, details: str) -> list[str]:
-        return details.split(",")
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(name, "engine") for name in details.split(",") if name]
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         prompt, responses = retokenize(self.tuned, prompt, responses)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import cards.rewards
-from cards.engines.loader import LOCAL, backend
+from cards.engines.loader import LOCAL, Backend, Checked, backend, check_engine
 from cards.errors import MismatchError, SettingError, UnknownNameError, check
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
@@ -40,40 +41,55 @@ def load_reward(name: str, **options: Any) -> Reward:
     """
     if len(parts := summands(name)) > 1:
         return WeightedSum.of([load_reward(part, **options) for part in parts])
+    owner, rest, given = _parse(name, options)
+    if owner is None:
+        path, _, function = rest.rpartition(":")
+        return from_file(path or rest, function if path else "", given)
+    if isinstance(owner, type):
+        return owner.named(rest, **given)
+    return cast(Reward, owner.load_reward(rest, **given))
+
+
+def check_reward(name: str, **options: Any) -> list[Checked]:
+    """Check the models of a reward without their weights, with the arguments and errors of `load_reward`."""
+    if len(parts := summands(name)) > 1:
+        return [found for part in parts for found in check_reward(part, **options)]
+    owner, rest, given = _parse(name, options)
+    if owner is None:
+        check(Path(rest.rpartition(":")[0] or rest).is_file(), f"The reward file must exist, got {rest!r}.")
+        return []
+    if isinstance(owner, type):
+        checks = {"engine": check_engine, "reward": check_reward}
+        return [found for model, role in owner.models_in(rest) for found in checks[role](model, **options)]
+    check_model: Callable[..., list[Checked]] | None = getattr(owner, "check_reward", None)
+    return check_model(rest, **given) if check_model is not None else []
+
+
+def _parse(name: str, options: dict[str, Any]) -> tuple[type[Reward] | Backend | None, str, dict[str, Any]]:
+    """Return what makes a reward (a class, a back end, or None for a file), the rest of its name, and all of its options."""
     cls = reward_classes().get(name.partition(":")[0]) if ":" in name else None
     texts: Texts = {}
     if not ("://" in name or (cls is not None and cls.literal)):
         name, texts = split_options(name)
-    path, colon, function = name.rpartition(":")
-    if path.endswith(".py") or name.endswith(".py"):
-        return from_file(path if colon else name, function if colon else "", texts)
+    if name.endswith(".py") or name.rpartition(":")[0].endswith(".py"):
+        return None, name, dict(texts)
     kind, colon, details = name.partition(":")
     if (cls := reward_classes().get(kind)) is not None:
         known = options_of(cls.__init__, cls.named)
         if cls.wraps:  # the other options are those of the inner reward
             details = joined(details, {key: text for key, text in texts.items() if key not in known})
             texts = {key: text for key, text in texts.items() if key in known}
-        return cls.named(details, **_merged(options, read_options(texts, known, name)))
+        return cls, details, _merged(options, read_options(texts, known, name))
     found = backend(name)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
-    return cast(Reward, found.load_reward(name, **_merged(options, read_options(texts, MODEL_OPTIONS, name))))
+    return found, name, _merged(options, read_options(texts, MODEL_OPTIONS, name))
 
 
 def _merged(options: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
     twice = options.keys() & named.keys()
     check(not twice, f"{', '.join(sorted(twice))} must be given once: in the name of the reward or as an argument.")
     return options | named
-
-
-def model_names(name: str) -> list[str]:
-    """Return the names of the models that `load_reward` loads for a name."""
-    if len(parts := summands(name)) > 1:
-        return [model for part in parts for model in model_names(part)]
-    kind, _, details = name.partition(":")
-    if kind in reward_classes():
-        return reward_classes()[kind].model_names(details)
-    return [] if name.endswith(".py") or name.rpartition(":")[0].endswith(".py") else [name]
 
 
 def summands(name: str) -> list[str]:

@@ -72,10 +72,8 @@ class ProcessReward(Reward):
         return cls(load_reward(details, **options), delimiter, join, squash=squash, target=target)
 
     @classmethod
-    def model_names(cls, details: str) -> list[str]:
-        from cards.rewards.loader import model_names
-
-        return model_names(details)
+    def models_in(cls, details: str) -> list[tuple[str, str]]:
+        return [(details, "reward")]
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
         plain = replace(prompt, vocabulary="", template=None)  # so that the inner reward does not read token_ids

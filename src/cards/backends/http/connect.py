@@ -141,12 +141,18 @@ async def detect_reward_kind(client: Client) -> str:
 
 
 def new_client(
-    address: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+    address: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> Client:
     """Return a client with these options. Raises SettingError if options of a model in this process are given."""
     check(
-        device == dtype == "auto" and threads is None,
-        "The server chooses device, dtype and threads. Leave them out for a model at an address.",
+        device == dtype == "auto" and threads is None and not trust_remote_code,
+        "The server chooses device, dtype, threads and trust_remote_code. Leave them out for a model at an address.",
     )
     return Client(address, **options)
 

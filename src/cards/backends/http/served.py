@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cards.backends.files import load_tokenizer, locate
+from cards.backends.files import Kind, ModelFolder, load_tokenizer, locate
 from cards.backends.http.client import Client, RejectedRequestError
-from cards.backends.tokenizer import ChatTokenizer, FileTokenizer, model_folder, read_json
+from cards.backends.tokenizer import ChatTokenizer, FileTokenizer
 from cards.engines.text import reason
 from cards.errors import MissingExtraError, SettingError, check, require
 from cards.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ class ModelFiles:
         return {int(i): label for i, label in labels.items()}
 
     @classmethod
-    def find(cls, tokenizer: str | Tokenizer | None, candidates: Sequence[str], embedded: str) -> ModelFiles | None:
+    def find(cls, tokenizer: str | Tokenizer | None, candidates: Sequence[str], embedded: Kind) -> ModelFiles | None:
         """Return the files of the given tokenizer, or those at the first of `candidates` (folders or names) that has them.
 
         `tiny` is the embedded model in folder `embedded`. Raises SettingError if the given tokenizer is not found.
@@ -66,16 +66,15 @@ class ModelFiles:
         return None
 
     @classmethod
-    def _load(cls, source: str) -> ModelFiles:
+    def _load(cls, files: ModelFolder) -> ModelFiles:
         """Read tokenizer.json, or convert other files of a tokenizer with transformers. Raises OSError or ValueError."""
-        folder = model_folder(source)
-        if (folder / "tokenizer.json").is_file():
-            tokenizer: Any = FileTokenizer.from_folder(folder)
+        if (files.folder / "tokenizer.json").is_file():
+            tokenizer: Any = FileTokenizer.from_folder(files.folder)
         else:
-            require(f"{source!r} has no tokenizer.json, and the conversion of its tokenizer", "local", "transformers")
-            tokenizer = load_tokenizer(source)
-        end_ids = read_json(folder / "generation_config.json").get("eos_token_id")
-        return cls(tokenizer, _ids(tokenizer.eos_token_id if end_ids is None else end_ids), read_json(folder / "config.json"))
+            require(f"{files.name!r} has no tokenizer.json, and the conversion of its tokenizer", "local", "transformers")
+            tokenizer = load_tokenizer(files)
+        end_ids = files.json("generation_config.json").get("eos_token_id")
+        return cls(tokenizer, _ids(tokenizer.eos_token_id if end_ids is None else end_ids), files.json("config.json"))
 
     @classmethod
     def from_props(cls, props: dict[str, Any]) -> ModelFiles:

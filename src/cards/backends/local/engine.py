@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.generation import exclusions, warn_of_ignored
-from cards.backends.local.loading import load, worker_on
+from cards.backends.local.loading import check_model, eight_bit, load, worker_on
 from cards.backends.local.own_cache import own_slots
 from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -54,7 +54,7 @@ class TransformersEngine(SlotEngine):
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.train(False), tokenizer
+        self.model, self.tokenizer = check_model(model).train(False), tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context, self.rows = context_length(model, context), slots
         self.chats = tokenizer.chat_template is not None
@@ -69,10 +69,7 @@ class TransformersEngine(SlotEngine):
     def _slots(self, rows: int) -> Slots:
         """Return slots with a shared KV cache, or with the model's own caches if the model does not run in slots."""
         if getattr(self.model, "is_loaded_in_8bit", False):
-            raise ModelError(
-                f"Model {self.name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other texts of a batch. "
-                "Use 4-bit weights or another quantisation."
-            )
+            raise eight_bit(self.name)
         reference = lm_reference(self.model)
         try:
             return verified_slots(self.model, lm_outputs(self.model, self.context), rows, self.context, reference)
@@ -91,9 +88,13 @@ class TransformersEngine(SlotEngine):
         slots: int = 32,
         context: int | None = None,
         threads: int | None = None,
+        **options: Any,
     ) -> TransformersEngine:
-        """Load `tiny`, a folder, or a Hugging Face name. Raises UnknownNameError, ModelError or SettingError."""
-        model, tokenizer = load(AutoModelForCausalLM, name, "lm", device, dtype, threads)
+        """Load `tiny`, a folder, or a Hugging Face name. Options are `trust_remote_code` and `token`: see `load_engine`.
+
+        Raises UnknownNameError, ModelError or SettingError.
+        """
+        model, tokenizer = load(name, "lm", device=device, dtype=dtype, threads=threads, **options)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:

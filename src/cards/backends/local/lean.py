@@ -30,7 +30,11 @@ def lean_forward(model: PreTrainedModel, head: nn.Module | None, length: int) ->
     base: Any = model.base_model
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
-    plain = all(type(m) is nn.Linear and not hasattr(m, "_hf_hook") for m in base.modules() if hasattr(m, "in_features"))
+    plain = all(
+        type(m) is nn.Linear and type(m.weight.data) is Tensor and not hasattr(m, "_hf_hook")
+        for m in base.modules()
+        if hasattr(m, "in_features")
+    )
     if (
         config.model_type not in MODEL_TYPES
         or config.hidden_act != "silu"

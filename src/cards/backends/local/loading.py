@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cards.backends.checkpoint import NO_HEAD, Checkpoint, brief
 from cards.backends.configuration import resolve_dtype
-from cards.backends.files import check_weights, load_tokenizer, locate, unknown_model
+from cards.backends.files import Kind, ModelFolder
+from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
+from cards.backends.quiet import quiet
 from cards.engines.worker import DeviceWorker
-from cards.errors import ModelError, SettingError, check
+from cards.errors import CardsError, ModelError, SettingError, check
 from cards.threads import Threads, usable_threads
+
+OUTPUT_LAYERS = ("score.weight", "classifier.weight", "out_proj.weight")  # of score heads
+LEGACY = ("lm_head.", "rotary_emb.inv_freq", "position_ids", ".masked_bias", ".attn.bias")  # weights without effect
 
 
 def resolve_device(device: str) -> torch.device:
@@ -56,41 +64,134 @@ def _set_threads(number: int, around: int) -> None:
     other.join()
 
 
-def load(
-    auto: Any, name: str, embedded: str, device: str, dtype: str, threads: int | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer from a folder, from Hugging Face, or embedded (`tiny` is in folder `embedded`).
+def open_checkpoint(
+    name: str,
+    kind: Kind,
+    *,
+    trust_remote_code: bool = False,
+    token: str | None = None,
+    found: ModelFolder | None = None,
+    **_: Any,
+) -> Checkpoint:
+    """Return a checkpoint that can be loaded in this process, as far as this is known without weights. Raises as `load`."""
+    checkpoint = Checkpoint.open(name, kind, trust_remote_code=trust_remote_code, token=token, found=found)
+    checkpoint.check_quantization()
+    if kind == "lm" and checkpoint.config.to_dict().get("quantization_config", {}).get("load_in_8bit"):
+        raise eight_bit(name)
+    checkpoint.check_weights()
+    return checkpoint
 
-    Raises UnknownNameError if the model does not exist, ModelError if weights are missing, SettingError if the device does
+
+def eight_bit(name: str) -> ModelError:
+    """Return the error for an LM with 8-bit weights of bitsandbytes."""
+    return ModelError(
+        f"Model {name!r} has 8-bit weights of bitsandbytes, whose outputs depend on the other tokens of a pass, and so on the "
+        "other texts of a batch. Use 4-bit weights or another quantisation."
+    )
+
+
+def load(
+    name: str,
+    kind: Kind,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    token: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer: embedded, a folder, or a Hugging Face name.
+
+    Raises UnknownNameError if the model does not exist, ModelError if it cannot be loaded, SettingError if the device does
     not exist or the model does not fit into its memory.
     """
     torch_device = resolve_device(device)
-    return worker_on(torch_device, threads).call(lambda: _load(auto, name, embedded, torch_device, dtype))
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token)
+    tokenizer = checkpoint.tokenizer()
+    checkpoint.fetch()
+    model = worker_on(torch_device, threads).call(lambda: _load(checkpoint, torch_device, torch_dtype))
+    return model, tokenizer
 
 
-def _load(
-    auto: Any, name: str, embedded: str, device: torch.device, dtype: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    torch_dtype, source = resolve_dtype(dtype, device), locate(name, embedded)
-    check_weights(source, name)
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    name, config = checkpoint.name, checkpoint.config
+    quantized = getattr(config, "quantization_config", None) is not None
+    direct = quantized or (device.type != "cpu" and importlib.util.find_spec("accelerate") is not None)
     try:
-        model, report = auto.from_pretrained(source, dtype=torch_dtype, output_loading_info=True)
-        tokenizer = load_tokenizer(source)
-    except OSError as error:
-        if Path(source).is_dir():  # the folder exists, so its name is no typing error
-            raise ModelError(f"Model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-        raise unknown_model(name) from error
-    except ValueError as error:
-        raise ModelError(f"Model {name!r} cannot be loaded: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        if any(key.startswith(("score", "classifier")) for key in missing):
-            raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
-        kind = auto.__name__.removeprefix("AutoModelFor")
-        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}). Is it a model for {kind}?")
-    try:
-        return model.to(device).eval(), tokenizer
+        with quiet():
+            adapter = adapter_shapes(checkpoint)
+            labels = [shape[0] for key, shape in adapter.items() if _is_head(key) and key.endswith(OUTPUT_LAYERS)]
+            if labels:
+                config.num_labels = labels[0]
+            model, report = checkpoint.auto.from_pretrained(
+                checkpoint.base.folder,
+                config=config,
+                dtype=dtype,
+                device_map={"": device} if direct else None,
+                trust_remote_code=checkpoint.trust,
+                ignore_mismatched_sizes=True,  # reported below
+                output_loading_info=True,
+            )
+            saved = {key.removeprefix("base_model.model.") for key in adapter}
+            _check_report(checkpoint, model, {key: set(keys) for key, keys in report.items() if key != "error_msgs"}, saved)
+            ready: Any = with_adapter(model, checkpoint).eval()
+            return cast(PreTrainedModel, ready if direct else ready.to(device))
     except torch.OutOfMemoryError as error:
         raise SettingError(
             f"Model {name!r} does not fit into the memory of {device}. Choose a smaller model, another dtype or another "
             f"device. ({error})"
         ) from error
+    except CardsError:
+        raise
+    except Exception as error:  # of transformers, a quantiser, PEFT or the model's own code
+        raise ModelError(f"Model {name!r} cannot be loaded: {brief(error)}") from error
+
+
+def _check_report(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, set[Any]], saved: set[str]) -> None:
+    """Raise ModelError if weights are missing, have other shapes, or would not be used although scores depend on them.
+
+    saved: names of weights that the adapter brings.
+    """
+    name, loaded = checkpoint.name, type(model).__name__
+    if mismatched := sorted(report.get("mismatched_keys", ())):
+        key, found, expected = mismatched[0]
+        raise ModelError(
+            f"Model {name!r} does not fit its configuration: {key} has shape {tuple(found)} instead of {tuple(expected)}."
+        )
+    if missing := sorted(report["missing_keys"] - saved):
+        if checkpoint.kind == "rm" and any(map(_is_head, missing)):
+            raise ModelError(f"Model {name!r} {NO_HEAD}")
+        raise ModelError(f"Model {name!r} lacks weights ({', '.join(missing[:3])}). Is it a model for {loaded}?")
+    if checkpoint.kind == "rm" and loaded not in (model.config.architectures or ()) and checkpoint.adapter is None:
+        known = (f"{model.base_model_prefix}.", *LEGACY)
+        unused = sorted(key for key in report["unexpected_keys"] if not any(part in key for part in known))
+        if unused:
+            raise ModelError(
+                f"Model {name!r} has weights that {loaded} does not use ({', '.join(unused[:3])}), so its scores would be "
+                "wrong. If it comes with its own Python code, allow it with trust_remote_code (--trust-remote-code)."
+            )
+
+
+def _is_head(key: str) -> bool:
+    return key.removeprefix("base_model.model.").startswith(("score", "classifier", "classification_head"))
+
+
+def _unpack(model: PreTrainedModel) -> None:
+    """Run the model once, because some packages unpack quantised weights then, which inference mode would spoil."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at each pass
+    with quiet(), torch.no_grad(), suppress(Exception):  # a model that cannot run is refused later, with the reason
+        model(input_ids=torch.arange(4, device=model.device).unsqueeze(0))
+
+
+def check_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model that a user passes, without the wrapper of PEFT. Raises ModelError unless it is on one device."""
+    inner = without_wrapper(model)
+    if getattr(inner.config, "quantization_config", None) is not None:
+        _unpack(inner)
+    devices = sorted({str(tensor.device) for tensor in (*inner.parameters(), *inner.buffers())})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise ModelError(
+            f"{type(inner).__name__} is on several devices ({', '.join(devices)}). Load it onto one: device_map={{'': DEVICE}}."
+        )
+    return inner

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
-from cards.backends.local.loading import load, worker_on
-from cards.backends.local.readers import SlotScorer, TextScorer, exact_layout, own_outputs, probes
+from cards.backends.local.loading import check_model, load, worker_on
+from cards.backends.local.readers import Layout, SlotScorer, TextScorer, exact_layout, own_outputs, probes
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -32,20 +32,29 @@ class ClassifierReward(SequenceClassifier):
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, output=output, form=form, target=target, context=context, name=name)
+        super().__init__(check_model(model), tokenizer, output=output, form=form, target=target, context=context, name=name)
         self.worker = worker_on(self.model.device, threads)
         self.reader = self._reader(slots)
         self.parts = (self.reader,)
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+        token: str | None = None,
+        **options: Any,
     ) -> ClassifierReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of the class.
+        """Load `tiny`, a folder, or a Hugging Face name, as `load_engine` does. Options are those of the class.
 
         Raises ModelError if the model has no trained score head.
         """
-        model, tokenizer = load(AutoModelForSequenceClassification, name, "rm", device, dtype, threads)
+        loading: dict[str, Any] = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
+        model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
         return cls(model, tokenizer, name=name, **options)
 
     def _reader(self, slots: int) -> SlotScorer | TextScorer:
@@ -53,7 +62,9 @@ class ClassifierReward(SequenceClassifier):
         call, pad_id = self.worker.call, self.tokenizer.pad_token_id or 0
         texts = probes(self.model, self.tokenizer, self.limit)
         own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
-        layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
+        layout: Layout = "single"
+        if not getattr(self.model, "is_loaded_in_8bit", False):  # bitsandbytes: outputs depend on the other texts of a batch
+            layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
         if layout == "head":  # a causal model whose outputs are those of its head
             try:
                 return SlotScorer(self.model, self.combine, slots, self.limit)

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.configuration import context_length, end_ids, flops_per_token, load_without_weights, vocab_size
-from cards.backends.files import locate
+from cards.backends.checkpoint import Checkpoint
+from cards.backends.configuration import context_length, end_ids, flops_per_token, vocab_size
 from cards.backends.generation import EXCLUDING, warn_of_ignored
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import INVALID, request_options
@@ -57,9 +57,10 @@ class VLLMEngine(Engine):
         dtype: str = "auto",
         slots: int = 32,
         context: int | None = None,
+        token: str | None = None,
         **options: Any,
     ) -> VLLMEngine:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs; token: see `load_engine`.
 
         Raises UnknownNameError, ModelError or SettingError.
         """
@@ -67,11 +68,16 @@ class VLLMEngine(Engine):
             "speculative_config" not in options,
             "speculative_config is not supported, because vLLM may then skip the logits processor. Leave it out.",
         )
-        source = locate(name, "lm")
-        model, tokenizer = load_without_weights(AutoModelForCausalLM, source)
+        trust = bool(options.get("trust_remote_code"))
+        checkpoint = Checkpoint.open(name, "lm", trust_remote_code=trust, token=token)
+        checkpoint.check_weights()
+        model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
         length = context_length(model, context)
         defaults = {"gpu_memory_utilization": 0.5, "logprobs_mode": "processed_logits", "generation_config": "vllm"}
-        host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, **defaults | options)
+        checkpoint.fetch()
+        host = Host(
+            str(checkpoint.base.folder), name, device, dtype, max_num_seqs=slots, max_model_len=length, **defaults | options
+        )
         return cls(host, model, tokenizer, slots=slots, context=length, name=f"vllm:{name}")
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:

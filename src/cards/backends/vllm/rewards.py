@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cards.backends.checkpoint import Checkpoint
 from cards.backends.classifier import Output, SequenceClassifier, labels_of, output_weights
-from cards.backends.configuration import context_length, flops_per_token, load_without_weights
-from cards.backends.files import locate
+from cards.backends.configuration import context_length, flops_per_token
 from cards.backends.forms import TypedRow
 from cards.backends.vllm.host import Host
 from cards.errors import ModelError, RewardError
@@ -37,20 +37,33 @@ class VLLMReward(SequenceClassifier):
         target: float | None = None,
         slots: int = 32,
         context: int | None = None,
+        token: str | None = None,
         **options: Any,
     ) -> VLLMReward:
-        """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs.
+        """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs; token: see `load_engine`.
 
         Raises ModelError if the model has no trained score head.
         """
-        source = locate(name, "rm")
-        model, tokenizer = load_without_weights(AutoModelForSequenceClassification, source)
+        trust = bool(options.get("trust_remote_code"))
+        checkpoint = Checkpoint.open(name, "rm", trust_remote_code=trust, token=token)
+        checkpoint.check_weights()
+        model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
         if not any("ForSequenceClassification" in kind for kind in model.config.architectures or ()):
             raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
         output_weights(labels_of(model), output, name)  # raises here, because vLLM takes long to start
         length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
-        host = Host(source, name, device, dtype, max_num_seqs=slots, max_model_len=length, runner="pooling", **options)
+        checkpoint.fetch()
+        host = Host(
+            str(checkpoint.base.folder),
+            name,
+            device,
+            dtype,
+            max_num_seqs=slots,
+            max_model_len=length,
+            runner="pooling",
+            **options,
+        )
         return cls(host, model, tokenizer, output=output, form=form, target=target, context=context, name=f"vllm:{name}")
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
