@@ -7,7 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cards.errors import check
+
 ROOT = Path("/")
+SLOTS, CONTEXT = 32, 2048  # size of a cache, if the memory is large enough
+FEWEST, SHORTEST = 4, 512  # a smaller cache has fewer slots down to the first number, then a shorter context
+SHARE = 0.4  # of the free memory, for the cache of a model; a reward model may need as much
 
 
 def memory_at_hand(root: Path = ROOT) -> int | None:
@@ -15,6 +20,29 @@ def memory_at_hand(root: Path = ROOT) -> int | None:
     limits = [_available(root), *_groups(root)]
     known = [limit for limit in limits if limit is not None]
     return min(known, default=None)
+
+
+def cache_size(slots: int | None, context: int | None, longest: int, per_token: float, free: int | None) -> tuple[int, int]:
+    """Return the number of slots and tokens of a cache: those requested, otherwise what fits into the memory.
+
+    longest: maximum context of the model. per_token: bytes of the keys and values of a token. free: bytes of memory, if known.
+    Raises SettingError if the requested cache does not fit.
+    """
+    check(slots is None or slots >= 1, f"slots must be at least 1, got {slots}.")
+    rows, length = slots or SLOTS, context or min(longest, CONTEXT)
+    if free is None:
+        return rows, length
+    while slots is None and rows > FEWEST and rows * length * per_token > SHARE * free:
+        rows //= 2
+    while context is None and length > SHORTEST and rows * length * per_token > SHARE * free:
+        length //= 2
+    needed = rows * length * per_token
+    check(
+        needed <= free,
+        f"{rows} slots of {length} tokens need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free. Use fewer "
+        "slots or a shorter context.",
+    )
+    return rows, length
 
 
 def _available(root: Path) -> int | None:

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-import cards
+from cards.backends.files import TINY
 
-TINY = Path(cards.__file__).parent / "tiny"
 LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -96,3 +95,44 @@ def tensors(source: Path, config: dict[str, Any]) -> Iterator[tuple[str, NDArray
         if count := heads.get(part.rpartition(".")[2]):  # llama.cpp rotates neighbours, transformers the halves of a head
             values = values.reshape(count, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         yield f"blk.{layer}.{LAYER[part]}.weight", values
+
+
+def write_mamba(path: Path) -> Path:
+    """Write a Mamba with random weights, a model with state, with the vocabulary of the embedded models."""
+    source = TINY / "lm"
+    config = json.loads((source / "config.json").read_text())
+    width, inner, state, rank, kernel = 64, 128, 16, 4, 4
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_block_count(2)
+    writer.add_ssm_conv_kernel(kernel)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    writer.add_layer_norm_rms_eps(1e-5)
+    add_tokenizer(writer, source, config)
+    random = np.random.default_rng(0)
+    shapes = {"token_embd.weight": (config["vocab_size"], width), "output_norm.weight": (width,)}
+    for i in range(2):
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (width,),
+            f"blk.{i}.ssm_in.weight": (2 * inner, width),
+            f"blk.{i}.ssm_conv1d.weight": (inner, kernel),
+            f"blk.{i}.ssm_conv1d.bias": (inner,),
+            f"blk.{i}.ssm_x.weight": (rank + 2 * state, inner),
+            f"blk.{i}.ssm_dt.weight": (inner, rank),
+            f"blk.{i}.ssm_dt.bias": (inner,),
+            f"blk.{i}.ssm_d": (inner,),
+            f"blk.{i}.ssm_out.weight": (width, inner),
+        }
+        writer.add_tensor(f"blk.{i}.ssm_a", -np.tile(np.arange(1, state + 1, dtype=np.float32), (inner, 1)))
+    for name, shape in shapes.items():
+        writer.add_tensor(name, (random.standard_normal(shape) * 0.5).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

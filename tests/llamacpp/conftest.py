@@ -40,7 +40,7 @@ def lm_file(gguf_folder: Path) -> str:
 @pytest.fixture
 async def engine(lm_file: str) -> AsyncIterator[LlamaEngine]:
     """The embedded LM with a cache and attention in float32."""
-    engine = LlamaEngine.load(lm_file, dtype="float32", n_threads=1)
+    engine = LlamaEngine.load(lm_file, dtype="float32", threads=1)
     yield engine
     await engine.aclose()
 

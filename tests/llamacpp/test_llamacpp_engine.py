@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.gguf_files import write_mamba
 
 from cards import Entropy
 from cards.backends.llamacpp.engine import LlamaEngine
@@ -41,7 +42,7 @@ class TestFewSequences(EngineContract):
 
     @pytest.fixture
     async def engine(self, lm_file: str) -> AsyncIterator[Engine]:
-        engine = LlamaEngine.load(lm_file, dtype="float32", slots=3, context=96, n_threads=1)
+        engine = LlamaEngine.load(lm_file, dtype="float32", slots=3, context=96, threads=1)
         yield engine
         await engine.aclose()
 
@@ -54,7 +55,7 @@ class TestSpeculativeLlama(EngineContract):
 
     @pytest.fixture
     async def engine(self, lm_file: str, gguf_folder: Path) -> AsyncIterator[Engine]:
-        engine = load_engine(lm_file, draft=str(gguf_folder / "draft.gguf"), dtype="float32", n_threads=1)
+        engine = load_engine(lm_file, draft=str(gguf_folder / "draft.gguf"), dtype="float32", threads=1)
         assert isinstance(engine, SpeculativeEngine)
         yield engine
         await engine.aclose()
@@ -108,3 +109,16 @@ async def test_cancelled_requests_leave_no_sequence_taken(engine: LlamaEngine) -
     assert engine.rows_in_use == 0
     assert engine.scheduler.slots.idle.all()
     assert await proposals(engine, ask) == wanted
+
+
+class TestModelWithState(EngineContract):
+    """A Mamba, whose sequences fork as a whole and never go back."""
+
+    prompts = (QUESTION, "Once upon a time")
+
+    @pytest.fixture
+    async def engine(self, tmp_path: Path) -> AsyncIterator[Engine]:
+        engine = LlamaEngine.load(str(write_mamba(tmp_path / "mamba.gguf")), dtype="float32", threads=1)
+        assert not engine.scheduler.slots.cache.rolls_back
+        yield engine
+        await engine.aclose()

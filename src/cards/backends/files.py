@@ -95,7 +95,7 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
     """
     folders = EMBEDDED | {"tiny": kind}
     folder = TINY / folders[name] if name in folders else Path(name)
-    if name in folders and not TINY.is_dir():
+    if name in folders and not folder.is_dir():
         raise MissingExtraError("The embedded models are not installed", "local")
     if folder.is_dir():
         return ModelFolder(name, folder, frozenset(str(path.relative_to(folder)) for path in folder.rglob("*")))
@@ -117,6 +117,7 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
 
 
 def _is_repository(name: str) -> bool:
+    require("The tokenizer of a Hugging Face name", "http", "huggingface_hub")
     from huggingface_hub import utils
     from huggingface_hub.errors import HFValidationError
 

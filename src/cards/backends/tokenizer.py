@@ -90,12 +90,12 @@ class FileTokenizer(ChatTokenizer):
             backend = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises no other type
             raise ValueError(f"{folder / 'tokenizer.json'} is damaged: {error}") from error
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json")
         added = config.get("added_tokens_decoder")
         if added is None:  # folders of older versions of transformers
-            config |= _read_json(folder / "special_tokens_map.json")
+            config |= read_json(folder / "special_tokens_map.json")
             special = {*_named(config).values(), *_further(config)}
-            names = {number: name for name, number in _read_json(folder / "added_tokens.json").items()}
+            names = {number: name for name, number in read_json(folder / "added_tokens.json").items()}
             added = {i: {"content": n, "normalized": n not in special, "special": n in special} for i, n in names.items()}
         backend.encode_special_tokens = config.get("split_special_tokens", False)
         backend.add_tokens([AddedToken(**added[i]) for i in sorted(added, key=int)])
@@ -153,7 +153,7 @@ class FileTokenizer(ChatTokenizer):
         return self.backend_tokenizer.get_vocab()
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """Return the contents of a JSON file, or an empty dict if it does not exist."""
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 

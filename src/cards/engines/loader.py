@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from cards.engines.base import Engine
+from cards.engines.mixture import Mixture, MixtureEngine
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, check, require
 from cards.plugins import plugins
@@ -83,6 +84,7 @@ HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_rewar
 LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "local.rewards:ClassifierReward.load")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
+HUB = frozenset({"trust_remote_code", "token"})  # options for names of Hugging Face
 EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})
 
 
@@ -98,6 +100,15 @@ def backend(name: str) -> Backend:
     return found or (LLAMACPP if name.lower().endswith(".gguf") else LOCAL)
 
 
+def options_for(found: Backend, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a back end: `llama` has those for GGUF files alone, because a command can load several kinds."""
+    others = {name: value for name, value in options.items() if name != "llama"}
+    if found is not LLAMACPP:
+        return others
+    llama: dict[str, Any] = options.get("llama", {})
+    return {name: value for name, value in others.items() if name not in HUB} | llama
+
+
 @cache
 def _plugin_backends() -> dict[str, Any]:
     return plugins("cards.backends", _prefix, BACKENDS)
@@ -111,27 +122,38 @@ def _prefix(name: str, found: Any) -> str:
 
 def check_engine(name: str, **options: Any) -> list[Checked]:
     """Check an LM without its weights, with the arguments and errors of `load_engine`. It is empty if nothing is known."""
-    check: Callable[..., list[Checked]] | None = getattr(backend(name), "check_engine", None)
-    return check(name, **options) if check is not None else []
+    found = backend(name)
+    check: Callable[..., list[Checked]] | None = getattr(found, "check_engine", None)
+    return check(name, **options_for(found, options)) if check is not None else []
 
 
 def load_engine(
-    name: str, *, draft: str | Engine | None = None, gamma: int = 4, skip_layers: float | None = None, **options: Any
+    name: str,
+    *,
+    mix: Mixture | None = None,
+    draft: str | Engine | None = None,
+    gamma: int = 4,
+    skip_layers: float | None = None,
+    **options: Any,
 ) -> Engine:
     """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, a GGUF file, `vllm:NAME`, an http(s) address,
     PREFIX:NAME of a plug-in.
 
+    mix: the rule of a mixture, whose logits replace those of the LM.
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
     of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
     that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
+    `llama` has further ones for the GGUF files among the models, by name.
     A Hugging Face name may have a revision: `NAME@REVISION`.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
-    engine = backend(name).load_engine(name, **options)
+    found = backend(name)
+    engine: Engine = found.load_engine(name, **options_for(found, options))
+    mixed = engine if mix is None else MixtureEngine(engine, mix)
     if skip_layers is not None:
-        return SpeculativeEngine(engine, engine.without_layers(skip_layers), gamma)
+        return SpeculativeEngine(mixed, engine.without_layers(skip_layers), gamma)
     if draft is not None:
-        return SpeculativeEngine(engine, load_engine(draft, **options) if isinstance(draft, str) else draft, gamma)
-    return engine
+        return SpeculativeEngine(mixed, load_engine(draft, **options) if isinstance(draft, str) else draft, gamma)
+    return mixed

@@ -175,9 +175,14 @@ class Scheduler(Composite):
 
     async def aclose(self) -> None:
         """Free the cache. Calls in progress fail with ModelError."""
-        self.closed = True
+        self.interrupt()
         self._abort_all(lambda: ModelError("The model was closed during this request: load it again and repeat the request."))
         self.slots.cache.clear()
+
+    def interrupt(self) -> None:
+        """End the current step early, if the back end can. The model is closed."""
+        self.closed = True
+        self.slots.cache.interrupt()
 
     def forget(self) -> None:
         """Clear the slots before the next step. Active rows then read their tokens again."""
@@ -232,7 +237,8 @@ class Scheduler(Composite):
             if rows:
                 self._consume(rows, output if len(rows) == len(output) else output[positions])
         except Exception as error:
-            log.exception("A step of the model failed, and so did its requests.")
+            if not self.closed:
+                log.exception("A step of the model failed, and so did its requests.")
             self._abort_all(partial(self.slots.cache.translate_error, error))
             self.slots.forget()
         self.retire()

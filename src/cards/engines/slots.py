@@ -62,6 +62,9 @@ class Cache(ABC):
     def clear(self) -> None:
         """Free the memory. The cache is not used afterwards."""
 
+    def interrupt(self) -> None:  # noqa: B027 - most back ends cannot
+        """End the current read early with an error, and all later ones. Called in any thread, before the cache is not used."""
+
     def translate_error(self, error: Exception) -> Exception:
         """Return the error to show to users for an error of `read`."""
         return error

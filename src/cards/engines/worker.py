@@ -33,6 +33,10 @@ class Stepper(Protocol):
         """Do one step of the work."""
         ...
 
+    def interrupt(self) -> None:
+        """End the current step early, if that is possible. No more steps follow."""
+        ...
+
 
 class DeviceWorker:
     """The worker thread of a device. Urgent work (for rewards) comes first, because requests wait for rewards."""
@@ -72,8 +76,7 @@ class DeviceWorker:
     def add(self, stepper: Stepper) -> None:
         """Run the steps of an object until it is freed."""
         with self.condition:
-            alive = [s for ref in self.steppers if (s := ref()) is not None]
-            self.steppers = [weakref.ref(s) for s in [*alive, stepper]]
+            self.steppers = [weakref.ref(s) for s in [*self._alive(), stepper]]
 
     def use(self, threads: Threads, **setters: Callable[[int], object]) -> None:
         """Compute with these CPU threads. Each setter sets their number for a library, in the worker thread before a step."""
@@ -102,6 +105,8 @@ class DeviceWorker:
             with worker.condition:
                 worker.stopped = True
                 worker.condition.notify()
+            for stepper in worker._alive():
+                stepper.interrupt()
             if worker.thread is not None:
                 worker.thread.join(timeout=5)
 
@@ -112,8 +117,11 @@ class DeviceWorker:
         except BaseException as error:
             future.set_exception(error)
 
+    def _alive(self) -> list[Stepper]:
+        return [s for ref in self.steppers if (s := ref()) is not None]
+
     def _busy(self) -> list[Stepper]:
-        return [s for ref in self.steppers if (s := ref()) is not None and s.busy]
+        return [s for s in self._alive() if s.busy]
 
     def _run(self) -> None:
         while True:

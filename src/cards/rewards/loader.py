@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import cards.rewards
-from cards.engines.loader import LOCAL, Backend, Checked, backend, check_engine
+from cards.engines.loader import LOCAL, Backend, Checked, backend, check_engine, options_for
 from cards.errors import MismatchError, SettingError, UnknownNameError, check
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
@@ -83,7 +83,7 @@ def _parse(name: str, options: dict[str, Any]) -> tuple[type[Reward] | Backend |
     found = backend(name)
     if colon and found is LOCAL and not Path(name).exists():
         raise UnknownNameError("kind of reward", kind, reward_classes(), "A name without a colon is the name of a model.")
-    return found, name, _merged(options, read_options(texts, MODEL_OPTIONS, name))
+    return found, name, options_for(found, _merged(options, read_options(texts, MODEL_OPTIONS, name)))
 
 
 def _merged(options: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:

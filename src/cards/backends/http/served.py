@@ -8,7 +8,7 @@ from typing import Any
 
 from cards.backends.files import Kind, ModelFolder, load_tokenizer, locate
 from cards.backends.http.client import Client, RejectedRequestError
-from cards.backends.tokenizer import ChatTokenizer, FileTokenizer
+from cards.backends.tokenizer import ChatTokenizer, FileTokenizer, read_json
 from cards.engines.text import reason
 from cards.errors import MissingExtraError, SettingError, check, require
 from cards.tokenizer import Tokenizer
@@ -68,13 +68,14 @@ class ModelFiles:
     @classmethod
     def _load(cls, files: ModelFolder) -> ModelFiles:
         """Read tokenizer.json, or convert other files of a tokenizer with transformers. Raises OSError or ValueError."""
-        if (files.folder / "tokenizer.json").is_file():
-            tokenizer: Any = FileTokenizer.from_folder(files.folder)
+        folder = files.folder
+        if (folder / "tokenizer.json").is_file():
+            tokenizer: Any = FileTokenizer.from_folder(folder)
         else:
             require(f"{files.name!r} has no tokenizer.json, and the conversion of its tokenizer", "local", "transformers")
             tokenizer = load_tokenizer(files)
-        end_ids = files.json("generation_config.json").get("eos_token_id")
-        return cls(tokenizer, _ids(tokenizer.eos_token_id if end_ids is None else end_ids), files.json("config.json"))
+        end_ids = read_json(folder / "generation_config.json").get("eos_token_id")
+        return cls(tokenizer, _ids(tokenizer.eos_token_id if end_ids is None else end_ids), read_json(folder / "config.json"))
 
     @classmethod
     def from_props(cls, props: dict[str, Any]) -> ModelFiles:

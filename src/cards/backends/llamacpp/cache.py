@@ -15,7 +15,7 @@ from cards.backends.llamacpp.model import GGUFModel
 from cards.backends.llamacpp.options import Options
 from cards.engines.slots import Cache, Read
 from cards.engines.worker import DeviceWorker
-from cards.errors import ModelError
+from cards.errors import ModelError, check
 
 OUTPUTS = 2**25  # logits that one pass over the model can give; the memory for them is reserved
 ABORTED = 2  # what `llama_decode` returns
@@ -38,6 +38,7 @@ class LlamaCache(Cache):
         params.n_outputs_max_per_seq = 0
         options.apply(params)
         self.batch_size = int(params.n_batch)
+        check(self.batch_size >= rows, f"n_batch must be at least the number of slots, {rows}, got {self.batch_size}.")
         self.outputs = min(self.batch_size, max(rows, OUTPUTS // self.vocabulary))
         params.n_outputs_max = self.outputs
         self.stop = ctypes.create_string_buffer(2)  # an empty text, or one of one character to end a step early
@@ -88,9 +89,11 @@ class LlamaCache(Cache):
     def join(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.concatenate(parts)
 
-    def clear(self) -> None:
-        """End the current step and free the context and the model, which runs in the worker thread."""
+    def interrupt(self) -> None:
         self.stop.value = b"x"
+
+    def clear(self) -> None:
+        """Free the context and the model, in the worker thread."""
         self.worker.call(self.free)
 
     def free(self) -> None:

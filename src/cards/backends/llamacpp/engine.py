@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cards.backends.llamacpp.cache import LlamaCache
 from cards.backends.llamacpp.library import library
 from cards.backends.llamacpp.model import GGUFModel
-from cards.backends.llamacpp.options import CACHE_TYPES, Options, constant
+from cards.backends.llamacpp.options import CACHE_TYPES, Options, cache_type, constant
 from cards.backends.llamacpp.sampling import RowPool, draw, logprob, uncertainty
 from cards.boundaries import Boundary
 from cards.engines.base import Engine
@@ -24,14 +24,11 @@ from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, UnknownNameError, check
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
-from cards.memory import memory_at_hand
+from cards.memory import cache_size, memory_at_hand
 from cards.sampling import Sampling
 from cards.threads import Threads
 
 log = logging.getLogger("cards")
-ROWS, CONTEXT = 32, 2048  # defaults, if the memory is large enough
-FEWEST, SHORTEST = 4, 512  # a smaller cache has fewer rows down to the first number, then a shorter context
-SHARE = 0.5  # of the free memory, for the cache
 
 
 class LlamaEngine(SlotEngine):
@@ -81,20 +78,20 @@ class LlamaEngine(SlotEngine):
         if dtype not in CACHE_TYPES:
             raise UnknownNameError("dtype", dtype, CACHE_TYPES)
         for field in ("type_k", "type_v"):
-            options.fields.setdefault(field, constant(field, CACHE_TYPES[dtype]))
+            options.fields.setdefault(field, cache_type(field, CACHE_TYPES[dtype]))
         if dtype == "float32":
             options.fields.setdefault("flash_attn_type", 0)  # flash attention rounds to float16 on a CPU
         model = GGUFModel(name, options)
         try:
             check_generates(model)
-            rows, length = cache_size(model, slots, context, options)
+            rows, length = size_of_cache(model, slots, context, options)
             cache = LlamaCache(model, rows, length, device, options)
         except BaseException:
             model.free()
             raise
         threads = DeviceWorker.on(device).threads
         most = threads.most if threads else 1
-        log.info("%s: %d sequences of %d tokens, %d threads", name, rows, length, most)
+        log.info("%s on %s: %d slots of %d tokens, %d threads", name, device, rows, length, most)
         return cls(model, cache, RowPool(most))
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
@@ -156,37 +153,20 @@ def check_generates(model: GGUFModel) -> None:
         raise ModelError(f"{model.name!r} cannot be used as a language model: {problem}.")
 
 
-def cache_size(model: GGUFModel, slots: int | None, context: int | None, options: Options) -> tuple[int, int]:
+def size_of_cache(model: GGUFModel, slots: int | None, context: int | None, options: Options) -> tuple[int, int]:
     """Return the number of rows and their length: those requested, otherwise what fits into the memory. Raises SettingError."""
-    slots = given_once("slots", slots, "n_seq_max", options.n_seq_max)
-    check(slots is None or slots >= 1, f"slots must be at least 1, got {slots}.")
-    most = library().llama_max_parallel_sequences()
+    slots, most = given_once("slots", slots, "n_seq_max", options.n_seq_max), library().llama_max_parallel_sequences()
     check(slots is None or slots <= most, f"slots must be at most {most} with llama.cpp, got {slots}.")
     if options.n_ctx is not None:
         slots = slots or 1
-        context = given_once("context", context, "n_ctx divided by the number of sequences", options.n_ctx // slots)
+        context = given_once("context", context, "n_ctx divided by the number of slots", options.n_ctx // max(slots, 1))
     stretched = any(name.startswith(("rope_", "yarn_")) for name in options.fields)
     check(
         context is None or (context >= 2 and (stretched or context <= model.context)),
         f"context must be between 2 and {model.context} for this model, got {context}.",
     )
-    rows, length = slots or ROWS, context or min(model.context, CONTEXT)
     free = None if model.on_gpu else memory_at_hand()
-    if free is None:
-        return rows, length
-    per_token = bytes_per_token(model, options)
-    most_tokens = int(free * SHARE / per_token)
-    while slots is None and rows > FEWEST and rows * length > most_tokens:
-        rows //= 2
-    while context is None and length > SHORTEST and rows * length > most_tokens:
-        length //= 2
-    needed = rows * length * per_token
-    check(
-        needed <= free,
-        f"{rows} slots of {length} tokens need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free. Use fewer "
-        "slots or a shorter context.",
-    )
-    return rows, length
+    return cache_size(slots, context, model.context, bytes_per_token(model, options), free)
 
 
 def bytes_per_token(model: GGUFModel, options: Options) -> float:

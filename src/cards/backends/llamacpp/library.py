@@ -10,7 +10,7 @@ from typing import Any
 from cards.errors import MissingExtraError
 
 log = logging.getLogger("cards")
-ERROR = 3  # a log level of llama.cpp
+ERROR = 4  # a log level of llama.cpp
 HINT = (
     "pip compiles llama.cpp, which takes several minutes and needs cmake and a C++ compiler. The README of llama-cpp-python "
     "lists compiled wheels for several platforms and GPUs."

@@ -26,13 +26,13 @@ OWN = {  # decided by the engine
     "vocab_only",
 }
 NUMBERS = {ctypes.c_int: int, ctypes.c_int32: int, ctypes.c_uint32: int, ctypes.c_float: float, ctypes.c_bool: bool}
+TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20}  # for a cache
 PREFIXES = {  # options whose values are names of constants
-    "type_k": "GGML_TYPE_",
-    "type_v": "GGML_TYPE_",
     "split_mode": "LLAMA_SPLIT_MODE_",
     "load_mode": "LLAMA_LOAD_MODE_",
     "rope_scaling_type": "LLAMA_ROPE_SCALING_TYPE_",
 }
+UNSIGNED = {"n_ctx", "n_seq_max", "n_batch", "n_ubatch", "yarn_orig_ctx"}
 CACHE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "auto": "f16"}  # by the name of a dtype
 SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 
@@ -74,6 +74,8 @@ class Options:
                 options.fields["flash_attn_type"] = -1 if value == "auto" else int(switch(name, value))
             elif name in ("n_ctx", "n_seq_max", "n_threads"):
                 setattr(options, name, number(name, value, int))
+            elif name in ("type_k", "type_v"):
+                options.fields[name] = cache_type(name, value)
             elif name in PREFIXES and not isinstance(value, int):
                 options.fields[name] = constant(name, str(value))
             else:
@@ -88,12 +90,19 @@ class Options:
 
 
 def constant(name: str, value: str) -> int:
-    """Return the value of a named constant, such as `q8_0`."""
+    """Return the value of a named constant, such as `yarn`."""
     prefix, llama = PREFIXES[name], library()
     known = {key.removeprefix(prefix).lower(): key for key in vars(llama) if key.startswith(prefix)}
     if value.lower() not in known:
         raise UnknownNameError(f"value of {name}:", value, known)
     return int(getattr(llama, known[value.lower()]))
+
+
+def cache_type(name: str, value: str) -> int:
+    """Return the number of a type of keys or values, such as `q8_0`."""
+    if value not in TYPES:
+        raise UnknownNameError(f"value of {name}:", value, TYPES)
+    return TYPES[value]
 
 
 def switch(name: str, value: Any) -> bool:
@@ -106,9 +115,11 @@ def switch(name: str, value: Any) -> bool:
 def number(name: str, value: Any, kind: type) -> Any:
     """Return a number from a number or its text."""
     try:
-        return kind(value)
+        found = kind(value)
     except (TypeError, ValueError):
         raise SettingError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}.") from None
+    check(found >= 0 or name not in UNSIGNED, f"{name} must be at least 0, got {value!r}.")
+    return found
 
 
 def adapters(value: str | Iterable[Any]) -> tuple[tuple[str, float], ...]:
