@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import check_model, load, worker_on
-from cards.backends.local.readers import Layout, SlotScorer, TextScorer, exact_layout, own_outputs, probes
+from cards.backends.local.readers import CausalScorer, Layout, LayoutScorer, exact_layout, own_outputs, probes
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -57,7 +57,7 @@ class ClassifierReward(SequenceClassifier):
         model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
         return cls(model, tokenizer, name=name, **options)
 
-    def _reader(self, slots: int) -> SlotScorer | TextScorer:
+    def _reader(self, slots: int) -> CausalScorer | LayoutScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
         call, pad_id = self.worker.call, self.tokenizer.pad_token_id or 0
         texts = probes(self.model, self.tokenizer, self.limit)
@@ -67,13 +67,13 @@ class ClassifierReward(SequenceClassifier):
             layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
         if layout == "head":  # a causal model whose outputs are those of its head
             try:
-                return SlotScorer(self.model, self.combine, slots, self.limit)
+                return CausalScorer(self.model, self.combine, slots, self.limit)
             except ModelError as error:
                 log.warning("Reward %r runs without prefix reuse: %s", self.name, error)
         if layout in ("equal", "single"):
             group = "texts of equal length together" if layout == "equal" else "one text at a time"
             log.warning("Reward %r scores %s, because batches change its outputs.", self.name, group)
-        return TextScorer(self.model, self.combine, pad_id, layout)
+        return LayoutScorer(self.model, self.combine, pad_id, layout)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)
