@@ -66,12 +66,12 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	@echo "Installing cards ..."
-	@$(PIP) install --editable .
+	@$(PIP) install ./packages/tiny --editable '.[local]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 	@echo "Installing cards and its test dependencies ..."
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install ./packages/tiny --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 # The CPU build of vLLM installs image and audio packages that are incompatible with the CPU build of torch.
@@ -81,7 +81,7 @@ $(VENV)-vllm/.installed: pyproject.toml
 	@$(VLLM_PIP) install $(TORCH)
 	@$(VLLM_PIP) install $(VLLM)
 	@$(VLLM_PIP) uninstall -y torchvision torchaudio torchcodec
-	@$(VLLM_PIP) install --editable . pytest pytest-asyncio pytest-timeout scipy
+	@$(VLLM_PIP) install ./packages/tiny --editable '.[local]' pytest pytest-asyncio pytest-timeout scipy
 	@touch $@
 
 clean:

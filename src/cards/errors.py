@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ class MissingExtraError(SettingError):
 
     def __init__(self, needed: str, extra: str, hint: str = "") -> None:
         super().__init__(f"{needed}: pip install 'cards-decoding[{extra}]'.{' ' + hint if hint else ''}")
+
+
+def require(needed: str, extra: str, *modules: str) -> None:
+    """Raise MissingExtraError if one of the modules is not installed. `needed` is the feature that needs them."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingExtraError(f"{needed} needs {module}", extra)
 
 
 class UnreachableTargetWarning(UserWarning):

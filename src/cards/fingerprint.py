@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from cards.token_bytes import all_bytes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from cards.tokenizer import Tokenizer
 
 
 class Fingerprint:
@@ -22,8 +20,9 @@ class Fingerprint:
     tokens that only one of the two has after all others make no difference.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, file: str | None = None) -> None:
-        self.tokenizer, self.file, self.size = tokenizer, file, len(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, file: str | None = None) -> None:
+        self.file, self.size = file, len(tokenizer)
+        self.tokenizer: Any = tokenizer
         self.is_gguf = hasattr(tokenizer, "token_bytes")
         self._tables: dict[int, str] = {}
 
@@ -65,9 +64,10 @@ class Fingerprint:
         return hash(Fingerprint)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
+def fingerprint(tokenizer: Tokenizer) -> Fingerprint:
     """Return the fingerprint of a tokenizer, computed once."""
     known = getattr(tokenizer, "_cards_fingerprint", None)
     if known is None:
-        known = tokenizer._cards_fingerprint = Fingerprint(tokenizer, getattr(tokenizer, "_cards_file", None))
+        known = Fingerprint(tokenizer, getattr(tokenizer, "_cards_file", None))
+        tokenizer._cards_fingerprint = known  # type: ignore[attr-defined]
     return cast(Fingerprint, known)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.random_models import language_model, reward_model, word_tokenizer
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForMaskedLM
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
@@ -163,3 +163,19 @@ def test_without_peft_an_adapter_names_the_extra(base: Path, tmp_path: Path, mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"needs peft: pip install 'cards-decoding\[peft\]'"):
         TransformersEngine.load(str(tmp_path / "adapter"))
+
+
+def test_the_number_of_outputs_is_that_of_the_last_layer_of_the_head(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=80, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, type_vocab_size=1
+    )
+    torch.manual_seed(0)
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    settings = LoraConfig(r=2, target_modules=["query"], task_type=TaskType.SEQ_CLS, init_lora_weights=False)
+    adapted: Any = get_peft_model(model, settings).eval()
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    reward = ClassifierReward.load(str(tmp_path / "adapter"), output=2)
+    assert score(reward) == pytest.approx(float(own(adapted)[2]), rel=1e-4)

@@ -1,51 +1,53 @@
-"""Hugging Face sequence classifiers as rewards: the part that is common to all back ends."""
+"""Sequence classifiers as rewards: the part that is common to all back ends."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import numpy as np
+from numpy.typing import NDArray
 
-from cards.backends.configuration import context_length, vocab_size
 from cards.backends.forms import ResponseEncoder, with_form
 from cards.engines.text import check_ids, reason
 from cards.errors import CardsError, PromptError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
 from cards.fingerprint import fingerprint
 from cards.rewards.base import Reward, excerpt
+from cards.tokenizer import PairTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Output = int | str | Sequence[float] | None
 
 
-class SequenceClassifier(Reward):
+class Classifier(Reward):
     """A reward from a sequence classifier: its only output, a chosen one (index or label), or a weighted sum of all.
 
     The RM reads messages in its own chat template if it has one, otherwise as the LM's token ids if both share a vocabulary.
-    `form` is another form: "pair", "plain", or a chat template (Jinja, or a .jinja file).
+    `form` is another form: "pair", "plain", or a chat template (Jinja, or a .jinja file). It reads at most `context` tokens.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PairTokenizer,
+        labels: Mapping[int, str],
         *,
-        output: Output = None,
-        form: str | None = None,
-        target: float | None = None,
-        context: int | None = None,
-        name: str | None = None,
+        output: Output,
+        form: str | None,
+        target: float | None,
+        context: int,
+        vocab_size: int | None,
+        name: str,
     ) -> None:
-        self.model, self.tokenizer = model.train(False), with_form(tokenizer, form)
-        self.name = name or model.name_or_path or type(model).__name__
-        self.encoder = ResponseEncoder(self.tokenizer, form, self.name)
-        self.target = target if target is not None else getattr(model.config, "cards_target", None)
-        self.weights = output_weights(model, output, self.name)
-        self.context = self.limit = context_length(model, context)
-        self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
+        self.tokenizer, self.name, self.target = with_form(tokenizer, form), name, target
+        self.encoder = ResponseEncoder(self.tokenizer, form, name)
+        self.weights = output_weights(labels, output, name)
+        self.context = self.limit = context
+        self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size
 
     @abstractmethod
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
@@ -77,19 +79,58 @@ class SequenceClassifier(Reward):
         """Return the RM's token ids of prompt + response."""
         return self.encoder.encode(prompt, response, prompt.vocabulary == self.vocabulary)
 
-    def combine(self, outputs: Tensor) -> list[float]:
+    def combine(self, outputs: Any) -> list[float]:
         """Reduce classifier outputs [rows, labels] to one reward per row."""
-        return cast("list[float]", (outputs.double() @ self.weights.to(outputs.device)).tolist())
+        return cast("list[float]", (np.asarray(outputs, np.float64) @ self.weights).tolist())
 
 
-def output_weights(model: PreTrainedModel, output: Output, name: str) -> Tensor:
+class SequenceClassifier(Classifier):
+    """A reward from a sequence classifier of transformers, which has at least the configuration of the model."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        output: Output = None,
+        form: str | None = None,
+        target: float | None = None,
+        context: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        from cards.backends.configuration import context_length, vocab_size
+
+        self.model = model.train(False)
+        super().__init__(
+            tokenizer,
+            labels_of(model),
+            output=output,
+            form=form,
+            target=target if target is not None else getattr(model.config, "cards_target", None),
+            context=context_length(model, context),
+            vocab_size=vocab_size(model),
+            name=name or model.name_or_path or type(model).__name__,
+        )
+
+    def combine(self, outputs: Tensor) -> list[float]:
+        return super().combine(outputs.double().numpy(force=True))
+
+
+def labels_of(model: PreTrainedModel) -> dict[int, str]:
+    """Return the names of the model's outputs."""
+    labels = cast("dict[int, str]", model.config.id2label or {})
+    return {i: labels.get(i, "") for i in range(cast(int, model.config.num_labels))}
+
+
+def output_weights(labels: Mapping[int, str], output: Output, name: str) -> NDArray[np.float64]:
     """Return the weights [labels] that combine the outputs into one reward.
 
     Raises SettingError or UnknownNameError if `output` does not match the outputs of the model.
     """
-    labels = cast("dict[int, str]", model.config.id2label or {})
-    count = cast(int, model.config.num_labels)
-    listing = ", ".join(f"{i} ({labels.get(i, '')})" for i in range(count))
+    count = len(labels)
+    listing = ", ".join(f"{i} ({labels[i]})" for i in range(count))
     if output is None:
         if count != 1:
             raise SettingError(
@@ -104,7 +145,7 @@ def output_weights(model: PreTrainedModel, output: Output, name: str) -> Tensor:
     if isinstance(output, int):
         if not 0 <= output < count:
             raise SettingError(f"output must be between 0 and {count - 1} for {name!r}, got {output}. Outputs: {listing}.")
-        return torch.nn.functional.one_hot(torch.tensor(output), count).double()
+        return np.array([i == output for i in range(count)], np.float64)
     if len(output) != count:
         raise SettingError(f"output must have {count} weights for {name!r}, got {len(output)}. Outputs: {listing}.")
-    return torch.tensor(output, dtype=torch.float64)
+    return np.array(output, np.float64)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cards.backends.hub import Repository
 from cards.backends.quiet import quiet
-from cards.errors import ModelError, UnknownNameError
+from cards.errors import MissingExtraError, ModelError, UnknownNameError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +95,8 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
     """
     folders = EMBEDDED | {"tiny": kind}
     folder = TINY / folders[name] if name in folders else Path(name)
+    if name in folders and not folder.is_dir():
+        raise MissingExtraError("The embedded models are not installed", "local")
     if folder.is_dir():
         return ModelFolder(name, folder, frozenset(str(path.relative_to(folder)) for path in folder.rglob("*")))
     if folder.exists():
@@ -112,6 +114,7 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
 
 
 def _is_repository(name: str) -> bool:
+    require("The tokenizer of a Hugging Face name", "http", "huggingface_hub")
     from huggingface_hub import utils
     from huggingface_hub.errors import HFValidationError
 

@@ -6,11 +6,10 @@ import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
-
 from cards.errors import RewardError, SettingError
 from cards.events import Message, Prompt, Response
 from cards.prompts import read_template
+from cards.tokenizer import PairTokenizer
 
 MARK = "\ue000"  # a private-use character that stands for the end of the response while a template is rendered
 
@@ -23,7 +22,7 @@ class TypedRow(list[int]):
         self.types = list(types)
 
 
-def with_form(tokenizer: PreTrainedTokenizerBase, form: str | None) -> PreTrainedTokenizerBase:
+def with_form(tokenizer: PairTokenizer, form: str | None) -> PairTokenizer:
     """Return the tokenizer, with the chat template `form` (Jinja, or a .jinja file) unless `form` is pair, plain or None.
 
     Raises SettingError for any other form.
@@ -46,7 +45,7 @@ class ResponseEncoder:
     token ids if both models share a vocabulary, or a text pair if the tokenizer separates pairs.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str | None, name: str) -> None:
+    def __init__(self, tokenizer: PairTokenizer, form: str | None, name: str) -> None:
         self.tokenizer, self.form, self.name = tokenizer, form, name
 
     def encode(self, prompt: Prompt, response: Response, shared: bool) -> list[int]:
@@ -115,8 +114,8 @@ def question(prompt: Prompt) -> str:
     return prompt.text if prompt.messages is None else "\n\n".join(message["content"].strip() for message in prompt.messages)
 
 
-def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+def separates_pairs(tokenizer: PairTokenizer) -> bool:
     """Return whether the tokenizer writes its separator between the texts of a pair, as those of BERT and DeBERTa do."""
     first, pair = (cast("list[int]", tokenizer(*texts)["input_ids"]) for texts in (("a",), ("a", "b")))
-    separator = tokenizer.sep_token_id
+    separator = getattr(tokenizer, "sep_token_id", None)
     return separator is not None and pair.count(separator) > max(first.count(separator), 1)

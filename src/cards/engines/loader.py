@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from cards.engines.base import Engine
 from cards.engines.speculative import SpeculativeEngine
-from cards.errors import MismatchError, check
+from cards.errors import MismatchError, check, require
 from cards.plugins import plugins
 
 
@@ -45,12 +45,20 @@ class BuiltinBackend:
     engine: str
     reward: str
     prefix: str = ""
+    needs: tuple[str, ...] = ()  # modules of `extra`
+    extra: str = ""
     check: str = ""
 
+    def check_installed(self, name: str) -> None:
+        """Raise MissingExtraError if the modules that a model of this back end needs are not installed."""
+        require(f"Model {name!r}", self.extra, *self.needs)
+
     def load_engine(self, name: str, **options: Any) -> Any:
+        self.check_installed(name)
         return resolve_name(f"cards.backends.{self.engine}")(name.removeprefix(self.prefix), **options)
 
     def load_reward(self, name: str, **options: Any) -> Any:
+        self.check_installed(name)
         return resolve_name(f"cards.backends.{self.reward}")(name.removeprefix(self.prefix), **options)
 
     def check_engine(self, name: str, **options: Any) -> list[Checked]:
@@ -60,13 +68,20 @@ class BuiltinBackend:
         return self._check(name, "rm", options)
 
     def _check(self, name: str, kind: str, options: dict[str, Any]) -> list[Checked]:
+        self.check_installed(name)
         return [resolve_name(f"cards.backends.{self.check}")(name, kind, **options)] if self.check else []
 
 
-LOCAL = BuiltinBackend("local.engine:TransformersEngine.load", "local.rewards:ClassifierReward.load", check="check:check_local")
+LOCAL = BuiltinBackend(
+    "local.engine:TransformersEngine.load",
+    "local.rewards:ClassifierReward.load",
+    needs=("torch", "transformers"),
+    extra="local",
+    check="check:check_local",
+)
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
 LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "llamacpp.rewards:LlamaReward.load")
-VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:")
+VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 HUB = frozenset({"trust_remote_code", "token"})  # options for names of Hugging Face
 EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.prompts import Chat, check_messages, check_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from cards.tokenizer import Tokenizer
 
 
 def find_stop(text: str, stop: Sequence[str], searched: int) -> int | None:
@@ -28,7 +26,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
     return text[: len(text) - held]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> Prompt:
+def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
     """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
     if isinstance(prompt, str):
         messages, text = None, check_text(prompt)
@@ -52,7 +50,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) 
     return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[Message], variables: Mapping[str, Any]) -> str:
+def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str, Any]) -> str:
     """Return the messages in the chat template.
 
     Some templates (Llama Guard 4, multimodal models) read messages as lists of parts, and leave out messages of plain text.

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import permutations, takewhile
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from cards.engines.base import Engine
 from cards.engines.text import check_fits, encode
@@ -18,9 +18,7 @@ from cards.prompts import Chat, read_template
 from cards.rewards.engines import EngineReward, encode_question
 from cards.rewards.guards import Guard, guard
 from cards.rewards.self_evaluation import conversation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from cards.tokenizer import Tokenizer
 
 Texts = str | tuple[str, ...] | Sequence[str]  # as a type, the tuple lets names of rewards repeat the option
 CONTENT = ("conversation", "prompt", "response", "policy")  # placeholders of a question
@@ -162,13 +160,13 @@ def _check_question(question: str, policy: str | None) -> None:
     )
 
 
-def _with_template(model: Engine, template: str) -> PreTrainedTokenizerBase:
+def _with_template(model: Engine, template: str) -> Tokenizer:
     """Return the tokenizer of the engine with another chat template. Raises MismatchError."""
     if not hasattr(model.tokenizer, "apply_chat_template"):
         raise MismatchError(f"Engine {model.name!r} has no tokenizer that renders chat templates. Use a question.")
     tokenizer: Any = copy.copy(model.tokenizer)
     tokenizer.chat_template = template
-    return cast("PreTrainedTokenizerBase", tokenizer)
+    return cast(Tokenizer, tokenizer)
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

@@ -16,10 +16,9 @@ from cards.engines.base import Engine
 from cards.engines.detokenizer import UNFINISHED
 from cards.errors import ModelError, SettingError, check
 from cards.rewards.base import Reward
+from cards.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from cards.backends.classifier import Output
 
 log = logging.getLogger("cards")
@@ -38,7 +37,7 @@ PROBE = "The quick brown"
 def connect_engine(
     address: str,
     *,
-    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    tokenizer: str | Tokenizer | None = None,
     slots: int = 32,
     context: int | None = None,
     vocabulary_size: int | None = None,
@@ -170,7 +169,7 @@ async def has_processor(client: Client, model: str) -> bool:
     return False
 
 
-async def probe(client: Client, served: ServedModel, tokenizer: PreTrainedTokenizerBase | None) -> ServedModel:
+async def probe(client: Client, served: ServedModel, tokenizer: Tokenizer | None) -> ServedModel:
     """Return `served` with the features that short test requests detect.
 
     Raises ModelError if the server has no completions, or has another tokenizer.
@@ -212,7 +211,7 @@ def _usable_logprobs(warm: dict[str, Any], cool: dict[str, Any], requested: int)
     return min(requested, *map(len, tops))
 
 
-def _returns_ids(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
+def _returns_ids(choice: dict[str, Any], tokenizer: Tokenizer) -> bool:
     """Return whether the server returns token ids. Raises ModelError if they differ from those of the tokenizer."""
     tokens = tokens_of(choice)
     if not tokens or tokens[0].id is None:

@@ -71,7 +71,7 @@ class OpenAIEngine(Engine):
         self.name, self.context, self.rows = served.model, served.context, slots
         self.local_tokenizer = None if local is None else local.tokenizer
         self.chats = self.local_tokenizer is not None and self.local_tokenizer.chat_template is not None
-        self.entropy_threshold = getattr(local and local.config, "cards_entropy_threshold", Engine.entropy_threshold)
+        self.entropy_threshold = (local.config if local else {}).get("cards_entropy_threshold", Engine.entropy_threshold)
         self.stream_vocabulary = StreamVocabulary()
         if served.ids and local is not None:
             self.tokenizer, self.end_ids, self.vocabulary = local.tokenizer, local.end_ids, fingerprint(local.tokenizer)
@@ -89,7 +89,8 @@ class OpenAIEngine(Engine):
         encoded = encode(self.local_tokenizer, prompt)
         if self.served.ids:
             return check_fits(encoded, self.name, self.context, self.vocab_size)
-        text = encoded.text.removeprefix(str(self.local_tokenizer.bos_token or ""))  # the server adds this token
+        begin = getattr(self.local_tokenizer, "bos_token", None) or ""  # the server adds this token
+        text = encoded.text.removeprefix(begin)
         return Prompt(text, (), encoded.messages, self.vocabulary, encoded.template)
 
     def tokenize(self, text: str) -> tuple[int, ...]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from cards.backends.files import Kind, ModelFolder, load_tokenizer, locate
 from cards.backends.http.client import Client, RejectedRequestError
-from cards.errors import SettingError, check
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from cards.backends.files import Kind
+from cards.backends.tokenizer import ChatTokenizer, FileTokenizer, read_json
+from cards.engines.text import reason
+from cards.errors import MissingExtraError, SettingError, check, require
+from cards.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,52 +28,60 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The local files of a model: its tokenizer, and its configuration if there is one."""
+    """The local files of a model: its tokenizer, and its configuration (config.json) if there is one."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     end_ids: frozenset[int]
-    config: Any = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> int:
         """Return the number of tokens that the model has logits for."""
-        return int(self.config.get_text_config().vocab_size) if self.config else len(self.tokenizer)
+        config = self.config.get("text_config", self.config)
+        return int(config.get("vocab_size") or len(self.tokenizer))
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Return the names of the outputs of a classifier. As in transformers, a configuration without them means two."""
+        count = self.config.get("num_labels") or 2
+        labels = self.config.get("id2label") or {i: f"LABEL_{i}" for i in range(count)}
+        return {int(i): label for i, label in labels.items()}
 
     @classmethod
-    def find(
-        cls, tokenizer: str | PreTrainedTokenizerBase | None, candidates: Sequence[str], embedded: Kind
-    ) -> ModelFiles | None:
+    def find(cls, tokenizer: str | Tokenizer | None, candidates: Sequence[str], embedded: Kind) -> ModelFiles | None:
         """Return the files of the given tokenizer, or those at the first of `candidates` (folders or names) that has them.
 
         `tiny` is the embedded model in folder `embedded`. Raises SettingError if the given tokenizer is not found.
         """
-        from transformers import AutoConfig, GenerationConfig
-
-        from cards.backends.files import load_tokenizer, locate
-
         if tokenizer is not None and not isinstance(tokenizer, str):
-            return cls(tokenizer, _ids(tokenizer.eos_token_id))
+            return cls(tokenizer, _ids(getattr(tokenizer, "eos_token_id", None)))
         for name in candidates if tokenizer is None else (tokenizer,):
-            with suppress(OSError, ValueError):
-                files = locate(name, embedded)
-                found, source = load_tokenizer(files), files.folder
-                config, end_ids = None, found.eos_token_id
-                with suppress(OSError, ValueError):
-                    config = AutoConfig.from_pretrained(source)
-                    end_ids = GenerationConfig.from_pretrained(source).eos_token_id or end_ids
-                return cls(found, _ids(end_ids), config)
-        check(tokenizer is None, f"No tokenizer was found at {tokenizer!r}. Give a folder or a Hugging Face name.")
+            try:
+                return cls._load(locate(name, embedded))
+            except MissingExtraError:
+                raise
+            except (OSError, ValueError) as error:
+                why = reason(error).splitlines()[0]
+                check(tokenizer is None, f"No tokenizer was found at {tokenizer!r} ({why}). Give a folder or a name.")
         return None
+
+    @classmethod
+    def _load(cls, files: ModelFolder) -> ModelFiles:
+        """Read tokenizer.json, or convert other files of a tokenizer with transformers. Raises OSError or ValueError."""
+        folder = files.folder
+        if (folder / "tokenizer.json").is_file():
+            tokenizer: Any = FileTokenizer.from_folder(folder)
+        else:
+            require(f"{files.name!r} has no tokenizer.json, and the conversion of its tokenizer", "local", "transformers")
+            tokenizer = load_tokenizer(files)
+        end_ids = read_json(folder / "generation_config.json").get("eos_token_id")
+        return cls(tokenizer, _ids(tokenizer.eos_token_id if end_ids is None else end_ids), read_json(folder / "config.json"))
 
     @classmethod
     def from_props(cls, props: dict[str, Any]) -> ModelFiles:
         """Wrap the chat template in the properties of llama.cpp's server in a tokenizer without a vocabulary."""
-        from tokenizers import Tokenizer, models
-        from transformers import PreTrainedTokenizerFast
-
-        options = {name: props.get(name) or None for name in ("chat_template", "bos_token", "eos_token")}
-        tokenizer: Any = PreTrainedTokenizerFast
-        return cls(tokenizer(tokenizer_object=Tokenizer(models.BPE()), **options), frozenset())
+        special = {name: str(props[name]) for name in ("bos_token", "eos_token") if props.get(name)}
+        return cls(ChatTokenizer(props.get("chat_template") or None, special), frozenset())
 
 
 def _ids(ids: int | list[int] | None) -> frozenset[int]:

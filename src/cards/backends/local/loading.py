@@ -21,6 +21,7 @@ from cards.engines.worker import DeviceWorker
 from cards.errors import CardsError, ModelError, SettingError, check
 from cards.threads import Threads, usable_threads
 
+OUTPUT_LAYERS = ("score.weight", "classifier.weight", "out_proj.weight")  # of score heads
 LEGACY = ("lm_head.", "rotary_emb.inv_freq", "position_ids", ".masked_bias", ".attn.bias")  # weights without effect
 
 
@@ -120,8 +121,9 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> P
     try:
         with quiet():
             adapter = adapter_shapes(checkpoint)
-            if head := next((shape for key, shape in adapter.items() if _is_head(key) and key.endswith("weight")), None):
-                config.num_labels = head[0]
+            labels = [shape[0] for key, shape in adapter.items() if _is_head(key) and key.endswith(OUTPUT_LAYERS)]
+            if labels:
+                config.num_labels = labels[0]
             model, report = checkpoint.auto.from_pretrained(
                 checkpoint.base.folder,
                 config=config,

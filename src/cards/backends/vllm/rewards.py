@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.checkpoint import Checkpoint
-from cards.backends.classifier import Output, SequenceClassifier, output_weights
+from cards.backends.classifier import Output, SequenceClassifier, labels_of, output_weights
 from cards.backends.configuration import context_length, flops_per_token
 from cards.backends.forms import TypedRow
 from cards.backends.vllm.host import Host
@@ -50,7 +50,7 @@ class VLLMReward(SequenceClassifier):
         model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
         if not any("ForSequenceClassification" in kind for kind in model.config.architectures or ()):
             raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
-        output_weights(model, output, name)  # raises here, because vLLM takes long to start
+        output_weights(labels_of(model), output, name)  # raises here, because vLLM takes long to start
         length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
         checkpoint.fetch()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import cards
@@ -29,16 +29,16 @@ REPETITION = 1_000_000  # distance between the seeds of two repetitions of a pro
 
 def header(plan: Plan, models: Models) -> dict[str, Any]:
     """Return the header of a results file: all that its rows must have in common."""
-    import torch
-
+    loaded = {name: sys.modules[name] for name in ("torch", "transformers", "llama_cpp") if name in sys.modules}
+    torch = loaded.get("torch")
     same = ("prompts", *PROMPTING, "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context", "threads")
     return {
         "model": models.engine.name,
         "reward": models.reward.name if models.reward else "none",
         "gold": models.gold.name if models.gold else "none",
         **{name: list(value) if isinstance(value := getattr(plan, name), tuple) else value for name in same},
-        "versions": {"cards": cards.__version__, "torch": torch.__version__, "transformers": version("transformers")},
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "versions": {"cards": cards.__version__} | {name: module.__version__ for name, module in loaded.items()},
+        "machine": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else platform.machine(),
     }
 
 
