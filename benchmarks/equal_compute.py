@@ -21,13 +21,13 @@ SAMPLES = 2000
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]  # FLOPs and gold, each [budgets, prompts]
 
 
-def lines_of(results: Journal) -> dict[str, Line]:
-    """Return the lines of methods with at least two budgets, averaged over seeds."""
+def lines_of(results: Journal, grade: str = "gold") -> dict[str, Line]:
+    """Return the lines of methods with at least two budgets, averaged over seeds. `grade` is a field of the rows."""
     prompts = sorted({row["id"] for row in results.rows})
     cells: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
     for row in results.rows:
         by_prompt = cells.setdefault((row["line"], row["label"]), {})
-        by_prompt.setdefault(row["id"], []).append((row["usage"]["flops"], row["gold"]))
+        by_prompt.setdefault(row["id"], []).append((row["usage"]["flops"], row[grade]))
     found: dict[str, list[NDArray[np.float64]]] = {}
     for (line, _), by_prompt in cells.items():
         found.setdefault(line, []).append(np.array([np.mean(by_prompt[p], axis=0) for p in prompts]))
@@ -48,9 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--line", default=None, help="Method to compare the others with. Default: the first line of cards.")
+    parser.add_argument("--grade", choices=("gold", "reward"), default="gold", help="Reward to compare.")
     parser.add_argument("--mflops", type=float, nargs="+", default=[1000, 1500, 2000, 3000, 4000])
     args = parser.parse_args()
-    lines = lines_of(Journal.load(args.results))
+    lines = lines_of(Journal.load(args.results), args.grade)
     reference = args.line or next(line for line in lines if line.startswith("cards"))
     budgets = np.array(args.mflops) * 1e6
     count = next(iter(lines.values()))[0].shape[1]
@@ -65,7 +66,7 @@ def main() -> None:
         return ["" if np.isnan(m) else f"{m:.2f} [{a:.2f}, {b:.2f}]" for m, a, b in zip(mean, low, high, strict=True)]
 
     own, own_samples = at(lines[reference], budgets, everyone), sampled(lines[reference])
-    header = ["gold reward at", *(f"{m:g} MFLOPs" for m in args.mflops)]
+    header = [f"{args.grade if args.grade == 'gold' else 'steering'} reward at", *(f"{m:g} MFLOPs" for m in args.mflops)]
     table, ahead = [], []
     for name, line in lines.items():
         mean, samples = at(line, budgets, everyone), sampled(line)

@@ -38,6 +38,7 @@ REFERENCE = {
             "registry.load_engine",
             "backends.local.engine.TransformersEngine",
             "engines.speculative.SpeculativeEngine",
+            "engines.mixture",
             "engines.mock.MockEngine",
             "sampling.Sampling",
             "boundaries",

@@ -14,8 +14,9 @@ PUBLIC = {
         load_engine load_reward setting
     """,
     "cards.methods": """
-        ARGS AdaSearch BestOfN Blockwise CARDS CBS CDSL Cascade ContrastiveDecoding ContrastiveDecodingLogits
-        ControlledDecoding DeAL GSI GenARM IAD MBR MBRBestOfN PathConsistency Pessimism QAlign QERerank RAD RAIN RSD
+        ARGS AdaSearch BestOfN Blockwise CARDS CBS CDSL CFG Cascade ContextAwareDecoding ContrastiveDecoding
+        ContrastiveDecodingLogits ControlledDecoding DeAL GSI GenARM IAD MBR MBRBestOfN MOD PathConsistency Pessimism
+        ProxyTuning QAlign QERerank RAD RAIN RSD
         RejectionSampling SIA SMC SSS STARS SelfConsistency SoftBestOfN SpeculativeRejection TreeBoN Vanilla
     """,
     "cards.rewards": """

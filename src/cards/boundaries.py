@@ -146,6 +146,16 @@ def read_boundary(text: str) -> Boundary | None:
     return Whole() if kind == "whole" else None
 
 
+def boundary_text(boundary: Boundary) -> str:
+    """Return a boundary in the notation of `read_boundary`, without the values that it cannot express."""
+    match boundary:
+        case FixedLength(maximum=int(count)):
+            return f"fixed:{count}"
+        case Punctuation(marks=str(detail)) | Step(delimiter=str(detail)) if detail != Step.delimiter:
+            return f"{type(boundary).__name__.lower()}:" + detail.replace("\n", "\\n").replace("\t", "\\t")
+    return type(boundary).__name__.lower()
+
+
 def unescape(text: str) -> str:
     r"""Replace the escapes \n and \t, which are easy to type in a shell, with a newline and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")

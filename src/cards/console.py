@@ -37,19 +37,24 @@ def show_warning(message: str) -> None:
 
 
 @contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Collect warnings and print each distinct one as a yellow line when the block ends."""
+def one_line_warnings(*, notes: bool = False) -> Iterator[None]:
+    """Collect warnings and print each distinct one as a yellow line when the block ends. `notes` prints what is logged too."""
     log, logged = logging.getLogger("cards"), BufferingHandler(capacity=sys.maxsize)
-    logged.setLevel(logging.WARNING)
+    logged.setLevel(logging.INFO if notes else logging.WARNING)
+    level = log.level
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         log.addHandler(logged)
+        log.setLevel(logging.INFO if notes else level)
         try:
             yield
         finally:
             log.removeHandler(logged)
-            messages = [record.getMessage() for record in logged.buffer] + [str(warning.message) for warning in caught]
-            for message in dict.fromkeys(messages):
+            log.setLevel(level)
+            for note in dict.fromkeys(record.getMessage() for record in logged.buffer if record.levelno < logging.WARNING):
+                say(note, "dim")
+            messages = [record.getMessage() for record in logged.buffer if record.levelno >= logging.WARNING]
+            for message in dict.fromkeys([*messages, *(str(warning.message) for warning in caught)]):
                 show_warning(message)
 
 

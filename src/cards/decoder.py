@@ -28,7 +28,7 @@ from cards.methods.thinking import think_first
 from cards.parts import Composite
 from cards.progress import run_concurrently
 from cards.prompts import Chat
-from cards.registry import load_engine, load_reward, make_method, method_classes, with_models
+from cards.registry import load_engine, load_reward, method_classes, read_spec, with_models
 from cards.rewards.base import Reward
 from cards.rewards.function import FunctionReward, Scorer
 from cards.rewards.thinking import thinking_rewards
@@ -44,8 +44,8 @@ class Decoder(Composite):
     """Decodes prompts from `model` with `method`, guided by `reward`.
 
     model: an Engine or a name (`tiny`, a folder, a Hugging Face name). reward: a Reward, a name, a function of
-    (prompt, response), or None. method: a Method or its name. A prompt is raw text, which is used unchanged; a list of
-    messages, which the model's chat template renders; or a Prompt with tokens of this model.
+    (prompt, response), or None. method: a Method, or text (`best-of-n:n=4`). A prompt is raw text, which is used unchanged; a
+    list of messages, which the model's chat template renders; or a Prompt with tokens of this model.
     Raises MismatchError if the engine or the reward lacks a capability that the method needs.
     """
 
@@ -56,7 +56,7 @@ class Decoder(Composite):
         method: str | Method = "cards",
     ) -> None:
         self.engine = load_engine(model) if isinstance(model, str) else model
-        self.method = with_models(make_method(method) if isinstance(method, str) else method, self.engine)
+        self.method = with_models(read_spec(method) if isinstance(method, str) else method, self.engine)
         self.reward = _as_reward(reward)
         self.parts = [model for model in (self.engine, self.reward, *self.method.models) if model is not None]
         check_match(self.method, self.engine, self.reward)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from cards.token_bytes import all_bytes
-from cards.tokenizer import Tokenizer
+from cards.tokenizer import PairTokenizer, Tokenizer
 
 
 class Fingerprint:
@@ -46,8 +46,9 @@ class Fingerprint:
 
     def is_special(self, token: int) -> bool:
         """Return whether a token is special, or unused."""
-        added = self.tokenizer.added_tokens_decoder.get(token)
-        return token in self.tokenizer.all_special_ids or (added is not None and added.special)
+        tokenizer = cast(PairTokenizer, self.tokenizer)
+        added = tokenizer.added_tokens_decoder.get(token)
+        return token in tokenizer.all_special_ids or (added is not None and added.special)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint):

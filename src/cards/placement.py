@@ -14,7 +14,7 @@ from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import Method
-from cards.registry import check_defaults, load_engine, load_reward, models_of
+from cards.registry import check_defaults, load_engine, load_reward, models_of, read_mix
 from cards.rewards.base import Reward
 from cards.rewards.loader import check_reward
 from cards.settings import check_settings, setting
@@ -27,6 +27,7 @@ REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewa
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
 DRAFTING = ("draft", "gamma", "skip_layers")
+MIX = "Mixture that replaces the LM: a token-level method with its models, such as proxy-tuning:tuned=A,untuned=B."
 
 
 def reward_for(model: str, reward: str | None, methods: Iterable[Method] = ()) -> str:
@@ -56,6 +57,7 @@ class Placement:
     trust_remote_code: bool = setting(False, help="Run Python code that comes with models. Read it first.")
     slots: int | None = setting(None, help="Number of cache slots.", at_least=1, unset="chosen by the back end")
     context: int | None = setting(None, help="Maximum number of tokens of prompt and response.", at_least=2)
+    mix: str | None = setting(None, help=MIX)
     threads: int | None = setting(
         None,
         help="Number of CPU threads for models in this process.",
@@ -73,15 +75,16 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.mix is not None:
+            read_mix(self.mix)
         parse_options(self.llama)
 
     def load_engine(self, name: str) -> Engine:
-        """Load the LM of this name, with its draft. Raises the errors of `load_engine`."""
-        drafting = {key: getattr(self, key) for key in DRAFTING} if self.draft or self.skip_layers else {}
-        return load_engine(name, **drafting, **self.options)
+        """Load the LM of this name, with its mixture and its draft. Raises the errors of `load_engine`."""
+        return load_engine(name, **self.on_top, **self.options)
 
     def load_part(self, name: str) -> Engine:
-        """Load the LM that a setting of a method names, with the same options but without a draft."""
+        """Load the LM that a setting of a method names, with the same options but without a mixture and a draft."""
         return load_engine(name, **self.options)
 
     def load_reward(self, name: str) -> Reward:
@@ -96,7 +99,7 @@ class Placement:
         """
         found = {option: self._check(option, name) for option, name in names.items()}
         parts = [("--draft", self.draft)] if self.draft else []
-        for method in methods:
+        for method in [*methods, *([] if self.mix is None else [read_mix(self.mix)])]:
             for flag, name, kind in models_of(method):
                 if kind == "reward":
                     found[f"{method.name} {flag}"] = check_reward(name, **self.options)
@@ -118,13 +121,18 @@ class Placement:
     def options(self) -> dict[str, Any]:
         """The options that all loaders accept, without those at their defaults."""
         given = {item.name: getattr(self, item.name) for item in fields(Placement) if getattr(self, item.name) != item.default}
-        return {name: value for name, value in given.items() if name not in (*DRAFTING, "llama")} | self._llama
+        return {name: value for name, value in given.items() if name not in (*DRAFTING, "mix", "llama")} | self._llama
+
+    @property
+    def on_top(self) -> dict[str, Any]:
+        """The options of `load_engine` for the mixture and the draft, if there are any."""
+        drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
+        return drafting | ({} if self.mix is None else {"mix": self.mix})
 
     @property
     def record(self) -> dict[str, Any]:
         """The options that can change a response, for the headers of files."""
-        drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
-        return {"dtype": self.dtype, "context": self.context, **self._llama, **drafting}
+        return {"dtype": self.dtype, "context": self.context, **self._llama, **self.on_top}
 
     @property
     def _llama(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Profile:
     settings: dict[str, Any]
     method: str = "cards"
     max_tokens: int = 128
+    mix: str = ""  # the mixture that replaces the LM, as for --mix
     created: str = ""  # ISO 8601
     calibrated_on: dict[str, Any] = field(default_factory=dict)
     wish: dict[str, Any] = field(default_factory=dict)
@@ -38,8 +39,13 @@ class Profile:
         """Return the method with these settings. Raises UnknownNameError or SettingError."""
         return make_method(self.method, **self.settings)
 
-    def check_models(self, model: str, reward: str | None) -> None:
+    def check_models(self, model: str, reward: str | None, mix: str | None = None) -> None:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
+        check(
+            self.mix == (mix or ""),
+            f"The profile is valid only for the mixture {self.mix or 'none'!r}, got {mix or 'none'!r}: make another profile "
+            "with `cards calibrate`.",
+        )
         for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(
                 given is not None and expected == public_name(given),

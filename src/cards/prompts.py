@@ -63,7 +63,7 @@ class ChatOptions:
         check_settings(self)
         check(self.form in FORMS, f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
         check(
-            self.form in ("auto", "chat") or not self._needs_template,
+            self.form in ("auto", "chat") or not self.needs_template,
             f"Prompts of the form {self.form!r} use no chat template: leave out --system and --chat-template-kwargs.",
         )
         try:
@@ -84,23 +84,27 @@ class ChatOptions:
         return dict(json.loads(self.chat_template_kwargs or "{}").items())
 
     @property
-    def _needs_template(self) -> bool:
+    def needs_template(self) -> bool:
+        """Whether an option needs a chat template."""
         return self.system is not None or self.chat_template_kwargs is not None
 
     def check_template(self, chats: bool) -> None:
         """Raise PromptError if an option needs a chat template. `chats` is whether the model has one."""
-        if not chats and self._needs_template:
+        if not chats and self.needs_template:
             raise PromptError("The model has no chat template, which system messages and template variables need: remove them.")
 
     def prompt(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
         """Return a prompt for a Decoder. `chats` is whether the model has a chat template. Raises PromptError."""
         self.check_template(chats)
         ready = self._formatted(given, chats)
-        if isinstance(ready, str):
-            return ready
-        if self.system is not None and ready[0]["role"] != "system":
-            ready = [Message(role="system", content=self.system), *ready]
-        return Chat(ready, self.arguments) if self.arguments else ready
+        return ready if isinstance(ready, str) else self.chat(ready)
+
+    def chat(self, messages: list[Message]) -> list[Message]:
+        """Return messages with the system message and the template variables. Those of the messages themselves win."""
+        own = messages.chat_template_kwargs if isinstance(messages, Chat) else {}
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [Message(role="system", content=self.system), *messages]
+        return Chat(messages, arguments) if (arguments := self.arguments | own) else messages
 
     def _formatted(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
         return format_prompt(given, self.form, chats)

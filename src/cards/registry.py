@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import cards.methods
 from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, is_embedded
-from cards.engines.loader import load_engine as load_engine
+from cards.engines.loader import load_engine as load_plain
+from cards.engines.mixture import Mixture
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import FAMILIES, Method
+from cards.methods.tokens.driver import LogitsMethod
 from cards.plugins import is_class, plugins
 from cards.rewards.base import Reward
 from cards.rewards.loader import load_reward as load_reward
-from cards.settings import settings_of
+from cards.settings import READERS, settings_of
+from cards.specs import nested, split_spec, unquote
 
 
 @cache
@@ -37,12 +40,14 @@ def method_class(name: str) -> type[Method]:
 
 
 def make_method(name: str, **settings: Any) -> Method:
-    """Make a method from its name and settings. Raises UnknownNameError or SettingError."""
+    """Make a method from its name and settings. A method among them can be text. Raises UnknownNameError or SettingError."""
     cls = method_class(name)
     known = settings_of(cls)
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             raise UnknownNameError(f"setting of method {name!r}:", key, known)
+        if known[key].nests and isinstance(value, str):
+            settings[key] = known[key].parse(value)
     return cls(**settings)
 
 
@@ -51,6 +56,56 @@ def read_method(name: str, texts: Mapping[str, str | None]) -> Method:
     known = settings_of(method_class(name))
     given = {key: text for key, text in texts.items() if text is not None}
     return make_method(name, **{key: known[key].parse(text) if key in known else text for key, text in given.items()})
+
+
+def read_spec(text: str) -> Method:
+    """Make a method from `name:setting=value,...`, in parentheses or not. Raises UnknownNameError or SettingError."""
+    name, texts = split_settings(text)
+    return read_method(name, texts)
+
+
+def split_settings(text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the settings, as text, of `name:setting=value,...`. Raises UnknownNameError or SettingError."""
+    name, values = split_spec(text.strip()[1:-1] if nested(text) else text)
+    known = settings_of(method_class(name))
+    joined = {key: ",".join(parts) for key, parts in values.items()}
+    for key in joined:
+        if key not in known:
+            raise UnknownNameError(f"setting of method {name!r}:", key, known)
+    return name, {key: text if known[key].nests else unquote(text) for key, text in joined.items()}
+
+
+READERS[Method] = read_spec
+
+
+def read_mix(text: str) -> Method:
+    """Make a method that is the rule of a mixture. Raises UnknownNameError or SettingError."""
+    method = read_spec(text)
+    names = [name for name, cls in method_classes().items() if issubclass(cls, Mixture)]
+    check(isinstance(method, Mixture), f"Method {method.name!r} is not a mixture. Mixtures: {', '.join(names)}.")
+    for name in settings_of(LogitsMethod):
+        check(
+            getattr(method, name) == settings_of(method)[name].default,
+            f"{name} is not a setting of the mixture: set it for the method that runs on {method.name!r}.",
+        )
+    return method
+
+
+def load_engine(name: str, *, mix: str | Mixture | None = None, **options: Any) -> Engine:
+    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, `vllm:NAME`, an http(s) address, PREFIX:NAME of a plug-in.
+
+    mix: a token-level method that combines the logits of several LMs or prompts, such as
+    `"proxy-tuning:tuned=A,untuned=B"`. Every method can then run on the mixture.
+    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
+    itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
+    of responses. options: options of the back end, such as device, dtype, slots and context.
+    Raises UnknownNameError, ModelError, MismatchError or SettingError.
+    """
+    rule = read_mix(mix) if isinstance(mix, str) else mix
+    if isinstance(rule, Method):
+        own = {key: value for key, value in options.items() if key not in ("draft", "gamma", "skip_layers")}
+        rule = cast(Mixture, with_loaded(rule, partial(load_engine, **own)))
+    return load_plain(name, mix=rule, **options)
 
 
 def with_models(
@@ -66,10 +121,26 @@ def with_models(
     the default of a setting is an embedded reward but `main` is not embedded.
     """
     check_defaults(method, main.name)
-    engine_of, reward_of = engine_of or load_engine, reward_of or load_reward
+    ready = with_loaded(method, engine_of or load_engine, reward_of or load_reward)
+    for one in ready.nest:
+        for name, item in settings_of(one).items():
+            value = getattr(one, name)
+            for engine in value if isinstance(value, tuple) else (value,):
+                if isinstance(engine, Engine) and engine.vocabulary != main.vocabulary:
+                    raise MismatchError(
+                        f"Method {one.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
+                        f"{main.name!r} have different tokenizers. Choose another model with {item.flag}."
+                    )
+    return ready
+
+
+def with_loaded(method: Method, engine_of: Callable[[str], Engine], reward_of: Callable[[str], Reward] = load_reward) -> Method:
+    """Return the method with the models that its settings name, loaded by these functions."""
     loaded: dict[str, Any] = {}
     for name, setting in settings_of(method).items():
         value = getattr(method, name)
+        if isinstance(value, Method):
+            loaded[name] = with_loaded(value, engine_of, reward_of)
         if setting.spec.loads is None or value is None:
             continue
         if setting.spec.loads == "reward":
@@ -79,24 +150,19 @@ def with_models(
         if setting.spec.loads == "engines":
             names = value.split(",") if isinstance(value, str) else value
         engines = tuple(engine_of(one) if isinstance(one, str) else one for one in names)
-        for engine in engines:
-            if engine.vocabulary != main.vocabulary:
-                raise MismatchError(
-                    f"Method {method.name!r} needs models that share a tokenizer, but {engine.name!r} ({name}) and "
-                    f"{main.name!r} have different tokenizers. Choose another model with {setting.flag}."
-                )
         loaded[name] = engines if setting.spec.loads == "engines" else engines[0]
     return replace(method, **loaded) if loaded else method  # type: ignore[type-var]
 
 
 def models_of(method: Method) -> list[tuple[str, str, str]]:
-    """Return the models that settings of a method name: the option of each, its name, and `engine` or `reward`."""
+    """Return the models that settings of a method and of its inner methods name: the option, the name, `engine` or `reward`."""
     found = []
-    for name, setting in settings_of(method).items():
-        value, kind = getattr(method, name), setting.spec.loads
-        if kind is not None and isinstance(value, str):
-            names = value.split(",") if kind == "engines" else [value]
-            found += [(setting.flag, one, "reward" if kind == "reward" else "engine") for one in names]
+    for inner in method.nest:
+        for name, setting in settings_of(inner).items():
+            value, kind = getattr(inner, name), setting.spec.loads
+            if kind is not None and isinstance(value, str):
+                names = value.split(",") if kind == "engines" else [value]
+                found += [(setting.flag, one, "reward" if kind == "reward" else "engine") for one in names]
     return found
 
 
@@ -104,6 +170,8 @@ def check_defaults(method: Method, model: str) -> None:
     """Raise SettingError if a setting has an embedded reward as its default but the LM `model` is not embedded."""
     for name, setting in settings_of(method).items():
         value = getattr(method, name)
+        if isinstance(value, Method):
+            check_defaults(value, model)
         defaulted = setting.spec.loads == "reward" and isinstance(value, str) and value == setting.default
         check(
             is_embedded(model) or not (defaulted and EMBEDDED.intersection(re.split("[:,]", value))),

@@ -20,7 +20,7 @@ TOKENS, VERDICT = 0, 1  # to draw tokens; to accept or reject candidates
 GUIDE_VERDICT = 2  # to accept or reject candidates by their guide score
 RESAMPLING = 11  # to choose among particles
 DRAFT_TEST, RESIDUAL, CHOICE = 21, 22, 23  # to accept drafted tokens; to replace rejected ones; to choose among steps
-SEEDS = 31  # to derive the seeds of several requests
+SEEDS, INNER_SEEDS = 31, 32  # to derive the seeds of several requests; of the responses that an inner method draws
 
 BLOCK = 512  # tokens of a large vocabulary that are searched or summed together
 
@@ -55,6 +55,11 @@ def seed_at(seed: int, index: int) -> int:
     The others are below 2**53, which JSON represents exactly. They share no random numbers with those of other seeds.
     """
     return seed if index == 0 else int(uniforms(seed, 0, index, 1, SEEDS)[0] * 2**53)
+
+
+def inner_seed(seed: int, index: int) -> int:
+    """Return the seed of response number `index` that an inner method draws, independent of the numbers of the request."""
+    return int(uniforms(seed, 0, index, 1, INNER_SEEDS)[0] * 2**53)
 
 
 def invalid_logits(position: int) -> ModelError:

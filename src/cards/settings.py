@@ -9,10 +9,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from cards.boundaries import Boundary, Entropy, read_boundary
-from cards.errors import SettingError, check
+from cards.boundaries import Boundary, Entropy, boundary_text, read_boundary
+from cards.errors import CardsError, SettingError, check
+from cards.specs import join_spec, quote
 
 Loads = Literal["engine", "engines", "reward"]
 NUMBERS = tuple[float, ...]
@@ -33,6 +34,13 @@ DEADLINE = "Seconds after which the response so far is returned."
 FORM = "Prompt format: auto, chat, dialogue or raw."
 CONCURRENCY = "Maximum number of concurrent requests."
 BOUNDARIES = ("entropy", "fixed:8", "fixed:15", "fixed:30", "punctuation", "step", "whole")
+
+
+class Nested:
+    """Base class of methods, which are settings of other methods too: as text, they then stand in parentheses."""
+
+    __slots__ = ()
+    name: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +123,11 @@ class Setting:
         return bool(self.kinds)
 
     @property
+    def nests(self) -> bool:
+        """Whether its values can be methods."""
+        return any(_is_nested(kind) for kind in self.kinds)
+
+    @property
     def metavar(self) -> str:
         return metavar(self.kinds)
 
@@ -140,6 +153,8 @@ class Setting:
             if kind in self.kinds:
                 try:
                     return read(text)
+                except CardsError:
+                    raise
                 except ValueError:
                     continue
         raise SettingError(f"{self.flag} must be {self._described()}, got {text!r}.")
@@ -170,6 +185,8 @@ class Setting:
             return bool({NUMBERS, WHOLE_NUMBERS}.intersection(self.kinds)) and all(isinstance(n, kind) for n in value)
         if isinstance(value, Boundary):
             return Boundary in self.kinds
+        if isinstance(value, Nested):
+            return self.nests
         return callable(value) and bool(self._words)  # a function instead of the name of one
 
     @property
@@ -181,6 +198,7 @@ class Setting:
         words = {bool: "yes or no", int: "a whole number", float: "a number", str: "text", Boundary: "a boundary"}
         words |= {NUMBERS: "numbers", WHOLE_NUMBERS: "whole numbers"}
         kinds = [range_] if range_ else [words[kind] for kind in self.kinds if kind in words]
+        kinds += ["a method in parentheses"] if self.nests else []
         return " or ".join([*self._words, *kinds, *(["none"] if NoneType in self.kinds else [])])
 
     @property
@@ -233,7 +251,15 @@ def metavar(kinds: Iterable[Any]) -> str:
     """Return the kinds of a setting in the notation of `--help`."""
     kinds = tuple(kinds)
     shown = [kind for kind in kinds if not (kind is NoneType and Boundary in kinds)]
-    return "|".join("entropy|fixed:N|punctuation|step|whole" if kind is Boundary else NAMES.get(kind, kind) for kind in shown)
+    names = NAMES | {Boundary: "entropy|fixed:N|punctuation|step|whole"}
+    return "|".join("(METHOD)" if _is_nested(kind) else names.get(kind, kind) for kind in shown)
+
+
+def spec_of(method: Nested) -> str:
+    """Return a method as text, with the settings that differ from their defaults."""
+    given = {name: (item, getattr(method, name)) for name, item in settings_of(method).items()}
+    texts = {name: (item.text(value), item.nests) for name, (item, value) in given.items() if value != item.default}
+    return join_spec(method.name, {name: text if nests else quote(text) for name, (text, nests) in texts.items()})
 
 
 def option_text(value: Any) -> str:
@@ -241,10 +267,12 @@ def option_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(option_text, value))
     if isinstance(value, Boundary):
-        return type(value).__name__.lower()
-    return "none" if value is None else str(value)
+        return boundary_text(value)
+    if isinstance(value, Nested):
+        return f"({spec_of(value)})"
+    return "none" if value is None else str(getattr(value, "name", value))
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -257,7 +285,7 @@ def parse_whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-READERS: dict[Any, Callable[[str], Any]] = {
+READERS: dict[Any, Callable[[str], Any]] = {  # the registry adds methods, which it finds by name
     int: int,
     float: float,
     WHOLE_NUMBERS: parse_whole_numbers,
@@ -272,4 +300,10 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in kinds_of(part)))
     if get_origin(hint) is Literal:
         return get_args(hint)
-    return (hint,) if hint in NAMES or hint is Boundary else ()  # a model cannot be given as text, but its name can
+    return (
+        (hint,) if hint in NAMES or hint is Boundary or _is_nested(hint) else ()
+    )  # a model cannot be given as text, but its name can
+
+
+def _is_nested(kind: Any) -> bool:
+    return get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Nested)

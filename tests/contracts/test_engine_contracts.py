@@ -11,7 +11,9 @@ from helpers.served_engines import TALK, connected
 
 from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
+from cards.engines.mixture import MixtureEngine
 from cards.engines.speculative import SpeculativeEngine
+from cards.methods import CFG, GenARM, ProxyTuning
 from cards.testing import PROMPTS, EngineContract, random_engine
 
 LETTERS = ("ab", "c d")
@@ -60,6 +62,41 @@ class TestSpeculativeLocal(EngineContract):
         engine = SpeculativeEngine(letter_engine(ends=True, slots=8), letter_engine(slots=8))
         yield engine
         await engine.aclose()
+
+
+MIXTURES = {
+    "proxy-tuning": lambda one, two: ProxyTuning(tuned=one, untuned=two, weight=0.4),
+    "genarm": lambda one, two: GenARM(guides=(one,), weights=(0.5,)),
+    "cfg": lambda one, two: CFG(guidance=1.4),
+}
+
+
+class TestMixtureOfMocks(EngineContract):
+    prompts = PROMPTS
+
+    @pytest.fixture(params=MIXTURES)
+    def engine(self, request: pytest.FixtureRequest) -> Engine:
+        return MixtureEngine(random_engine(), MIXTURES[request.param](random_engine(5), random_engine(6)))
+
+
+class TestMixtureOfLocalModels(EngineContract):
+    prompts = LETTERS
+
+    @pytest.fixture(params=["genarm", "cfg"])
+    async def engine(self, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+        guide = letter_engine(ends=True, slots=8)
+        engine = MixtureEngine(letter_engine(ends=True, slots=8), MIXTURES[request.param](guide, guide))
+        yield engine
+        await engine.aclose()
+
+
+class TestDraftOverAMixture(EngineContract):
+    prompts = PROMPTS
+    segments_are_prefixes = False
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return SpeculativeEngine(MixtureEngine(random_engine(), MIXTURES["genarm"](random_engine(4), None)), random_engine(3))
 
 
 @pytest.mark.slow

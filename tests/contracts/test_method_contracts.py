@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from helpers.random_models import Pair, words
 
-from cards import Engine, Method, Reward
+from cards import CARDS, Engine, FixedLength, Method, Reward
+from cards.methods import RSD, STARS, BestOfN, ProxyTuning
 from cards.registry import make_method, method_class, method_classes
 from cards.rewards import ImplicitReward
 from cards.settings import settings_of
@@ -39,6 +40,11 @@ OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("self-consistency", {"pattern": "[abc]", "beta": 1.0}),
     ("genarm", {"guides": (random_engine(3), random_engine(4)), "weights": (0.5, 0.5)}),
     ("vanilla", {"chunk": 2}),
+    ("best-of-n", {"inner": CARDS(width=3, min_segment=1, entropy_threshold=1.0), "n": 3}),
+    ("soft-best-of-n", {"inner": RSD(proposer=random_engine(3), boundary=FixedLength(maximum=3)), "n": 3}),
+    ("pessimism", {"inner": STARS(block=3), "n": 2, "highest": 9.0, "beta": 0.1}),
+    ("mbr", {"inner": ProxyTuning(tuned=random_engine(3), untuned=random_engine(4)), "n": 3}),
+    ("self-consistency", {"inner": BestOfN(n=2, inner=CARDS(min_segment=1)), "n": 2, "pattern": "[abc]"}),
 ]
 
 

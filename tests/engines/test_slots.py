@@ -10,11 +10,12 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from helpers.families import lm_slots
 from helpers.random_models import Pair
 from torch import Tensor
 
 from cards.backends.local.cache import TorchCache
-from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
+from cards.backends.local.proof import lm_outputs
 from cards.engines.slots import Slots
 from cards.errors import SettingError
 from cards.usage import open_tickets, track_usage
@@ -35,7 +36,7 @@ class Known:
             self.read_tokens += ids.shape[1]
             return forward(ids, position, last)
 
-        self.slots = verified_slots(model, [counted], rows, LENGTH, lm_reference(model))
+        self.slots = lm_slots(model, rows, LENGTH, [counted])
         self.cache = cast(TorchCache, self.slots.cache)
         self.slots.forget()
         self.read_tokens = 0

@@ -322,3 +322,24 @@ async def test_leaving_early_frees_the_rows_of_both_models(llama_float32: Pair) 
         assert isinstance(e, TransformersEngine)
         await assert_free(e)
     await source.aclose()
+
+
+async def test_segments_end_where_the_target_cannot_end_them_itself() -> None:
+    """Boundaries read the target's logits, so a limit of its own proposals does not matter."""
+
+    class Limited(MockEngine):
+        def check_boundary(self, boundary: Boundary) -> None:
+            raise MismatchError("not this rule")
+
+    def chances(ids: tuple[int, ...]) -> list[float]:
+        return [0.0, 0.9, 0.1] if len(ids) % 3 else [0.0, 0.5, 0.5]
+
+    engines = [kind(chances, ["</s>", "a", "b"], end="</s>") for kind in (Limited, MockEngine, MockEngine)]
+    engine, plain = SpeculativeEngine(engines[0], engines[1]), engines[2]
+    ask = Ask(plain.encode("a"), Response(), 8, Entropy(threshold=0.5))
+    engine.check_boundary(ask.boundary)
+    for one in (engine, plain):
+        async with aclosing(one.propose(ask)) as batches:
+            [[segment]] = [batch async for batch in batches]
+        assert len(segment.token_ids) < 8
+    assert engine.rows_in_use == engines[0].rows_in_use

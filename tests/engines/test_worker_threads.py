@@ -94,5 +94,5 @@ def test_impossible_numbers_and_models_elsewhere_are_refused() -> None:
     letters = letter_engine(slots=2)
     with pytest.raises(SettingError, match="threads must be at least 1, got 0"):
         TransformersEngine(letters.model, letters.tokenizer, threads=0)
-    with pytest.raises(SettingError, match="The server chooses device, dtype and threads"):
+    with pytest.raises(SettingError, match=r"The server chooses .*threads"):
         load_engine("http://localhost:1/v1", threads=2)

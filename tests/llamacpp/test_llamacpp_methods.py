@@ -22,7 +22,7 @@ from cards.methods import CARDS
 from cards.methods.base import Method
 from cards.registry import load_engine, load_reward, make_method, with_models
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")]
 
 QUESTION: Any = [{"role": "user", "content": "What did you think of the new Star Wars film?"}]
 SEEDS = 50
@@ -62,9 +62,11 @@ async def test_a_method_decides_as_with_transformers(
 ) -> None:
     case = METHODS[name]
     reward = None if case.reward is None else load_reward(case.reward)
+    guide = {"guide": load_reward("implicit:tiny-aligned,tiny")} if case.method == "cascade" else {}  # the default of tiny
+    settings = case.settings | guide
     results = []
     for one, translate in ((engine, True), (tiny, False)):
-        method = with_models(make_method(case.method, **case.settings), one, partial(engine_of, translate, gguf_folder))
+        method = with_models(make_method(case.method, **settings), one, partial(engine_of, translate, gguf_folder))
         model = drafted(one, case, translate, gguf_folder)
         for seed in range(3):
             results.append(told(await generated(Decoder(model, reward, method), seed, case)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+import sys
 
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.errors import SettingError, UnknownNameError
@@ -13,13 +13,24 @@ from cards.errors import SettingError, UnknownNameError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the torch dtype for a name. `auto` means bfloat16 on CUDA and float32 elsewhere. Raises UnknownNameError."""
+def resolve_dtype(dtype: str, device: torch.device, stored: torch.dtype | None = None) -> torch.dtype:
+    """Return the torch dtype for a name. Raises UnknownNameError.
+
+    `auto` means bfloat16 on CUDA. On CPUs with bfloat16 instructions it means bfloat16 for weights that are `stored` in half
+    precision. Otherwise it means float32.
+    """
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        native = device.type == "cpu" and stored in (torch.bfloat16, torch.float16) and has_bfloat16()
+        return torch.bfloat16 if device.type == "cuda" or native else torch.float32
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, [*DTYPES, "auto"])
     return DTYPES[dtype]
+
+
+def has_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 matrices with instructions of its own."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.10
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -30,9 +41,19 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def vocab_size(model: PreTrainedModel) -> int:
-    """Return the number of token ids that have an embedding."""
-    embeddings = model.get_input_embeddings()
-    return int(getattr(embeddings, "num_embeddings", None) or model.config.get_text_config().vocab_size)
+    """Return the number of token ids that have an embedding. Models that hash characters have no limit."""
+    config = model.config.get_text_config()
+    count = getattr(_embeddings(model), "num_embeddings", None) or getattr(config, "vocab_size", None)
+    return int(count or sys.maxunicode + 1)
+
+
+def _embeddings(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer that embeds token ids, or None if the model has several or none."""
+    try:
+        layer = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def length_limit(model: PreTrainedModel) -> int:
@@ -66,7 +87,8 @@ def flops_per_token(model: PreTrainedModel) -> float:
 
     Attention over the context is not counted.
     """
-    embeddings = cast(Tensor, model.get_input_embeddings().weight)
+    embeddings = getattr(_embeddings(model), "weight", None)
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is embeddings
-    return 2.0 * (sum(p.numel() for p in model.parameters()) - (0 if tied else embeddings.numel()))
+    looked_up = 0 if tied or embeddings is None else embeddings.numel()
+    return 2.0 * (sum(p.numel() for p in model.parameters()) - looked_up)

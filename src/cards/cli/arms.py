@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from itertools import product
 
@@ -10,13 +9,14 @@ from cards.cli.settings import method_of
 from cards.errors import CardsError, SettingError, UnknownNameError, check
 from cards.registry import method_class
 from cards.settings import settings_of
+from cards.specs import join_spec, quote, split_spec, unquote
 from cards.study.bench.plan import Arm
 
 METHOD_HELP = (
     "Method with optional settings (repeatable): cards:beta=0.5,target=2. "
-    "Several values give several runs: best-of-n:n=2,4,8. Write a comma within a value as \\,."
+    "Several values give several runs: best-of-n:n=2,4,8. Write a comma within a value as \\,. "
+    "A value that is a method stands in parentheses: best-of-n:n=4,inner=(cards:target=2)."
 )
-SETTING = re.compile(r"\s*([a-z][a-z_-]*)=(.*)", re.S)
 
 
 def arms_of(specs: Iterable[str]) -> list[Arm]:
@@ -30,10 +30,8 @@ def arms_of(specs: Iterable[str]) -> list[Arm]:
 
 
 def _parse(spec: str) -> list[Arm]:
-    name, _, rest = spec.partition(":")
-    name = name.strip()
     try:
-        parsed = _parse_settings(name, rest)
+        name, parsed = _parse_settings(spec)
         fixed = {key: values[0] for key, values in parsed.items() if len(values) == 1}
         varied = {key: values for key, values in parsed.items() if len(values) > 1}
         line = _label(name, fixed)
@@ -46,21 +44,16 @@ def _parse(spec: str) -> list[Arm]:
     return arms
 
 
-def _parse_settings(name: str, rest: str) -> dict[str, list[str]]:
-    """Parse `a=1,b=2,3` into {a: [1], b: [2, 3]}."""
+def _parse_settings(spec: str) -> tuple[str, dict[str, list[str]]]:
+    """Parse `name:a=1,b=2,3` into name, {a: [1], b: [2, 3]}."""
+    name, values = split_spec(spec)
     known = settings_of(method_class(name))
-    parsed: dict[str, list[str]] = {}
-    key = ""
-    for part in re.split(r"(?<!\\),", rest) if rest.strip() else []:
-        if found := SETTING.fullmatch(part):
-            key, part = found[1].replace("-", "_"), found[2]
-            if key not in known:
-                raise UnknownNameError(f"setting of method {name!r}:", key, known)
-        check(bool(key), f"A setting must have the form setting=value, got {part!r}.")
-        parsed.setdefault(key, []).append(part.strip().replace("\\,", ","))
-    return parsed
+    for key in values:
+        if key not in known:
+            raise UnknownNameError(f"setting of method {name!r}:", key, known)
+    return name, {key: [t if known[key].nests else unquote(t) for t in texts] for key, texts in values.items()}
 
 
 def _label(name: str, settings: dict[str, str]) -> str:
-    text = ",".join(f"{key}=" + value.replace(",", "\\,") for key, value in settings.items())
-    return f"{name}:{text}" if text else name
+    known = settings_of(method_class(name))
+    return join_spec(name, {key: text if known[key].nests else quote(text) for key, text in settings.items()})

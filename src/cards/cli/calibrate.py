@@ -63,11 +63,18 @@ def calibrate(
     check(len(records) > 1, f"A calibration needs at least 2 prompts, got {len(records)}.")
     samples = out.with_suffix(".samples.jsonl")
     names = public_name(model), public_name(reward)
-    header = {"model": names[0], "reward": names[1], "prompts": prompts, "limit": limit, **asdict(plan)}
+    header = {
+        "model": names[0],
+        "reward": names[1],
+        "prompts": prompts,
+        "limit": limit,
+        "mix": placement.mix,
+        **asdict(plan),
+    }
     with opened(samples, header, "calibration") as session:
         work = Calibration(models, models.reward, records, plan, session)
         result = session.run(work.run(constraints, request), "samples", models.run)
-    profile = profile_of(work, result, constraints, prompts, *names)
+    profile = profile_of(work, result, constraints, prompts, *names, placement.mix)
     profile.write(out)
     report = to_json(to_dict(result, profile), indent=2)
     out.with_suffix(".report.json").write_text(report, encoding="utf-8")

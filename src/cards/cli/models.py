@@ -35,7 +35,7 @@ def load_named(wanted: Mapping[str, str], placement: Placement, methods: Iterabl
     """
     names = {option: name for option, name in wanted.items() if name != "none"}
     listed = ", ".join(dict.fromkeys(names.values()))
-    with one_line_warnings():
+    with one_line_warnings(notes=True):
         with spinner(stderr_console(), f"checking {listed}"):
             checked = placement.check(names, methods)
         for model in checked:

@@ -10,6 +10,7 @@ import typer
 
 from cards.profile import Profile
 from cards.settings import option_text
+from cards.specs import join_spec, quote
 
 
 def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -17,6 +18,7 @@ def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         profile = Profile.read(path)
         defaults: dict[str, Any] = {"model": profile.model, "reward": profile.reward, "max_tokens": profile.max_tokens}
+        defaults |= {"mix": profile.mix} if profile.mix else {}
         if any(option.name == "method" and not getattr(option, "multiple", False) for option in ctx.command.params):
             defaults["method"] = profile.method
         ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -31,26 +33,28 @@ PROFILE = typer.Option(
 )
 
 
-def profiled(path: Path | None, method: str, model: str, reward: str | None, given: Mapping[str, str]) -> Mapping[str, str]:
+def profiled(
+    path: Path | None, method: str, model: str, reward: str | None, mix: str | None, given: Mapping[str, str]
+) -> Mapping[str, str]:
     """Return the settings of a method as text: those given, then those of the profile if it is for this method.
 
-    Raises SettingError if the profile is for another model or reward.
+    Raises SettingError if the profile is for another model, reward or mixture.
     """
     if path is None or (profile := Profile.read(path)).method != method:
         return given
-    profile.check_models(model, reward)
+    profile.check_models(model, reward, mix)
     return {key: option_text(value) for key, value in profile.settings.items()} | {**given}
 
 
-def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str | None) -> Sequence[str]:
+def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str | None, mix: str | None) -> Sequence[str]:
     """Return method specifications in which the method of the profile, if it has no settings, gets those of the profile.
 
-    A missing method of the profile is appended. Raises SettingError if the profile is for another model or reward.
+    A missing method of the profile is appended. Raises SettingError if the profile is for another model, reward or mixture.
     """
     if path is None:
         return specs
     profile = Profile.read(path)
-    profile.check_models(model, reward)
-    spec = f"{profile.method}:" + ",".join(f"{key}={option_text(value)}" for key, value in profile.settings.items())
+    profile.check_models(model, reward, mix)
+    spec = join_spec(profile.method, {key: quote(option_text(value)) for key, value in profile.settings.items()})
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]

@@ -76,8 +76,9 @@ def serve(
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     keys = accepted_keys(api_key, api_key_file)
     shown = find_spec("gradio") is not None if playground is None else playground
-    options = replace(options, api_keys=keys, playground=shown)
-    chosen = method_of(method, profiled(profile, method, model, reward, settings))
+    hosts = options.allowed_hosts if keys or host not in LOCAL else (*LOCAL, *options.allowed_hosts)
+    options = replace(options, api_keys=keys, playground=shown, allowed_hosts=hosts)
+    chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings))
     reward = reward_for(model, reward, [chosen])
     tracing = Tracing(provider_of(otel) if otel else None)
     listening = bind(host, port)  # before models are loaded, so that a port in use is reported at once

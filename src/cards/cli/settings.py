@@ -10,10 +10,10 @@ import typer
 
 import cards
 from cards.cli.options import Command, extended, keyword
-from cards.errors import SettingError, UnknownNameError
+from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
-from cards.registry import method_class, method_classes, read_method
-from cards.settings import Setting, metavar, settings_of
+from cards.registry import method_class, method_classes, read_method, split_settings
+from cards.settings import Setting, metavar, option_text, settings_of
 
 PANEL = "Method settings"
 ENTROPY_RULE = ("entropy_threshold", "measure", "min_segment", "max_segment")
@@ -54,7 +54,14 @@ def with_settings(command: Command) -> Command:
 
 
 def method_of(name: str, texts: Mapping[str, str]) -> Method:
-    """Return the method with settings given as text. Raises UnknownNameError or SettingError, naming options."""
+    """Return the method with settings given as text. Raises UnknownNameError or SettingError, naming options.
+
+    `name` can have settings, too, as in `best-of-n:n=4,inner=(cards:target=2)`.
+    """
+    if ":" in name:
+        name, within = split_settings(name)
+        check(not (twice := within.keys() & texts.keys()), f"{', '.join(sorted(twice))} is given twice: leave out one of them.")
+        texts = within | dict(texts)
     known = settings_of(method_class(name))
     for key in texts:
         if key not in known:
@@ -71,5 +78,6 @@ def method_of(name: str, texts: Mapping[str, str]) -> Method:
 
 def recorded(method: Method) -> dict[str, Any]:
     """Return a method's name, its settings and the package version, for file headers."""
-    values = {name: getattr(method, name) for name in settings_of(method)}
+    given = {name: getattr(method, name) for name in settings_of(method)}
+    values = {name: option_text(value) if isinstance(value, Method) else value for name, value in given.items()}
     return {"method": method.name, **values, "version": cards.__version__}

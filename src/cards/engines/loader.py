@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from cards.engines.base import Engine
+from cards.engines.mixture import Mixture, MixtureEngine
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, check, require
 from cards.plugins import plugins
@@ -104,7 +105,8 @@ def options_for(found: Backend, options: dict[str, Any]) -> dict[str, Any]:
     others = {name: value for name, value in options.items() if name != "llama"}
     if found is not LLAMACPP:
         return others
-    return {name: others[name] for name in others if name not in HUB} | options.get("llama", {})
+    llama: dict[str, Any] = options.get("llama", {})
+    return {name: value for name, value in others.items() if name not in HUB} | llama
 
 
 @cache
@@ -126,11 +128,18 @@ def check_engine(name: str, **options: Any) -> list[Checked]:
 
 
 def load_engine(
-    name: str, *, draft: str | Engine | None = None, gamma: int = 4, skip_layers: float | None = None, **options: Any
+    name: str,
+    *,
+    mix: Mixture | None = None,
+    draft: str | Engine | None = None,
+    gamma: int = 4,
+    skip_layers: float | None = None,
+    **options: Any,
 ) -> Engine:
     """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, a GGUF file, `vllm:NAME`, an http(s) address,
     PREFIX:NAME of a plug-in.
 
+    mix: the rule of a mixture, whose logits replace those of the LM.
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
     of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
@@ -142,8 +151,9 @@ def load_engine(
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
     found = backend(name)
     engine: Engine = found.load_engine(name, **options_for(found, options))
+    mixed = engine if mix is None else MixtureEngine(engine, mix)
     if skip_layers is not None:
-        return SpeculativeEngine(engine, engine.without_layers(skip_layers), gamma)
+        return SpeculativeEngine(mixed, engine.without_layers(skip_layers), gamma)
     if draft is not None:
-        return SpeculativeEngine(engine, load_engine(draft, **options) if isinstance(draft, str) else draft, gamma)
-    return engine
+        return SpeculativeEngine(mixed, load_engine(draft, **options) if isinstance(draft, str) else draft, gamma)
+    return mixed

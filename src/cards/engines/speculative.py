@@ -165,6 +165,10 @@ class SpeculativeEngine(Engine):
         return await self.target.logprobs(prompt, response, last, temperature)
 
     @property
+    def rows_in_use(self) -> int:
+        return self.target.rows_in_use
+
+    @property
     def requests(self) -> int:
         return self.target.requests
 

@@ -25,6 +25,7 @@ from cards.registry import load_engine, load_reward, make_method
 from cards.serve.app import make_app
 from cards.serve.errors import ApiError
 from cards.serve.guard import Guard
+from cards.serve.keys import Keys
 from cards.serve.options import ServerOptions
 
 KEY_CHARACTERS = 1024  # of a text prompt, for its routing key
@@ -131,7 +132,7 @@ class Front:
     def __serve_build_asgi_app__(self) -> Starlette:
         frontend = Starlette(exception_handlers={ApiError: error_response})
         frontend.mount("/", self.forward)
-        frontend.add_middleware(Guard, options=self.options)
+        frontend.add_middleware(Guard, options=self.options, keys=Keys(self.options.api_keys))
         return frontend
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -26,11 +26,15 @@ from cards.methods.segments.cascade import Cascade as Cascade
 from cards.methods.segments.rejection import RejectionSampling as RejectionSampling
 from cards.methods.segments.stars import STARS as STARS
 from cards.methods.tokens.args import ARGS as ARGS
+from cards.methods.tokens.cfg import CFG as CFG
+from cards.methods.tokens.context_aware_decoding import ContextAwareDecoding as ContextAwareDecoding
 from cards.methods.tokens.contrastive_decoding import ContrastiveDecoding as ContrastiveDecoding
 from cards.methods.tokens.contrastive_decoding_logits import ContrastiveDecodingLogits as ContrastiveDecodingLogits
 from cards.methods.tokens.controlled_decoding import ControlledDecoding as ControlledDecoding
 from cards.methods.tokens.deal import DeAL as DeAL
 from cards.methods.tokens.genarm import GenARM as GenARM
+from cards.methods.tokens.mod import MOD as MOD
+from cards.methods.tokens.proxy_tuning import ProxyTuning as ProxyTuning
 from cards.methods.tokens.rad import RAD as RAD
 from cards.methods.tokens.sia import SIA as SIA
 from cards.methods.vanilla import Vanilla as Vanilla

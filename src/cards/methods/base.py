@@ -14,7 +14,7 @@ from cards.errors import MismatchError, SettingError
 from cards.events import Event, Prompt, Response, Segment
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
-from cards.settings import check_settings, setting, settings_of
+from cards.settings import Nested, check_settings, setting, settings_of
 from cards.usage import count_round
 
 EngineLike = str | Engine
@@ -47,7 +47,7 @@ class Request:
         return Ask(self.prompt, response, limit - len(response.token_ids), seed=self.seed, stop=self.stop)
 
 
-class Method(ABC):
+class Method(Nested, ABC):
     """A decoding-time algorithm: a frozen dataclass of settings whose `stream` yields events.
 
     `summary` describes the method in one sentence. `needs` lists the required engine capabilities (`segments`, `logits`,
@@ -66,7 +66,7 @@ class Method(ABC):
         check_settings(self)
         self.validate()
 
-    def validate(self) -> None:  # noqa: B027  (most settings do not depend on each other)
+    def validate(self) -> None:
         """Check the settings against each other. Raises SettingError if they conflict."""
 
     @property
@@ -76,10 +76,18 @@ class Method(ABC):
 
     @property
     def models(self) -> list[Engine | Reward]:
-        """Return the loaded models among the settings."""
-        values = [getattr(self, name) for name, item in settings_of(self).items() if item.spec.loads]
+        """Return the loaded models among the settings, and those of inner methods."""
+        values = [
+            getattr(method, name) for method in self.nest for name, item in settings_of(method).items() if item.spec.loads
+        ]
         found = [model for value in values for model in (value if isinstance(value, tuple) else (value,))]
         return [model for model in found if isinstance(model, Engine | Reward)]
+
+    @property
+    def nest(self) -> list[Method]:
+        """Return this method, the methods among its settings, and those among theirs."""
+        inner = [value for name in settings_of(self) if isinstance(value := getattr(self, name), Method)]
+        return [self, *(method for one in inner for method in one.nest)]
 
     @property
     def kl_bound(self) -> float | None:

@@ -47,7 +47,8 @@ def make_app(
         app.add_exception_handler(kind, _error_response)
     app.add_exception_handler(DisconnectedError, _record_disconnect)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Guard, options=service.options)
+    keys = Keys(service.options.api_keys)
+    app.add_middleware(Guard, options=service.options, keys=keys)
     app.add_middleware(Recorder, observe=service.metrics.observe, log_prompts=service.options.log_prompts)
     if origins := service.options.cors:  # outermost, so that pages can read errors
         app.add_middleware(
@@ -57,7 +58,7 @@ def make_app(
         from cards.serve.playground import mount
 
         if service.options.api_keys:
-            app.include_router(login(Keys(service.options.api_keys)))
+            app.include_router(login(keys))
         mount(app, service)
     return app
 

@@ -1,8 +1,9 @@
-"""Checks before a request is processed: API key, body size and the time that the body takes to arrive."""
+"""Checks before a request is processed: host name, API key, body size and the time that the body takes to arrive."""
 
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cards.serve import login
 from cards.serve.errors import ApiError
-from cards.serve.keys import COOKIE, Keys
+from cards.serve.keys import COOKIE, Keys, address_of
 from cards.serve.options import ServerOptions
 
 LARGE_BODY = 2**16  # bytes
@@ -23,19 +24,29 @@ def path_of(scope: Scope) -> str:
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
-class Guard:
-    """ASGI middleware that checks the API key and limits the size and the arrival time of the body."""
+def host_name(host: str) -> str:
+    """Return a host without its port, in lower case. An IPv6 address can be in brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return host.lower()
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
-    def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
-        self.app, self.options = app, options
+
+class Guard:
+    """ASGI middleware that checks host name and API key, and limits the size and the arrival time of the body."""
+
+    def __init__(self, app: ASGIApp, options: ServerOptions, keys: Keys) -> None:
+        self.app, self.options, self.keys = app, options, keys
         self.turn = asyncio.Lock()  # large bodies are parsed one at a time, so that the event loop can serve others in between
-        self.keys = Keys(options.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
+            self._check_host(scope)
             self._check_key(scope)
             self._check_length(scope)
         except ApiError as error:
@@ -45,17 +56,24 @@ class Guard:
             return
         await self.app(scope, self._limited(receive), send)
 
+    def _check_host(self, scope: Scope) -> None:
+        """Refuse other host names. A page of another site can point its own name at this machine (DNS rebinding)."""
+        allowed, given = self.options.allowed_hosts, Headers(scope=scope).get("host", "")
+        if allowed and given and "*" not in allowed and host_name(given) not in map(host_name, allowed):
+            why = f"This server does not accept requests to the host {given!r}. Allow it with --allowed-hosts."
+            raise ApiError(403, why, code="host_not_allowed")
+
     def _check_key(self, scope: Scope) -> None:
         path, connection = path_of(scope), HTTPConnection(scope)
         if not self.options.api_keys or path in PUBLIC_PATHS:
             return
-        if self.keys.accepts_header(connection.headers.get("authorization", "")):
+        if self.keys.accepts_header(connection.headers.get("authorization", ""), address_of(connection)):
             return
         if self.options.playground and path == login.PATH:
             return
         if self.options.playground and not path.startswith("/v1/"):  # browsers send cookies also for pages of other sites
             session = connection.cookies.get(COOKIE, "")
-            if self.keys.accepts_session(session):
+            if self.keys.accepts_session(session, address_of(connection)):
                 return
         why = "Missing or invalid API key. Send the header `Authorization: Bearer KEY`."
         raise ApiError(401, why, code="invalid_api_key")

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from cards.serve.keys import COOKIE, Keys
+from cards.serve.keys import COOKIE, Keys, address_of
 
 PATH = "/login"
 PAGE = Path(__file__).with_name("login.html")
@@ -29,7 +29,7 @@ def login(keys: Keys) -> APIRouter:
     @router.post(PATH)
     async def check(request: Request) -> Response:
         [key] = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[:1]
-        if not keys.accepts(key := key.strip()):
+        if not keys.accepts(key := key.strip(), address_of(request)):
             return HTMLResponse(page.replace("hidden", "", 1), 401, headers=HEADERS)
         response = RedirectResponse(".", 303)
         secure = request.url.scheme == "https"

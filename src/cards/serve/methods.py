@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -15,12 +16,15 @@ from cards.boundaries import Boundary, Entropy
 from cards.decoder import check_match
 from cards.engines.base import Engine
 from cards.errors import CardsError, SettingError, UnknownNameError, check
-from cards.methods.base import Method, target_of
-from cards.registry import make_method, method_class, method_classes
+from cards.methods.base import Method, Sampled, target_of
+from cards.methods.responses.driver import ResponseMethod
+from cards.registry import make_method, method_class, method_classes, split_settings
 from cards.rewards.base import Reward
-from cards.settings import settings_of
+from cards.settings import Setting, settings_of
 
-MAX_TEXT = 64  # characters of a text setting
+MAX_TEXT, MAX_SPEC = 64, 512  # characters of a text setting, and of an inner method
+MAX_DEPTH = 3  # methods within each other
+MAX_RESPONSES = 64  # responses that methods within each other draw
 
 
 class OfferedMethods:
@@ -33,8 +37,9 @@ class OfferedMethods:
     def __init__(self, engine: Engine, reward: Reward | None, default: Method, max_integer: int) -> None:
         self.default, self.max_integer = default.name, max_integer
         shared = {
-            name: getattr(default, name)
-            for name, setting in settings_of(default).items()
+            name: getattr(method, name)
+            for method in reversed(default.nest)
+            for name, setting in settings_of(method).items()
             if setting.spec.loads or name == "target"
         }
         self.offered = {default.name: default}
@@ -47,8 +52,16 @@ class OfferedMethods:
         self.listed = sorted(name for name, method in self.offered.items() if _runs(method, engine, reward))
 
     def make(self, name: str | None, settings: Mapping[str, Any]) -> Method:
-        """Return the method with a client's settings. Raises UnknownNameError or SettingError."""
-        if (name := name or self.default) not in self.offered:
+        """Return the method with a client's settings. An inner method is text, or an object like the field `cards`.
+
+        With an inner method, `temperature`, `top_k` and `top_p` are those of the innermost one.
+        Raises UnknownNameError or SettingError.
+        """
+        return self._make(name or self.default, settings, self._from_json, 1)
+
+    def _make(self, name: str, settings: Mapping[str, Any], read: Callable[[str, str, Any], Any], depth: int) -> Method:
+        check(depth <= MAX_DEPTH, f"A method can have inner methods at most {MAX_DEPTH - 1} deep on this server.")
+        if name not in self.offered:
             hint = "The other methods need models that this server has not loaded." if name in method_classes() else ""
             raise UnknownNameError("method", name, self.offered, hint)
         known = settings_of(method_class(name))
@@ -58,10 +71,41 @@ class OfferedMethods:
                 raise UnknownNameError(f"setting of method {name!r}:", key, known)
             spec = known[key].spec
             check(spec.client and not spec.loads, f"{key} is set by the server. Leave it out of the settings.")
-            values[key] = self._parse(name, key, value)
-        return replace(self.offered[name], **values)  # type: ignore[type-var]
+            if known[key].nests:
+                values[key] = self._inner(key, value, depth + 1)
+            else:
+                values[key] = self._limited(known[key], read(name, key, value))
+        inner = values.get("inner", getattr(self.offered[name], "inner", None))
+        if inner is not None and (moved := {key: values.pop(key) for key in settings_of(Sampled) if key in values}):
+            values["inner"] = _with_sampling(inner, moved)
+        made: Method = replace(self.offered[name], **values)  # type: ignore[type-var]
+        counts = [method.n for method in made.nest if isinstance(method, ResponseMethod)]
+        check(
+            len(counts) < 2 or not values or math.prod(counts) <= MAX_RESPONSES,
+            f"The inner methods may draw at most {MAX_RESPONSES} responses on this server, got {' x '.join(map(str, counts))}.",
+        )
+        return made
 
-    def _parse(self, name: str, key: str, value: Any) -> Any:
+    def _inner(self, key: str, value: Any, depth: int) -> Method | None:
+        """Return the method of a setting, from text or from an object with `method` and `settings`."""
+        if value in (None, "none"):
+            return None
+        if isinstance(value, str):
+            check(len(value) <= MAX_SPEC, f"{key} must have at most {MAX_SPEC} characters, got {len(value)}.")
+            return self._make(*split_settings(value), self._from_text, depth)
+        keys = value.keys() if isinstance(value, dict) else {""}
+        check(
+            keys <= {"method", "settings"}
+            and isinstance(value.get("method"), str)
+            and isinstance(value.get("settings", {}), dict),
+            f"{key} must be a method as text, or an object with method and settings, got another {type(value).__name__}.",
+        )
+        return self._make(value["method"], value.get("settings", {}), self._from_json, depth)
+
+    def _from_text(self, name: str, key: str, text: str) -> Any:
+        return settings_of(method_class(name))[key].parse(text)
+
+    def _from_json(self, name: str, key: str, value: Any) -> Any:
         try:
             parsed = _adapter(name, key).validate_json(json.dumps(value))  # strict JSON: true is not 1, a list is a tuple
         except ValidationError as error:
@@ -69,12 +113,26 @@ class OfferedMethods:
         if isinstance(parsed, str):
             check(len(parsed) <= MAX_TEXT, f"{key} must have at most {MAX_TEXT} characters, got {len(parsed)}.")
             parsed = settings_of(method_class(name))[key].parse(parsed)
+        return parsed
+
+    def _limited(self, setting: Setting, parsed: Any) -> Any:
+        """Return the value if clients may set it. Raises SettingError."""
         numbers = parsed if isinstance(parsed, tuple) else (getattr(parsed, "maximum", parsed),)
         highest = max((number for number in numbers if isinstance(number, int)), default=0)
-        limit = settings_of(method_class(name))[key].spec.client_at_most
+        limit = setting.spec.client_at_most
         limit = self.max_integer if limit is None else min(self.max_integer, limit)
-        check(highest <= limit, f"{key} must be at most {limit:g} on this server, got {highest}.")
+        check(highest <= limit, f"{setting.name} must be at most {limit:g} on this server, got {highest}.")
         return parsed
+
+
+def _with_sampling(method: Method, values: Mapping[str, Any]) -> Method:
+    """Return the method whose innermost method has these values of sampling settings. Raises UnknownNameError."""
+    if (inner := getattr(method, "inner", None)) is not None:
+        return replace(method, inner=_with_sampling(inner, values))  # type: ignore[type-var]
+    known = settings_of(method)
+    if missing := values.keys() - known.keys():
+        raise UnknownNameError(f"setting of method {method.name!r}:", min(missing), known)
+    return replace(method, **values)  # type: ignore[type-var]
 
 
 def _with_shared(shared: Mapping[str, Any], name: str) -> Method | None:
@@ -90,6 +148,10 @@ def _with_shared(shared: Mapping[str, Any], name: str) -> Method | None:
 
 def _runs(method: Method, engine: Engine, reward: Reward | None) -> bool:
     """Return whether the target reward is known if the method needs one, and the engine supports its boundary."""
+    return all(_runs_alone(one, engine, reward) for one in method.nest)
+
+
+def _runs_alone(method: Method, engine: Engine, reward: Reward | None) -> bool:
     known = settings_of(method)
     boundary = getattr(method, "boundary", None)
     try:

@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cards.errors import check
-from cards.settings import CONCURRENCY, check_settings, setting
+from cards.prompts import ChatOptions
+from cards.settings import CONCURRENCY, setting
 
 OnRewardFailure = Literal["closed", "plain"]
 API_KEY = re.compile(r"[!-~]+")  # printable ASCII without spaces, as a header can carry it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    """Limits and policies of a server. Raises SettingError."""
+class ServerOptions(ChatOptions):
+    """Limits and policies of a server, and defaults for its chats. Raises SettingError."""
 
     name: str | None = setting(None, help="Model name in the API.", unset="name of the model")
     api_keys: tuple[str, ...] = setting((), help="Accepted API keys; without keys, all requests are accepted.")
     cors: tuple[str, ...] = setting((), help="Allowed CORS origin, or * (repeatable).")
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        help="Accepted host name of the server in requests, or * (repeatable).",
+        unset="any; on a local address without keys, only local names",
+    )
     playground: bool = setting(False, help="Serve the playground at /; with API keys, the page asks for one.")
     on_reward_failure: OnRewardFailure = setting(
         "closed",
@@ -41,8 +47,8 @@ class ServerOptions:
     log_prompts: bool = setting(False, help="Also log prompts.")
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        for name in ("api_keys", "cors"):  # a string would count as a sequence of one-letter keys
+        ChatOptions.__post_init__(self)
+        for name in ("api_keys", "cors", "allowed_hosts"):  # a string would count as a sequence of one-letter keys
             check(not isinstance(getattr(self, name), str), f"{name} must be a list of texts, got one text.")
         check(
             all(isinstance(key, str) and API_KEY.fullmatch(key) for key in self.api_keys),

@@ -13,7 +13,7 @@ from weakref import WeakSet
 from cards.decoder import Decoder
 from cards.engines.base import Engine
 from cards.errors import PromptError
-from cards.events import Prompt
+from cards.events import Message, Prompt
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
 from cards.rewards.base import Reward
@@ -32,10 +32,17 @@ TOKENIZING_THREADS = 2
 
 
 class Service:
-    """One engine and one reward, served to clients. Raises MismatchError if the server's own method cannot run on them."""
+    """One engine and one reward, served to clients.
+
+    Raises MismatchError if the server's own method cannot run on them, and PromptError if the chat template of the engine
+    cannot use the defaults for chats.
+    """
 
     def __init__(self, engine: Engine, reward: Reward | None, method: Method, options: ServerOptions, tracing: Tracing) -> None:
         self.engine, self.reward, self.options, self.tracing = engine, reward, options, tracing
+        options.check_template(engine.chats)
+        if options.needs_template:
+            engine.encode(options.chat([Message(role="user", content="Hi")]))
         self.name = options.name or public(engine.name)
         self.reward_name = public(reward.name) if reward else None
         self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
@@ -77,13 +84,14 @@ class Service:
         if tokens > limits.limit_tokens:
             why = f"max_tokens must be at most {limits.limit_tokens} on this server, got {tokens}."
             raise ApiError(400, why, param="max_tokens")
-        for given in body.prompts:
+        prompts = [given if isinstance(given, str) else limits.chat(given) for given in body.prompts]
+        for given in prompts:
             self._check_length(given)
         uses_reward = "reward" in decoder.method.needed
         return GenerationRequest(
             decoder=decoder,
             plain=self._plain(decoder.method) if uses_reward and limits.on_reward_failure == "plain" else None,
-            prompts=body.prompts,
+            prompts=prompts,
             choices=self._choices(body),
             max_tokens=tokens,
             stop=body.stops,
@@ -132,7 +140,7 @@ class Service:
 
     def _plain(self, method: Method) -> Decoder:
         """Return a decoder that samples plainly, with the sampling settings of the method."""
-        sampling = getattr(method, "sampling", None)
+        sampling = getattr(method.nest[-1], "sampling", None)
         return Decoder(self.engine, None, Vanilla(**asdict(sampling)) if isinstance(sampling, Sampling) else Vanilla())
 
 

@@ -60,6 +60,11 @@ class TorchCache(Cache):
     def translate_error(self, error: Exception) -> Exception:
         return explain_error(error, self.device)
 
+    @property
+    def size(self) -> int:
+        """The size of all keys and values in bytes, after the first step."""
+        return sum(part.nbytes for layer in self.layers.values() for part in layer)
+
     def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of a layer. They start as zeros, because masked entries must be finite too."""
         if layer not in self.layers:

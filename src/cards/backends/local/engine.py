@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.generation import exclusions, warn_of_ignored
 from cards.backends.local.loading import check_model, eight_bit, load, worker_on
-from cards.backends.local.own_cache import own_slots
-from cards.backends.local.proof import lm_outputs, lm_reference, verified_slots
+from cards.backends.local.memory import cache_size_on
+from cards.backends.local.own_cache import OwnCache, own_slots
+from cards.backends.local.proof import lm_outputs, lm_proof, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
 from cards.boundaries import Boundary
 from cards.engines.base import Engine
+from cards.engines.loader import is_embedded
 from cards.engines.scheduler import Row
 from cards.engines.slot_engine import SlotEngine
 from cards.engines.slots import Slots
@@ -28,6 +30,7 @@ from cards.engines.text import check_fits, encode
 from cards.errors import ModelError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
+from cards.memory import SLOTS
 from cards.sampling import Sampling
 
 log = logging.getLogger("cards")
@@ -35,6 +38,8 @@ log = logging.getLogger("cards")
 
 class TransformersEngine(SlotEngine):
     """A causal LM whose rows share one KV cache of `slots` x `context` tokens. Further rows wait for a free slot.
+
+    The default is 32 slots of 2,048 tokens (or the model's limit), and less if that needs too much of the free memory.
 
     On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
     `threads` is the number of CPU threads for all models of this process on this device (see `worker_on`).
@@ -49,34 +54,43 @@ class TransformersEngine(SlotEngine):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        slots: int = 32,
+        slots: int | None = None,
         context: int | None = None,
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
         self.model, self.tokenizer = check_model(model).train(False), tokenizer
         self.name = name or model.name_or_path or type(model).__name__
-        self.context, self.rows = context_length(model, context), slots
+        self.context = context_length(model, context)
         self.chats = tokenizer.chat_template is not None
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
         self.exclusions = exclusions(model, self.end_ids)
         warn_of_ignored(model, self.name)
-        self._start(worker_on(model.device, threads).call(lambda: self._slots(slots)))
+        made = worker_on(model.device, threads).call(lambda: self._slots(slots, context))
+        self.context, self.rows = made.length, made.rows
+        self._start(made)
+        if not is_embedded(self.name):
+            kind = str(model.dtype).removeprefix("torch.")
+            log.info("%s on %s in %s: %d slots of %d tokens", self.name, model.device, kind, self.rows, self.context)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
 
-    def _slots(self, rows: int) -> Slots:
+    def _slots(self, rows: int | None, context: int | None) -> Slots:
         """Return slots with a shared KV cache, or with the model's own caches if the model does not run in slots."""
         if getattr(self.model, "is_loaded_in_8bit", False):
             raise eight_bit(self.name)
-        reference = lm_reference(self.model)
+        proof = lm_proof(self.model, self.context)
         try:
-            return verified_slots(self.model, lm_outputs(self.model, self.context), rows, self.context, reference)
+            size = cache_size_on(self.model.device, rows, context, self.context)
+            return verified_slots(proof, lm_outputs(self.model, self.context), size)
         except ModelError as error:
-            own = own_slots(self.model, rows, self.context, reference)
-            log.warning("Model %r runs with its own cache, which is exact but slower: %s", self.name, error)
-            return own
+            slots = own_slots(proof, SLOTS if rows is None else rows, self.context)
+            way = "runs with its own cache, which is exact but slower"
+            if cast(OwnCache, slots.cache).argument is None:
+                way = "reads the whole text at each step, which is exact but slow, because its own cache is not exact"
+            log.warning("Model %r %s: %s", self.name, way, error)
+            return slots
 
     @classmethod
     def load(
@@ -85,7 +99,7 @@ class TransformersEngine(SlotEngine):
         *,
         device: str = "auto",
         dtype: str = "auto",
-        slots: int = 32,
+        slots: int | None = None,
         context: int | None = None,
         threads: int | None = None,
         **options: Any,

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from cards.backends.checkpoint import NO_HEAD, Checkpoint, brief
 from cards.backends.configuration import resolve_dtype
 from cards.backends.files import Kind, ModelFolder
 from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
+from cards.backends.local.memory import check_model_fits
 from cards.backends.quiet import quiet
 from cards.engines.worker import DeviceWorker
 from cards.errors import CardsError, ModelError, SettingError, check
@@ -106,10 +108,14 @@ def load(
     not exist or the model does not fit into its memory.
     """
     torch_device = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, torch_device)
+    resolve_dtype(dtype, torch_device)  # raises here, before files are read
     checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token)
+    config = checkpoint.config
+    stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
+    torch_dtype = resolve_dtype(dtype, torch_device, stored)
     tokenizer = checkpoint.tokenizer()
     checkpoint.fetch()
+    check_model_fits(name, Path(checkpoint.base.folder), torch_dtype, torch_device)
     model = worker_on(torch_device, threads).call(lambda: _load(checkpoint, torch_device, torch_dtype))
     return model, tokenizer
 

@@ -1,166 +1,215 @@
-"""Verification at load time that a model gives the same outputs in cache slots as in a full forward pass."""
+"""Verification at load time that a model's outputs equal those of its own forward pass, up to the model's own rounding."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.lean import Output, lean_forward
-from cards.backends.local.structure import cache_argument, obstacle
+from cards.backends.local.memory import CacheSize
+from cards.backends.local.structure import obstacle
 from cards.engines.slots import Slots
-from cards.errors import ModelError, SettingError
+from cards.errors import CardsError, ModelError
 
 DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # transformers passes a 4-D mask through and does not build one that is not used
 LENGTHS = (9, 21, 48)  # tokens of the texts that are compared
 LONGEST = 640  # windows up to about this length are compared beyond their end; the structure decides on longer ones
-COMPARED = 8  # positions of each text
-MORE = 24  # tokens that follow a text when the model's own noise is measured
-NOISES = 4.0  # accepted error, as a multiple of the model's own noise
+COMPARED = 8  # positions of each text of an LM
+MORE = 24  # tokens beyond a window, and tokens that follow a text
+NOISES = 1.5  # accepted error, as a multiple of the error by rounding (right models: 0.05 to 0.9)
 ROUNDINGS = 4.0  # further accepted error, in units of the rounding of one number
+FLOOR = 1e-5  # smallest further accepted error; few outputs are compared, and norms round to float32 in float64 models
+
+Reference = Callable[[PreTrainedModel, Tensor], Tensor]  # a text [1, n] -> outputs [positions, ...] at its last tokens
 
 
-class Reference(Protocol):
-    """The model's own forward pass: its outputs [last, ...] at the last tokens of `ids` [1, n]."""
+class Proof:
+    """The outputs of a model's own forward pass for some texts, and how much rounding alone changes them.
 
-    def __call__(self, ids: Tensor, last: int, **options: Any) -> Tensor: ...
-
-
-def verified_slots(
-    model: PreTrainedModel,
-    outputs: Sequence[Callable[..., Tensor] | None],
-    rows: int,
-    context: int,
-    reference: Reference,
-) -> Slots:
-    """Return slots that use the first of `outputs(input_ids, position_ids, last)` that agrees with the reference.
-
-    Raises ModelError if the model has state or attention that slots do not support, or if no output agrees.
-    Raises SettingError if the slots do not fit into memory.
+    texts: token ids [1, n] each. expected: outputs [positions, ...] at the last tokens of each text.
+    accepted: the largest relative error that rounding explains. obstacle: why the layers do not run in slots, if known.
+    Raises ModelError if the forward pass fails.
     """
+
+    def __init__(
+        self, model: PreTrainedModel, reference: Reference, texts: Sequence[Tensor], obstacle: str | None = None
+    ) -> None:
+        self.model, self.reference, self.texts, self.obstacle = model, reference, texts, obstacle
+        try:
+            self.expected = [reference(model, ids) for ids in texts]
+            with rounded_again(model):
+                noise = self.error([reference(model, ids) for ids in texts])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as problem:  # models bring their own code
+            raise ModelError(f"The forward pass of {type(model).__name__} fails: {problem}") from problem
+        self.accepted = NOISES * noise + max(ROUNDINGS * torch.finfo(model.dtype).eps, FLOOR)
+
+    def error(self, outputs: Sequence[Tensor], quantile: float = 0.5) -> float:
+        """Return the largest relative error of outputs for the texts.
+
+        The error of a text is this quantile over positions: one may differ where a router takes another expert.
+        """
+        scale = torch.cat([_norms(own) for own in self.expected]).median().clamp(min=1e-9)
+        errors = [
+            _norms(found.double() - own.double()).quantile(quantile) for found, own in zip(outputs, self.expected, strict=True)
+        ]
+        return float(torch.stack(errors).max() / scale)
+
+    @property
+    def asked(self) -> Iterable[tuple[Tensor, int]]:
+        """The texts, each with the number of its last positions whose outputs are compared."""
+        return zip(self.texts, map(len, self.expected), strict=True)
+
+    def check(
+        self,
+        what: str,
+        outputs: Iterable[Tensor],
+        how: str = "its outputs differ from a full pass by",
+        quantile: float = 0.5,
+    ) -> None:
+        """Compute and compare outputs for the texts. Raises ModelError, which says `what` fails and why."""
+        try:
+            error = self.error(list(outputs), quantile)
+        except (CardsError, torch.OutOfMemoryError):
+            raise
+        except Exception as problem:
+            raise ModelError(f"{type(self.model).__name__} {what}: {problem}") from problem
+        if not error <= self.accepted:
+            raise ModelError(f"{type(self.model).__name__} {what}: {how} {error:.2g} (accepted: {self.accepted:.2g}).")
+
+
+def _norms(outputs: Tensor) -> Tensor:
+    return cast(Tensor, outputs.double().flatten(1).norm(dim=1))
+
+
+@contextmanager
+def rounded_again(model: PreTrainedModel) -> Iterator[None]:
+    """Change the output of each layer by its rounding error, as another order of the same operations does.
+
+    Sums are accumulated in float32. So layers in half precision round once, and layers in float32 round at each addition.
+    """
+    random = torch.Generator(model.device).manual_seed(0)
+
+    def change(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.device != random.device:
+            return None
+        rounding = torch.finfo(output.dtype).eps * (0.5 if output.dtype.itemsize < 4 else 2)
+        noise = torch.randn(output.shape, generator=random, device=output.device)
+        return (output * (1 + noise * rounding)).to(output.dtype)
+
+    hooks = [module.register_forward_hook(change) for module in model.modules() if not list(module.children())]
     try:
-        with torch.inference_mode():
-            reason, window = obstacle(model, context)
-            if reason is not None:
-                raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {reason}.")
-            samples = list(texts(model, context, window))
-            expected = [reference(ids, min(COMPARED, ids.shape[1])) for ids in samples]
-            accepted = NOISES * _noise(model, context, samples, expected, reference) + ROUNDINGS * _rounding(model)
-            for output in filter(None, outputs):
-                cache = TorchCache(output, rows, context, model.device)
-                slots = Slots(cache)
-                error = max(
-                    relative_error(_in_slots(slots, ids, len(own)), own) for ids, own in zip(samples, expected, strict=True)
-                )
-                if error <= accepted:
-                    cache.flops = flops_per_token(model)
-                    return slots
-    except torch.OutOfMemoryError as problem:
-        raise SettingError(
-            f"{rows} slots of {context} tokens do not fit into the memory of {model.device} next to {type(model).__name__}. "
-            f"Lower slots or context. ({problem})"
-        ) from problem
-    except ModelError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
-        raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {problem}") from problem
-    raise ModelError(
-        f"{type(model).__name__} cannot be decoded in slots: its outputs differ from a full pass by {error:.2g} "
-        f"(accepted: {accepted:.2g})."
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def lm_proof(model: PreTrainedModel, context: int) -> Proof:
+    """Return the proof of an LM from its own next-token logits for texts of up to `context` tokens.
+
+    Raises ModelError if the logits depend on later tokens.
+    """
+    keeps = has_keep(model)
+    problem, window = obstacle(model, context)
+
+    def reference(model: PreTrainedModel, ids: Tensor, last: int = COMPARED) -> Tensor:
+        last = min(last, ids.shape[1])
+        return cast(Tensor, model(input_ids=ids, **({"logits_to_keep": last} if keeps else {})).logits[0, -last:])
+
+    def followed(ids: Tensor, last: int) -> Tensor:
+        more = ids[:, : min(MORE, context - ids.shape[1])]
+        return reference(model, torch.cat([ids, more], 1), last + more.shape[1])[:last]
+
+    proof = Proof(model, reference, list(random_texts(model, context, window)), problem)
+    routed = any("expert" in name for name in model.config.get_text_config().to_dict())
+    proof.check(
+        "is not a causal LM",
+        (followed(*text) for text in proof.asked),
+        "later tokens change its outputs by",
+        quantile=0.5 if routed else 1.0,
     )
+    return proof
 
 
-def texts(model: PreTrainedModel, context: int, window: int) -> Iterator[Tensor]:
+def random_texts(model: PreTrainedModel, context: int, window: int) -> Iterator[Tensor]:
     """Return texts [1, n] of random tokens. The longest reaches beyond the window, if that is affordable."""
     size, chance = model.config.get_text_config().vocab_size, torch.Generator().manual_seed(0)
-    longest = window + MORE if window + MORE <= LONGEST else LENGTHS[-1]
-    for length in sorted({min(n, context) for n in (*LENGTHS[:-1], max(LENGTHS[-1], longest))}):
+    for length in sorted({min(n, context) for n in (*LENGTHS[:-1], longest_text(window))}):
         yield torch.randint(0, size, (1, length), generator=chance).to(model.device)
 
 
-def _pieces(ids: Tensor) -> Iterator[Tensor]:
-    """Split a text: many tokens, a single token, and the rest."""
-    cut = ids.shape[1] // 2
-    for start, end in pairwise(sorted({0, cut, cut + 1, ids.shape[1]})):
-        yield ids[:, start:end]
+def longest_text(window: int) -> int:
+    """Return the length of the longest text that is compared for layers with this window."""
+    return max(LENGTHS[-1], window + MORE if window + MORE <= LONGEST else 0)
 
 
-def _noise(
-    model: PreTrainedModel, context: int, samples: Sequence[Tensor], expected: Sequence[Tensor], reference: Reference
-) -> float:
-    """Return how much the model's own outputs differ by rounding alone: with tokens that follow, and in pieces."""
-    noise, argument = 0.0, cache_argument(model)
-    for ids, own in zip(samples, expected, strict=True):
-        more = ids[:, : min(MORE, context - ids.shape[1])]
-        followed = reference(torch.cat([ids, more], 1), len(own) + more.shape[1])[: len(own)]
-        noise = max(noise, relative_error(followed, own))
-        if argument is not None:
-            cache = DynamicCache()
-            parts = [
-                reference(part, part.shape[1], use_cache=True, position_ids=_positions(part, cache), **{argument: cache})
-                for part in _pieces(ids)
-            ]
-            noise = max(noise, relative_error(torch.cat(parts)[-len(own) :], own))
-    return noise
+@torch.inference_mode()
+def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSize) -> Slots:
+    """Return slots that use the first of `outputs(input_ids, position_ids, last)` that the proof accepts.
+
+    size: function from the bytes of the keys and values of a token to the number of slots and of tokens in each.
+
+    Raises ModelError if there is none, and the errors of `size`.
+    """
+    model = proof.model
+    if proof.obstacle is not None:
+        raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {proof.obstacle}.")
+    *faster, slowest = [output for output in outputs if output is not None]
+    for output in faster:
+        with suppress(ModelError):
+            return _verified(proof, output, size)
+    return _verified(proof, slowest, size)
 
 
-def _positions(part: Tensor, cache: DynamicCache) -> Tensor:
-    return torch.arange(part.shape[1], device=part.device).unsqueeze(0) + cache.get_seq_length()
+def _verified(proof: Proof, output: Output, size: CacheSize) -> Slots:
+    model = proof.model
+    trial = TorchCache(output, 1, max(ids.shape[1] for ids in proof.texts), model.device)
+    proof.check("cannot be decoded in slots", (_in_slots(Slots(trial), *text) for text in proof.asked))
+    cache = TorchCache(output, *size(trial.size / trial.length), model.device)
+    cache.flops = flops_per_token(model)
+    return Slots(cache)
 
 
 def _in_slots(slots: Slots, ids: Tensor, last: int) -> Tensor:
-    """Return the outputs at the last tokens of a text that is read in pieces."""
+    """Return the outputs at the last tokens of a text that is read in pieces: many tokens, a single token, and the rest."""
     row = ids[0].tolist()
+    cut = len(row) // 2
     slot, _ = slots.acquire(row, 0) or (0, 0)
-    parts = [cast(Tensor, slots.read([(slot, part[0].tolist())], [part.shape[1]])) for part in _pieces(ids)]
+    parts = [
+        cast(Tensor, slots.read([(slot, row[start:end])], [end - start]))
+        for start, end in pairwise(sorted({0, cut, cut + 1, len(row)}))
+    ]
     slots.release(slot)
     return torch.cat(parts)[-last:]
 
 
-def relative_error(outputs: Tensor, expected: Tensor) -> float:
-    """Return the relative error at the median position: one position may differ, where a router takes another expert."""
-    difference = (outputs.double() - expected.double()).flatten(1).norm(dim=1)
-    error = float(difference.median() / expected.double().flatten(1).norm(dim=1).median().clamp(min=1e-9))
-    return error if error == error else float("inf")
-
-
-def _rounding(model: PreTrainedModel) -> float:
-    """Return the rounding of one number. transformers' norms round to float32 in float64 models."""
-    return max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
-
-
-def lm_reference(model: PreTrainedModel) -> Reference:
-    """Return the model's own next-token logits."""
-    has_keep = _has_keep(model)
-
-    def reference(ids: Tensor, last: int, **options: Any) -> Tensor:
-        keep = {"logits_to_keep": last} if has_keep else {}
-        return cast(Tensor, model(input_ids=ids, **keep, **options).logits[0, -last:])
-
-    return reference
-
-
 def lm_outputs(model: PreTrainedModel, context: int) -> tuple[Output | None, Output]:
     """Return functions for the next-token logits [rows, vocabulary] at the packed indices `last`, the faster one first."""
-    has_keep = _has_keep(model)
+    keeps = has_keep(model)
     mask, attention = DUMMY_MASK.to(model.device), SlotAttention(model)
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
-        keep = {"logits_to_keep": last} if has_keep else {}
+        keep = {"logits_to_keep": last} if keeps else {}
         with attention:
             out = model(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **keep)
-        return cast(Tensor, out.logits[0] if has_keep else out.logits[0, last])
+        return cast(Tensor, out.logits[0] if keeps else out.logits[0, last])
 
     return lean_forward(model, getattr(model, "lm_head", None), context), output
 
 
-def _has_keep(model: PreTrainedModel) -> bool:
+def has_keep(model: PreTrainedModel) -> bool:
+    """Return whether the model can leave out the logits of other positions."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

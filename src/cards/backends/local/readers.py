@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, cast
+from contextlib import contextmanager, suppress
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,18 +18,21 @@ from cards.backends.forms import TypedRow
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import explain_error
 from cards.backends.local.lean import lean_forward
-from cards.backends.local.proof import DUMMY_MASK, verified_slots
+from cards.backends.local.memory import CacheSize
+from cards.backends.local.proof import DUMMY_MASK, Proof, longest_text, verified_slots
+from cards.backends.local.structure import obstacle
 from cards.engines.scoring import Combine, SlotScorer, TextRow, TextScorer
-from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError
 
+REPEATED = 1e-4  # largest relative difference between two runs of the same text
 Layout = Literal["padded", "equal", "head", "single"]
 
 
 class CausalScorer(SlotScorer):
     """A scorer for causal RMs in cache slots."""
 
-    def __init__(self, model: PreTrainedModel, combine: Combine, slots: int, context: int) -> None:
+    def __init__(self, proof: Proof, combine: Combine, size: CacheSize, context: int) -> None:
+        model = proof.model
         mask, attention = DUMMY_MASK.to(model.device), SlotAttention(model)
         head = cast("torch.nn.Module", model.score)
 
@@ -39,13 +43,9 @@ class CausalScorer(SlotScorer):
                 ).last_hidden_state
             return cast(Tensor, head(hidden[0, last]))
 
-        def reference(ids: Tensor, last: int, **options: Any) -> Tensor:
-            return cast(Tensor, head(model.base_model(input_ids=ids, **options).last_hidden_state[0, -last:]))
-
-        verified = DeviceWorker.on(model.device).call(
-            lambda: verified_slots(model, (lean_forward(model, head, context), output), slots, context, reference)
-        )
-        super().__init__(verified, combine)
+        slots = verified_slots(proof, (lean_forward(model, head, context), output), size)
+        self.length = slots.length
+        super().__init__(slots, combine)
 
 
 class LayoutScorer(TextScorer):
@@ -104,60 +104,63 @@ def last_token_read(model: PreTrainedModel, texts: int) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def exact_layout(model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int, expected: Tensor) -> Layout:
-    """Return the fastest layout whose outputs for the texts together equal those of each text alone, `expected`."""
-    layouts: list[Layout] = ["head"] if is_causal(model) else ["padded", "equal"]
-    for layout in layouts:
-        by_length: dict[int, list[int]] = {}
-        for i, text in enumerate(texts):
-            by_length.setdefault(0 if layout == "padded" else len(text), []).append(i)
+def exact_layout(proof: Proof, pad_id: int) -> Layout:
+    """Return the fastest layout whose outputs for the texts together equal those of each text alone.
+
+    Encoders in half precision are compared in float32, because padding can change outputs by less than rounding does.
+    """
+    if not is_causal(proof.model) and proof.model.dtype != torch.float32:
         try:
-            found = [
-                (forward(model, [texts[i] for i in group], pad_id, layout), expected[group]) for group in by_length.values()
-            ]
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
-            continue
-        if all(largest_error(outputs, own) <= tolerance(model) for outputs, own in found):
+            proof = Proof(copy.deepcopy(proof.model).float(), proof.reference, proof.texts)
+        except torch.OutOfMemoryError:
+            return "single"
+    layouts: list[Layout] = ["head"] if is_causal(proof.model) else ["padded", "equal"]
+    for layout in layouts:
+        with suppress(ModelError):
+            proof.check(f"does not score {layout} batches", _together(proof, pad_id, layout))
             return layout
     return "single"
 
 
+def _together(proof: Proof, pad_id: int, layout: Layout) -> Iterator[Tensor]:
+    """Yield the outputs of each text in a batch with others."""
+    texts = [ids[0].tolist() for ids in proof.texts]
+    for text in texts:
+        batch = texts if layout == "padded" else [other for other in texts if len(other) == len(text)]
+        yield forward(proof.model, batch, pad_id, layout)[batch.index(text)].unsqueeze(0)
+
+
 @torch.inference_mode()
-def own_outputs(model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int, name: str) -> Tensor:
-    """Return the outputs [texts, labels] of the model's own forward pass, one text at a time.
+def rm_proof(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int, name: str) -> Proof:
+    """Return the proof of a classifier from the outputs of its own forward pass for texts of up to `context` tokens.
 
     Raises ModelError if the model does not return one row of outputs, the same each time.
     """
-    try:
-        twice = [torch.cat([forward(model, [text], pad_id, "single") for text in texts]) for _ in range(2)]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"Reward {name!r} cannot score a single text ({error}). Use another reward model.") from error
-    if twice[0].shape != (len(texts), model.config.num_labels):
+
+    def reference(model: PreTrainedModel, ids: Tensor) -> Tensor:
+        return forward(model, ids.tolist(), 0, "single")
+
+    problem, window = obstacle(model, context) if is_causal(model) else (None, 0)
+    texts = [torch.tensor([text], device=model.device) for text in probes(model, tokenizer, context, window)]
+    proof = Proof(model, reference, texts, problem)
+    shape = tuple(proof.expected[0].shape[1:])
+    if shape != (model.config.num_labels,):
         raise ModelError(
-            f"Reward {name!r} returns outputs of shape {tuple(twice[0].shape[1:])} for a text, but its configuration has "
+            f"Reward {name!r} returns outputs of shape {shape} for a text, but its configuration has "
             f"{model.config.num_labels} labels. Use another reward model."
         )
-    if largest_error(*twice) > tolerance(model):
+    if not proof.error([reference(model, proof.texts[0]), *proof.expected[1:]]) <= max(
+        REPEATED, 4 * torch.finfo(model.dtype).eps
+    ):
         raise ModelError(f"Reward {name!r} returns different outputs for the same text. Use another reward model.")
-    return twice[0]
+    return proof
 
 
-def largest_error(outputs: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected output."""
-    if outputs.shape != expected.shape:
-        return float("inf")
-    return ((outputs - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-
-
-def tolerance(model: PreTrainedModel) -> float:
-    """Return the relative error that rounding explains."""
-    return 1e-4 if model.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(model.dtype).eps
-
-
-def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
+def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int, window: int) -> list[list[int]]:
     """Return random texts of several lengths, with the tokens that the tokenizer writes around a text.
 
-    Encoder-decoder models score the end token, so their texts have one.
+    window: the longest text exceeds it, if that is affordable. Encoder-decoder models score the end token, so their texts
+    have one.
     """
     bare, whole = (cast("list[int]", tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
     before = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
@@ -168,7 +171,7 @@ def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: 
     known = min(vocab_size(model), len(tokenizer))
     choice = torch.tensor([i for i in range(known) if i not in special] or [0])
     random = torch.Generator().manual_seed(0)
-    lengths = [min(length, max(context - len(start) - len(end), 1)) for length in (5, 9, 9, 40)]
+    lengths = [min(length, max(context - len(start) - len(end), 1)) for length in (5, 9, 9, longest_text(window))]
     return [[*start, *choice[torch.randint(len(choice), (n,), generator=random)].tolist(), *end] for n in lengths]
 
 

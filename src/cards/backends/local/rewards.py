@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import check_model, load, worker_on
-from cards.backends.local.readers import CausalScorer, Layout, LayoutScorer, exact_layout, own_outputs, probes
+from cards.backends.local.memory import cache_size_on
+from cards.backends.local.readers import CausalScorer, Layout, LayoutScorer, exact_layout, is_causal, rm_proof
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -27,14 +28,13 @@ class ClassifierReward(SequenceClassifier):
         output: Output = None,
         form: str | None = None,
         target: float | None = None,
-        slots: int = 32,
+        slots: int | None = None,
         context: int | None = None,
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(check_model(model), tokenizer, output=output, form=form, target=target, context=context, name=name)
-        self.worker = worker_on(self.model.device, threads)
-        self.reader = self._reader(slots)
+        self.reader = worker_on(self.model.device, threads).call(lambda: self._reader(slots, context))
         self.parts = (self.reader,)
 
     @classmethod
@@ -57,23 +57,25 @@ class ClassifierReward(SequenceClassifier):
         model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
         return cls(model, tokenizer, name=name, **options)
 
-    def _reader(self, slots: int) -> CausalScorer | LayoutScorer:
+    def _reader(self, slots: int | None, context: int | None) -> CausalScorer | LayoutScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
-        call, pad_id = self.worker.call, self.tokenizer.pad_token_id or 0
-        texts = probes(self.model, self.tokenizer, self.limit)
-        own = call(lambda: own_outputs(self.model, texts, pad_id, self.name))
-        layout: Layout = "single"
-        if not getattr(self.model, "is_loaded_in_8bit", False):  # bitsandbytes: outputs depend on the other texts of a batch
-            layout = call(lambda: exact_layout(self.model, texts, pad_id, own))
-        if layout == "head":  # a causal model whose outputs are those of its head
+        model, pad_id = self.model, self.tokenizer.pad_token_id or 0
+        proof = rm_proof(model, self.tokenizer, self.limit, self.name)
+        reason = "batches change its outputs."
+        batched = not getattr(model, "is_loaded_in_8bit", False)  # bitsandbytes: outputs depend on the other texts of a batch
+        if is_causal(model) and batched:
             try:
-                return CausalScorer(self.model, self.combine, slots, self.limit)
+                size = cache_size_on(model.device, slots, context, self.limit)
+                reader = CausalScorer(proof, self.combine, size, self.limit)
+                self.context = self.limit = reader.length
+                return reader
             except ModelError as error:
-                log.warning("Reward %r runs without prefix reuse: %s", self.name, error)
-        if layout in ("equal", "single"):
-            group = "texts of equal length together" if layout == "equal" else "one text at a time"
-            log.warning("Reward %r scores %s, because batches change its outputs.", self.name, group)
-        return LayoutScorer(self.model, self.combine, pad_id, layout)
+                reason = str(error)
+        layout: Layout = exact_layout(proof, pad_id) if batched else "single"
+        ways = {"head": "without prefix reuse", "equal": "texts of equal length together", "single": "one text at a time"}
+        if layout in ways:
+            log.warning("Reward %r scores %s, because %s", self.name, ways[layout], reason)
+        return LayoutScorer(model, self.combine, pad_id, layout)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)

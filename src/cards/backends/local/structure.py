@@ -27,8 +27,11 @@ def obstacle(model: PreTrainedModel, context: int) -> tuple[str | None, int]:
         kinds = f" ({', '.join(sorted(others))})" if others else ""
         return f"it has layers{kinds} that slots do not support", 0
     probe = MaskProbe(context)
-    with SlotAttention(model), use_probe(probe):
-        base(input_ids=torch.arange(1, 5, device=model.device).unsqueeze(0), use_cache=False)
+    try:
+        with torch.inference_mode(), SlotAttention(model), use_probe(probe):
+            base(input_ids=torch.arange(1, 5, device=model.device).unsqueeze(0), use_cache=False)
+    except Exception as problem:  # models bring their own code
+        return probe.problem or f"its layers do not run with another attention ({problem})", 0
     layers = {i for m in base.modules() if isinstance(i := getattr(m, "layer_idx", None), int)}
     if probe.problem is None and (not probe.layers or layers - probe.layers):
         probe.problem = "it has layers that do not use transformers' attention interface"
@@ -57,7 +60,8 @@ class MaskProbe:
         self.rules: dict[int, tuple[Tensor, Rule]] = {}  # by the address of a mask, which views of it share
 
     def mask(self, **arguments: Any) -> Tensor:
-        mask = cast(Tensor, sdpa_mask(**(arguments | {"allow_is_causal_skip": False})))
+        skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        mask = cast(Tensor, sdpa_mask(**(arguments | skips)))
         self.rules[mask.untyped_storage().data_ptr()] = mask, arguments["mask_function"]
         return mask
 
@@ -73,7 +77,10 @@ class MaskProbe:
         is_causal: bool | None = None,
         **options: Any,
     ) -> Tensor:
-        self.layers.add(cast(int, module.layer_idx))
+        layer = cast(int, module.layer_idx)
+        if layer in self.layers:
+            self._refuse("it runs layers more than once")
+        self.layers.add(layer)
         if options.get("s_aux") is not None:
             self._refuse("its attention has sinks")
         elif tensors := [name for name, option in options.items() if isinstance(option, Tensor)]:

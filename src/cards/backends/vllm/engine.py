@@ -15,7 +15,8 @@ from cards.backends.checkpoint import Checkpoint
 from cards.backends.configuration import context_length, end_ids, flops_per_token, vocab_size
 from cards.backends.generation import EXCLUDING, warn_of_ignored
 from cards.backends.vllm.host import Host
-from cards.backends.vllm.options import INVALID, request_options
+from cards.backends.vllm.options import INVALID, check_supported, request_options
+from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, check_ids, encode
@@ -85,6 +86,9 @@ class VLLMEngine(Engine):
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check_boundary(self, boundary: Boundary) -> None:
+        check_supported(boundary)
 
     def params(self, ask: Ask, number: int, max_tokens: int) -> dict[str, Any]:
         """Return vLLM's SamplingParams for candidate `number` (from 0) of an ask."""

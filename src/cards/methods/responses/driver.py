@@ -10,24 +10,48 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from cards.engines.base import Ask, Engine
+from cards.errors import check
 from cards.events import Accepted, Event, Fallback, Prompt, Proposed, Rejected, Response, Scored, Segment
-from cards.methods.base import Request, Sampled, propose, required
+from cards.methods.base import Method, Request, Sampled, propose, required
+from cards.methods.responses.nested import Drawing, Drawn
 from cards.rewards.base import Reward
-from cards.settings import setting
+from cards.settings import setting, settings_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseMethod(Sampled):
-    """Base class of methods that sample n complete responses from q, score them if needed, and `choose` one of them."""
+    """Base class of methods that draw n complete responses, score them if needed, and `choose` one of them.
+
+    The responses are sampled from q or drawn by the inner method. Their inner seeds are independent.
+    """
 
     family: ClassVar[str] = "responses"
     whole: ClassVar[bool] = True
 
     n: int = setting(8, help="Number of responses to sample.", at_least=1, typical=(1, 32), client_at_most=64)
 
+    inner: Method | None = setting(None, help="Method that draws each response (none: plain sampling).")
+
+    def __post_init__(self) -> None:
+        super(ResponseMethod, self).__post_init__()
+        for name in settings_of(Sampled) if self.inner is not None else ():
+            check(
+                getattr(self, name) == settings_of(self)[name].default,
+                f"{name} is not used with an inner method, which draws the responses: set {name} of the inner method instead.",
+            )
+
     @property
-    def kl_bound(self) -> float:
-        return choice_kl_bound(self.n)
+    def scores(self) -> bool:
+        """Return whether the choice needs rewards."""
+        return "reward" in self.needs
+
+    @property
+    def needed(self) -> frozenset[str]:
+        return self.needs | ({"reward"} if self.scores else frozenset()) | (self.inner.needed if self.inner else frozenset())
+
+    @property
+    def kl_bound(self) -> float | None:
+        return choice_kl_bound(self.n) if self.inner is None else None
 
     @abstractmethod
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int | None:
@@ -37,20 +61,44 @@ class ResponseMethod(Sampled):
         """
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        reward = required(reward, self) if "reward" in self.needed else None
+        scorer = required(reward, self) if self.scores else None
+        if self.inner is not None:
+            drawing = Drawing(self.inner, request, engine, reward, scorer, self.n + 1)
+            async with aclosing(self._choose_among(drawing)) as events:
+                async for event in events:
+                    yield event
+            return
         candidates: list[Segment] = []
         ask = replace(request.ask(Response()), sampling=self.sampling, n=self.n)
-        async with aclosing(propose_responses(request.prompt, ask, engine, reward, candidates)) as events:
+        async with aclosing(propose_responses(request.prompt, ask, engine, scorer, candidates)) as events:
             async for event in events:
                 yield event
         chosen = await self.choose(candidates, request.seed)
         if chosen is None:
             fresh = replace(ask, first=self.n, n=1)
-            async with aclosing(propose_responses(request.prompt, fresh, engine, reward, candidates)) as events:
+            async with aclosing(propose_responses(request.prompt, fresh, engine, scorer, candidates)) as events:
                 async for event in events:
                     yield event
         for event in verdicts(candidates, self.n if chosen is None else chosen, request.trace, fallback=chosen is None):
             yield event
+
+    async def _choose_among(self, drawing: Drawing) -> AsyncGenerator[Event, None]:
+        """Choose among responses of the inner method. The segments of the chosen one are those that it accepted."""
+        drawn: list[Drawn] = []
+        async with aclosing(drawing.draw(range(self.n), drawn)) as events:
+            async for event in events:
+                yield event
+        chosen = await self.choose([one.candidate for one in drawn], drawing.request.seed)
+        if chosen is None:
+            async with aclosing(drawing.draw([self.n], drawn)) as events:
+                async for event in events:
+                    yield event
+        best = drawn.pop(self.n if chosen is None else chosen)
+        for event in (rejection for one in drawn for rejection in one.rejections()):
+            yield event
+        for event in best.kept:
+            untested = Fallback(event.position, event.candidate, replace(event.segment, threshold=None, fallback=True))
+            yield untested if chosen is None else event
 
 
 def choice_kl_bound(n: int) -> float:

@@ -34,8 +34,8 @@ class Pessimism(ResponseMethod):
     )
 
     @property
-    def kl_bound(self) -> float:
-        return choice_kl_bound(self.n + (self.highest is not None))
+    def kl_bound(self) -> float | None:
+        return choice_kl_bound(self.n + (self.highest is not None)) if self.inner is None else None
 
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int | None:
         rewards = rewards_of(candidates)

@@ -48,8 +48,8 @@ class SelfConsistency(ResponseMethod):
         check_pattern(self.pattern)
 
     @property
-    def needed(self) -> frozenset[str]:
-        return self.needs if self.beta is None else self.needs | {"reward"}
+    def scores(self) -> bool:
+        return self.beta is not None
 
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int:
         weights = [1.0] * len(candidates)

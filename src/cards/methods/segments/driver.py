@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
 from cards.acceptance import Acceptance, Schedule, Verdict
@@ -16,7 +17,6 @@ from cards.methods.base import Request, Truncated, propose, required, target_of
 from cards.rewards.base import Reward
 from cards.sampling import GUIDE_VERDICT, VERDICT, Sampling, uniforms
 from cards.settings import setting
-from cards.usage import current_account
 
 Width = int | Literal["auto"]
 Score = tuple[bool, float]  # (True, reward), or (False, the guide's reward) if the guide rejected the candidate
@@ -91,6 +91,7 @@ class SegmentSampler:
     extra: bool
     width: Width
     guide_filter: GuideFilter | None = None
+    verdicts: Counter[bool] = field(default_factory=Counter)  # True: accepted, False: rejected
 
     async def stream(
         self,
@@ -133,7 +134,9 @@ class SegmentSampler:
                 scores.append((scored, r))
                 if number >= self.limit:
                     continue
-                if scored and self.passes(r, cast(float, segment.threshold), float(u[number])):
+                passed = scored and self.passes(r, cast(float, segment.threshold), float(u[number]))
+                self.verdicts[passed] += 1
+                if passed:
                     yield Accepted(index, number, with_rejected(segment))
                     return
                 yield Rejected(index, number, segment)
@@ -155,8 +158,7 @@ class SegmentSampler:
             yield segment, (True, cast(float, segment.reward))
         total, count = self.limit + self.extra, len(pilots)
         while count < total:
-            usage = current_account().usage
-            rate = (usage.accepted + 1) / (usage.accepted + usage.rejected + 2)
+            rate = (self.verdicts[True] + 1) / (self.verdicts.total() + 2)
             n = engine.width(rate, total - count) if self.width == "auto" else self.width
             ask = replace(ask, segment=index, first=count, n=min(n, total - count))
             async with aclosing(propose(engine, ask)) as batches:

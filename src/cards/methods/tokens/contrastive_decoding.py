@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Engine
+from cards.engines.mixture import Source, plausible, scaled
 from cards.methods.base import EngineLike, loaded
-from cards.methods.tokens.driver import LogitsMethod, scaled
+from cards.methods.tokens.driver import LogitsMethod
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -31,16 +32,12 @@ class ContrastiveMethod(LogitsMethod):
         0.1, help="Fraction of the highest probability below which tokens are excluded.", above=0, at_most=1, typical=(0.01, 1)
     )
 
-    @property
-    def other_models(self) -> Sequence[Engine]:
-        return (loaded(self.amateur),)
+    def sources(self, engine: Engine) -> Sequence[Source]:
+        return [Source(loaded(self.amateur))]
 
     def contrast(self, gain: float, logits: Floats, loss: float, amateur: Floats) -> Floats:
         """Return gain * logits - loss * amateur for tokens that are plausible by the logits, and -inf for others."""
-        import numpy as np
-
-        plausible = np.exp(logits - logits.max()) >= self.plausibility
-        return np.where(plausible, scaled(gain, logits) + scaled(-loss, amateur), -np.inf)
+        return plausible(logits, scaled(gain, logits) + scaled(-loss, amateur), self.plausibility)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +58,6 @@ class ContrastiveDecoding(ContrastiveMethod):
 
     amateur_temperature: float = setting(1.0, help="Temperature of the amateur.", above=0, typical=(0.1, 2), advanced=True)
 
-    def combine(self, logits: Floats, *others: Floats) -> Floats:
+    def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others
         return self.contrast(1, logits, 1 / self.amateur_temperature, amateur)  # log p, each up to a constant

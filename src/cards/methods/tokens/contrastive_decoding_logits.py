@@ -31,6 +31,6 @@ class ContrastiveDecodingLogits(ContrastiveMethod):
     temperature: float = 0.7
     weight: float = setting(0.5, help="Weight of the amateur's logits.", at_least=0, typical=(0, 20))
 
-    def combine(self, logits: Floats, *others: Floats) -> Floats:
+    def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         [amateur] = others
         return self.contrast(1 + self.weight, logits, self.weight, amateur)

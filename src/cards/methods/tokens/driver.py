@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-import sys
-from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Engine
+from cards.engines.mixture import Mixture, MixtureEngine
 from cards.errors import PromptTooLongError
 from cards.events import Accepted, Event, Prompt, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution, most_likely, pick, uniforms, valid_logits
 from cards.settings import setting
-from cards.usage import count_round, in_role
+from cards.usage import count_round
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +54,12 @@ async def sample_tokens(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogitsMethod(Sampled):
-    """Base class of methods that combine the next-token logits of several LMs."""
+class LogitsMethod(Sampled, Mixture):
+    """Base class of mixtures: rules that combine the next-token logits of several LMs, or after several prompts.
+
+    As a method, it samples from the mixture. As an option of the engine (`load_engine("tiny", mix=...)`), every method can
+    run on the mixture; the settings of this class then belong to that method.
+    """
 
     family: ClassVar[str] = "tokens"
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
@@ -67,25 +68,13 @@ class LogitsMethod(Sampled):
         16, help="Number of tokens per emitted segment (none: one segment at the end).", at_least=1, advanced=True
     )
 
-    @property
-    @abstractmethod
-    def other_models(self) -> Sequence[Engine]:
-        """Return the models besides the LM of the decoder."""
-
-    @abstractmethod
-    def combine(self, logits: Floats, *others: Floats) -> Floats:
-        """Return scores [vocabulary] from the logits [vocabulary] of the LM and of the other models."""
-
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        engines = (engine, *self.other_models)
+        mixed = MixtureEngine(engine, self)
 
         async def law(response: Response) -> Floats:
-            others = (in_role("draft", next_token_logits, e, request.prompt, response) for e in self.other_models)
-            logits = await asyncio.gather(proposal_logits(engine, request.prompt, response), *others)
-            tokens = min(map(len, logits))  # models that share a tokenizer may pad its vocabulary to different lengths
-            return distribution(self.combine(*(z[:tokens] for z in logits)), self.sampling, len(response.token_ids))
+            return distribution(await proposal_logits(mixed, request.prompt, response), self.sampling, len(response.token_ids))
 
-        return sample_tokens(limit_to_context(request, engines), engine, law, self.chunk)
+        return sample_tokens(request, mixed, law, self.chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,19 +137,6 @@ class RewardGuidedMethod(Method):
             return distribution(scores, self.sampling, len(response.token_ids))
 
         return sample_tokens(limited, engine, law, self.chunk, scorer)
-
-
-def scaled(weight: float, logits: Floats) -> Floats:
-    """Return weight * logits [vocabulary], for sums with the logits of other models.
-
-    A token that the model excludes (-inf) stays excluded under a positive weight. Otherwise it counts as a token of the
-    smallest positive probability, because 0 * -inf is NaN and +inf is no score.
-    """
-    import numpy as np
-
-    if weight <= 0:
-        logits = np.maximum(logits, logits.max() + math.log(sys.float_info.min))
-    return weight * logits
 
 
 async def next_token_logits(engine: Engine, prompt: Prompt, response: Response) -> Floats:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Engine
+from cards.engines.mixture import Source, scaled
 from cards.errors import check
 from cards.methods.base import EngineLike, loaded
-from cards.methods.tokens.driver import LogitsMethod, scaled
+from cards.methods.tokens.driver import LogitsMethod
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ class GenARM(LogitsMethod):
             f"weights must have one number for each of the {count} guides, got {len(self.weights)}.",
         )
 
-    @property
-    def other_models(self) -> Sequence[Engine]:
-        return [loaded(guide) for guide in self.guides]
+    def sources(self, engine: Engine) -> Sequence[Source]:
+        return [Source(loaded(guide)) for guide in self.guides]
 
-    def combine(self, logits: Floats, *others: Floats) -> Floats:
+    def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         return sum((scaled(w, other) for w, other in zip(self.weights, others, strict=True)), start=logits)

@@ -52,7 +52,7 @@ def values_of(settings: Sequence[Setting], given: Sequence[Any]) -> dict[str, An
         except SettingError as error:
             raise SettingError(str(error).removeprefix("--")) from None
         if parsed != setting.default:
-            values[setting.name] = text if Boundary in setting.kinds else parsed
+            values[setting.name] = text if Boundary in setting.kinds or setting.nests else parsed
     return values
 
 

@@ -93,15 +93,16 @@ class Run:
         """Return the target reward r* of the method, else the default target of the reward."""
         if self.decoder is None:
             return None
-        target: float | None = getattr(self.decoder.method, "target", None)
-        return target if target is not None or self.decoder.reward is None else self.decoder.reward.target
+        targets: list[float | None] = [getattr(method, "target", None) for method in self.decoder.method.nest]
+        given = next((target for target in targets if target is not None), None)
+        return given if given is not None or self.decoder.reward is None else self.decoder.reward.target
 
     @property
     def entropy_threshold(self) -> float | None:
         """Return tau_u if the method ends segments by entropy."""
         if self.decoder is None:
             return None
-        method = self.decoder.method
+        method = self.decoder.method.nest[-1]
         known = self.decoder.engine.entropy_threshold
         boundary = method.segment_boundary(known) if isinstance(method, SegmentMethod) else getattr(method, "boundary", None)
         return boundary.threshold if isinstance(boundary, Entropy) else None

@@ -12,7 +12,7 @@ from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.placement import GOLD, MODEL, REWARD, REWARD_UNSET, Placement
 from cards.prompts import FormOptions
-from cards.settings import CONCURRENCY, MAX_TOKENS, STOP, setting, settings_of
+from cards.settings import CONCURRENCY, MAX_TOKENS, STOP, option_text, setting, settings_of
 from cards.study.datasets import DATASETS
 
 PROMPTS = (
@@ -103,4 +103,6 @@ def preset(name: str) -> Plan:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Method):
+        return option_text(value)
     return getattr(value, "name", None) or repr(value)

@@ -86,7 +86,13 @@ def tables(result: CalibrationResult) -> Iterator[Table]:
 
 
 def profile_of(
-    calibration: Calibration, result: CalibrationResult, constraints: Constraints, prompts: str, model: str, reward: str
+    calibration: Calibration,
+    result: CalibrationResult,
+    constraints: Constraints,
+    prompts: str,
+    model: str,
+    reward: str,
+    mix: str | None = None,
 ) -> Profile:
     """Return the profile: the settings for other commands, with the rates to expect."""
     choice = asdict(result.choice)
@@ -96,6 +102,7 @@ def profile_of(
         reward=reward,
         settings=result.settings,
         max_tokens=calibration.plan.max_tokens,
+        mix=mix or "",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibrated_on={
             "prompts": prompts,

@@ -1,0 +1,52 @@
+"""The memory that models and caches need on a device, compared with what is free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from cards.errors import SettingError
+from cards.memory import cache_size, memory_at_hand
+
+CacheSize = Callable[[float], tuple[int, int]]  # bytes of the keys and values of a token -> number of slots, tokens in each
+FLOATS = ("F64", "F32", "F16", "BF16")  # weights that loading converts
+BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}  # 1 for other types
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that models can still use on a device, or None if that is unknown."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return memory_at_hand() if device.type == "cpu" else None
+
+
+def cache_size_on(device: torch.device, slots: int | None, context: int | None, longest: int) -> CacheSize:
+    """Return the function for the size of a cache on this device (see `cache_size`)."""
+    return lambda per_token: cache_size(slots, context, longest, per_token, free_memory(device))
+
+
+def check_model_fits(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise SettingError, with the numbers, if the weights of a folder do not fit into the free memory of a device."""
+    needed, free = weights_size(folder, dtype), free_memory(device)
+    if free is not None and needed > free:
+        raise SettingError(
+            f"Model {name!r} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but {free / 1e9:.1f} GB of "
+            f"memory are free on {device}. Choose a smaller model, another dtype or another device."
+        )
+
+
+def weights_size(folder: Path, dtype: torch.dtype) -> int:
+    """Return the size in bytes of the weights in a folder after loading with this dtype. Only headers are read."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = weights.get_slice(key)
+                size = dtype.itemsize if tensor.get_dtype() in FLOATS else BYTES.get(tensor.get_dtype(), 1)
+                total += size * prod(tensor.get_shape())
+    return total
