@@ -111,5 +111,6 @@ def test_the_bound_of_best_of_n_holds_and_is_tight_where_no_answer_is_likely(n: 
         return total
 
     bound = BestOfN(n=n).kl_bound
+    assert bound is not None
     assert divergence([0.5, 0.2, 0.3]) <= bound + 1e-12
     assert divergence([1 / 20000] * 20000) == pytest.approx(bound, abs=1e-3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from helpers.model_server import LM
@@ -11,7 +11,7 @@ from helpers.served_engines import TALK, connected
 
 from cards.backends.local.engine import TransformersEngine
 from cards.engines.base import Engine
-from cards.engines.mixture import MixtureEngine
+from cards.engines.mixture import Mixture, MixtureEngine
 from cards.engines.speculative import SpeculativeEngine
 from cards.methods import CFG, GenARM, ProxyTuning
 from cards.testing import PROMPTS, EngineContract, random_engine
@@ -64,7 +64,7 @@ class TestSpeculativeLocal(EngineContract):
         await engine.aclose()
 
 
-MIXTURES = {
+MIXTURES: dict[str, Callable[[Engine, Engine], Mixture]] = {
     "proxy-tuning": lambda one, two: ProxyTuning(tuned=one, untuned=two, weight=0.4),
     "genarm": lambda one, two: GenARM(guides=(one,), weights=(0.5,)),
     "cfg": lambda one, two: CFG(guidance=1.4),
@@ -96,7 +96,9 @@ class TestDraftOverAMixture(EngineContract):
 
     @pytest.fixture
     def engine(self) -> Engine:
-        return SpeculativeEngine(MixtureEngine(random_engine(), MIXTURES["genarm"](random_engine(4), None)), random_engine(3))
+        return SpeculativeEngine(
+            MixtureEngine(random_engine(), MIXTURES["genarm"](random_engine(4), random_engine(5))), random_engine(3)
+        )
 
 
 @pytest.mark.slow

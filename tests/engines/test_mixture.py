@@ -117,7 +117,8 @@ class FirstTokens(Mixture):
 @pytest.mark.slow
 def test_weights_can_depend_on_the_position_and_parts_without_weight_are_not_read() -> None:
     def two(ids: Ids) -> Sequence[float]:
-        return TUNED(ids) if len(ids) - len(PROMPT) < 2 else next_token(ids)
+        law: Sequence[float] = TUNED(ids) if len(ids) - len(PROMPT) < 2 else next_token(ids)
+        return law
 
     expert = engine(TUNED)
     source = MixtureEngine(engine(), FirstTokens(expert, 2))

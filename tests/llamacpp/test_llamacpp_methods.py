@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from golden.cases import METHODS, Case
+from cases import METHODS, Case
 
 from cards import Decoder
 from cards.backends.llamacpp.engine import LlamaEngine

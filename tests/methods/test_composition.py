@@ -93,7 +93,7 @@ def test_the_chosen_response_keeps_its_segments_with_rewards_thresholds_and_reje
         assert getattr(result.usage, name) == sum(getattr(one.usage, name) for one in alone)
     assert result.usage.accepted == best.usage.accepted
     assert result.usage.fallbacks == best.usage.fallbacks
-    numbers = [(event.position, event.candidate) for event in events if isinstance(event, Accepted | Fallback | Rejected)]  # type: ignore[union-attr]
+    numbers = [(event.position, event.candidate) for event in events if isinstance(event, Accepted | Fallback | Rejected)]
     assert len({*numbers}) == len(numbers)
 
 

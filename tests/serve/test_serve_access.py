@@ -99,9 +99,9 @@ def test_an_address_that_guesses_has_to_wait(monkeypatch: pytest.MonkeyPatch) ->
     assert known.accepts("right", "a")
     for guess in range(MAX_WRONG):
         assert not known.accepts(f"guess {guess}", "a")
-    for guess in ("one more", "other"):  # right or not
+    for key in ("one more", "other"):  # right or not
         with pytest.raises(ApiError) as caught:
-            known.accepts(guess, "a")
+            known.accepts(key, "a")
         assert (caught.value.status_code, caught.value.headers) == (429, {"Retry-After": str(WAIT)})
     assert known.accepts("right", "a")  # used before
     assert known.accepts("other", "b")  # from elsewhere

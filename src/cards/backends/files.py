@@ -102,7 +102,10 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
     if folder.exists():
         raise ModelError(f"Model {name!r} is a file. Give the folder of a model for transformers, with config.json.")
     repository, _, revision = name.partition("@")
-    if get_close_matches(name, _known(kind), cutoff=0.7) or not _is_repository(repository):
+    if get_close_matches(name, _known(kind), cutoff=0.7):
+        raise unknown_model(name, kind)
+    require(f"The Hugging Face name {name!r}", "http", "huggingface_hub")
+    if not _is_repository(repository):
         raise unknown_model(name, kind)
     try:
         found = Repository(repository, revision or None, token)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from tqdm.std import tqdm
-
 LOGGERS = (
     *("accelerate", "bitsandbytes", "compressed_tensors", "filelock", "httpx", "huggingface_hub"),
     *("peft", "torch", "torchao", "transformers"),
@@ -42,6 +40,8 @@ def quiet(bars: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _silent(bars: bool) -> Iterator[None]:
+    from tqdm.std import tqdm
+
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     begin: Any = tqdm.__init__
