@@ -13,7 +13,7 @@ from cards import Decoder
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import resolve_device
-from cards.backends.local.readers import TextScorer
+from cards.backends.local.readers import LayoutScorer
 from cards.errors import BatchError, ModelError, SettingError
 from cards.methods import Vanilla
 
@@ -64,7 +64,7 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
 async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_float32: Pair) -> None:
     reward = llama_float32.reward(slots=2)
     monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[union-attr]
-    whole = TextScorer(llama_float32.rm, reward.combine, None, "head")
+    whole = LayoutScorer(llama_float32.rm, reward.combine, None, "head")
     monkeypatch.setattr(whole, "_forward", full)
     for reader in (reward.reader, whole):
         with pytest.raises(ModelError, match="cpu ran out of memory in a step"):
