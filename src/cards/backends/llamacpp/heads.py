@@ -12,8 +12,17 @@ from cards.errors import ModelError
 
 WEIGHT, BIAS = "cards.score.weight", "cards.score.bias"  # metadata: the head of a decoder, one row for each output
 TENSOR, LAYER = "cls.output", "cls"  # tensors: the last layer of a head, and the one before
-ENCODERS = ("bert", "modern-bert", "neo-bert")  # llama.cpp computes their heads
-OTHER_ENCODERS = ("jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "t5encoder", "gemma-embedding")
+ENCODERS = ("bert",)  # llama.cpp computes their heads
+OTHER_ENCODERS = (
+    "modern-bert",
+    "neo-bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "t5encoder",
+    "gemma-embedding",
+)
 RERANKER = ("yes", "no")  # labels of rerankers that are LMs: their head has two rows of the LM's
 INSTEAD = (
     "Give a language model as implicit:TUNED,UNTUNED, self-evaluation:NAME or value:NAME, or convert the reward model with its "
@@ -54,8 +63,8 @@ def find_head(header: Header, name: str) -> Head:
         return Head(names_of(header, count), None, np.zeros(count, np.float32))
     if architecture in OTHER_ENCODERS or header.own("attention.causal", True) is False:
         raise ModelError(
-            f"Reward {name!r} is an encoder of the architecture {architecture!r}, and llama.cpp has no classification head for "
-            "it. Run it with transformers."
+            f"Reward {name!r} is an encoder of the architecture {architecture!r}, whose head llama.cpp is not known to compute "
+            "exactly. Run the original model with transformers."
         )
     if WEIGHT in metadata:
         weight, bias = np.asarray(metadata[WEIGHT], np.float32), metadata.get(BIAS)
@@ -92,9 +101,9 @@ def check_encoder(header: Header, name: str) -> None:
     problem = ""
     if not has[TENSOR]:
         problem = "it has no classification head, so it gives embeddings and no scores"
-    elif header.architecture == "bert" and not has[LAYER]:
+    elif not has[LAYER]:
         problem = "the conversion has left out the layer before its classifier"
-    elif header.architecture == "bert" and not has["token_types"]:
+    elif not has["token_types"]:
         problem = "llama.cpp computes the head of DistilBERT with another activation"
     if problem:
         raise ModelError(f"{name!r} cannot be used as a reward: {problem}. Run the original model with transformers.")
