@@ -39,7 +39,7 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
             TransformersEngine.load("tiny", device="cpu")
     monkeypatch.setattr(TorchCache, "_layer", full)
     for make in (llama_float32.engine, llama_float32.reward):  # a reward does not go on without slots then
-        with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* Lower slots or context"):
+        with pytest.raises(SettingError, match=r"The cache slots do not fit .* Lower slots or context"):
             make()
 
 
@@ -65,7 +65,7 @@ async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_
     reward = llama_float32.reward(slots=2)
     monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[union-attr]
     whole = LayoutScorer(llama_float32.rm, reward.combine, None, "head")
-    monkeypatch.setattr(whole, "_forward", full)
+    monkeypatch.setattr("cards.backends.local.readers.forward", full)
     for reader in (reward.reader, whole):
         with pytest.raises(ModelError, match="cpu ran out of memory in a step"):
             await asyncio.wait_for(reader.score([[5, 9]]), 30)
