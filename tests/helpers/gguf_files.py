@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,24 @@ MATCHED = ("\n\n", *"0123456789", *(f" {digit}" for digit in range(10)))  # toke
 BYTE_LEVEL = {" ": "\u0120", "\n": "\u010a"}
 
 
-def write_gguf(folder: str, path: Path, quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> Path:
+def write_gguf(
+    folder: str,
+    path: Path,
+    quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    *,
+    changes: Mapping[str, NDArray[np.float32]] | None = None,
+    split: int = 0,
+) -> Path:
     """Convert an embedded LM (`lm`, `draft` or `aligned`), with matrices of a type, and return the path of the file.
+
+    changes: values to add to tensors, by name. split: the number of tensors in each part of a split file, or 0.
 
     llama.cpp has no pre-tokenizer like that of the embedded models. With the one of GPT-2, and digits and blank lines as
     tokens that are matched first, it splits ASCII text in the same way.
     """
     source = TINY / folder
     config = json.loads((source / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -54,7 +63,25 @@ def write_gguf(folder: str, path: Path, quantization: gguf.GGMLQuantizationType 
     add_tokenizer(writer, source, config)
     for name, weight in tensors(source, config):
         kind = quantization if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        if changes and name in changes:
+            weight = weight + changes[name]
         writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_adapter(path: Path, parts: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]], alpha: float) -> Path:
+    """Write a LoRA adapter with the matrices A [rank, inputs] and B [outputs, rank] of tensors, by name."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, (a, b) in parts.items():
+        writer.add_tensor(f"{name}.lora_a", a)
+        writer.add_tensor(f"{name}.lora_b", b)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
