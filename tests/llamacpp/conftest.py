@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from helpers.gguf_classifiers import write_classifier
 from helpers.gguf_files import write_gguf
 
 from cards.backends.llamacpp.engine import LlamaEngine
@@ -53,3 +54,10 @@ def tiny() -> TransformersEngine:
 @pytest.fixture(scope="session")
 def tiny_reward() -> ClassifierReward:
     return ClassifierReward.load("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def rm_file(tmp_path_factory: pytest.TempPathFactory, tiny_reward: ClassifierReward) -> str:
+    """The embedded RM, with its head as metadata."""
+    file = tmp_path_factory.mktemp("rm") / "rm.gguf"
+    return str(write_classifier(tiny_reward.model, file, head="metadata", metadata={"cards.target": 3.1}))

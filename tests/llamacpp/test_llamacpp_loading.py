@@ -28,7 +28,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "other": (lambda data: b"PK" + data[2:], "is not a GGUF file"),
     "pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
     "short": (lambda data: data[: len(data) // 2], "not within the file bounds|failed to read|data"),
-    "header": (lambda data: data[:20000], "failed to read"),
+    "header": (lambda data: data[:20000], "damaged GGUF file"),
     "architecture": (lambda data: data.replace(ARCHITECTURE, ARCHITECTURE[:-1] + b"x", 1), "unknown model architecture"),
 }
 

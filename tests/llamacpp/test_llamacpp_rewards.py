@@ -84,13 +84,6 @@ def texts(engine: TransformersEngine, count: int = 12) -> tuple[Prompt, list[Res
     return engine.encode([{"role": "user", "content": "How was the film?"}]), [*responses, ended]
 
 
-@pytest.fixture(scope="module")
-def rm_file(tmp_path_factory: pytest.TempPathFactory, tiny_reward: ClassifierReward) -> str:
-    """The embedded RM, with its head as metadata."""
-    file = tmp_path_factory.mktemp("rm") / "rm.gguf"
-    return str(write_classifier(tiny_reward.model, file, head="metadata", metadata={"cards.target": 3.1}))
-
-
 @pytest.fixture
 async def reward(rm_file: str) -> AsyncIterator[LlamaReward]:
     reward = LlamaReward.load(rm_file, dtype="float32", threads=1)

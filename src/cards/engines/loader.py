@@ -70,7 +70,8 @@ class BuiltinBackend:
 
     def _check(self, name: str, kind: str, options: dict[str, Any]) -> list[Checked]:
         self.check_installed(name)
-        return [resolve_name(f"cards.backends.{self.check}")(name, kind, **options)] if self.check else []
+        found: list[Checked] = resolve_name(f"cards.backends.{self.check}")(name, kind, **options) if self.check else []
+        return found
 
 
 LOCAL = BuiltinBackend(
@@ -81,7 +82,9 @@ LOCAL = BuiltinBackend(
     check="check:check_local",
 )
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
-LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "llamacpp.rewards:LlamaReward.load")
+LLAMACPP = BuiltinBackend(
+    "llamacpp.engine:LlamaEngine.load", "llamacpp.rewards:LlamaReward.load", check="llamacpp.check:check_gguf"
+)
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 HUB = frozenset({"trust_remote_code", "token"})  # options for names of Hugging Face

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.backends.llamacpp.cache import LlamaCache
-from cards.backends.llamacpp.heads import is_classifier
+from cards.backends.llamacpp.check import check_generates
 from cards.backends.llamacpp.library import library
 from cards.backends.llamacpp.model import GGUFModel
 from cards.backends.llamacpp.options import CACHE_TYPES, Options, cache_type, constant
@@ -22,7 +22,7 @@ from cards.engines.slot_engine import SlotEngine
 from cards.engines.slots import Slots
 from cards.engines.text import check_fits, encode
 from cards.engines.worker import DeviceWorker
-from cards.errors import ModelError, UnknownNameError, check
+from cards.errors import UnknownNameError, check
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.memory import cache_size, memory_at_hand
@@ -79,7 +79,7 @@ class LlamaEngine(SlotEngine):
         set_types(dtype, options)
         model = GGUFModel(name, options)
         try:
-            check_generates(model)
+            check_generates(model.pointer, model.header, name)
             rows, length = size_of_cache(model, slots, context, options)
             cache = LlamaCache(model, rows, length, device, options)
         except BaseException:
@@ -141,22 +141,6 @@ def uses_gpu(device: str, options: Options) -> bool:
         check(index.isdecimal(), f"A device is named cpu, cuda, metal, ... or cuda:1, got {device!r}.")
         options.fields |= {"main_gpu": int(index), "split_mode": constant("split_mode", "none")}
     return True
-
-
-def check_generates(model: GGUFModel) -> None:
-    """Raise ModelError if the model is not a causal LM that llama.cpp runs token by token."""
-    llama, pointer = library(), model.pointer
-    problem = ""
-    if llama.llama_model_has_encoder(pointer):
-        problem = "it has an encoder, whose models run with transformers"
-    elif not llama.llama_model_has_decoder(pointer) or is_classifier(model.header):
-        problem = "it does not generate text. A reward model is given with --reward"
-    elif llama.llama_model_is_diffusion(pointer):
-        problem = "it is a diffusion model, which does not generate text from left to right"
-    elif not len(model.tokenizer):
-        problem = "the file has no vocabulary"
-    if problem:
-        raise ModelError(f"{model.name!r} cannot be used as a language model: {problem}.")
 
 
 def size_of_cache(model: GGUFModel, slots: int | None, context: int | None, options: Options) -> tuple[int, int]:

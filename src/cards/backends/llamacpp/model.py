@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,13 @@ class GGUFModel:
         self.llama, self.name = library(), path
         self.files = files_of(path)
         self.header = header or Header(self.files)
+        self.size = sum(file.stat().st_size for file in self.files)
         params = self.llama.llama_model_default_params()
         options.apply(params)
-        self.size = sum(file.stat().st_size for file in self.files)
         self.on_gpu = bool(self.llama.llama_supports_gpu_offload()) and params.n_gpu_layers != 0
         if not self.on_gpu:
             check_memory(path, self.size)
-        MESSAGES.errors.clear()
-        self.pointer: Any = self.llama.llama_model_load_from_file(str(self.files[0]).encode(), params)
-        if not self.pointer:
-            raise ModelError(f"{path!r} cannot be loaded: {MESSAGES.reason()}.")
+        self.pointer: Any = open_model(path, self.files, params)
         self.metadata = self._metadata()
         self.tokenizer = GGUFTokenizer(self.pointer, self.metadata)
         self.architecture = self.metadata.get("general.architecture", "")
@@ -84,6 +82,15 @@ class GGUFModel:
 
         keys, values = self.llama.llama_model_meta_key_by_index, self.llama.llama_model_meta_val_str_by_index
         return {read(keys, i): read(values, i) for i in range(self.llama.llama_model_meta_count(self.pointer))}
+
+
+def open_model(path: str, files: Sequence[Path], params: Any) -> Any:
+    """Return the model of llama.cpp in these files. Raises ModelError with llama.cpp's reason."""
+    MESSAGES.errors.clear()
+    pointer = library().llama_model_load_from_file(str(files[0]).encode(), params)
+    if not pointer:
+        raise ModelError(f"{path!r} cannot be loaded: {MESSAGES.reason()}.")
+    return pointer
 
 
 def files_of(path: str) -> list[Path]:
