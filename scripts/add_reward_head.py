@@ -13,17 +13,22 @@ import gguf
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 from transformers import AutoModelForSequenceClassification
 
-from cards.errors import ModelError
+from cards.errors import ModelError, check
 
 
 def add_head(layers: Path, folder: str, output: Path) -> None:
-    """Write the file `layers` and the head of the reward model in `folder` to a new file. Raises ModelError without a head."""
+    """Write the file `layers` and the head of the reward model in `folder` to a new file.
+
+    Raises ModelError without a head, and SettingError if the head is not for these layers.
+    """
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     score = getattr(model, "score", None)
     if score is None:
         raise ModelError(f"{folder!r} has no linear head over its last token, as decoders have.")
     reader = gguf.GGUFReader(layers)
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+    width = reader.fields[gguf.Keys.LLM.EMBEDDING_LENGTH.format(arch=architecture)].contents()
+    check(width == score.in_features, f"The head of {folder!r} reads {score.in_features} numbers, but {layers} gives {width}.")
     numbers = {"cards.score.weight": score.weight} | ({"cards.score.bias": score.bias} if score.bias is not None else {})
     arrays = {name: values.detach().float().flatten().tolist() for name, values in numbers.items()}
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]

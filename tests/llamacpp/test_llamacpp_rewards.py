@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import runpy
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -41,6 +42,7 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 1,
     "type_vocab_size": 1,
 }
+SCRIPT = Path(__file__).parents[2] / "scripts" / "add_reward_head.py"
 GELU = 0.03  # llama.cpp computes it from a table in float16
 CONFIGS = {
     "llama": hf.LlamaConfig,
@@ -274,3 +276,27 @@ print(sorted({{"torch", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+async def test_the_script_adds_the_head_of_a_folder_to_the_file_of_its_layers(tiny: TransformersEngine, tmp_path: Path) -> None:
+    add_head = runpy.run_path(str(SCRIPT))["add_head"]
+    model = make("qwen2", 3, cards_target=1.5)
+    model.save_pretrained(tmp_path / "folder")
+    layers, file = write_classifier(model, tmp_path / "layers.gguf"), tmp_path / "rm.gguf"
+    with pytest.raises(ModelError, match="no classification head"):
+        load_reward(str(layers))
+    add_head(layers, str(tmp_path / "folder"), file)
+    prompt, responses = texts(tiny)
+    for output in ("label2", [1.0, -0.5, 2.0]):
+        found = LlamaReward.load(str(file), dtype="float32", output=output, threads=1)
+        wanted = ClassifierReward(model, tiny.tokenizer, output=output)
+        assert await found.score(prompt, responses) == pytest.approx(await wanted.score(prompt, responses), abs=2e-4)
+        assert found.target == 1.5
+        await found.aclose()
+    make("qwen2", hidden_size=64).save_pretrained(tmp_path / "wide")
+    with pytest.raises(SettingError, match=r"reads 64 numbers, but .* gives 32"):
+        add_head(layers, str(tmp_path / "wide"), tmp_path / "no.gguf")
+    make("roberta").save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="no linear head"):
+        add_head(layers, str(tmp_path / "encoder"), tmp_path / "no.gguf")
+    assert not (tmp_path / "no.gguf").exists()
