@@ -54,7 +54,7 @@ class VLLMReward(SequenceClassifier):
         checkpoint.check_weights()
         model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
         check_head(checkpoint, model, known_architectures())
-        output_weights(labels_of(model), output, name)  # raises here, because vLLM takes long to start
+        output_weights(labels_of(model.config), output, name)  # raises here, because vLLM takes long to start
         length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
         checkpoint.fetch()
