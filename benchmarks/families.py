@@ -27,7 +27,7 @@ from transformers import logging as transformers_logging
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.own_cache import OwnCache
-from cards.backends.local.readers import SlotScorer
+from cards.backends.local.readers import CausalScorer
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.ask import Ask
 from cards.errors import CardsError
@@ -200,7 +200,7 @@ def check_rm(model: PreTrainedModel) -> tuple[str, str | None]:
     model.config.get_text_config().pad_token_id = 0
     truth = copy.deepcopy(model).float()
     reward = ClassifierReward(copy.deepcopy(model), small_tokenizer(), slots=4, name="model")
-    path = "slots" if isinstance(reward.reader, SlotScorer) else reward.reader.layout
+    path = "slots" if isinstance(reward.reader, CausalScorer) else reward.reader.layout
     end = [1] if model.config.is_encoder_decoder else []
     rows = [[*random_text(length, length + i), *end] for i, length in enumerate((5, 17, 17, 50, 60, 8, 30, 21, 33, 44))]
     own, exact = ([forward(each, row) for row in rows] for each in (model, truth))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import torch
@@ -11,6 +11,14 @@ from helpers.random_models import Pair, letter_engine
 from cards.backends.local.engine import TransformersEngine
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_dtype_on_every_cpu() -> Iterator[None]:
+    """Load half-precision weights in float32 with `auto`, also on CPUs with bfloat16 instructions."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cards.backends.configuration.has_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -75,14 +75,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_size_of_weights_is_that_after_loading(folder: Path, dtype: torch.dtype) -> None:
     parameters = sum(weight.numel() for weight in language_model("llama").parameters())
-    assert weights_size(folder / "lm", dtype) == parameters * dtype.itemsize
+    assert weights_size((folder / "lm").iterdir(), dtype) == parameters * dtype.itemsize
 
 
 @pytest.mark.parametrize("kind", ["lm", "rm"])
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = weights_size(folder / kind, torch.float32)
+    free = weights_size((folder / kind).iterdir(), torch.float32)
     load = cards.load_engine if kind == "lm" else cards.load_reward
 
     def read(*_: object) -> None:

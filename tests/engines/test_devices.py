@@ -13,7 +13,7 @@ from cards import Decoder
 from cards.backends.local.cache import TorchCache
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.loading import resolve_device
-from cards.backends.local.readers import TextScorer
+from cards.backends.local.readers import LayoutScorer
 from cards.errors import BatchError, ModelError, SettingError
 from cards.methods import Vanilla
 
@@ -39,7 +39,7 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
             TransformersEngine.load("tiny", device="cpu")
     monkeypatch.setattr(TorchCache, "_layer", full)
     for make in (llama_float32.engine, llama_float32.reward):  # a reward does not go on without slots then
-        with pytest.raises(SettingError, match=r"32 slots of 128 tokens .* Lower slots or context"):
+        with pytest.raises(SettingError, match=r"The cache slots do not fit .* Lower slots or context"):
             make()
 
 
@@ -64,8 +64,8 @@ def test_a_step_without_memory_fails_its_requests_each_in_words_and_no_later_one
 async def test_rewards_without_memory_fail_in_words_too(monkeypatch: Any, llama_float32: Pair) -> None:
     reward = llama_float32.reward(slots=2)
     monkeypatch.setattr(reward.reader.scheduler.slots.cache, "forward", full)  # type: ignore[union-attr]
-    whole = TextScorer(llama_float32.rm, reward.combine, None, "head")
-    monkeypatch.setattr(whole, "_forward", full)
+    whole = LayoutScorer(llama_float32.rm, reward.combine, None, "head")
+    monkeypatch.setattr("cards.backends.local.readers.forward", full)
     for reader in (reward.reader, whole):
         with pytest.raises(ModelError, match="cpu ran out of memory in a step"):
             await asyncio.wait_for(reader.score([[5, 9]]), 30)

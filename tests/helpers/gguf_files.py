@@ -62,7 +62,8 @@ def write_gguf(folder: str, path: Path, quantization: gguf.GGMLQuantizationType 
     return path
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, source: Path, config: dict[str, Any]) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, source: Path, config: dict[str, Any], pairs: bool = False) -> None:
+    """Add the tokenizer of a folder. `pairs`: with the separators of RoBERTa, `<s>first</s></s>second</s>`, and no template."""
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     names = [name for name, _ in sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])]
     special = {token["id"] for token in tokenizer["added_tokens"]}
@@ -79,8 +80,13 @@ def add_tokenizer(writer: gguf.GGUFWriter, source: Path, config: dict[str, Any])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
-    writer.add_add_bos_token(False)
-    writer.add_chat_template((source / "chat_template.jinja").read_text(encoding="utf-8"))
+    writer.add_add_bos_token(pairs)
+    if pairs:
+        writer.add_sep_token_id(config["eos_token_id"])
+        writer.add_add_eos_token(True)
+        writer.add_add_sep_token(True)
+    else:
+        writer.add_chat_template((source / "chat_template.jinja").read_text(encoding="utf-8"))
 
 
 def tensors(source: Path, config: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -47,9 +47,9 @@ async def engine(lm_file: str) -> AsyncIterator[LlamaEngine]:
 
 @pytest.fixture(scope="session")
 def tiny() -> TransformersEngine:
-    return TransformersEngine.load("tiny")
+    return TransformersEngine.load("tiny", dtype="float32")
 
 
 @pytest.fixture(scope="session")
 def tiny_reward() -> ClassifierReward:
-    return ClassifierReward.load("tiny")
+    return ClassifierReward.load("tiny", dtype="float32")

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 import cards
-from cards.backends.local.readers import SlotScorer, TextScorer
+from cards.backends.local.readers import CausalScorer, LayoutScorer
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.text import encode
 from cards.errors import ModelError, RewardError, SettingError, UnknownNameError
@@ -76,7 +76,7 @@ async def test_score_equals_the_models_own_on_one_unpadded_text(kind: str, token
     with torch.inference_mode():
         expected = [model(row).logits.item() for row in rows]
     reward = ClassifierReward(model, tokenizer, slots=3)
-    assert isinstance(reward.reader, TextScorer if kind in ("bert", "roberta") else SlotScorer)
+    assert isinstance(reward.reader, LayoutScorer if kind in ("bert", "roberta") else CausalScorer)
     together = await reward.score(prompt, responses)
     one_by_one = [(await reward.score(prompt, [r]))[0] for r in responses]
     at_once = await asyncio.gather(*(reward.score(prompt, [r, r]) for r in responses))

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 import cards
-from cards.backends.local.readers import SlotScorer, TextScorer
+from cards.backends.local.readers import CausalScorer, LayoutScorer
 from cards.backends.local.rewards import ClassifierReward
 from cards.errors import ModelError
 
@@ -90,7 +90,7 @@ def test_scores_equal_the_models_own_forward_on_one_text(kind: str) -> None:
         expected = [model(torch.tensor([row])).logits.item() for row in rows]
     reward = ClassifierReward(model, tokenizer, context=64, slots=4)
     assert asyncio.run(reward.read(rows)) == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    found = "slots" if isinstance(reward.reader, SlotScorer) else reward.reader.layout
+    found = "slots" if isinstance(reward.reader, CausalScorer) else reward.reader.layout
     assert layout in ("any", found)
 
 
@@ -98,7 +98,7 @@ def test_the_last_token_is_read_even_if_it_is_the_padding_token() -> None:
     tokenizer = hf.AutoTokenizer.from_pretrained(TINY)
     model = make(Scaled, hf.LlamaConfig)
     reward = ClassifierReward(model, tokenizer, context=64)
-    assert isinstance(reward.reader, TextScorer)
+    assert isinstance(reward.reader, LayoutScorer)
     [ended, begun] = asyncio.run(reward.read([[5, 6, 1], [5, 6]]))
     assert ended != pytest.approx(begun)
     assert model.config.pad_token_id == 1

@@ -52,9 +52,9 @@ def reward() -> Iterator[Reward]:
 
 @pytest.fixture(scope="session")
 def twin() -> TransformersEngine:
-    return TransformersEngine.load("tiny", slots=24, dtype="float32")  # as vLLM on a CPU
+    return TransformersEngine.load("tiny", slots=24)
 
 
 @pytest.fixture(scope="session")
 def twin_reward() -> ClassifierReward:
-    return ClassifierReward.load("tiny", dtype="float32")  # as vLLM on a CPU
+    return ClassifierReward.load("tiny")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -78,12 +79,16 @@ class Checkpoint:
         adapter = [] if self.adapter is None else [(self.adapter, ADAPTER_WEIGHTS)]
         return [(self.base, WEIGHTS), *adapter]
 
+    def weight_files(self) -> list[Path]:
+        """Return the paths of the weight files. Raises ModelError if files are missing, truncated, or pointers of Git LFS."""
+        return [folder.folder / file for folder, names in self.parts for file in folder.check_weights(names)]
+
     def check_weights(self) -> None:
         """Check that all weight files are there and whole, and that a reward model has a head. Weights are not read.
 
         Raises ModelError.
         """
-        files = [folder.folder / file for folder, names in self.parts for file in folder.check_weights(names)]
+        files = self.weight_files()
         architectures = self.config.architectures or ()
         if self.kind == "rm" and architectures and all(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
             names = tensor_names(files)  # an LM with an adapter may have a head

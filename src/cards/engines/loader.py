@@ -85,7 +85,7 @@ LOCAL = BuiltinBackend(
     check="check:check_local",
 )
 HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_reward")
-LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "local.rewards:ClassifierReward.load")
+LLAMACPP = BuiltinBackend("llamacpp.engine:LlamaEngine.load", "llamacpp.rewards:LlamaReward.load")
 VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm")
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 HUB = frozenset({"trust_remote_code", "token"})  # options for names of Hugging Face

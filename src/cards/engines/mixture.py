@@ -84,7 +84,7 @@ class MixtureEngine(Engine):
         self.parts = list(dict.fromkeys(engines))
         self.name, self.chats, self.vocabulary = engine.name, engine.chats, engine.vocabulary
         self.tokenizer, self.end_ids, self.entropy_threshold = engine.tokenizer, engine.end_ids, engine.entropy_threshold
-        self.exclusions = engine.exclusions
+        self._excluded = engine.exclusions  # the mixture itself excludes nothing more
         self.context = min(one.context for one in engines)
         self.rows = max(1, min(one.rows // engines.count(one) for one in engines))
         self.vocab_size = min((one.vocab_size for one in engines if one.vocab_size is not None), default=None)
@@ -109,14 +109,15 @@ class MixtureEngine(Engine):
                 if boundary.ends_before(uncertainty):
                     writer.end(entropy=uncertainty)
                     break
-            text = (*ask.prompt.token_ids, *ask.response.token_ids, *writer.tokens)
-            allowed = self.exclusions.masked(logits, text, writer.position)
-            writer.choose(pick(distribution(allowed, ask.sampling, writer.position), float(u[at])))
+            writer.choose(pick(distribution(logits, ask.sampling, writer.position), float(u[at])))
         assert writer.segment is not None
         return writer.segment
 
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
-        """Return the logits of the mixture after each of the last `last` tokens. All must be at or after the prompt's last."""
+        """Return the logits of the mixture after each of the last `last` tokens. All must be at or after the prompt's last.
+
+        Tokens that `engine` excludes from its proposals have probability 0 before and after the logits are combined.
+        """
         import numpy as np
 
         count = len(response.token_ids)
@@ -134,10 +135,14 @@ class MixtureEngine(Engine):
                     reads.append(in_role("draft", source.engine.logits, own, response, last))
         found = await asyncio.gather(*reads)
         readable = min((*(rows.shape[1] for rows in found), *([] if self.vocab_size is None else [self.vocab_size])))
-        mixed = []
+        mixed, text, start = [], prompt.token_ids + response.token_ids, len(prompt.token_ids)
         for position, rows in zip(positions, zip(*found, strict=True), strict=True):
-            own_logits, *others = (valid_logits(row[:readable], position) for row in rows)
-            mixed.append(self.rule.combine(position, own_logits, *others) if self.rule.mixes(position) else own_logits)
+            raw, *others = (valid_logits(row[:readable], position) for row in rows)
+            logits = self._excluded.masked(raw, text[: start + position], position)
+            if self.rule.mixes(position):
+                logits = self.rule.combine(position, logits, *others)
+                logits = self._excluded.masked(logits, text[: start + position], position)
+            mixed.append(logits)
         return np.stack(mixed).astype(np.float32)
 
     async def logprobs(

@@ -18,6 +18,7 @@ from cards.engines.worker import DeviceWorker
 from cards.errors import ModelError, check
 
 OUTPUTS = 2**25  # logits that one pass over the model can give; the memory for them is reserved
+RANK = 4  # the type of pooling that applies a classification head; all tokens of a text are outputs then
 ABORTED = 2  # what `llama_decode` returns
 
 
@@ -40,7 +41,7 @@ class LlamaCache(Cache):
         self.batch_size = int(params.n_batch)
         check(self.batch_size >= rows, f"n_batch must be at least the number of slots, {rows}, got {self.batch_size}.")
         self.outputs = min(self.batch_size, max(rows, OUTPUTS // self.vocabulary))
-        params.n_outputs_max = self.outputs
+        params.n_outputs_max = self.batch_size if params.pooling_type == RANK else self.outputs
         self.stop = ctypes.create_string_buffer(2)  # an empty text, or one of one character to end a step early
         # llama.cpp asks this function between operations whether to stop. `strlen` answers without Python: 0 is "no".
         libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
@@ -59,7 +60,6 @@ class LlamaCache(Cache):
         self._make_batch()
 
     def read(self, rows: Sequence[Read], counts: Sequence[int]) -> NDArray[np.float32]:
-        self._set_threads()
         for slot, start, _ in rows:
             self._cut(slot, start)
         lengths = [len(new) for _, _, new in rows]
@@ -126,6 +126,17 @@ class LlamaCache(Cache):
         self, tokens: NDArray[np.int32], slots: NDArray[np.int32], places: NDArray[np.int32], wanted: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """Read tokens and return a view of the logits after the wanted ones."""
+        self.run(tokens, slots, places, wanted)
+        shape = (int(wanted.sum()), self.vocabulary)
+        if not shape[0]:
+            return np.zeros(shape, np.float32)
+        return np.ctypeslib.as_array(self.llama.llama_get_logits(self.context), shape)
+
+    def run(
+        self, tokens: NDArray[np.int32], slots: NDArray[np.int32], places: NDArray[np.int32], wanted: NDArray[np.bool_]
+    ) -> None:
+        """Read tokens of sequences (slots) at their positions (places). llama.cpp keeps the outputs of the wanted ones."""
+        self._set_threads()
         count = len(tokens)
         self.tokens[:count], self.slots[:count], self.places[:count], self.wanted[:count] = tokens, slots, places, wanted
         self.batch.n_tokens = count
@@ -134,10 +145,6 @@ class LlamaCache(Cache):
             raise ModelError("The model was closed during this request.")
         if status:
             raise ModelError(f"llama.cpp could not read {count} tokens with {self.model.name!r}: {MESSAGES.reason()}.")
-        shape = (int(wanted.sum()), self.vocabulary)
-        if not shape[0]:
-            return np.zeros(shape, np.float32)
-        return np.ctypeslib.as_array(self.llama.llama_get_logits(self.context), shape)
 
     def _make_batch(self) -> None:
         """Make a batch whose fields are arrays that each step fills."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.backends.llamacpp.cache import LlamaCache
+from cards.backends.llamacpp.heads import is_classifier
 from cards.backends.llamacpp.library import library
 from cards.backends.llamacpp.model import GGUFModel
 from cards.backends.llamacpp.options import CACHE_TYPES, Options, cache_type, constant
@@ -75,12 +76,7 @@ class LlamaEngine(SlotEngine):
 
     @classmethod
     def _load(cls, name: str, device: str, dtype: str, slots: int | None, context: int | None, options: Options) -> LlamaEngine:
-        if dtype not in CACHE_TYPES:
-            raise UnknownNameError("dtype", dtype, CACHE_TYPES)
-        for field in ("type_k", "type_v"):
-            options.fields.setdefault(field, cache_type(field, CACHE_TYPES[dtype]))
-        if dtype == "float32":
-            options.fields.setdefault("flash_attn_type", 0)  # flash attention rounds to float16 on a CPU
+        set_types(dtype, options)
         model = GGUFModel(name, options)
         try:
             check_generates(model)
@@ -115,6 +111,16 @@ class LlamaEngine(SlotEngine):
         return np.array(self.pool.map(lambda row, token: logprob(row, token, temperature), logits, tokens))
 
 
+def set_types(dtype: str, options: Options) -> None:
+    """Set the types of keys and values, unless they are given. Raises UnknownNameError."""
+    if dtype not in CACHE_TYPES:
+        raise UnknownNameError("dtype", dtype, CACHE_TYPES)
+    for field in ("type_k", "type_v"):
+        options.fields.setdefault(field, cache_type(field, CACHE_TYPES[dtype]))
+    if dtype == "float32":
+        options.fields.setdefault("flash_attn_type", 0)  # flash attention rounds to float16 on a CPU
+
+
 def worker_on(device: str, threads: int | None) -> DeviceWorker:
     """Return the worker of a device, which computes with this number of CPU threads from now on. Raises SettingError."""
     check(threads is None or threads > 0, f"threads must be at least 1, got {threads}.")
@@ -143,7 +149,7 @@ def check_generates(model: GGUFModel) -> None:
     problem = ""
     if llama.llama_model_has_encoder(pointer):
         problem = "it has an encoder, whose models run with transformers"
-    elif not llama.llama_model_has_decoder(pointer):
+    elif not llama.llama_model_has_decoder(pointer) or is_classifier(model.header):
         problem = "it does not generate text. A reward model is given with --reward"
     elif llama.llama_model_is_diffusion(pointer):
         problem = "it is a diffusion model, which does not generate text from left to right"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 from cards.backends.files import LFS
+from cards.backends.llamacpp.header import Header
 from cards.backends.llamacpp.library import MESSAGES, library
 from cards.backends.llamacpp.options import Options
 from cards.backends.llamacpp.vocabulary import GGUFTokenizer
@@ -23,10 +22,11 @@ VALUE = 2**20  # bytes; the longest value of the metadata that is read
 class GGUFModel:
     """A loaded file: the model of llama.cpp, its metadata and its tokenizer. Load and free it in the worker thread."""
 
-    def __init__(self, path: str, options: Options) -> None:
-        """Load the file. Raises UnknownNameError, ModelError or SettingError."""
+    def __init__(self, path: str, options: Options, header: Header | None = None) -> None:
+        """Load the file, whose header may have been read before. Raises UnknownNameError, ModelError or SettingError."""
         self.llama, self.name = library(), path
         self.files = files_of(path)
+        self.header = header or Header(self.files)
         params = self.llama.llama_model_default_params()
         options.apply(params)
         self.size = sum(file.stat().st_size for file in self.files)
@@ -55,9 +55,14 @@ class GGUFModel:
     def flops(self) -> float:
         """Floating-point operations per token: 2 x the number of parameters, without embeddings that are only looked up."""
         count = int(self.llama.llama_model_n_params(self.pointer))
-        if any(has_tensor(file, "output.weight") for file in self.files):
+        if self.has_output:
             count -= len(self.tokenizer) * int(self.llama.llama_model_n_embd(self.pointer))
         return 2.0 * count
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the head is a tensor of its own, and not the embeddings."""
+        return "output.weight" in self.header.tensors
 
     @property
     def rolls_back(self) -> bool:
@@ -66,6 +71,7 @@ class GGUFModel:
 
     def free(self) -> None:
         if self.pointer:
+            self.tokenizer.close()
             self.llama.llama_model_free(self.pointer)
         self.pointer = None
 
@@ -110,9 +116,3 @@ def check_memory(path: str, size: int) -> None:
             f"{path!r} has {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free. Close other programs, or choose a "
             "smaller model or a file with fewer bits per weight."
         )
-
-
-def has_tensor(file: Path, name: str) -> bool:
-    """Return whether a file has a tensor, by its name in the table before the data."""
-    with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(struct.pack("<Q", len(name)) + name.encode()) >= 0

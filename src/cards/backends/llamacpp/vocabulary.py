@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cards.backends.chat_template import render
 from cards.backends.llamacpp.library import library
+from cards.errors import ModelError
 
 SPM, UGM = 1, 4  # types of vocabularies whose decoder removes the space that the encoder adds at the start of a text
 UNUSED, CONTROL, USER_DEFINED = 1 << 1, 1 << 3, 1 << 4  # attributes of tokens
@@ -28,20 +29,35 @@ class GGUFTokenizer:
 
     def __init__(self, model: Any, metadata: dict[str, str]) -> None:
         self.llama, self.model, self.metadata = library(), model, metadata
-        self.vocab = self.llama.llama_model_get_vocab(model)
+        self._vocab = self.llama.llama_model_get_vocab(model)
         self.count: int = self.llama.llama_vocab_n_tokens(self.vocab)
         self.chat_template = self._template()
-        self.bos_token_id, self.eos_token_id = (self._id(name) for name in ("bos", "eos"))
+        self.bos_token_id, self.eos_token_id, self.sep_token_id = (self._id(name) for name in ("bos", "eos", "sep"))
         self.bos_token, self.eos_token = (self.name(i) for i in (self.bos_token_id, self.eos_token_id))
         strips = self.llama.llama_vocab_type(self.vocab) in (SPM, UGM)
         self._strips = strips and metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"
         self._pieces: dict[int, bytes] = {}
 
+    @property
+    def vocab(self) -> Any:
+        """The vocabulary of llama.cpp. Raises ModelError if the model is closed, because its memory is free then."""
+        if self._vocab is None:
+            raise ModelError("The model is closed: load it again to use it.")
+        return self._vocab
+
+    def close(self) -> None:
+        """Use the vocabulary no longer."""
+        self._vocab = None
+
     def __len__(self) -> int:
         return self.count
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        """Tokenize a text. Special tokens in it are read as such."""
+    def __call__(self, text: str, pair: str | None = None, /, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """Tokenize a text, or a pair of texts with the separators of the model. Special tokens in it are read as such."""
+        if pair:
+            start, middle, end = self._separators
+            first, second = (self(part, add_special_tokens=False)["input_ids"] for part in (text, pair))
+            return {"input_ids": [*start, *first, *middle, *second, *end]}
         data = text.encode("utf-8", "surrogatepass")
         room = len(data) + 8  # no token is empty, and few are added
         while True:
@@ -112,12 +128,27 @@ class GGUFTokenizer:
         }
 
     @property
+    def special_tokens_map(self) -> dict[str, str]:
+        names = {"bos_token": self.bos_token, "eos_token": self.eos_token, "sep_token": self.name(self.sep_token_id)}
+        return {kind: name for kind, name in names.items() if name is not None}
+
+    @property
     def all_special_ids(self) -> list[int]:
         return [token for token, added in self.added_tokens_decoder.items() if added.special]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {self.name(i) or "": i for i in range(self.count)}
+
+    @cached_property
+    def _separators(self) -> tuple[list[int], list[int], list[int]]:
+        """The tokens before, between and after the texts of a pair."""
+        adds = {kind: bool(getattr(self.llama, f"llama_vocab_get_add_{kind}")(self.vocab)) for kind in ("bos", "eos", "sep")}
+        if "tokenizer.ggml.add_sep_token" not in self.metadata:  # conversions of XLM-RoBERTa before there was this key
+            adds["sep"] |= self.llama.llama_vocab_type(self.vocab) == UGM
+        eos, sep = ([token] if adds[kind] and (token := self._id(kind)) is not None else [] for kind in ("eos", "sep"))
+        bos = [self.bos_token_id] if adds["bos"] and self.bos_token_id is not None else []
+        return bos, [*eos, *sep], eos or sep
 
     def _id(self, kind: str) -> int | None:
         token: int = getattr(self.llama, f"llama_vocab_{kind}")(self.vocab)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cards.backends.checkpoint import NO_HEAD, Checkpoint, brief
 from cards.backends.classifier import Output, labels_of, output_weights
 from cards.backends.configuration import resolve_dtype
-from cards.backends.files import Kind, ModelFolder
+from cards.backends.files import TINY, Kind, ModelFolder
 from cards.backends.forms import form_template
 from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
 from cards.backends.local.memory import check_model_fits
@@ -126,10 +126,11 @@ def load(
     checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token, output=output, form=form)
     config = checkpoint.config
     stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
-    torch_dtype = resolve_dtype(dtype, torch_device, stored)
+    small = Path(checkpoint.base.folder).is_relative_to(TINY)  # embedded models gain no time from half precision
+    torch_dtype = resolve_dtype(dtype, torch_device, None if small else stored)
     tokenizer = checkpoint.tokenizer()
     checkpoint.fetch()
-    check_model_fits(name, Path(checkpoint.base.folder), torch_dtype, torch_device)
+    check_model_fits(name, checkpoint.weight_files(), torch_dtype, torch_device)
     model = worker_on(torch_device, threads).call(lambda: _load(checkpoint, torch_device, torch_dtype))
     return model, tokenizer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
 
@@ -30,9 +30,9 @@ def cache_size_on(device: torch.device, slots: int | None, context: int | None, 
     return lambda per_token: cache_size(slots, context, longest, per_token, free_memory(device))
 
 
-def check_model_fits(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise SettingError, with the numbers, if the weights of a folder do not fit into the free memory of a device."""
-    needed, free = weights_size(folder, dtype), free_memory(device)
+def check_model_fits(name: str, files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise SettingError, with the numbers, if the weights in these files do not fit into the free memory of a device."""
+    needed, free = weights_size(files, dtype), free_memory(device)
     if free is not None and needed > free:
         raise SettingError(
             f"Model {name!r} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but {free / 1e9:.1f} GB of "
@@ -40,10 +40,10 @@ def check_model_fits(name: str, folder: Path, dtype: torch.dtype, device: torch.
         )
 
 
-def weights_size(folder: Path, dtype: torch.dtype) -> int:
-    """Return the size in bytes of the weights in a folder after loading with this dtype. Only headers are read."""
+def weights_size(files: Iterable[Path], dtype: torch.dtype) -> int:
+    """Return the size in bytes of the weights in safetensors files after loading with this dtype. Only headers are read."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in (file for file in files if file.suffix == ".safetensors"):
         with safe_open(file, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (it is no mapping)
                 tensor = weights.get_slice(key)

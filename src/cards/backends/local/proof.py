@@ -19,7 +19,7 @@ from cards.backends.local.lean import Output, lean_forward
 from cards.backends.local.memory import CacheSize
 from cards.backends.local.structure import obstacle
 from cards.engines.slots import Slots
-from cards.errors import CardsError, ModelError
+from cards.errors import CardsError, ModelError, SettingError
 
 DUMMY_MASK = torch.zeros(1, 1, 1, 1)  # transformers passes a 4-D mask through and does not build one that is not used
 LENGTHS = (9, 21, 48)  # tokens of the texts that are compared
@@ -162,16 +162,22 @@ def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSi
 
     size: function from the bytes of the keys and values of a token to the number of slots and of tokens in each.
 
-    Raises ModelError if there is none, and the errors of `size`.
+    Raises ModelError if there is none, SettingError if the slots do not fit into the memory, and the errors of `size`.
     """
     model = proof.model
     if proof.obstacle is not None:
         raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {proof.obstacle}.")
     *faster, slowest = [output for output in outputs if output is not None]
-    for output in faster:
-        with suppress(ModelError):
-            return _verified(proof, output, size)
-    return _verified(proof, slowest, size)
+    try:
+        for output in faster:
+            with suppress(ModelError):
+                return _verified(proof, output, size)
+        return _verified(proof, slowest, size)
+    except torch.OutOfMemoryError as problem:
+        raise SettingError(
+            f"The cache slots do not fit into the memory of {model.device} next to {type(model).__name__}. Lower slots or "
+            f"context. ({problem})"
+        ) from problem
 
 
 def _verified(proof: Proof, output: Output, size: CacheSize) -> Slots:
@@ -180,7 +186,10 @@ def _verified(proof: Proof, output: Output, size: CacheSize) -> Slots:
     proof.check("cannot be decoded in slots", (_in_slots(Slots(trial), *text) for text in proof.asked))
     cache = TorchCache(output, *size(trial.size / trial.length), model.device)
     cache.flops = flops_per_token(model)
-    return Slots(cache)
+    slots = Slots(cache)
+    _in_slots(slots, proof.texts[0][:, :2], 1)  # allocates the keys and values of all slots
+    slots.forget()
+    return slots
 
 
 def _in_slots(slots: Slots, ids: Tensor, last: int) -> Tensor:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import takewhile
 from typing import Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -24,18 +21,15 @@ from cards.backends.local.lean import lean_forward
 from cards.backends.local.memory import CacheSize
 from cards.backends.local.proof import DUMMY_MASK, Proof, longest_text, verified_slots
 from cards.backends.local.structure import obstacle
-from cards.engines.scheduler import PendingResult, Row, Scheduler
-from cards.engines.worker import DeviceWorker
+from cards.engines.scoring import Combine, SlotScorer, TextRow, TextScorer
 from cards.errors import ModelError
-from cards.parts import Composite
 
 REPEATED = 1e-4  # largest relative difference between two runs of the same text
 Layout = Literal["padded", "equal", "head", "single"]
-Combine = Callable[[Tensor], list[float]]  # classifier outputs [rows, labels] -> one reward per row
 
 
-class SlotScorer(Composite):
-    """A scorer for causal RMs in cache slots, which reads only the tokens that no slot holds."""
+class CausalScorer(SlotScorer):
+    """A scorer for causal RMs in cache slots."""
 
     def __init__(self, proof: Proof, combine: Combine, size: CacheSize, context: int) -> None:
         model = proof.model
@@ -51,129 +45,33 @@ class SlotScorer(Composite):
 
         slots = verified_slots(proof, (lean_forward(model, head, context), output), size)
         self.length = slots.length
-        self.scheduler = Scheduler(slots, self._consume)
-        self.parts, self.combine = (self.scheduler,), combine
-
-    async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        pending = PendingScores(rows)
-        self.scheduler.submit(lambda: self._begin(pending), pending)
-        return cast("list[float]", await pending.wait())
-
-    def _begin(self, pending: PendingScores) -> list[Row]:
-        """Return a row for each text. If texts share a prefix that no slot holds, return one row for the prefix first."""
-        texts: list[Row] = [TextRow(pending, i, row) for i, row in enumerate(pending.rows)]
-        if len(texts) > 1:
-            shared = _common_prefix(pending.rows)
-            if self.scheduler.slots.match(np.array(shared, np.int64)).max() < len(shared):
-                pending.then = texts
-                return [Row(pending, shared)]
-        return texts
-
-    def _consume(self, rows: Sequence[Row], outputs: Tensor) -> list[Row]:
-        admitted: list[Row] = []
-        for row, reward in zip(rows, self.combine(outputs), strict=True):
-            row.done = True
-            pending = cast(PendingScores, row.call)
-            if isinstance(row, TextRow):
-                self.scheduler.worker.expected += pending.deliver(row.number, reward)
-            else:
-                admitted += pending.then
-        return admitted
+        super().__init__(slots, combine)
 
 
-class PendingScores(PendingResult):
-    """A call that waits for the rewards of several texts."""
-
-    def __init__(self, rows: Sequence[list[int]]) -> None:
-        super().__init__()
-        self.rows = rows
-        self.then: list[Row] = []
-        self.rewards: dict[int, float] = {}
-
-    def deliver(self, number: int, reward: float) -> bool:
-        """Store a reward. Return whether it was the last one, in which case the caller gets all of them."""
-        self.rewards[number] = reward
-        if len(self.rewards) < len(self.rows):
-            return False
-        self.resolve([self.rewards[i] for i in range(len(self.rows))])
-        return True
-
-
-class TextRow(Row):
-    """A row with a text to score."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, call: PendingScores, number: int, tokens: list[int]) -> None:
-        super().__init__(call, tokens)
-        self.number = number
-
-
-class TextScorer(Composite):
+class LayoutScorer(TextScorer):
     """A scorer for complete texts, which forms batches by `layout` and runs the model's own forward pass.
 
     `padded` pads texts on the right, `equal` batches texts of equal length, `single` reads one text at a time. `head` does
     the same as `equal` for causal models, whose forward pass would look for padding.
     """
 
-    urgent = True
-    batch_tokens = 8192
-
     def __init__(self, model: PreTrainedModel, combine: Combine, pad_id: int | None, layout: Layout) -> None:
-        self.model, self.combine, self.layout = model, combine, layout
-        self.pad_id = pad_id or 0
-        self.flops = flops_per_token(model)
-        self.inbox: deque[PendingScores] = deque()
-        self.worker = DeviceWorker.on(model.device)
-        self.worker.add(self)
+        super().__init__(model.device, combine, flops_per_token(model))
+        self.model, self.layout, self.pad_id = model, layout, pad_id or 0
 
-    @property
-    def busy(self) -> bool:
-        return bool(self.inbox)
-
-    async def score(self, rows: Sequence[list[int]]) -> list[float]:
-        pending = PendingScores(rows)
-        self.inbox.append(pending)
-        self.worker.wake()
-        return cast("list[float]", await pending.wait())
-
-    def interrupt(self) -> None:
-        """Let the current step finish."""
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        """Score all waiting texts."""
-        waiting = [self.inbox.popleft() for _ in range(len(self.inbox))]
-        texts = [TextRow(pending, i, row) for pending in waiting for i, row in enumerate(pending.rows)]
-        texts = sorted((t for t in texts if not t.call.cancelled), key=lambda t: len(t.tokens))
-        while texts:
-            batch = self._batch(texts)
-            texts = texts[len(batch) :]
-            self._score(batch)
-
-    def _score(self, batch: Sequence[TextRow]) -> None:
-        """Score texts together. If that fails, score each alone, so that an error fails only the call with that text."""
-        try:
-            outputs = self._forward(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].call.abort(explain_error(error, self.model.device))
-            else:
-                for text in batch:
-                    self._score([text])
-            return
-        for text, reward in zip(batch, self.combine(outputs), strict=True):
-            text.call.account.add(prefill_tokens=len(text.tokens), flops=self.flops * len(text.tokens))
-            cast(PendingScores, text.call).deliver(text.number, reward)
+    def translate_error(self, error: Exception) -> Exception:
+        return explain_error(error, self.model.device)
 
     def _batch(self, texts: Sequence[TextRow]) -> Sequence[TextRow]:
-        """Return the first of the texts (by rising length) that fit into one batch."""
-        batch = texts if self.layout == "padded" else [text for text in texts if len(text.tokens) == len(texts[0].tokens)]
-        fitting = sum(len(text.tokens) * count <= self.batch_tokens for count, text in enumerate(batch, 1))
-        return batch[: 1 if self.layout == "single" else max(1, fitting)]
+        if self.layout == "single":
+            return texts[:1]
+        return super()._batch(
+            texts if self.layout == "padded" else [text for text in texts if len(text.tokens) == len(texts[0].tokens)]
+        )
 
-    def _forward(self, batch: Sequence[TextRow]) -> Tensor:
-        return forward(self.model, [text.tokens for text in batch], self.pad_id, self.layout)
+    @torch.inference_mode()
+    def _outputs(self, rows: Sequence[list[int]]) -> Tensor:
+        return forward(self.model, rows, self.pad_id, self.layout)
 
 
 def forward(model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int, layout: Layout) -> Tensor:
@@ -287,8 +185,3 @@ def _token_types(texts: Sequence[list[int]]) -> Tensor:
 def is_causal(model: PreTrainedModel) -> bool:
     """Return whether a classifier is a decoder. Decoders have a head called `score`, encoders have a `classifier`."""
     return isinstance(getattr(model, "score", None), torch.nn.Module) and not model.config.is_encoder_decoder
-
-
-def _common_prefix(rows: Sequence[list[int]]) -> list[int]:
-    extremes = zip(min(rows), max(rows), strict=False)  # in lexicographic order
-    return [low for low, _ in takewhile(lambda pair: pair[0] == pair[1], extremes)]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cards.backends.classifier import Output, SequenceClassifier
 from cards.backends.local.loading import check_model, load, worker_on
 from cards.backends.local.memory import cache_size_on
-from cards.backends.local.readers import Layout, SlotScorer, TextScorer, exact_layout, is_causal, rm_proof
+from cards.backends.local.readers import CausalScorer, Layout, LayoutScorer, exact_layout, is_causal, rm_proof
 from cards.errors import ModelError
 
 log = logging.getLogger("cards")
@@ -60,7 +60,7 @@ class ClassifierReward(SequenceClassifier):
         model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading, **reading)
         return cls(model, tokenizer, name=name, **reading, **options)
 
-    def _reader(self, slots: int | None, context: int | None) -> SlotScorer | TextScorer:
+    def _reader(self, slots: int | None, context: int | None) -> CausalScorer | LayoutScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""
         model, pad_id = self.model, self.tokenizer.pad_token_id or 0
         proof = rm_proof(model, self.tokenizer, self.limit, self.name)
@@ -69,7 +69,7 @@ class ClassifierReward(SequenceClassifier):
         if is_causal(model) and batched:
             try:
                 size = cache_size_on(model.device, slots, context, self.limit)
-                reader = SlotScorer(proof, self.combine, size, self.limit)
+                reader = CausalScorer(proof, self.combine, size, self.limit)
                 self.context = self.limit = reader.length
                 return reader
             except ModelError as error:
@@ -78,7 +78,7 @@ class ClassifierReward(SequenceClassifier):
         ways = {"head": "without prefix reuse", "equal": "texts of equal length together", "single": "one text at a time"}
         if layout in ways:
             log.warning("Reward %r scores %s, because %s", self.name, ways[layout], reason)
-        return TextScorer(model, self.combine, pad_id, layout)
+        return LayoutScorer(model, self.combine, pad_id, layout)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.reader.score(rows)

@@ -72,7 +72,9 @@ class LogitsMethod(Sampled, Mixture):
         mixed = MixtureEngine(engine, self)
 
         async def law(response: Response) -> Floats:
-            return distribution(await proposal_logits(mixed, request.prompt, response), self.sampling, len(response.token_ids))
+            return distribution(
+                await next_token_logits(mixed, request.prompt, response), self.sampling, len(response.token_ids)
+            )
 
         return sample_tokens(request, mixed, law, self.chunk)
 
