@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import product
@@ -91,13 +91,22 @@ class Placement:
         """Load the reward of this name, with the same options."""
         return load_reward(name, **self.options)
 
-    def check(self, names: Mapping[str, str], methods: Iterable[Method] = ()) -> list[Checked]:
+    def check(
+        self,
+        names: Mapping[str, str],
+        methods: Iterable[Method] = (),
+        check_chats: Callable[[bool], None] | None = None,
+    ) -> list[Checked]:
         """Check the models of a command before any weights are read, and return those whose weights can be fetched.
 
         names: the name of the LM under `--model`, and those of rewards under other options. Models that settings of the
-        methods name are checked too. Raises the errors of `load_engine` and `load_reward`.
+        methods name are checked too. check_chats: is called with whether the LM has a chat template, if that is known.
+        Raises its errors and those of `load_engine` and `load_reward`.
         """
         found = {option: self._check(option, name) for option, name in names.items()}
+        for chats in (checked.chats for checked in found.get("--model", ())):
+            if check_chats is not None and chats is not None:
+                check_chats(chats)
         parts = [("--draft", self.draft)] if self.draft else []
         for method in [*methods, *([] if self.mix is None else [read_mix(self.mix)])]:
             for flag, name, kind in models_of(method):

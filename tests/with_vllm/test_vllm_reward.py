@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import signal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,25 @@ def test_what_cannot_work_is_refused_before_vllm_starts(of_three: Path) -> None:
         VLLMReward.load(str(of_three), output="kin")
     with pytest.raises(ModelError, match="no trained score head"):
         VLLMReward.load(str(TINY / "lm"))
+    settings = json.loads((of_three / "config.json").read_text()) | {"is_causal": False}
+    bidirectional = shutil.copytree(of_three, of_three.with_name("bidirectional"))
+    (bidirectional / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="its attention is not causal"):
+        VLLMReward.load(str(bidirectional))
+
+
+async def test_a_text_that_scores_differently_in_a_batch_is_refused(reward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    await asyncio.to_thread(reward.check_batches)
+    classify, calls = reward.host.classify, count()
+
+    async def drifting(tokens: list[int]) -> Any:
+        output = await classify(tokens)
+        output.outputs.data = output.outputs.data + next(calls)
+        return output
+
+    monkeypatch.setattr(reward.host, "classify", drifting)
+    with pytest.raises(ModelError, match="scores the same text differently in a batch"):
+        await asyncio.to_thread(reward.check_batches)
 
 
 async def test_several_outputs_and_the_end_of_an_engine(of_three: Path, twin: Engine) -> None:

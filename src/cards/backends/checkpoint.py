@@ -20,6 +20,7 @@ from cards.fingerprint import fingerprint
 
 AUTO = {"lm": "AutoModelForCausalLM", "rm": "AutoModelForSequenceClassification"}
 HEADS = ("score", "classifier", "classification_head", "logits_proj", "sequence_summary", "v_head")
+TEMPLATES = (".jinja", "chat_template.json")
 ADAPTER_CONFIG = "adapter_config.json"
 LAYER_ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA", "MISS")
 OTHER_MODELS = (  # their classes have siblings that load as causal LMs
@@ -104,6 +105,15 @@ class Checkpoint:
     @property
     def _tokenizer_folder(self) -> ModelFolder:
         return self.adapter if self.adapter is not None and self.adapter.check_tokenizer() else self.base
+
+    @property
+    def chats(self) -> bool | None:
+        """Whether the tokenizer has a chat template; None if its own code may bring one. Raises ModelError."""
+        folder = self._tokenizer_folder
+        settings = folder.json("tokenizer_config.json")
+        if settings.get("chat_template") or any(file.endswith(TEMPLATES) for file in folder.files):
+            return True
+        return None if "auto_map" in settings else False
 
     def shares_tokenizer(self, other: Checkpoint) -> bool:
         """Return whether both models have the same tokenizer. It is loaded only if the files differ. Raises ModelError."""

@@ -19,7 +19,7 @@ from cards.tokenizer import PairTokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Output = int | str | Sequence[float] | None
 
@@ -105,7 +105,7 @@ class SequenceClassifier(Classifier):
         self.model = model.train(False)
         super().__init__(
             tokenizer,
-            labels_of(model),
+            labels_of(model.config),
             output=output,
             form=form,
             target=target if target is not None else getattr(model.config, "cards_target", None),
@@ -118,10 +118,10 @@ class SequenceClassifier(Classifier):
         return super().combine(outputs.double().numpy(force=True))
 
 
-def labels_of(model: PreTrainedModel) -> dict[int, str]:
-    """Return the names of the model's outputs."""
-    labels = cast("dict[int, str]", model.config.id2label or {})
-    return {i: labels.get(i, "") for i in range(cast(int, model.config.num_labels))}
+def labels_of(config: PreTrainedConfig) -> dict[int, str]:
+    """Return the names of the outputs of a model with this configuration."""
+    labels = cast("dict[int, str]", config.id2label or {})
+    return {i: labels.get(i, "") for i in range(cast(int, config.num_labels))}
 
 
 def output_weights(labels: Mapping[int, str], output: Output, name: str) -> NDArray[np.float64]:

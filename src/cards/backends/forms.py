@@ -23,18 +23,25 @@ class TypedRow(list[int]):
 
 
 def with_form(tokenizer: PairTokenizer, form: str | None) -> PairTokenizer:
-    """Return the tokenizer, with the chat template `form` (Jinja, or a .jinja file) unless `form` is pair, plain or None.
+    """Return the tokenizer, with the chat template `form` unless `form` is pair, plain or None. Raises SettingError."""
+    template = form_template(form)
+    if template is not None:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def form_template(form: str | None) -> str | None:
+    """Return the chat template `form` (Jinja, or a .jinja file), or None for pair, plain and None.
 
     Raises SettingError for any other form.
     """
     if form is None or form in ("pair", "plain"):
-        return tokenizer
+        return None
     template = read_template(form)
     if "{{" not in template:
         raise SettingError(f"form must be 'pair', 'plain', a chat template or a .jinja file, got {form!r}.")
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = template
-    return tokenizer
+    return template
 
 
 class ResponseEncoder:

@@ -80,7 +80,7 @@ def decode(plan: Plan, path: Path, baseline: str) -> Session:
     reward = reward_for(plan.model, plan.reward, [arm.method for arm in arms])
     plan = replace(plan, reward=reward)
     records = read_prompts(plan.prompts)
-    models = load_models(plan.model, reward, plan.gold, plan, [arm.method for arm in arms])
+    models = load_models(plan.model, reward, plan.gold, plan, [arm.method for arm in arms], plan.check_template)
     with opened(path, header(plan, models), "bench") as session:
         known = {"vanilla", *(arm.label for arm in arms), *(row["label"] for row in session.rows)}
         if baseline not in known:

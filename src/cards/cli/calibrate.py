@@ -57,7 +57,7 @@ def calibrate(
     check(reward != "none", "A calibration needs a reward: choose one with --reward.")
     check(out.suffix == ".json", f"--out must end in .json, got {str(out)!r}.")
     records = sample(read(prompts), limit, plan.seed)
-    models = load_models(model, reward, "none", placement)
+    models = load_models(model, reward, "none", placement, check_chats=plan.check_template)
     assert models.reward is not None
     records = models.fitting(records, plan, plan.max_tokens)
     check(len(records) > 1, f"A calibration needs at least 2 prompts, got {len(records)}.")

@@ -57,7 +57,7 @@ def compare(
         text = sys.stdin.read()
     if not text or not text.strip():
         raise PromptError("The prompt is empty: give a text.")
-    models = load_models(model, reward, gold, placement, [arm.method for arm in arms])
+    models = load_models(model, reward, gold, placement, [arm.method for arm in arms], prompting.check_template)
     prompt = prompting.prompt(text, models.engine.chats)
     models.run(models.warm_up(prompt))
     panes = [Pane(arm) for arm in arms]

@@ -51,7 +51,7 @@ def diagnose(
     check(reward != "none", "There is no reward to diagnose: choose one with --reward.")
     records = sample(read(prompts), limit, plan.seed) if prompts is not None else []
     preferred = preference_pairs.read(pairs)[:limit] if pairs is not None else []
-    models = load_models(model, reward, gold, placement)
+    models = load_models(model, reward, gold, placement, check_chats=plan.check_template)
     assert models.reward is not None
     records = models.fitting(records, plan, plan.max_tokens)
     check(len(records) + len(preferred) > 0, "There are no prompts left to measure on: give more, or lower --max-tokens.")

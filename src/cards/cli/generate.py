@@ -57,15 +57,19 @@ def generate(
         text = sys.stdin.read()
     if text is not None and not text.strip():
         raise PromptError("The prompt is empty: give a text.")
-    decoder = load_decoder(model, reward, chosen, placement)
+
+    def check_chats(chats: bool) -> None:
+        if text is None and not chats:
+            raise PromptError(f"Model {model!r} has no chat template, which a chat needs: give a text to continue.")
+        prompting.check_template(chats)
+
+    decoder = load_decoder(model, reward, chosen, placement, check_chats)
 
     def run(prompt: str | Sequence[Message]) -> Result:
         with one_line_warnings(), View(trace=trace, silent=json, strip=not isinstance(prompt, str)) as view:
             return respond(decoder, prompt, view, options, trace)
 
     if text is None:
-        if not decoder.engine.chats:
-            raise PromptError(f"Model {model!r} has no chat template, which a chat needs: give a text to continue.")
         chat(lambda conversation: run(prompting.prompt(conversation, chats=True)))
         return
     result = run(prompting.prompt(text, decoder.engine.chats))

@@ -85,7 +85,7 @@ def serve(
     configure()
     if not keys and host not in LOCAL:
         log.warning("no API key is set: everyone who can reach the host can use the server", extra={"fields": {"host": host}})
-    models = load_models(model, reward, "none", placement, [chosen])
+    models = load_models(model, reward, "none", placement, [chosen], options.check_template)
     decoder = models.decoder(chosen)
     app = make_app(models.engine, models.reward, decoder.method, options, tracing)
     warnings.simplefilter("ignore", UnreachableTargetWarning)  # usage and metrics report fallbacks

@@ -24,6 +24,10 @@ class Checked(Protocol):
     def shares_tokenizer(self, other: Any) -> bool:
         """Return whether another checked LM of this back end has the same tokenizer. Raises ModelError."""
 
+    @property
+    def chats(self) -> bool | None:
+        """Whether the tokenizer has a chat template; None if that is not known yet."""
+
 
 class Backend(Protocol):
     """A loader of models by name. The name includes its prefix (`vllm:NAME`).

@@ -14,8 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.checkpoint import NO_HEAD, Checkpoint, brief
+from cards.backends.classifier import Output, labels_of, output_weights
 from cards.backends.configuration import resolve_dtype
 from cards.backends.files import TINY, Kind, ModelFolder
+from cards.backends.forms import form_template
 from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
 from cards.backends.local.memory import check_model_fits
 from cards.backends.quiet import quiet
@@ -73,14 +75,23 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     token: str | None = None,
     found: ModelFolder | None = None,
+    output: Output = None,
+    form: str | None = None,
     **_: Any,
 ) -> Checkpoint:
-    """Return a checkpoint that can be loaded in this process, as far as this is known without weights. Raises as `load`."""
+    """Return a checkpoint that can be loaded in this process, as far as this is known without weights.
+
+    output, form: those of a reward (see `Classifier`). Raises as `load`.
+    """
     checkpoint = Checkpoint.open(name, kind, trust_remote_code=trust_remote_code, token=token, found=found)
     checkpoint.check_quantization()
     if kind == "lm" and checkpoint.config.to_dict().get("quantization_config", {}).get("load_in_8bit"):
         raise eight_bit(name)
     checkpoint.check_weights()
+    if kind == "rm":
+        form_template(form)
+        if checkpoint.adapter is None and (checkpoint.config.architectures or [""])[0].endswith("ForSequenceClassification"):
+            output_weights(labels_of(checkpoint.config), output, name)
     return checkpoint
 
 
@@ -101,15 +112,18 @@ def load(
     threads: int | None = None,
     trust_remote_code: bool = False,
     token: str | None = None,
+    output: Output = None,
+    form: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer: embedded, a folder, or a Hugging Face name.
 
+    output, form: options of a reward, which are checked before its weights are read.
     Raises UnknownNameError if the model does not exist, ModelError if it cannot be loaded, SettingError if the device does
     not exist or the model does not fit into its memory.
     """
     torch_device = resolve_device(device)
     resolve_dtype(dtype, torch_device)  # raises here, before files are read
-    checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token)
+    checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token, output=output, form=form)
     config = checkpoint.config
     stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
     small = Path(checkpoint.base.folder).is_relative_to(TINY)  # embedded models gain no time from half precision

@@ -87,7 +87,8 @@ def forward(model: PreTrainedModel, texts: Sequence[list[int]], pad_id: int, lay
     if (getattr(model.config, "type_vocab_size", None) or 0) > 1 and "token_type_ids" in known:
         inputs["token_type_ids"] = _token_types(texts).to(model.device)
     with last_token_read(model, len(texts)):
-        return cast(Tensor, model(input_ids=ids, **inputs).logits)
+        logits = cast(Tensor, model(input_ids=ids, **inputs).logits)
+    return logits.unsqueeze(-1) if logits.dim() == 1 else logits  # some models return one number for each text
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def rm_proof(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context
     if shape != (model.config.num_labels,):
         raise ModelError(
             f"Reward {name!r} returns outputs of shape {shape} for a text, but its configuration has "
-            f"{model.config.num_labels} labels. Use another reward model."
+            f"{model.config.num_labels} labels. Call the model in a function of your own (--reward file.py:function)."
         )
     if not proof.error([reference(model, proof.texts[0]), *proof.expected[1:]]) <= max(
         REPEATED, 4 * torch.finfo(model.dtype).eps

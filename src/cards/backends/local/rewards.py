@@ -47,6 +47,8 @@ class ClassifierReward(SequenceClassifier):
         threads: int | None = None,
         trust_remote_code: bool = False,
         token: str | None = None,
+        output: Output = None,
+        form: str | None = None,
         **options: Any,
     ) -> ClassifierReward:
         """Load `tiny`, a folder, or a Hugging Face name, as `load_engine` does. Options are those of the class.
@@ -54,8 +56,9 @@ class ClassifierReward(SequenceClassifier):
         Raises ModelError if the model has no trained score head.
         """
         loading: dict[str, Any] = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
-        model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading)
-        return cls(model, tokenizer, name=name, **options)
+        reading: dict[str, Any] = {"output": output, "form": form}
+        model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading, **reading)
+        return cls(model, tokenizer, name=name, **reading, **options)
 
     def _reader(self, slots: int | None, context: int | None) -> CausalScorer | LayoutScorer:
         """Return the fastest reader that scores as the model's own forward pass does. Raises ModelError."""

@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is reserved for responses
 
 try:
-    from vllm import PoolingParams, SamplingParams
+    from vllm import ModelRegistry, PoolingParams, SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs import tokens_input
     from vllm.platforms import current_platform
@@ -61,8 +61,9 @@ class Host(Composite):
         for option in options:
             if option not in known:
                 raise UnknownNameError("vLLM option", option, known)
-        dtype = str(resolve_dtype(dtype, torch.device(kind))).removeprefix("torch.")
+        self.dtype = resolve_dtype(dtype, torch.device(kind))
         options = BASE_OPTIONS | (CPU_OPTIONS if kind == "cpu" else {}) | options
+        written: Any = str(self.dtype).removeprefix("torch.")
         self.numbers = count()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.loop = asyncio.new_event_loop()
@@ -72,7 +73,7 @@ class Host(Composite):
         async def start() -> AsyncLLM:
             resource_tracker.ensure_running()  # starting it later would unblock SIGINT again
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited, so that Ctrl-C does not end vLLM's processes
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, dtype=dtype, **options))
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, dtype=written, **options))
 
         try:
             self.llm: AsyncLLM = asyncio.run_coroutine_threadsafe(start(), self.loop).result()
@@ -139,8 +140,17 @@ class Host(Composite):
 
     async def aclose(self) -> None:
         """Cancel all requests and end vLLM's processes."""
-        await asyncio.to_thread(self._finalizer)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Cancel all requests and end vLLM's processes. The calling thread waits for it."""
+        self._finalizer()
         self.__dict__.pop("llm", None)  # freed here, because vLLM's clean-up fails when the interpreter exits
+
+
+def known_architectures() -> frozenset[str]:
+    """Return the names of the architectures in vLLM's registry."""
+    return frozenset(ModelRegistry.get_supported_archs())
 
 
 def _shut_down(

@@ -13,9 +13,13 @@ from cards.backends.checkpoint import Checkpoint
 from cards.backends.classifier import Output, SequenceClassifier, labels_of, output_weights
 from cards.backends.configuration import context_length, flops_per_token
 from cards.backends.forms import TypedRow
-from cards.backends.vllm.host import Host
+from cards.backends.local.readers import REPEATED, probes
+from cards.backends.vllm.heads import check_head, check_options
+from cards.backends.vllm.host import Host, known_architectures
 from cards.errors import ModelError, RewardError
 from cards.usage import current_account
+
+NOISE = 32  # roundings, relative to the largest output, by which two runs of a text in half precision may differ
 
 
 class VLLMReward(SequenceClassifier):
@@ -42,15 +46,15 @@ class VLLMReward(SequenceClassifier):
     ) -> VLLMReward:
         """Load `tiny`, a folder, or a Hugging Face name. Options are those of vLLM's AsyncEngineArgs; token: see `load_engine`.
 
-        Raises ModelError if the model has no trained score head.
+        Raises ModelError if the model has no trained score head, or if vLLM does not score as the model's own forward pass.
         """
+        check_options(options)
         trust = bool(options.get("trust_remote_code"))
         checkpoint = Checkpoint.open(name, "rm", trust_remote_code=trust, token=token)
         checkpoint.check_weights()
         model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
-        if not any("ForSequenceClassification" in kind for kind in model.config.architectures or ()):
-            raise ModelError(f"Model {name!r} has no trained score head. A reward model must be a trained sequence classifier.")
-        output_weights(labels_of(model), output, name)  # raises here, because vLLM takes long to start
+        check_head(checkpoint, model, known_architectures())
+        output_weights(labels_of(model.config), output, name)  # raises here, because vLLM takes long to start
         length = context_length(model, context)
         options = {"gpu_memory_utilization": 0.4} | options
         checkpoint.fetch()
@@ -64,7 +68,33 @@ class VLLMReward(SequenceClassifier):
             runner="pooling",
             **options,
         )
-        return cls(host, model, tokenizer, output=output, form=form, target=target, context=context, name=f"vllm:{name}")
+        reward = cls(host, model, tokenizer, output=output, form=form, target=target, context=context, name=f"vllm:{name}")
+        try:
+            reward.check_batches()
+        except BaseException:
+            host.close()
+            raise
+        return reward
+
+    def check_batches(self) -> None:
+        """Raise ModelError if vLLM scores a text together with others, partly from its cache, differently than alone."""
+        texts = probes(self.model, self.tokenizer, self.limit, window=0)
+
+        async def classify_twice() -> tuple[list[Any], list[Any]]:
+            alone = [await self.host.classify(text) for text in texts]
+            return alone, await asyncio.gather(*map(self.host.classify, texts))
+
+        alone, together = (
+            torch.stack([output.outputs.data.double() for output in outputs])
+            for outputs in self.host.submit(classify_twice).result()
+        )
+        tolerance = max(REPEATED, NOISE * torch.finfo(self.host.dtype).eps)
+        if not (alone - together).abs().max() <= tolerance * alone.abs().max():
+            raise ModelError(
+                f"vLLM scores the same text differently in a batch of {self.name!r}: by {(alone - together).abs().max():.2g}. "
+                "Load it without vllm:."
+            )
+        self.host.forget()
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         if (getattr(self.model.config, "type_vocab_size", None) or 0) > 1 and any(isinstance(row, TypedRow) for row in rows):
