@@ -1,4 +1,4 @@
-"""How often rounding decides about a response: a quantised GGUF file against the same model in float32, alone and in a batch."""
+"""How often rounding decides about a response: a quantised GGUF file against the same model in float32, and in a batch."""
 
 from __future__ import annotations
 
