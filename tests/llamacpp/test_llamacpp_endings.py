@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import signal
 import subprocess
 import sys
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from helpers import cancelled_requests
 from helpers.gguf_files import write_mamba
-
-from cards.backends.llamacpp.engine import LlamaEngine
-from cards.engines.base import Ask
-from cards.events import Response
-
-STATM = Path("/proc/self/statm")
-PAGE = 4096
 
 
 @pytest.mark.slow
@@ -41,26 +34,10 @@ def test_ctrl_c_ends_a_decode_with_what_was_accepted_so_far(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-async def test_10000_cancelled_requests_leave_no_sequence_taken_and_no_memory(lm_file: str) -> None:
-    engine = LlamaEngine.load(lm_file, dtype="float32", slots=8, threads=1)
-    prompt = engine.encode("Once upon a time")
-
-    async def cancelled(seed: int) -> None:
-        async with aclosing(engine.propose(Ask(prompt, Response(), 4, seed=seed, n=2))) as batches:
-            if seed % 100 == 0:
-                await anext(batches)
-            elif seed % 5:
-                await asyncio.sleep(0)  # the request waits or runs
-
-    async def cancel(count: int) -> int:
-        """Start and cancel requests, 50 at a time, and return the memory of this process in bytes."""
-        for start in range(0, count, 50):
-            await asyncio.gather(*map(cancelled, range(start, start + 50)))
-        await engine.settle()
-        assert engine.rows_in_use == 0
-        assert engine.scheduler.slots.idle.all()
-        return int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0
-
-    before = await cancel(1000)
-    assert await cancel(9000) - before < 5e6
-    await engine.aclose()
+def test_10000_cancelled_requests_leave_no_sequence_taken_and_no_memory(lm_file: str) -> None:
+    command = [sys.executable, cancelled_requests.__file__, lm_file, "10"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["decoding"] > 1000
+    assert told["memory"][-1] - told["memory"][2] < 3e6

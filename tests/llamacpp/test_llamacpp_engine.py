@@ -101,10 +101,10 @@ async def test_cancelled_requests_leave_no_sequence_taken(engine: LlamaEngine) -
     wanted = await proposals(engine, ask)
     for seed in range(40):
         async with aclosing(engine.propose(Ask(ask.prompt, Response(), 40, seed=seed, n=6))) as batches:
-            if seed % 2:
-                await anext(batches)
-            else:
-                await asyncio.sleep(0.001)
+            batch = asyncio.ensure_future(anext(batches))
+            await asyncio.wait([batch], timeout=None if seed % 2 else 0.001)
+            batch.cancel()
+            await asyncio.gather(batch, return_exceptions=True)
     await engine.settle()
     assert engine.rows_in_use == 0
     assert engine.scheduler.slots.idle.all()
