@@ -83,7 +83,7 @@ async def send(target: Target, path: str, body: Any, *, leave_after: float | Non
     """Return the response to a request, or "" if the client leaves. `slow`: seconds until it begins to read."""
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(target.url.rpartition(":")[2]))
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
     try:
         writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         await asyncio.sleep(slow)

@@ -61,7 +61,7 @@ class Running:
     def send(self, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
         """Send a request on a new socket. The caller reads the response."""
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(data)}\r\n\r\n"
         opened = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         opened.sendall(head.encode() + data)

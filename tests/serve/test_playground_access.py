@@ -86,7 +86,7 @@ def test_pages_of_other_origins_are_refused(page: Running, path: str) -> None:
 
 
 def test_open_pages_leave_connections_to_the_api() -> None:
-    heartbeat = b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: x\r\n\r\n"
+    heartbeat = b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with serving(mock(), Switch(), CARDS_IN_THREES, playground=True, limit_connections=6) as running, ExitStack() as stack:
         for _ in range(3):
             opened = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))

@@ -19,7 +19,7 @@ from helpers.running_server import Running, Switch, serving, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
 HALF = b"GET /health HTTP/1.1\r\nX-A: b\r\n"
-WHOLE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def test_a_prompt_that_is_tokenized_does_not_delay_the_end(monkeypatch: pytest.M
 def test_a_body_that_still_arrives_is_answered_in_openais_form(caplog: pytest.LogCaptureFixture) -> None:
     with serving(mock(), Switch(), CARDS_IN_THREES, drain=0.1) as running:
         opened = socket.create_connection(("127.0.0.1", running.port), timeout=60)
-        opened.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        opened.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         until(lambda: running.server.server_state.tasks)
         end(running)
         head, _, body = read(opened).partition("\r\n\r\n")

@@ -211,7 +211,7 @@ def test_a_large_body_is_refused_before_it_is_read(mocked: Running) -> None:
     answer = mocked.post(content=large, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     with socket.create_connection(("127.0.0.1", mocked.port), timeout=60) as opened:  # the answer comes without the body
-        opened.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n")
+        opened.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\n\r\n")
         assert opened.recv(4096).startswith(b"HTTP/1.1 413")
 
 
@@ -224,7 +224,7 @@ def test_a_large_body_of_unknown_length_is_refused_when_it_is_too_long(mocked: R
 def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
     with serving(mock(), Switch(), CARDS_IN_THREES, read_timeout=0.2) as running:
         with socket.create_connection(("127.0.0.1", running.port), timeout=60) as opened:
-            opened.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            opened.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
             assert opened.recv(4096).startswith(b"HTTP/1.1 408")
             until(lambda: opened.recv(4096) == b"")  # and the connection ends
         assert_free(running)
