@@ -92,13 +92,17 @@ def read_mix(text: str) -> Method:
 
 
 def load_engine(name: str, *, mix: str | Mixture | None = None, **options: Any) -> Engine:
-    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, `vllm:NAME`, an http(s) address, PREFIX:NAME of a plug-in.
+    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, a GGUF file, `vllm:NAME`, an http(s) address,
+    PREFIX:NAME of a plug-in.
 
     mix: a token-level method that combines the logits of several LMs or prompts, such as
     `"proxy-tuning:tuned=A,untuned=B"`. Every method can then run on the mixture.
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
-    of responses. options: options of the back end, such as device, dtype, slots and context.
+    of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
+    that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
+    `llama` has further ones for the GGUF files among the models, by name.
+    A Hugging Face name may have a revision: `NAME@REVISION`.
     Raises UnknownNameError, ModelError, MismatchError or SettingError.
     """
     rule = read_mix(mix) if isinstance(mix, str) else mix

@@ -300,9 +300,8 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(kind for part in get_args(hint) for kind in kinds_of(part)))
     if get_origin(hint) is Literal:
         return get_args(hint)
-    return (
-        (hint,) if hint in NAMES or hint is Boundary or _is_nested(hint) else ()
-    )  # a model cannot be given as text, but its name can
+    # a model cannot be given as text, but its name can
+    return (hint,) if hint in NAMES or hint is Boundary or _is_nested(hint) else ()
 
 
 def _is_nested(kind: Any) -> bool:

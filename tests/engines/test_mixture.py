@@ -16,6 +16,7 @@ import torch
 from helpers.composed_laws import proxy_tuned
 from helpers.letter_world import END, LETTERS, Ids, next_token, segments
 from helpers.mock_models import assert_free
+from helpers.proposals import assert_cache_and_company_change_nothing, candidates
 from helpers.random_models import Pair, language_model, word_tokenizer, words
 
 from cards import CARDS, Decoder, load_engine
@@ -47,11 +48,6 @@ def engine(model: Model = next_token, **options: Any) -> MockEngine:
 
 def proxy(**options: Any) -> ProxyTuning:
     return ProxyTuning(tuned=engine(TUNED, **options), untuned=engine(UNTUNED), weight=0.7)
-
-
-async def candidates(source: Engine, ask: Ask) -> list[Segment]:
-    async with aclosing(source.propose(ask)) as batches:
-        return [segment async for batch in batches for segment in batch]
 
 
 def drawn(source: Engine, *, prompt: str = "a", seeds: int = 1, **options: Any) -> list[Segment]:
@@ -312,7 +308,7 @@ def test_a_text_that_names_no_mixture_is_refused_before_models_are_loaded(mix: s
 def test_a_mixture_is_an_option_of_the_engine() -> None:
     source = load_engine("tiny", mix="genarm:guides=tiny-draft,tiny-aligned,weights=0.5,1", draft="tiny-draft", slots=4)
     assert isinstance(source, SpeculativeEngine)
-    assert isinstance(source.target, MixtureEngine)
+    assert isinstance(source.engine, MixtureEngine)
     assert [one.name for one in source.target.parts] == ["tiny", "tiny-draft", "tiny-aligned"]  # type: ignore[attr-defined]
     assert {one.rows for one in source.target.parts} == {4}  # type: ignore[attr-defined]
     method = BestOfN(n=2, inner=CARDS(target=0.0))
@@ -341,13 +337,7 @@ async def test_with_real_models_cache_and_company_change_nothing(pair: Pair, rul
     source = MixtureEngine(pair.engine(slots=8), mixture)
     sampling = Sampling(0.8, top_k=30)
     ask = Ask(source.encode(words(range(2, 30))), Response(), 30, boundary, sampling, 11, n=6)
-    together = await candidates(source, ask)
-    source.forget()
-    alone = [s for i in range(6) for s in await candidates(source, replace(ask, first=i, n=1))]
-    assert together == alone
-    again, different = await asyncio.gather(candidates(source, ask), candidates(source, replace(ask, seed=12)))
-    assert again == together
-    assert different != together
+    await assert_cache_and_company_change_nothing(source, ask)
     await source.aclose()
 
 

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub, with revisions and code of their own. The Hub is simulated."""
+"""Models of the Hugging Face Hub, with revisions and with their own code. The Hub is simulated."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.letter_world import BY_ENTROPY, END, LETTERS, Ids, Law, entropy, next_token, segments
 from helpers.mock_models import assert_free
+from helpers.proposals import assert_cache_and_company_change_nothing, candidates
 from helpers.random_models import Pair, language_model, word_tokenizer, words
 
 from cards import CARDS, Decoder
@@ -47,11 +48,6 @@ def near(ids: Ids) -> list[float]:
 
 def engine(model: Model, end: int | None = END, **options: Any) -> MockEngine:
     return MockEngine(model, LETTERS, end=None if end is None else LETTERS[end], **options)
-
-
-async def candidates(source: Engine, ask: Ask) -> list[Segment]:
-    async with aclosing(source.propose(ask)) as batches:
-        return [segment async for batch in batches for segment in batch]
 
 
 def drawn(source: Engine, *, seeds: int = 1, **options: Any) -> list[Segment]:
@@ -258,7 +254,7 @@ def test_any_method_works_over_it() -> None:
         ours, plain = (Decoder(e, count_of_b, method)("a", max_tokens=12, seed=4) for e in (source, engine(next_token)))
         assert ours.segments == plain.segments
         assert ours.usage.lm_wasted_tokens == plain.usage.lm_wasted_tokens
-    assert source.requests == source.target.requests == 0
+    assert source.requests == source.engine.requests == 0
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -277,13 +273,7 @@ ASK = {"sampling": Sampling(0.8, top_k=30), "boundary": Entropy(3, 20, 2.6), "n"
 async def test_with_real_models_cache_and_company_change_nothing(pair: Pair) -> None:
     source = SpeculativeEngine(pair.engine(slots=8), small_draft(pair, 3), 3)
     ask = Ask(source.encode(words(range(2, 30))), Response(), 40, **ASK)  # type: ignore[arg-type]
-    together = await candidates(source, ask)
-    source.forget()
-    alone = [s for i in range(6) for s in await candidates(source, replace(ask, first=i, n=1))]
-    assert together == alone
-    again, other = await asyncio.gather(candidates(source, ask), candidates(source, replace(ask, seed=12)))
-    assert again == together
-    assert other != together
+    await assert_cache_and_company_change_nothing(source, ask)
     await source.aclose()
 
 
@@ -318,14 +308,14 @@ async def test_leaving_early_frees_the_rows_of_both_models(llama_float32: Pair) 
     async with aclosing(source.propose(Ask(source.encode(words(range(2, 9))), Response(), 60, n=6))) as batches:
         await anext(batches)
     await source.settle()
-    for e in (source.target, source.draft):
+    for e in (source.engine, source.draft):
         assert isinstance(e, TransformersEngine)
         await assert_free(e)
     await source.aclose()
 
 
 async def test_segments_end_where_the_target_cannot_end_them_itself() -> None:
-    """Boundaries read the target's logits, so a limit of its own proposals does not matter."""
+    """Boundaries read the target's logits, so the limits of its proposals do not matter."""
 
     class Limited(MockEngine):
         def check_boundary(self, boundary: Boundary) -> None:

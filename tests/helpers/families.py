@@ -32,7 +32,7 @@ def small_lm(config: type, changes: dict[str, Any] | None = None, *, seed: int =
     torch.manual_seed(seed)
     model = hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **(changes or {})})).eval()
     with torch.no_grad():
-        for weight in model.parameters():  # norms and biases that a fresh model leaves at one and nought
+        for weight in model.parameters():  # norms and biases that a fresh model leaves at one and zero
             if weight.dim() == 1:
                 weight.add_(0.2 * torch.randn_like(weight))
     return model

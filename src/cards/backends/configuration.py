@@ -28,7 +28,7 @@ def resolve_dtype(dtype: str, device: torch.device, stored: torch.dtype | None =
 
 
 def has_bfloat16() -> bool:
-    """Return whether the CPU multiplies bfloat16 matrices with instructions of its own."""
+    """Return whether the CPU multiplies bfloat16 matrices with special instructions."""
     known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.10
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

@@ -76,7 +76,7 @@ class ModelFolder:
         for path in (self.folder / name for name in found):
             if path.exists():
                 start, end = _ends(path)
-                _refuse_pointer(path, start)
+                refuse_pointer(path, start)
                 if path.suffix == ".json" and not end.rstrip().endswith(b"}"):
                     raise ModelError(f"{path} is damaged or incomplete: copy or download it again.")
         return bool(found)
@@ -149,7 +149,7 @@ def check_file(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     start, _ = _ends(file)
-    _refuse_pointer(file, start)
+    refuse_pointer(file, start)
     damage: object = None
     if file.suffix == ".safetensors":
         try:
@@ -171,7 +171,7 @@ def _ends(file: Path) -> tuple[bytes, bytes]:
         return start, content.read()
 
 
-def _refuse_pointer(file: Path, start: bytes) -> None:
+def refuse_pointer(file: Path, start: bytes) -> None:
     if start == LFS:
         raise ModelError(f"{file} is a pointer of Git LFS instead of its content: run 'git lfs pull' in its repository.")
 

@@ -1,4 +1,4 @@
-"""What the generation config of a model asks for: tokens that it never writes, and what cannot be honoured."""
+"""The generation config of a model: the tokens that it never writes, and a warning about settings that have no effect."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _templates(folder: Path) -> dict[str, str]:
-    """Return the chat templates in files of their own, by name."""
+    """Return the chat templates in separate files, by name."""
     files = {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     files |= {"default": file} if (file := folder / "chat_template.jinja").is_file() else {}
     return {name: file.read_text(encoding="utf-8") for name, file in files.items()}

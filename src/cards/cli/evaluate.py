@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DECODED = ("prompts", "system", "chat_template_kwargs", "limit", "sample_seed", "seeds", "seed", "max_tokens")  # in the report
 STEERED = "--{} {} steered some of these responses, so it cannot grade them: choose another reward model."
-OWN = ("methods", "prompts", "form", "stop", "concurrency", "reward", "gold")  # settings with options of their own, or none
+OWN = ("methods", "prompts", "form", "stop", "concurrency", "reward", "gold")  # settings with separate options, or none
 DECODING, GRADING = "Decoding, as in `cards bench`", "Grading"
 
 

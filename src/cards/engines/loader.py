@@ -143,18 +143,7 @@ def load_engine(
     skip_layers: float | None = None,
     **options: Any,
 ) -> Engine:
-    """Load an LM: `tiny` (embedded), a folder, a Hugging Face name, a GGUF file, `vllm:NAME`, an http(s) address,
-    PREFIX:NAME of a plug-in.
-
-    mix: the rule of a mixture, whose logits replace those of the LM.
-    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
-    itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
-    of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
-    that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
-    `llama` has further ones for the GGUF files among the models, by name.
-    A Hugging Face name may have a revision: `NAME@REVISION`.
-    Raises UnknownNameError, ModelError, MismatchError or SettingError.
-    """
+    """Load an LM, as `cards.load_engine` does. `mix` is a rule whose models are loaded: this layer cannot read it as text."""
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
     found = backend(name)
     engine: Engine = found.load_engine(name, **options_for(found, options))

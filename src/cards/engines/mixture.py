@@ -6,15 +6,13 @@ import asyncio
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from cards.engines.base import Ask, Engine
-from cards.engines.ordered import in_order
-from cards.engines.speculative import after
+from cards.engines.derived import DerivedEngine, after
 from cards.engines.text import check_fits
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptTooLongError, check
@@ -59,7 +57,7 @@ class Mixture(ABC):
         return True
 
 
-class MixtureEngine(Engine):
+class MixtureEngine(DerivedEngine):
     """An engine that samples from a mixture of `engine` and the sources of `rule`.
 
     Each source is read with its own cache, and the candidates of all asks share its batches. Tokens that a source cannot read
@@ -68,10 +66,9 @@ class MixtureEngine(Engine):
     not provide logits.
     """
 
-    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
-
     def __init__(self, engine: Engine, rule: Mixture) -> None:
-        self.engine, self.rule, self.others = engine, rule, tuple(rule.sources(engine))
+        super().__init__(engine)
+        self.rule, self.others = rule, tuple(rule.sources(engine))
         engines = [engine, *(source.engine for source in self.others)]
         for one in engines:
             if "logits" not in one.has:
@@ -82,20 +79,11 @@ class MixtureEngine(Engine):
             if one.vocabulary != engine.vocabulary:
                 raise MismatchError(f"{one.name!r} and {engine.name!r}, which are mixed, do not share a tokenizer.")
         self.parts = list(dict.fromkeys(engines))
-        self.name, self.chats, self.vocabulary = engine.name, engine.chats, engine.vocabulary
-        self.tokenizer, self.end_ids, self.entropy_threshold = engine.tokenizer, engine.end_ids, engine.entropy_threshold
         self._excluded = engine.exclusions  # the mixture itself excludes nothing more
         self.context = min(one.context for one in engines)
         self.rows = max(1, min(one.rows // engines.count(one) for one in engines))
         self.vocab_size = min((one.vocab_size for one in engines if one.vocab_size is not None), default=None)
         self._prompts = lru_cache(4 * self.rows)(self._other_prompts)
-
-    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        wanted = asyncio.Event()  # candidates pause until the caller waits for more
-        candidates = [self._candidate(ask, ask.first + i, wanted) for i in range(ask.n)]
-        async with aclosing(in_order(candidates, wanted)) as batches:
-            async for batch in batches:
-                yield batch
 
     async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:
         writer, boundary = self.writer(ask), ask.boundary
@@ -185,23 +173,6 @@ class MixtureEngine(Engine):
 
     def _other_prompts(self, key: Key) -> tuple[Prompt, ...]:
         return tuple(key.prompt if source.prompt is None else source.prompt(key.prompt) for source in self.others)
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        return self.engine.tokenize(text)
-
-    @property
-    def requests(self) -> int:
-        return self.engine.requests
-
-    @requests.setter
-    def requests(self, count: int) -> None:
-        self.engine.requests = count
-
-    def without_layers(self, share: float) -> Engine:
-        return self.engine.without_layers(share)
-
-    def width(self, acceptance_rate: float, most: int) -> int:
-        return self.engine.width(acceptance_rate, most)
 
 
 class Key:

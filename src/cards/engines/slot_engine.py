@@ -15,9 +15,9 @@ from cards.engines.base import Ask, Engine
 from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.slots import Outputs, Slots
-from cards.engines.text import check_ids
+from cards.engines.text import check_fits, check_ids, encode
 from cards.errors import check
-from cards.events import Prompt, Response, Segment
+from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, invalid_logits, uniforms
 
 
@@ -30,6 +30,7 @@ class SlotEngine(Engine):
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
     scheduler: Scheduler
+    tokenizer: Any  # a `Tokenizer`, or one of a library
 
     def _start(self, slots: Slots, budget: int = 1024) -> None:
         """Run rows in these slots, with at most `budget` tokens in a step."""
@@ -55,6 +56,12 @@ class SlotEngine(Engine):
     @abstractmethod
     def _logprobs(self, logits: Outputs, tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
         """Return the log-probability of one token per row at a temperature."""
+
+    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
+        return check_fits(encode(self.tokenizer, prompt), self.name, self.context, self.vocab_size)
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
     def rows_in_use(self) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from cards.engines.base import Ask, Engine
+from cards.engines.derived import DerivedEngine, after
 from cards.engines.exclusions import Exclusions
-from cards.engines.ordered import in_order
 from cards.errors import MismatchError, check
-from cards.events import Message, Prompt, Response, Segment
+from cards.events import Prompt, Response, Segment
 from cards.sampling import DRAFT_TEST, RESIDUAL, TOKENS, Sampling, distribution, pick, uniforms
 from cards.usage import booked_as, current_account
 
@@ -52,7 +51,7 @@ class Shift:
         ]
 
 
-class SpeculativeEngine(Engine):
+class SpeculativeEngine(DerivedEngine):
     """An engine that samples from `target` in fewer steps, with tokens drafted by `draft`.
 
     This is exact speculative sampling (arXiv 2211.17192, 2302.01318). q and p are the next-token probabilities of draft and
@@ -70,8 +69,6 @@ class SpeculativeEngine(Engine):
     Raises MismatchError if the engines do not share a tokenizer or do not provide logits, and SettingError.
     """
 
-    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
-
     def __init__(self, target: Engine, draft: Engine, gamma: int = 4, *, shift: Shift | None = None) -> None:
         check_gamma(gamma)
         for engine in (target, draft):
@@ -79,21 +76,12 @@ class SpeculativeEngine(Engine):
                 raise MismatchError(f"Engine {engine.name!r} does not provide logits, which speculative decoding needs.")
         if target.vocabulary != draft.vocabulary:
             raise MismatchError(f"Draft {draft.name!r} and target {target.name!r} do not share a tokenizer.")
+        super().__init__(target)
         self.parts = (target, draft)
-        self.target, self.draft, self.gamma, self.shift = target, draft, gamma, shift
-        self.name, self.context, self.rows, self.chats = target.name, target.context, target.rows, target.chats
-        self.entropy_threshold, self.vocabulary = target.entropy_threshold, target.vocabulary
-        self.vocab_size = target.vocab_size
+        self.draft, self.gamma, self.shift = draft, gamma, shift
         readers = (target.vocab_size, shift.reference.vocab_size if shift else None)
         self.readable = min((size for size in readers if size is not None), default=None)
-        self.tokenizer, self.end_ids, self.exclusions = target.tokenizer, target.end_ids, target.exclusions
-
-    async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
-        wanted = asyncio.Event()  # candidates pause until the caller waits for more
-        candidates = [self._candidate(ask, ask.first + i, wanted) for i in range(ask.n)]
-        async with aclosing(in_order(candidates, wanted)) as batches:
-            async for batch in batches:
-                yield batch
+        self.exclusions = target.exclusions
 
     async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:
         writer, sampling, boundary, shift = self.writer(ask), ask.sampling, ask.boundary, self.shift
@@ -107,7 +95,7 @@ class SpeculativeEngine(Engine):
             drafted, q = await self._drafted(ask, before, writer.most - done - (shift is None), draws[done:])
             free = shift is None and not self.end_ids.intersection(drafted)  # no token follows an end token
             read = drafted if free else drafted[:-1]
-            logits = await self.target.logits(ask.prompt, after(before, read), len(read) + 1)
+            logits = await self.engine.logits(ask.prompt, after(before, read), len(read) + 1)
             s = await shift.read(ask.prompt, before, drafted, self.exclusions) if shift else []
             for i, row in enumerate(logits):
                 at = len(writer.tokens)
@@ -150,37 +138,13 @@ class SpeculativeEngine(Engine):
             current_account().add(decoded_tokens=len(tokens))
         return tokens, q
 
-    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
-        return self.target.encode(prompt)
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        return self.target.tokenize(text)
-
     async def logits(self, prompt: Prompt, response: Response, last: int = 1) -> NDArray[np.float32]:
-        return await self.target.logits(prompt, response, last)
+        return await self.engine.logits(prompt, response, last)
 
     async def logprobs(
         self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
     ) -> NDArray[np.float64]:
-        return await self.target.logprobs(prompt, response, last, temperature)
-
-    @property
-    def rows_in_use(self) -> int:
-        return self.target.rows_in_use
-
-    @property
-    def requests(self) -> int:
-        return self.target.requests
-
-    @requests.setter
-    def requests(self, count: int) -> None:
-        self.target.requests = count
-
-    def without_layers(self, share: float) -> Engine:
-        return self.target.without_layers(share)
-
-    def width(self, acceptance_rate: float, most: int) -> int:
-        return self.target.width(acceptance_rate, most)
+        return await self.engine.logprobs(prompt, response, last, temperature)
 
 
 def padded(*laws: Floats) -> list[Floats]:
@@ -189,11 +153,6 @@ def padded(*laws: Floats) -> list[Floats]:
 
     longest = max(map(len, laws))
     return [np.pad(law, (0, longest - len(law))) for law in laws]
-
-
-def after(response: Response, tokens: Sequence[int]) -> Response:
-    """Return the response with these tokens and without text, as input of models."""
-    return Response(token_ids=(*response.token_ids, *tokens))
 
 
 def check_gamma(gamma: int) -> None:

@@ -20,10 +20,8 @@ from cards.boundaries import Boundary
 from cards.engines.base import Engine
 from cards.engines.slot_engine import SlotEngine
 from cards.engines.slots import Slots
-from cards.engines.text import check_fits, encode
 from cards.engines.worker import DeviceWorker
 from cards.errors import UnknownNameError, check
-from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.memory import cache_size, memory_at_hand
 from cards.sampling import Sampling
@@ -34,8 +32,6 @@ log = logging.getLogger("cards")
 
 class LlamaEngine(SlotEngine):
     """An LM of a GGUF file whose rows share a KV cache of `slots` x `context` tokens. Further rows wait for a free slot."""
-
-    tokenizer: Any
 
     def __init__(self, model: GGUFModel, cache: LlamaCache, pool: RowPool) -> None:
         self.model, self.pool = model, pool
@@ -89,12 +85,6 @@ class LlamaEngine(SlotEngine):
         most = threads.most if threads else 1
         log.info("%s on %s: %d slots of %d tokens, %d threads", name, device, rows, length, most)
         return cls(model, cache, RowPool(most))
-
-    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
-        return check_fits(encode(self.tokenizer, prompt), self.name, self.context, self.vocab_size)
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     # The methods below run in the worker thread.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cards.backends.files import LFS
+from cards.backends.files import LFS, refuse_pointer
 from cards.backends.llamacpp.header import Header
 from cards.backends.llamacpp.library import MESSAGES, library
 from cards.backends.llamacpp.options import Options
@@ -59,7 +59,7 @@ class GGUFModel:
 
     @property
     def has_output(self) -> bool:
-        """Whether the head is a tensor of its own, and not the embeddings."""
+        """Whether the head is a separate tensor, and not the embeddings."""
         return "output.weight" in self.header.tensors
 
     @property
@@ -108,8 +108,7 @@ def files_of(path: str) -> list[Path]:
     for part in files:
         with part.open("rb") as content:
             start = content.read(len(LFS))
-        if start == LFS:
-            raise ModelError(f"{str(part)!r} is a pointer of Git LFS instead of a model: run 'git lfs pull' in its repository.")
+        refuse_pointer(part, start)
         if not start.startswith(b"GGUF"):
             raise ModelError(f"{str(part)!r} is not a GGUF file, or it is damaged: copy or download it again.")
     return files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Set
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,8 @@ def adapter_shapes(checkpoint: Checkpoint) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in weights.items()}
 
 
-def with_adapter(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """Return the base model with the checkpoint's adapter.
+def with_adapter(model: PreTrainedModel, checkpoint: Checkpoint, saved: Set[str]) -> PreTrainedModel:
+    """Return the base model with the checkpoint's adapter, whose weights have the names `saved`.
 
     LoRA is merged into weights in float32 and float64. Merging in other types would round once more than the adapter's own
     forward pass, so there the layers of the adapter stay. Raises ModelError if weights do not fit.
@@ -33,8 +34,7 @@ def with_adapter(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedMo
     from peft import PeftModel, PeftType, get_peft_model_state_dict
 
     adapted = PeftModel.from_pretrained(model, str(checkpoint.adapter.folder))
-    expected, saved = set(get_peft_model_state_dict(adapted)), set(adapter_shapes(checkpoint))
-    if different := sorted(expected ^ saved):
+    if different := sorted(saved ^ set(get_peft_model_state_dict(adapted))):
         raise ModelError(
             f"The weights of adapter {checkpoint.name!r} do not fit its base model {checkpoint.base.name!r}: "
             f"{', '.join(different[:3])}."

@@ -26,9 +26,7 @@ from cards.engines.loader import is_embedded
 from cards.engines.scheduler import Row
 from cards.engines.slot_engine import SlotEngine
 from cards.engines.slots import Slots
-from cards.engines.text import check_fits, encode
 from cards.errors import ModelError
-from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.memory import SLOTS
 from cards.sampling import Sampling
@@ -110,12 +108,6 @@ class TransformersEngine(SlotEngine):
         """
         model, tokenizer = load(name, "lm", device=device, dtype=dtype, threads=threads, **options)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
-
-    def encode(self, prompt: str | Sequence[Message]) -> Prompt:
-        return check_fits(encode(self.tokenizer, prompt), self.name, self.context, self.vocab_size)
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def without_layers(self, share: float) -> TransformersEngine:
         if share not in self._without_layers:

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
@@ -126,7 +125,7 @@ def load(
     checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token, output=output, form=form)
     config = checkpoint.config
     stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
-    small = Path(checkpoint.base.folder).is_relative_to(TINY)  # embedded models gain no time from half precision
+    small = checkpoint.base.folder.is_relative_to(TINY)  # embedded models gain no time from half precision
     torch_dtype = resolve_dtype(dtype, torch_device, None if small else stored)
     tokenizer = checkpoint.tokenizer()
     checkpoint.fetch()
@@ -156,7 +155,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> P
             )
             saved = {key.removeprefix("base_model.model.") for key in adapter}
             _check_report(checkpoint, model, {key: set(keys) for key, keys in report.items() if key != "error_msgs"}, saved)
-            ready: Any = with_adapter(model, checkpoint).eval()
+            ready: Any = with_adapter(model, checkpoint, adapter.keys()).eval()
             return cast(PreTrainedModel, ready if direct else ready.to(device))
     except torch.OutOfMemoryError as error:
         raise SettingError(

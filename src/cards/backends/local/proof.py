@@ -1,4 +1,4 @@
-"""Verification at load time that a model's outputs equal those of its own forward pass, up to the model's own rounding."""
+"""Verification at load time that fast ways to run a model give the outputs of its forward pass, up to rounding."""
 
 from __future__ import annotations
 
