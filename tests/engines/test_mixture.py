@@ -309,8 +309,8 @@ def test_a_mixture_is_an_option_of_the_engine() -> None:
     source = load_engine("tiny", mix="genarm:guides=tiny-draft,tiny-aligned,weights=0.5,1", draft="tiny-draft", slots=4)
     assert isinstance(source, SpeculativeEngine)
     assert isinstance(source.engine, MixtureEngine)
-    assert [one.name for one in source.target.parts] == ["tiny", "tiny-draft", "tiny-aligned"]  # type: ignore[attr-defined]
-    assert {one.rows for one in source.target.parts} == {4}  # type: ignore[attr-defined]
+    assert [one.name for one in source.engine.parts] == ["tiny", "tiny-draft", "tiny-aligned"]  # type: ignore[attr-defined]
+    assert {one.rows for one in source.engine.parts} == {4}  # type: ignore[attr-defined]
     method = BestOfN(n=2, inner=CARDS(target=0.0))
     assert Decoder(source, "tiny", method)("Hello", max_tokens=8).token_ids
     asyncio.run(source.aclose())

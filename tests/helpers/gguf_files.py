@@ -130,13 +130,13 @@ def tensors(source: Path, config: dict[str, Any]) -> Iterator[tuple[str, NDArray
         yield f"blk.{layer}.{LAYER[part]}.weight", values
 
 
-def write_mamba(path: Path) -> Path:
+def write_mamba(path: Path, context: int = 512) -> Path:
     """Write a Mamba with random weights, a model with state, with the vocabulary of the embedded models."""
     source = TINY / "lm"
     config = json.loads((source / "config.json").read_text())
     width, inner, state, rank, kernel = 64, 128, 16, 4, 4
     writer = gguf.GGUFWriter(path, "mamba")
-    writer.add_context_length(512)
+    writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(0)
     writer.add_head_count(0)

@@ -17,9 +17,10 @@ from helpers.gguf_files import write_mamba
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another signal there.")
 def test_ctrl_c_ends_a_decode_with_what_was_accepted_so_far(tmp_path: Path) -> None:
     """The signal arrives while the model decodes: random weights give a long response, and its first text has been shown."""
-    model = write_mamba(tmp_path / "mamba.gguf")
-    arguments = ["generate", "Once upon a time", "--model", str(model), "--reward", "length:3-30", "--max-tokens", "500"]
-    command = [sys.executable, "-u", "-X", "faulthandler", "-m", "cards", *arguments, "--threads", "1"]
+    model = write_mamba(tmp_path / "mamba.gguf", context=100_000)
+    arguments = ["generate", "Once upon a time", "--model", str(model), "--reward", "length:3-30", "--threads", "1"]
+    length = ["--context", "100000", "--slots", "4", "--max-tokens", "90000"]  # minutes
+    command = [sys.executable, "-u", "-X", "faulthandler", "-m", "cards", *arguments, *length]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)

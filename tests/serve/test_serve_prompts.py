@@ -10,7 +10,7 @@ import pytest
 from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, assert_free, serving, until
 
-from cards.backends.local.engine import TransformersEngine
+from cards.engines.slot_engine import SlotEngine
 from cards.events import Prompt
 from cards.methods import Vanilla
 
@@ -75,7 +75,7 @@ def test_the_deadline_holds_while_a_prompt_is_tokenized(mocked: Running, slow: S
 def test_a_prompt_with_too_many_characters_is_not_tokenized(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tiny.service.max_characters
     assert limit is not None
-    monkeypatch.delattr(TransformersEngine, "encode")
+    monkeypatch.delattr(SlotEngine, "encode")
     for body in ({"prompt": "a" * (limit + 1)}, {"prompt": ["a", "a" * (limit + 1)]}):
         error = tiny.post(json=body).json()["error"]
         assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
