@@ -23,6 +23,7 @@ from cards.errors import (
     check,
 )
 from cards.events import Done, Event, Fold, Message, Prompt, Result
+from cards.grammar import Grammar
 from cards.methods.base import Method, Request
 from cards.methods.thinking import think_first
 from cards.parts import Composite
@@ -33,6 +34,7 @@ from cards.rewards.base import Reward
 from cards.rewards.function import FunctionReward, Scorer
 from cards.rewards.thinking import thinking_rewards
 from cards.sampling import seed_at
+from cards.shaping import NO_SHAPING, Shaping
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
 
@@ -94,14 +96,17 @@ class Decoder(Composite):
         trace: bool = False,
         usage: Usage | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
+        shaping: Shaping = NO_SHAPING,
     ) -> AsyncStream:
         """Async version of `stream`.
 
         max_tokens: maximum length of the response. seed: the same seed gives the same text. stop: the response ends before the
         first of these strings. deadline: seconds after which the response so far is returned. trace: keep rejected candidates.
         usage: add the cost to this record, which several responses can share. chat_template_kwargs: further variables for the
-        chat template of a prompt of messages, such as `{"enable_thinking": False}`.
-        Raises PromptError or SettingError immediately, and RewardError when a score fails.
+        chat template of a prompt of messages, such as `{"enable_thinking": False}`. grammar: the form of the response; only
+        one that ends by its length can break off within it. shaping: penalties and biases of the logits.
+        Raises PromptError, SettingError or MismatchError immediately, and RewardError when a score fails.
         """
         check(max_tokens >= 1, f"max_tokens must be at least 1, got {max_tokens}.")
         check(deadline is None or deadline > 0, f"deadline must be a positive number of seconds, got {deadline}.")
@@ -112,10 +117,15 @@ class Decoder(Composite):
             if isinstance(prompt, str | Prompt):
                 raise PromptError("chat_template_kwargs need a prompt of messages, which the chat template renders.")
             prompt = Chat(prompt, chat_template_kwargs)
+        if grammar is not None:
+            check(shaping.grammar is None, "grammar and shaping both have a grammar: give one of them.")
+            shaping = replace(shaping, grammar=grammar)
+        for engine in self.proposers:
+            engine.check_shaping(shaping)
         encoded = prompt if isinstance(prompt, Prompt) else self.engine.encode(prompt)
         if self.thinking is not None:
             self.thinking.markers(encoded)
-        request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded))
+        request = Request(encoded, max_tokens, seed, stop, trace, self._room(encoded), shaping)
         fold = Fold(usage or Usage(), seed, self.method.name)
         return AsyncStream(self._events(request, fold, deadline), fold)
 
@@ -186,6 +196,11 @@ class Decoder(Composite):
         models = (self.reward if "reward" in self.method.needed else None, *self.method.models)
         return [model for model in models if isinstance(model, Reward)]
 
+    @property
+    def proposers(self) -> list[Engine]:
+        """The engines whose proposals a request shapes."""
+        return [self.engine, *(model for model in self.method.models if isinstance(model, Engine))]
+
     def _room(self, prompt: Prompt) -> int | None:
         """Return how many response tokens the contexts of the rewards allow. The engine checks its own context."""
         rooms = []
@@ -204,6 +219,8 @@ class Decoder(Composite):
         self.engine.requests += 1
         with track_usage(usage):
             try:
+                if request.shaping.grammar is not None:  # the first grammar of a tokenizer takes about a second
+                    await asyncio.to_thread(self.engine.shaper, request.shaping, request.prompt)
                 async with aclosing(self._method_events(request)) as stream:
                     async for event in stream:
                         events.put_nowait(event)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.engines.ask import Ask as Ask
 from cards.engines.detokenizer import TokenDecoder
 from cards.engines.exclusions import Exclusions
+from cards.engines.shaper import Shaper
 from cards.engines.writer import Writer, make_segment
-from cards.errors import MismatchError
+from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.fingerprint import Fingerprint
 from cards.parts import Composite
+from cards.shaping import NO_SHAPING, Shaping
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Composite, ABC):
-    """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`."""
+    """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`, `shaping`."""
 
     has: ClassVar[frozenset[str]] = frozenset({"segments"})
     name: str
@@ -39,6 +42,7 @@ class Engine(Composite, ABC):
     tokenizer: TokenDecoder
     end_ids: frozenset[int]  # tokens that end a response
     exclusions: Exclusions = Exclusions()  # tokens that no proposal contains
+    repetition_penalty: float = 1.0  # of requests that set none
     requests: int = 0  # requests in progress
 
     @abstractmethod
@@ -81,17 +85,45 @@ class Engine(Composite, ABC):
     def check_boundary(self, boundary: Boundary) -> None:
         """Raise MismatchError if this engine cannot end segments by the rule."""
 
+    def check_shaping(self, shaping: Shaping) -> None:
+        """Raise MismatchError if this engine cannot shape its proposals, and SettingError for an unknown token id."""
+        if shaping and "shaping" not in self.has:
+            raise MismatchError(
+                f"Engine {self.name!r} cannot apply grammars, logit_bias or penalties exactly. Load the model in this process "
+                "or in vLLM, or leave them out."
+            )
+        for token, _ in shaping.logit_bias:
+            check(
+                self.vocab_size is None or token < self.vocab_size,
+                f"logit_bias has the token id {token}, but {self.name!r} has the ids below {self.vocab_size}.",
+            )
+
+    def shaper(self, shaping: Shaping, prompt: Prompt) -> Shaper | None:
+        """Return the shaper of a request, or None if it changes no logits. Raises MismatchError or SettingError."""
+        penalty = self.repetition_penalty if shaping.repetition_penalty is None else shaping.repetition_penalty
+        if not shaping and penalty == 1:
+            return None
+        grammar = None
+        if shaping.grammar is not None:
+            from cards.engines.matcher import token_grammar
+
+            grammar = token_grammar(shaping.grammar, self.tokenizer, self.end_ids, self.vocab_size)
+        return Shaper(shaping, penalty, prompt.token_ids, grammar)
+
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""
         raise MismatchError(f"Engine {self.name!r} cannot skip layers of its model.")
 
     def writer(self, ask: Ask) -> Writer:
         """Return a writer for a candidate of the ask whose tokens the method chooses itself."""
-        return Writer(ask, self.tokenizer, self.end_ids, self.context)
+        return Writer(ask, self.tokenizer, self.end_ids, self.context, self.shaper(ask.shaping, ask.prompt))
 
-    def extended(self, prompt: Prompt, response: Response, token_ids: Sequence[int]) -> Response:
-        """Return the response extended by these tokens. Only the last of them can end it."""
-        return response + make_segment(self.tokenizer, self.end_ids, prompt.token_ids + response.token_ids, token_ids)
+    def extended(self, prompt: Prompt, response: Response, token_ids: Sequence[int], shaping: Shaping = NO_SHAPING) -> Response:
+        """Return the response extended by these tokens. Only the last of them can end it, or complete the grammar."""
+        before = prompt.token_ids + response.token_ids
+        longer = response + make_segment(self.tokenizer, self.end_ids, before, token_ids)
+        shaper = self.shaper(shaping, prompt) if shaping.grammar is not None and longer.finish_reason is None else None
+        return replace(longer, finish_reason="stop") if shaper is not None and shaper.ends(longer.token_ids) else longer
 
     def width(self, acceptance_rate: float, most: int) -> int:
         """Return how many candidates to request together, at most `most`. This affects only the speed."""

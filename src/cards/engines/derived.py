@@ -19,13 +19,14 @@ class DerivedEngine(Engine):
     Each candidate reads logits for itself, and the engines that it reads batch the reads of all candidates.
     """
 
-    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs", "shaping"})
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.name, self.context, self.rows, self.chats = engine.name, engine.context, engine.rows, engine.chats
         self.entropy_threshold, self.vocabulary = engine.entropy_threshold, engine.vocabulary
         self.vocab_size, self.tokenizer, self.end_ids = engine.vocab_size, engine.tokenizer, engine.end_ids
+        self.repetition_penalty = engine.repetition_penalty
 
     @abstractmethod
     async def _candidate(self, ask: Ask, number: int, wanted: asyncio.Event) -> Segment:

@@ -91,7 +91,8 @@ class MixtureEngine(DerivedEngine):
         while writer.segment is None:
             await wanted.wait()
             at = len(writer.tokens)
-            [logits] = await self.logits(ask.prompt, after(ask.response, writer.tokens))
+            [mixed] = await self.logits(ask.prompt, after(ask.response, writer.tokens))
+            logits = writer.shaped(mixed)
             if boundary.reads_logits and at >= boundary.minimum:
                 uncertainty = boundary.uncertainty(logits)
                 if boundary.ends_before(uncertainty):
@@ -163,7 +164,8 @@ class MixtureEngine(DerivedEngine):
                 f"The prompt and the response so far have {len(prompt.token_ids) + used} tokens, but the context of "
                 f"{engine.name!r} is {engine.context} tokens: shorten the prompt or load the engine with a larger context."
             )
-        return Writer(ask, self.tokenizer, self.end_ids, len(ask.prompt.token_ids) + used + room)
+        context = len(ask.prompt.token_ids) + used + room
+        return Writer(ask, self.tokenizer, self.end_ids, context, self.shaper(ask.shaping, ask.prompt))
 
     def _prompts_for(self, prompt: Prompt) -> tuple[Prompt, ...]:
         """Return the prompt that each source gets."""

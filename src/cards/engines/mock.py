@@ -31,7 +31,7 @@ class MockEngine(Engine):
     Raises SettingError.
     """
 
-    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs", "shaping"})
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class MockEngine(Engine):
             drew = 0
             for i in unfinished:
                 writer = writers[i]
-                logits, at = self._next(prefix + tuple(writer.tokens)), len(writer.tokens)
+                logits, at = writer.shaped(self._next(prefix + tuple(writer.tokens))), len(writer.tokens)
                 allowed = self.exclusions.masked(logits, prefix + tuple(writer.tokens), writer.position)
                 p = distribution(allowed, ask.sampling, writer.position)
                 if ask.boundary.reads_logits and at >= ask.boundary.minimum:

@@ -16,7 +16,7 @@ from cards.engines.ordered import OrderedQueue
 from cards.engines.scheduler import PendingCall, PendingResult, Row, Scheduler, Tail
 from cards.engines.slots import Outputs, Slots
 from cards.engines.text import check_fits, check_ids, encode
-from cards.errors import check
+from cards.errors import CardsError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, invalid_logits, uniforms
 
@@ -28,7 +28,7 @@ class SlotEngine(Engine):
     `_uncertainty`, `_to_numpy` and `_logprobs`. All of these run in the worker thread.
     """
 
-    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs"})
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs", "shaping"})
     scheduler: Scheduler
     tokenizer: Any  # a `Tokenizer`, or one of a library
 
@@ -52,6 +52,10 @@ class SlotEngine(Engine):
     @abstractmethod
     def _to_numpy(self, logits: Outputs) -> NDArray[np.float32]:
         """Return the logits as an array that the caller can keep and change."""
+
+    @abstractmethod
+    def _editable(self, logits: Outputs) -> Outputs:
+        """Return a copy of the logits in float32 or a wider type."""
 
     @abstractmethod
     def _logprobs(self, logits: Outputs, tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
@@ -150,7 +154,8 @@ class SlotEngine(Engine):
                 row.done = True
                 kept = self._remember(row.tokens, logits[i : i + 1])
                 admitted += row.call.candidates(kept)  # type: ignore[attr-defined]
-        drawing = self._stop_before(drawing, logits)
+        raw, logits = logits, self._shaped(logits, drawing)
+        drawing = self._stop_before([(c, i) for c, i in drawing if not c.call.cancelled], logits, raw)
         by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
@@ -167,13 +172,27 @@ class SlotEngine(Engine):
         """Return the logits [rows, vocabulary] with -inf for the tokens that the model excludes."""
         if not self.exclusions:
             return logits
-        logits = logits + 0  # a copy, whatever library made the logits
+        logits = self._editable(logits)
         for i, candidate in enumerate(candidates):
             logits[i, self.exclusions.after(candidate.tokens, candidate.writer.position)] = -np.inf
         return logits
 
-    def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Outputs) -> list[tuple[Candidate, int]]:
-        """End the candidates whose boundary precedes the next token. Return the remaining candidates."""
+    def _shaped(self, logits: Outputs, drawing: Sequence[tuple[Candidate, int]]) -> Outputs:
+        """Return the logits [rows, vocabulary] with each candidate's row shaped. If that is impossible, its call fails."""
+        shaping = [(candidate, shaper, i) for candidate, i in drawing if (shaper := candidate.writer.shaper) is not None]
+        logits = self._editable(logits) if shaping else logits
+        for candidate, shaper, i in shaping:
+            try:
+                shaper.edit(logits[i], candidate.writer.response_ids())
+            except CardsError as error:
+                candidate.call.abort(error)
+        return logits
+
+    def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Outputs, raw: Outputs) -> list[tuple[Candidate, int]]:
+        """End the candidates whose boundary precedes the next token. Return the remaining candidates.
+
+        Boundaries read the shaped `logits`. `raw` logits are remembered.
+        """
         by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
             boundary = candidate.call.ask.boundary
@@ -183,7 +202,7 @@ class SlotEngine(Engine):
             values = self._uncertainty(boundary, _rows_of(logits, members))
             for (candidate, i), value in zip(members, values, strict=True):
                 if boundary.ends_before(value):
-                    self._remember(candidate.tokens, logits[i : i + 1])
+                    self._remember(candidate.tokens, raw[i : i + 1])
                     candidate.end(value)
         return [(candidate, i) for candidate, i in drawing if not candidate.done]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cards.engines.base import Ask, Engine
 from cards.engines.derived import DerivedEngine, after
 from cards.engines.exclusions import Exclusions
+from cards.engines.writer import Writer
 from cards.errors import MismatchError, check
 from cards.events import Prompt, Response, Segment
 from cards.sampling import DRAFT_TEST, RESIDUAL, TOKENS, Sampling, distribution, pick, uniforms
@@ -40,14 +41,17 @@ class Shift:
     sampling: Sampling
     test: Callable[[Floats, Floats, Floats], tuple[Floats, Floats, Floats]]
 
-    async def read(self, prompt: Prompt, before: Response, drafted: Sequence[int], exclusions: Exclusions) -> list[Floats]:
-        """Return the reference's probabilities at each drafted token, from one step."""
+    async def read(self, writer: Writer, drafted: Sequence[int], exclusions: Exclusions) -> list[Floats]:
+        """Return the reference's probabilities at each drafted token after the writer's, from one step."""
+        prompt, before = writer.ask.prompt, after(writer.ask.response, writer.tokens)
         with booked_as("draft"):
             rows = await self.reference.logits(prompt, after(before, drafted[:-1]), len(drafted))
-        text, start = (*prompt.token_ids, *before.token_ids, *drafted), len(prompt.token_ids)
+        text, start = (*prompt.token_ids, *before.token_ids), writer.position
         return [
-            distribution(exclusions.masked(row, text[: start + at], at), self.sampling, at)
-            for at, row in enumerate(rows, len(before.token_ids))
+            distribution(
+                exclusions.masked(writer.shaped(row, drafted[:i]), (*text, *drafted[:i]), start + i), self.sampling, start + i
+            )
+            for i, row in enumerate(rows)
         ]
 
 
@@ -92,14 +96,15 @@ class SpeculativeEngine(DerivedEngine):
             await wanted.wait()
             done = len(writer.tokens)
             before = after(ask.response, writer.tokens)
-            drafted, q = await self._drafted(ask, before, writer.most - done - (shift is None), draws[done:])
-            free = shift is None and not self.end_ids.intersection(drafted)  # no token follows an end token
+            drafted, q = await self._drafted(writer, writer.most - done - (shift is None), draws[done:])
+            free = shift is None and not writer.ends_with(drafted)  # no token follows the end of a response
             read = drafted if free else drafted[:-1]
             logits = await self.engine.logits(ask.prompt, after(before, read), len(read) + 1)
-            s = await shift.read(ask.prompt, before, drafted, self.exclusions) if shift else []
-            for i, row in enumerate(logits):
+            s = await shift.read(writer, drafted, self.exclusions) if shift else []
+            for i, raw in enumerate(logits):
                 at = len(writer.tokens)
                 text = (*ask.prompt.token_ids, *ask.response.token_ids, *writer.tokens)
+                row = writer.shaped(raw)
                 p = distribution(self.exclusions.masked(row, text, writer.position), sampling, writer.position)
                 if boundary.reads_logits and at >= boundary.minimum:
                     uncertainty = boundary.uncertainty(row)
@@ -120,19 +125,22 @@ class SpeculativeEngine(DerivedEngine):
                     break
         return writer.segment
 
-    async def _drafted(self, ask: Ask, before: Response, most: int, u: Floats) -> tuple[list[int], list[Floats]]:
+    async def _drafted(self, writer: Writer, most: int, u: Floats) -> tuple[list[int], list[Floats]]:
         """Draft up to gamma tokens that the readers can read. Return them and the distributions that they are drawn from."""
         tokens: list[int] = []
         q: list[Floats] = []
+        ask = writer.ask
+        before = after(ask.response, writer.tokens)
         text = (*ask.prompt.token_ids, *before.token_ids)
         room = self.draft.context - len(text)
         if self.shift is None and self.draft.vocab_size is not None and max(text, default=0) >= self.draft.vocab_size:
             room = 0  # the target drew an id that pads its vocabulary beyond the draft's; it goes on alone
         with booked_as("draft"):
-            while len(q) < min(self.gamma, most, room) and not self.end_ids.intersection(tokens):
+            while len(q) < min(self.gamma, most, room) and not writer.ends_with(tokens):
                 [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
                 at = len(before.token_ids) + len(tokens)
-                allowed = self.exclusions.masked(logits[: self.readable], (*text, *tokens), at)
+                shaped = writer.shaped(logits[: self.readable], tokens)
+                allowed = self.exclusions.masked(shaped, (*text, *tokens), at)
                 q.append(distribution(allowed, ask.sampling, at))
                 tokens.append(pick(q[-1], u[len(tokens)]))
             current_account().add(decoded_tokens=len(tokens))

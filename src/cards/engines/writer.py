@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from cards.engines.ask import Ask
 from cards.engines.detokenizer import Detokenizer, TokenDecoder
@@ -10,15 +11,24 @@ from cards.engines.text import find_stop, hold_back
 from cards.events import FinishReason, Segment
 from cards.usage import current_account
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cards.engines.shaper import Shaper
+
 
 class Writer:
     """Collects the tokens of one candidate of an ask. `segment` is set when a token ends the segment or the response.
 
     `limit` is the maximum number of tokens by the ask and the context; `most` also includes the maximum of the boundary.
+    `shaper` applies the shaping of the ask, if there is any.
     """
 
-    def __init__(self, ask: Ask, tokenizer: TokenDecoder, end_ids: frozenset[int], context: int) -> None:
-        self.ask, self.end_ids = ask, end_ids
+    def __init__(
+        self, ask: Ask, tokenizer: TokenDecoder, end_ids: frozenset[int], context: int, shaper: Shaper | None = None
+    ) -> None:
+        self.ask, self.end_ids, self.shaper = ask, end_ids, shaper
         self.tokens: list[int] = []
         self.segment: Segment | None = None
         prefix = [*ask.prompt.token_ids, *ask.response.token_ids]
@@ -34,6 +44,20 @@ class Writer:
     def position(self) -> int:
         """Number of the next token in the response, from 0."""
         return len(self.ask.response.token_ids) + len(self.tokens)
+
+    def shaped(self, logits: NDArray[np.floating[Any]], ahead: Sequence[int] = ()) -> NDArray[np.floating[Any]]:
+        """Return the logits [vocabulary] of the next token, or of the one after the tokens `ahead`, as the ask shapes them."""
+        return logits if self.shaper is None else self.shaper.shaped(logits, self.response_ids(ahead))
+
+    def ends_with(self, ahead: Sequence[int]) -> bool:
+        """Return whether an end token among the tokens `ahead`, or a grammar that they complete, ends the response."""
+        if not self.end_ids.isdisjoint(ahead):
+            return True
+        return self.shaper is not None and self.shaper.ends(self.response_ids(ahead))
+
+    def response_ids(self, ahead: Sequence[int] = ()) -> list[int]:
+        """Return the tokens of the response so far, with these tokens ahead."""
+        return [*self.ask.response.token_ids, *self.tokens, *ahead]
 
     def choose(self, token: int) -> None:
         """Add a token that the caller drew from logits, and count it as decoded."""
@@ -52,6 +76,8 @@ class Writer:
         elif ask.stop and (at := find_stop(text, ask.stop, searched)) is not None:
             self.tokens = self.tokens[: sum(start < at for start in self._starts)]  # tokens that contribute to the text
             self.segment = Segment(text[:at], tuple(self.tokens), finish_reason="stop")
+        elif self.shaper is not None and self.shaper.ends(self.response_ids()):
+            self.end("stop")
         elif count == self.limit:
             self.end("length")
         elif count == ask.boundary.maximum or (

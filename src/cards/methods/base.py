@@ -15,6 +15,7 @@ from cards.events import Event, Prompt, Response, Segment
 from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.settings import Nested, check_settings, setting, settings_of
+from cards.shaping import NO_SHAPING, Shaping
 from cards.usage import count_round
 
 EngineLike = str | Engine
@@ -40,11 +41,13 @@ class Request:
     stop: tuple[str, ...] = ()
     trace: bool = False  # whether the result keeps rejected candidates
     room: int | None = None  # response tokens that fit into the contexts of all models
+    shaping: Shaping = NO_SHAPING
 
     def ask(self, response: Response) -> Ask:
         """Return an Ask for one continuation of the response, up to the token limit of the request."""
         limit = self.max_tokens if self.room is None else min(self.max_tokens, self.room)
-        return Ask(self.prompt, response, limit - len(response.token_ids), seed=self.seed, stop=self.stop)
+        left = limit - len(response.token_ids)
+        return Ask(self.prompt, response, left, seed=self.seed, stop=self.stop, shaping=self.shaping)
 
 
 class Method(Nested, ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from cards.rewards.base import Reward
 from cards.rewards.thinking import Continuation
 from cards.sampling import Sampling
 from cards.settings import settings_of
+from cards.shaping import Shaping
 from cards.thinking import Markers
 
 THINKING = 2**32  # number of the first segment of the thinking, so that it shares no random numbers with the method's segments
@@ -43,16 +45,19 @@ async def think_first(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of a response whose thinking is plainly sampled, without a test, before the method begins.
 
+    A grammar of the request applies to what follows the thinking, which then cannot end the response.
+
     The method continues the prompt and the thinking, up to the rest of max_tokens. Its rewards still score the whole response
     to the prompt. A response that does not begin with thinking is left to the method from the start.
     """
     opened = markers.opened(request.prompt.text) is not None
     sampling = getattr(method, "sampling", None)
     thought, count = Response(), 0
+    free = unconstrained(request.shaping, engine)
     while markers.closing not in thought.text:
         boundary = Thought(markers=markers, opened=opened, before=thought.text)
         ask = replace(
-            replace(request, room=None).ask(thought),
+            replace(request, room=None, shaping=free).ask(thought),
             boundary=boundary,
             sampling=sampling if isinstance(sampling, Sampling) else Sampling(),
             segment=THINKING + count,
@@ -81,3 +86,11 @@ async def think_first(
     async with aclosing(method.stream(rest, engine, None if reward is None else whole(reward))) as events:
         async for event in events:
             yield replace(event, position=event.position + count) if isinstance(event, CandidateEvent) else event
+
+
+def unconstrained(shaping: Shaping, engine: Engine) -> Shaping:
+    """Return the shaping without its grammar, and with the end tokens excluded if there was one."""
+    if shaping.grammar is None:
+        return shaping
+    biases = dict(shaping.logit_bias) | dict.fromkeys(engine.end_ids, -math.inf)
+    return replace(shaping, grammar=None, logit_bias=tuple(biases.items()))

@@ -16,7 +16,9 @@ from cards.boundaries import Entropy, FixedLength, Punctuation
 from cards.engines.base import Ask, Engine
 from cards.errors import CardsError, PromptError, SettingError
 from cards.events import Message, Response, Segment
+from cards.grammar import Grammar
 from cards.sampling import Sampling
+from cards.shaping import Shaping
 from cards.usage import Usage, booked_as, track_usage
 
 
@@ -54,7 +56,7 @@ class EngineContract:
     def ask(self, engine: Engine, number: int = 0, **options: Any) -> Ask:
         """Return an ask for 6 candidates of prompt number `number`."""
         prompt = engine.encode(self.prompts[number])
-        return Ask(prompt, Response(), **({"max_tokens": self.max_tokens, "n": 6, "seed": 3} | options))
+        return Ask(prompt, **({"response": Response(), "max_tokens": self.max_tokens, "n": 6, "seed": 3} | options))
 
     def assert_same(self, found: Sequence[Segment], wanted: Sequence[Segment]) -> None:
         assert [replace(s, entropy=None) for s in found] == [replace(s, entropy=None) for s in wanted]
@@ -216,6 +218,63 @@ class EngineContract:
                 wanted = [row[token] - np.logaddexp.reduce(row) for row, token in pairs]
                 found = await engine.logprobs(ask.prompt, response, None, temperature)
                 assert found == pytest.approx(wanted, abs=self.tolerance)
+
+    # Shaping, for engines that offer it.
+
+    async def test_shaped_tokens_are_the_best_by_the_formulas_of_shaping(self, engine: Engine) -> None:
+        if not {"shaping", "logits"} <= engine.has:
+            pytest.skip("This engine does not shape logits.")
+        ask = self.ask(engine, n=1, sampling=Sampling(temperature=0.0), boundary=FixedLength(maximum=3))
+        [plain] = await proposals(engine, ask)
+        bias = ((plain.token_ids[0], -3.0),)
+        for shaping in (Shaping(None, bias, 2.0, 1.0), Shaping(repetition_penalty=1.7), Shaping(None, bias, -1.0, 0.5, 0.8)):
+            response = Response()
+            for segment in range(3):
+                [found] = await proposals(engine, replace(ask, response=response, segment=segment, shaping=shaping))
+                for token in found.token_ids:
+                    [row] = await engine.logits(ask.prompt, response)
+                    shaped = self.shaped(row.astype(np.float64), ask.prompt.token_ids, response.token_ids, shaping)
+                    assert shaped[token] >= shaped.max() - self.tolerance
+                    response = Response(token_ids=(*response.token_ids, token))
+                if found.finish_reason:
+                    break
+            assert response.token_ids != plain.token_ids
+
+    @staticmethod
+    def shaped(row: Any, prompt: Sequence[int], response: Sequence[int], shaping: Shaping) -> Any:
+        """Return the logits of the token after a response by the formulas of `Shaping`, without its grammar."""
+        penalty = shaping.repetition_penalty or 1.0
+        for token, bias in shaping.logit_bias:
+            row[token] += bias
+        for token in {*prompt, *response} if penalty != 1 else ():
+            row[token] = row[token] / penalty if row[token] > 0 else row[token] * penalty
+        for token, count in Counter(response).items():
+            row[token] -= shaping.frequency_penalty * count + shaping.presence_penalty
+        return row
+
+    async def test_a_grammar_holds_across_segments_and_candidates(self, engine: Engine) -> None:
+        if "shaping" not in engine.has:
+            pytest.skip("This engine does not shape logits.")
+        pytest.importorskip("llguidance")
+        texts = [s.text for s in await proposals(engine, self.ask(engine)) if s.text and "\ufffd" not in s.text]
+        grammar = Shaping(Grammar.choice(texts))
+        found = set()
+        for seed in range(4):
+            response = Response()
+            for number in range(100):
+                ask = self.ask(
+                    engine, response=response, segment=number, seed=seed, boundary=FixedLength(maximum=2), max_tokens=60
+                )
+                segments = await proposals(engine, replace(ask, shaping=grammar))
+                engine.forget()
+                self.assert_same(await proposals(engine, replace(ask, shaping=grammar)), segments)
+                assert all(any(text.startswith(response.text + s.text) for text in texts) for s in segments)
+                response += segments[-1]
+                if response.finish_reason:
+                    break
+            assert (response.text in texts, response.finish_reason) == (True, "stop")
+            found.add(response.text)
+        assert len(found) > 1
 
     # Invalid prompts and asks.
 

@@ -15,6 +15,7 @@ from cards.decoder import Decoder
 from cards.engines.base import Engine
 from cards.errors import CardsError, MismatchError, RewardError, SettingError, UnreachableTargetWarning
 from cards.events import Accepted, Done, Event, Fallback, Message, Prompt, Proposed, Rejected, Response, Result, Scored
+from cards.grammar import Grammar
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.settings import settings_of
@@ -170,6 +171,15 @@ class MethodContract:
         stopped = self.results(decoder, stop=stop)
         assert all(stop not in result.text for result in stopped)
         assert any(result.finish_reason == "stop" for result in stopped)
+
+    def test_responses_have_the_form_of_a_grammar(self, decoder: Decoder) -> None:
+        if any("shaping" not in engine.has for engine in decoder.proposers):
+            pytest.skip("An engine does not shape logits.")
+        pytest.importorskip("llguidance")
+        found = [*self.results(decoder), *self.results(decoder, max_tokens=3)]
+        texts = {result.text for result in found if result.text and "\ufffd" not in result.text}
+        for result in self.results(decoder, max_tokens=60, grammar=Grammar.choice(sorted(texts))):
+            assert (result.text in texts, result.finish_reason) == (True, "stop")
 
     # Settings and needs.
 

@@ -97,6 +97,9 @@ class LlamaEngine(SlotEngine):
     def _to_numpy(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return logits.copy()
 
+    def _editable(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        return logits.copy()
+
     def _logprobs(self, logits: NDArray[np.float32], tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
         return np.array(self.pool.map(lambda row, token: logprob(row, token, temperature), logits, tokens))
 

@@ -136,6 +136,9 @@ class TransformersEngine(SlotEngine):
     def _to_numpy(self, logits: Tensor) -> NDArray[np.float32]:
         return _numpy(logits.float().clone())
 
+    def _editable(self, logits: Tensor) -> Tensor:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+
     def _logprobs(self, logits: Tensor, tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
         drawn = torch.tensor(tokens, device=logits.device).unsqueeze(1)
         return _numpy((logits.double() / temperature).log_softmax(-1).gather(1, drawn)[:, 0])

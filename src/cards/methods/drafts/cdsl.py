@@ -12,9 +12,9 @@ from cards.engines.base import Ask, Engine
 from cards.engines.writer import Writer
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import EngineLike, Method, Request, collect_segments, loaded, propose_all, required, target_of
-from cards.methods.tokens.driver import limit_to_context
+from cards.methods.tokens.driver import limit_to_context, shaped_logits
 from cards.rewards.base import Reward
-from cards.sampling import Sampling, most_likely, valid_logits
+from cards.sampling import Sampling, most_likely
 from cards.settings import setting
 from cards.usage import Role, booked_as, in_role
 
@@ -63,6 +63,8 @@ class CDSL(Method):
     )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
+        import numpy as np
+
         reward = required(reward, self)
         target, proposer = target_of(self.target, reward), loaded(self.proposer)
         request = limit_to_context(request, (engine, proposer))
@@ -74,9 +76,11 @@ class CDSL(Method):
             ahead = draft.token_ids
             read = Response(token_ids=(*response.token_ids, *ahead[:-1]))
             logits = await engine.logits(request.prompt, read, len(ahead))
-            for position, row in enumerate(logits, len(response.token_ids)):
-                valid_logits(row, position)
-            agreed = int((logits.argmax(-1) == ahead).cumprod().sum())
+            tokens = response.token_ids
+            rows = [
+                shaped_logits(engine, request.prompt, request.shaping, row, tokens + ahead[:i]) for i, row in enumerate(logits)
+            ]
+            agreed = int((np.argmax(rows, -1) == ahead).cumprod().sum())
             trusted = agreed / len(ahead) >= self.agreement
             rejected: list[Segment] = []
             if trusted:
@@ -90,7 +94,7 @@ class CDSL(Method):
                     rejected.append(segment)
             if rejected or not trusted:
                 source: Source = ("draft", proposer) if trusted else ("lm", engine)
-                token, score = await self.next_token(request.ask(decoded), logits[0].astype(float), engine, source, reward)
+                token, score = await self.next_token(request.ask(decoded), rows[0], engine, source, reward)
                 segment = segment_of(engine, ask, [token], Writer.choose)
                 yield Proposed(index, len(rejected), segment)
                 if score is not None:
@@ -113,7 +117,8 @@ class CDSL(Method):
 
         role, proposer = source
         tokens = most_likely(logits, self.candidates)
-        continuations = [engine.extended(ask.prompt, ask.response, [int(token)]) for token in tokens]
+        tokens = tokens[logits[tokens] > -np.inf]
+        continuations = [engine.extended(ask.prompt, ask.response, [int(token)], ask.shaping) for token in tokens]
 
         async def look_ahead(response: Response) -> Response:
             if response.finish_reason or ask.max_tokens == 1:

@@ -12,7 +12,7 @@ from cards.boundaries import Boundary, Step
 from cards.engines.base import Ask, Engine
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import EngineLike, Method, Request, RewardLike, loaded, propose_all, required
-from cards.methods.tokens.driver import limit_to_context
+from cards.methods.tokens.driver import limit_to_context, proposal_logprobs
 from cards.rewards.base import Reward
 from cards.rewards.scale import to_probability
 from cards.sampling import CHOICE, Sampling, pick, uniforms
@@ -101,8 +101,8 @@ class GSI(Method):
             if source is engine:
                 return 0.0
             last = len(step.token_ids)
-            of_draft = in_role("draft", source.logprobs, ask.prompt, response, last, self.temperature)
-            target, draft = await asyncio.gather(engine.logprobs(ask.prompt, response, last, self.temperature), of_draft)
+            of_draft = in_role("draft", proposal_logprobs, source, ask, response, last, self.temperature)
+            target, draft = await asyncio.gather(proposal_logprobs(engine, ask, response, last, self.temperature), of_draft)
             return float(target.sum() - draft.sum())
 
         log_ratios = asyncio.gather(*map(log_ratio, responses, steps))

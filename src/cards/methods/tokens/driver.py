@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
-from cards.engines.base import Engine
+from cards.engines.base import Ask, Engine
 from cards.engines.mixture import Mixture, MixtureEngine
 from cards.errors import PromptTooLongError
 from cards.events import Accepted, Event, Prompt, Proposed, Response, Scored
@@ -15,6 +15,7 @@ from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution, most_likely, pick, uniforms, valid_logits
 from cards.settings import setting
+from cards.shaping import Shaping
 from cards.usage import count_round
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def sample_tokens(
         while (segment := writer.segment) is None:
             count_round()
             token = pick(await law(sampled), float(u[len(writer.tokens)]))
-            sampled = engine.extended(request.prompt, sampled, [token])
+            sampled = engine.extended(request.prompt, sampled, [token], request.shaping)
             writer.choose(token)
         yield Proposed(index, 0, segment)
         response = response + segment
@@ -72,9 +73,7 @@ class LogitsMethod(Sampled, Mixture):
         mixed = MixtureEngine(engine, self)
 
         async def law(response: Response) -> Floats:
-            return distribution(
-                await next_token_logits(mixed, request.prompt, response), self.sampling, len(response.token_ids)
-            )
+            return distribution(await proposal_logits(mixed, request, response), self.sampling, len(response.token_ids))
 
         return sample_tokens(request, mixed, law, self.chunk)
 
@@ -128,11 +127,12 @@ class RewardGuidedMethod(Method):
         async def law(response: Response) -> Floats:
             import numpy as np
 
-            logits = await proposal_logits(engine, request.prompt, response)
+            logits = await proposal_logits(engine, request, response)
             if not self.uses_reward(logits):
                 return distribution(logits, self.sampling, len(response.token_ids))
             tokens = most_likely(logits, self.top_k)
-            continuations = [engine.extended(request.prompt, response, [int(token)]) for token in tokens]
+            tokens = tokens[logits[tokens] > -np.inf]
+            continuations = [engine.extended(request.prompt, response, [int(token)], request.shaping) for token in tokens]
             rewards = await self.rewards(limited, engine, scorer, response, continuations)
             scores = np.full_like(logits, -np.inf)
             scores[tokens] = self.score(logits[tokens], np.array(rewards), scorer)
@@ -141,16 +141,38 @@ class RewardGuidedMethod(Method):
         return sample_tokens(limited, engine, law, self.chunk, scorer)
 
 
-async def next_token_logits(engine: Engine, prompt: Prompt, response: Response) -> Floats:
-    """Return the logits [vocabulary] of the token after a response. Raises ModelError if they are NaN or +inf."""
-    [logits] = await engine.logits(prompt, response)
-    return valid_logits(logits, len(response.token_ids))
+async def proposal_logits(engine: Engine, request: Request, response: Response) -> Floats:
+    """Return the logits [vocabulary] of the token after a response, as the request shapes them, without excluded tokens.
+
+    Raises ModelError if the logits are NaN or +inf, and SettingError if the grammar of the request allows no token.
+    """
+    [logits] = await engine.logits(request.prompt, response)
+    return shaped_logits(engine, request.prompt, request.shaping, logits, response.token_ids)
 
 
-async def proposal_logits(engine: Engine, prompt: Prompt, response: Response) -> Floats:
-    """Return the logits [vocabulary] of the token after a response, with -inf for tokens that the engine excludes."""
-    logits = await next_token_logits(engine, prompt, response)
-    return engine.exclusions.masked(logits, prompt.token_ids + response.token_ids, len(response.token_ids))
+def shaped_logits(
+    engine: Engine, prompt: Prompt, shaping: Shaping, logits: NDArray[np.floating[Any]], tokens: tuple[int, ...]
+) -> Floats:
+    """Return the logits [vocabulary] of the token after the response `tokens`, shaped, without excluded tokens."""
+    logits = valid_logits(logits, len(tokens))
+    if (shaper := engine.shaper(shaping, prompt)) is not None:
+        logits = shaper.shaped(logits, tokens)
+    return engine.exclusions.masked(logits, prompt.token_ids + tokens, len(tokens))
+
+
+async def proposal_logprobs(engine: Engine, ask: Ask, response: Response, last: int, temperature: float) -> Floats:
+    """Return the log-probabilities [last] of the response's last tokens at a temperature, as the ask shapes them."""
+    import numpy as np
+
+    prompt, ids = ask.prompt, response.token_ids
+    if not last or engine.shaper(ask.shaping, prompt) is None:
+        return await engine.logprobs(prompt, response, last, temperature)
+    rows = await engine.logits(prompt, Response(token_ids=ids[:-1]), last)
+    found = []
+    for at, row in enumerate(rows, len(ids) - last):
+        logits = shaped_logits(engine, prompt, ask.shaping, row, ids[:at]) / temperature
+        found.append(logits[ids[at]] - np.logaddexp.reduce(logits))
+    return np.array(found)
 
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:
