@@ -52,7 +52,8 @@ class Entropy(Boundary):
     """End a segment before a token that the LM is uncertain of (CARDS, arXiv 2406.16306, section 4.1).
 
     A segment ends if `measure` of the raw logits (temperature 1, whole vocabulary) reaches `threshold` (tau_u).
-    entropy: -sum p log p in nats; mcp: 1 - max p; evidential: V / sum(relu(logit) + 1).
+    entropy: -sum p log p in nats; mcp: 1 - max p; evidential: V / sum(relu(logit) + 1). Tokens that a grammar or a mixture
+    excludes count for none of them: they have no probability, and V is the number of the others.
     """
 
     minimum: int = 4
@@ -72,7 +73,8 @@ class Entropy(Boundary):
 
         logits = np.asarray(logits, np.float64)
         if self.measure == "evidential":
-            return float(logits.size / (logits.clip(0) + 1).sum())
+            kept = logits[logits > -np.inf]
+            return float(kept.size / (kept.clip(0) + 1).sum())
         p = np.exp(logits - logits.max())
         p /= p.sum()
         if self.measure == "mcp":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from helpers.random_models import Pair, words
 
-from cards import CARDS, Engine, FixedLength, Method, Reward
+from cards import CARDS, Decoder, Engine, FixedLength, Method, Reward
+from cards.grammar import Grammar
 from cards.methods import RSD, STARS, BestOfN, ProxyTuning
 from cards.registry import make_method, method_class, method_classes
 from cards.rewards import ImplicitReward
@@ -31,6 +33,12 @@ class TestEveryMethod(MethodContract):
     @pytest.fixture(params=list(method_classes()))
     def method(self, request: pytest.FixtureRequest) -> Method:
         return with_models(request.param, random_engine(3), MockReward(some_b))
+
+    def test_segments_continue_a_word_of_a_grammar(self, decoder: Decoder) -> None:
+        pytest.importorskip("llguidance")
+        pattern = "(ab|ca){2,3}c"
+        for result in self.results(decoder, max_tokens=60, grammar=Grammar.regex(pattern)):
+            assert (re.fullmatch(pattern, result.text) is not None, result.finish_reason) == (True, "stop")
 
 
 OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [

@@ -113,7 +113,8 @@ def test_tokens_that_do_not_match_are_an_error() -> None:
 
 def sample(grammar: Grammar, seed: int, most: int = 400) -> str | None:
     """Return a random text that the grammar allows, or None if it is longer than `most` tokens."""
-    source, rng, tokens = tokenizer("byte_level"), random.Random(seed), []
+    source, rng = tokenizer("byte_level"), random.Random(seed)
+    tokens: list[int] = []
     made = token_grammar(grammar, source, ENDS, len(source))
     while len(tokens) < most:
         if made.after(tokens).must_end:

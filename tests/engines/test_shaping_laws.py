@@ -55,9 +55,10 @@ MASKED = masked(next_token, PATTERN, PROMPT)
 
 def test_proposals_follow_the_masked_law_and_not_the_conditional_one() -> None:
     given = conditional(law_of(next_token, MOST, end=END, after=PROMPT), PATTERN)
-    ended: dict[Ids, float] = Counter()
+    ended: dict[Ids, float] = {}
     for ids, p in given.items():  # a response that must end does so without an end token
-        ended[ids[:-1] if complete(PATTERN, ids[:-1]) else ids] += p
+        key = ids[:-1] if complete(PATTERN, ids[:-1]) else ids
+        ended[key] = ended.get(key, 0.0) + p
     check_law(drawn(engine()), law(MASKED), wrong=ended)
 
 
@@ -122,7 +123,7 @@ def penalised(ids: Ids) -> list[float]:
         logits[token] *= 1 / 1.5 if logits[token] > 0 else 1.5
     for token, count in Counter(ids[len(PROMPT) :]).items():
         logits[token] -= 0.6 + 0.3 * count
-    return distribution(np.array(logits), Sampling()).tolist()
+    return [float(p) for p in distribution(np.array(logits), Sampling())]
 
 
 @pytest.mark.parametrize("drafted", [False, True])
@@ -147,7 +148,7 @@ def test_a_models_own_repetition_penalty_is_used_unless_a_request_sets_one() -> 
         def model(ids: Ids) -> list[float]:
             logits = np.log(next_token(ids))
             logits[list(set(ids))] *= penalty  # log p is negative
-            return distribution(logits, Sampling()).tolist()
+            return [float(p) for p in distribution(logits, Sampling())]
 
         return law_of(model, 3, end=END, after=PROMPT)
 
@@ -208,3 +209,8 @@ async def test_texts_that_no_token_can_write_are_an_error_of_the_request() -> No
     with pytest.raises(SettingError, match="No token of the model"):
         await decoder.agenerate("a", grammar=Grammar.regex("ax"))
     assert source.requests == 0
+
+
+def test_a_draft_that_excludes_all_allowed_tokens_leaves_them_to_the_target() -> None:
+    draft = engine(lambda ids: (0.0, 0.0, 0.5, 0.5))
+    check_law(drawn(SpeculativeEngine(engine(), draft)), law(MASKED), wrong=law(masked(random_model(3), PATTERN, PROMPT)))

@@ -64,6 +64,21 @@ class Engine(Composite, ABC):
         """
         raise MismatchError(f"Engine {self.name!r} does not provide logits.")
 
+    async def shaped_logits(
+        self, prompt: Prompt, response: Response, last: int, shaper: Shaper | None
+    ) -> NDArray[np.floating[Any]]:
+        """Return the logits as `logits` does, shaped for a request whose response so far is `response`.
+
+        Raises SettingError if the grammar of the request allows no token.
+        """
+        import numpy as np
+
+        rows = await self.logits(prompt, response, last)
+        if shaper is None:
+            return rows
+        ids = response.token_ids
+        return np.stack([shaper.shaped(row, ids[:at]) for at, row in enumerate(rows, len(ids) + 1 - last)])
+
     async def logprobs(
         self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0
     ) -> NDArray[np.float64]:

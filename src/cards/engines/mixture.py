@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cards.engines.base import Ask, Engine
 from cards.engines.derived import DerivedEngine, after
+from cards.engines.shaper import Shaper
 from cards.engines.text import check_fits
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptTooLongError, check
@@ -91,8 +92,7 @@ class MixtureEngine(DerivedEngine):
         while writer.segment is None:
             await wanted.wait()
             at = len(writer.tokens)
-            [mixed] = await self.logits(ask.prompt, after(ask.response, writer.tokens))
-            logits = writer.shaped(mixed)
+            [logits] = await self.shaped_logits(ask.prompt, after(ask.response, writer.tokens), 1, writer.shaper)
             if boundary.reads_logits and at >= boundary.minimum:
                 uncertainty = boundary.uncertainty(logits)
                 if boundary.ends_before(uncertainty):
@@ -107,6 +107,12 @@ class MixtureEngine(DerivedEngine):
 
         Tokens that `engine` excludes from its proposals have probability 0 before and after the logits are combined.
         """
+        return await self.shaped_logits(prompt, response, last, None)
+
+    async def shaped_logits(
+        self, prompt: Prompt, response: Response, last: int, shaper: Shaper | None
+    ) -> NDArray[np.floating[Any]]:
+        """Return the logits of the mixture, shaped. The grammar excludes tokens before and after they are combined."""
         import numpy as np
 
         count = len(response.token_ids)
@@ -128,11 +134,15 @@ class MixtureEngine(DerivedEngine):
         for position, rows in zip(positions, zip(*found, strict=True), strict=True):
             raw, *others = (valid_logits(row[:readable], position) for row in rows)
             logits = self._excluded.masked(raw, text[: start + position], position)
+            if shaper is not None:
+                logits = logits.copy()
+                shaper.mask(logits, response.token_ids[:position])
             if self.rule.mixes(position):
                 logits = self.rule.combine(position, logits, *others)
                 logits = self._excluded.masked(logits, text[: start + position], position)
-            mixed.append(logits)
-        return np.stack(mixed).astype(np.float32)
+            logits = logits.astype(np.float32)
+            mixed.append(logits if shaper is None else shaper.shaped(logits, response.token_ids[:position]))
+        return np.stack(mixed)
 
     async def logprobs(
         self, prompt: Prompt, response: Response, last: int | None = None, temperature: float = 1.0

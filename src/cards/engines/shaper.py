@@ -24,7 +24,7 @@ class Shaper:
     def edit(self, row: Any, tokens: Sequence[int]) -> None:
         """Shape the logits [vocabulary] of the token after a response, in place; an array or a tensor of floats.
 
-        Raises SettingError if the grammar allows no token.
+        Raises SettingError as `mask` does.
         """
         shaping = self.shaping
         for token, bias in shaping.logit_bias:
@@ -40,6 +40,10 @@ class Shaper:
         if shaping.frequency_penalty or shaping.presence_penalty:
             for count, ids in by_count(tokens).items():
                 row[ids] -= shaping.frequency_penalty * count + shaping.presence_penalty
+        self.mask(row, tokens)
+
+    def mask(self, row: Any, tokens: Sequence[int]) -> None:
+        """Exclude the tokens that the grammar does not allow, in place. Raises SettingError if it allows none."""
         if self.grammar is not None:
             allowed = self.grammar.allowed(tokens)
             row[len(allowed) :] = float("-inf")
@@ -49,9 +53,9 @@ class Shaper:
         """Return the logits [vocabulary] of the token after a response, shaped. Raises SettingError."""
         import numpy as np
 
-        row = np.array(row, np.float64)
-        self.edit(row, tokens)
-        return row
+        edited: NDArray[np.float64] = np.array(row, np.float64)
+        self.edit(edited, tokens)
+        return edited
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Return whether a response must end after these tokens, because the grammar is complete."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,12 +46,10 @@ class Shift:
         """Return the reference's probabilities at each drafted token after the writer's, from one step."""
         prompt, before = writer.ask.prompt, after(writer.ask.response, writer.tokens)
         with booked_as("draft"):
-            rows = await self.reference.logits(prompt, after(before, drafted[:-1]), len(drafted))
+            rows = await self.reference.shaped_logits(prompt, after(before, drafted[:-1]), len(drafted), writer.shaper)
         text, start = (*prompt.token_ids, *before.token_ids), writer.position
         return [
-            distribution(
-                exclusions.masked(writer.shaped(row, drafted[:i]), (*text, *drafted[:i]), start + i), self.sampling, start + i
-            )
+            distribution(exclusions.masked(row, (*text, *drafted[:i]), start + i), self.sampling, start + i)
             for i, row in enumerate(rows)
         ]
 
@@ -99,12 +98,11 @@ class SpeculativeEngine(DerivedEngine):
             drafted, q = await self._drafted(writer, writer.most - done - (shift is None), draws[done:])
             free = shift is None and not writer.ends_with(drafted)  # no token follows the end of a response
             read = drafted if free else drafted[:-1]
-            logits = await self.engine.logits(ask.prompt, after(before, read), len(read) + 1)
+            logits = await self.engine.shaped_logits(ask.prompt, after(before, read), len(read) + 1, writer.shaper)
             s = await shift.read(writer, drafted, self.exclusions) if shift else []
-            for i, raw in enumerate(logits):
+            for i, row in enumerate(logits):
                 at = len(writer.tokens)
                 text = (*ask.prompt.token_ids, *ask.response.token_ids, *writer.tokens)
-                row = writer.shaped(raw)
                 p = distribution(self.exclusions.masked(row, text, writer.position), sampling, writer.position)
                 if boundary.reads_logits and at >= boundary.minimum:
                     uncertainty = boundary.uncertainty(row)
@@ -137,10 +135,11 @@ class SpeculativeEngine(DerivedEngine):
             room = 0  # the target drew an id that pads its vocabulary beyond the draft's; it goes on alone
         with booked_as("draft"):
             while len(q) < min(self.gamma, most, room) and not writer.ends_with(tokens):
-                [logits] = await self.draft.logits(ask.prompt, after(before, tokens))
+                [logits] = await self.draft.shaped_logits(ask.prompt, after(before, tokens), 1, writer.shaper)
                 at = len(before.token_ids) + len(tokens)
-                shaped = writer.shaped(logits[: self.readable], tokens)
-                allowed = self.exclusions.masked(shaped, (*text, *tokens), at)
+                allowed = self.exclusions.masked(logits[: self.readable], (*text, *tokens), at)
+                if self.shift is None and allowed.max() == -math.inf:
+                    break  # the draft gives no allowed token a probability; the target goes on alone
                 q.append(distribution(allowed, ask.sampling, at))
                 tokens.append(pick(q[-1], u[len(tokens)]))
             current_account().add(decoded_tokens=len(tokens))

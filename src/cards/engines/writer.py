@@ -45,9 +45,9 @@ class Writer:
         """Number of the next token in the response, from 0."""
         return len(self.ask.response.token_ids) + len(self.tokens)
 
-    def shaped(self, logits: NDArray[np.floating[Any]], ahead: Sequence[int] = ()) -> NDArray[np.floating[Any]]:
-        """Return the logits [vocabulary] of the next token, or of the one after the tokens `ahead`, as the ask shapes them."""
-        return logits if self.shaper is None else self.shaper.shaped(logits, self.response_ids(ahead))
+    def shaped(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Return the logits [vocabulary] of the next token as the ask shapes them."""
+        return logits if self.shaper is None else self.shaper.shaped(logits, self.response_ids())
 
     def ends_with(self, ahead: Sequence[int]) -> bool:
         """Return whether an end token among the tokens `ahead`, or a grammar that they complete, ends the response."""

@@ -56,7 +56,8 @@ class EngineContract:
     def ask(self, engine: Engine, number: int = 0, **options: Any) -> Ask:
         """Return an ask for 6 candidates of prompt number `number`."""
         prompt = engine.encode(self.prompts[number])
-        return Ask(prompt, **({"response": Response(), "max_tokens": self.max_tokens, "n": 6, "seed": 3} | options))
+        settings: dict[str, Any] = {"response": Response(), "max_tokens": self.max_tokens, "n": 6, "seed": 3}
+        return Ask(prompt, **(settings | options))
 
     def assert_same(self, found: Sequence[Segment], wanted: Sequence[Segment]) -> None:
         assert [replace(s, entropy=None) for s in found] == [replace(s, entropy=None) for s in wanted]

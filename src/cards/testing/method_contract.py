@@ -176,10 +176,10 @@ class MethodContract:
         if any("shaping" not in engine.has for engine in decoder.proposers):
             pytest.skip("An engine does not shape logits.")
         pytest.importorskip("llguidance")
-        found = [*self.results(decoder), *self.results(decoder, max_tokens=3)]
-        texts = {result.text for result in found if result.text and "\ufffd" not in result.text}
-        for result in self.results(decoder, max_tokens=60, grammar=Grammar.choice(sorted(texts))):
-            assert (result.text in texts, result.finish_reason) == (True, "stop")
+        longest = max(len(result.text) for result in self.results(decoder))
+        grammar = Grammar.regex(rf"[\s\S]{{0,{longest // 2}}}")
+        for result in self.results(decoder, max_tokens=60, grammar=grammar):
+            assert (len(result.text) <= longest // 2, result.finish_reason) == (True, "stop")
 
     # Settings and needs.
 

@@ -74,7 +74,8 @@ def uncertainty(row: Row, boundary: Boundary) -> float:
         return boundary.uncertainty(row)
     assert isinstance(boundary, Entropy)
     if boundary.measure == "evidential":
-        return float(row.size / (_block_sums(row.clip(0)).sum() + row.size))
+        kept = np.count_nonzero(row > -np.inf)
+        return float(kept / (_block_sums(row.clip(0)).sum() + kept))
     highest = row.max()
     shifted = row - highest
     weights = np.exp(shifted)

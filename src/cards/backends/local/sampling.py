@@ -68,7 +68,8 @@ def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:
         return torch.tensor([boundary.uncertainty(row) for row in logits.numpy(force=True)], dtype=torch.float64)
     assert isinstance(boundary, Entropy)
     if boundary.measure == "evidential":
-        return logits.shape[-1] / (logits.relu() + 1).sum(-1)
+        kept = (logits > -torch.inf).sum(-1)
+        return kept / (logits.relu().sum(-1) + kept)
     logp = logits.log_softmax(-1)
     if boundary.measure == "mcp":
         return 1 - logp.amax(-1).exp()

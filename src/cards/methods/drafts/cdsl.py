@@ -12,7 +12,7 @@ from cards.engines.base import Ask, Engine
 from cards.engines.writer import Writer
 from cards.events import Accepted, Event, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import EngineLike, Method, Request, collect_segments, loaded, propose_all, required, target_of
-from cards.methods.tokens.driver import limit_to_context, shaped_logits
+from cards.methods.tokens.driver import limit_to_context, proposal_logits
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, most_likely
 from cards.settings import setting
@@ -63,8 +63,6 @@ class CDSL(Method):
     )
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        import numpy as np
-
         reward = required(reward, self)
         target, proposer = target_of(self.target, reward), loaded(self.proposer)
         request = limit_to_context(request, (engine, proposer))
@@ -75,12 +73,8 @@ class CDSL(Method):
                 [[draft]] = await propose_all(proposer, self.lookahead_ask(request.ask(decoded)))
             ahead = draft.token_ids
             read = Response(token_ids=(*response.token_ids, *ahead[:-1]))
-            logits = await engine.logits(request.prompt, read, len(ahead))
-            tokens = response.token_ids
-            rows = [
-                shaped_logits(engine, request.prompt, request.shaping, row, tokens + ahead[:i]) for i, row in enumerate(logits)
-            ]
-            agreed = int((np.argmax(rows, -1) == ahead).cumprod().sum())
+            logits = await proposal_logits(engine, request, read, len(ahead))
+            agreed = int((logits.argmax(-1) == ahead).cumprod().sum())
             trusted = agreed / len(ahead) >= self.agreement
             rejected: list[Segment] = []
             if trusted:
@@ -94,7 +88,7 @@ class CDSL(Method):
                     rejected.append(segment)
             if rejected or not trusted:
                 source: Source = ("draft", proposer) if trusted else ("lm", engine)
-                token, score = await self.next_token(request.ask(decoded), rows[0], engine, source, reward)
+                token, score = await self.next_token(request.ask(decoded), logits[0], engine, source, reward)
                 segment = segment_of(engine, ask, [token], Writer.choose)
                 yield Proposed(index, len(rejected), segment)
                 if score is not None:

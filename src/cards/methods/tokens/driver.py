@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Ask, Engine
 from cards.engines.mixture import Mixture, MixtureEngine
 from cards.errors import PromptTooLongError
-from cards.events import Accepted, Event, Prompt, Proposed, Response, Scored
+from cards.events import Accepted, Event, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
 from cards.sampling import Sampling, distribution, most_likely, pick, uniforms, valid_logits
 from cards.settings import setting
-from cards.shaping import Shaping
 from cards.usage import count_round
 
 if TYPE_CHECKING:
@@ -73,7 +72,8 @@ class LogitsMethod(Sampled, Mixture):
         mixed = MixtureEngine(engine, self)
 
         async def law(response: Response) -> Floats:
-            return distribution(await proposal_logits(mixed, request, response), self.sampling, len(response.token_ids))
+            [logits] = await proposal_logits(mixed, request, response)
+            return distribution(logits, self.sampling, len(response.token_ids))
 
         return sample_tokens(request, mixed, law, self.chunk)
 
@@ -127,7 +127,7 @@ class RewardGuidedMethod(Method):
         async def law(response: Response) -> Floats:
             import numpy as np
 
-            logits = await proposal_logits(engine, request, response)
+            [logits] = await proposal_logits(engine, request, response)
             if not self.uses_reward(logits):
                 return distribution(logits, self.sampling, len(response.token_ids))
             tokens = most_likely(logits, self.top_k)
@@ -141,38 +141,35 @@ class RewardGuidedMethod(Method):
         return sample_tokens(limited, engine, law, self.chunk, scorer)
 
 
-async def proposal_logits(engine: Engine, request: Request, response: Response) -> Floats:
-    """Return the logits [vocabulary] of the token after a response, as the request shapes them, without excluded tokens.
+async def proposal_logits(engine: Engine, request: Ask | Request, response: Response, last: int = 1) -> Floats:
+    """Return the logits [last, vocabulary] of the tokens up to the one after a response, shaped, without excluded tokens.
 
     Raises ModelError if the logits are NaN or +inf, and SettingError if the grammar of the request allows no token.
     """
-    [logits] = await engine.logits(request.prompt, response)
-    return shaped_logits(engine, request.prompt, request.shaping, logits, response.token_ids)
-
-
-def shaped_logits(
-    engine: Engine, prompt: Prompt, shaping: Shaping, logits: NDArray[np.floating[Any]], tokens: tuple[int, ...]
-) -> Floats:
-    """Return the logits [vocabulary] of the token after the response `tokens`, shaped, without excluded tokens."""
-    logits = valid_logits(logits, len(tokens))
-    if (shaper := engine.shaper(shaping, prompt)) is not None:
-        logits = shaper.shaped(logits, tokens)
-    return engine.exclusions.masked(logits, prompt.token_ids + tokens, len(tokens))
-
-
-async def proposal_logprobs(engine: Engine, ask: Ask, response: Response, last: int, temperature: float) -> Floats:
-    """Return the log-probabilities [last] of the response's last tokens at a temperature, as the ask shapes them."""
     import numpy as np
 
-    prompt, ids = ask.prompt, response.token_ids
-    if not last or engine.shaper(ask.shaping, prompt) is None:
-        return await engine.logprobs(prompt, response, last, temperature)
-    rows = await engine.logits(prompt, Response(token_ids=ids[:-1]), last)
-    found = []
-    for at, row in enumerate(rows, len(ids) - last):
-        logits = shaped_logits(engine, prompt, ask.shaping, row, ids[:at]) / temperature
-        found.append(logits[ids[at]] - np.logaddexp.reduce(logits))
-    return np.array(found)
+    prompt, ids = request.prompt, response.token_ids
+    rows = await engine.shaped_logits(prompt, response, last, engine.shaper(request.shaping, prompt))
+    excluded = engine.exclusions
+    return np.stack(
+        [
+            excluded.masked(valid_logits(row, at), prompt.token_ids + ids[:at], at)
+            for at, row in enumerate(rows, len(ids) + 1 - last)
+        ]
+    )
+
+
+async def proposal_logprobs(
+    engine: Engine, request: Ask | Request, response: Response, last: int, temperature: float
+) -> Floats:
+    """Return the log-probabilities [last] of the response's last tokens at a temperature, as the request shapes them."""
+    import numpy as np
+
+    ids = response.token_ids
+    if not last or engine.shaper(request.shaping, request.prompt) is None:
+        return await engine.logprobs(request.prompt, response, last, temperature)
+    rows = await proposal_logits(engine, request, Response(token_ids=ids[:-1]), last) / temperature
+    return np.array([row[token] - np.logaddexp.reduce(row) for row, token in zip(rows, ids[-last:], strict=True)])
 
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:
