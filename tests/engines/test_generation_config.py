@@ -22,6 +22,7 @@ from cards.methods import ARGS, BestOfN, ContrastiveDecoding, Vanilla
 from cards.methods.base import collect_segments
 from cards.rewards import FunctionReward
 from cards.sampling import Sampling
+from cards.shaping import Shaping
 from cards.testing import check_law
 
 PROMPT = (5, 9, 23, 14)
@@ -72,6 +73,21 @@ async def test_excluded_tokens_are_those_of_generate(number: int) -> None:
     assert await greedy_of_cards(engine, method=ARGS()) == expected
     same = ContrastiveDecoding(amateur=engine, plausibility=1.0)  # only the most likely token is plausible
     assert await greedy_of_cards(engine, method=same) == expected
+
+
+@pytest.mark.parametrize("config", [{}, {"suppress_tokens": [9]}], ids=["alone", "with excluded tokens"])
+async def test_the_repetition_penalty_is_that_of_generate(config: dict[str, Any]) -> None:
+    plain, expected = greedy(lm(**config)), greedy(lm(repetition_penalty=1.3, **config))
+    assert expected != plain
+    engine = TransformersEngine(lm(repetition_penalty=1.3, **config), word_tokenizer(), slots=4)
+    draft = TransformersEngine(lm(), word_tokenizer(), slots=4)
+    for source in (engine, SpeculativeEngine(engine, draft)):
+        assert await greedy_of_cards(source) == expected
+    assert await greedy_of_cards(engine, method=Vanilla(temperature=0.0, chunk=3)) == expected
+    assert await greedy_of_cards(engine, method=ARGS()) == expected
+    decoder = Decoder(engine, None, GREEDY)
+    off = await decoder.agenerate(words(PROMPT), max_tokens=24, shaping=Shaping(repetition_penalty=1.0))
+    assert list(off.token_ids) == plain
 
 
 async def test_each_end_token_of_the_config_ends_a_response() -> None:
@@ -130,13 +146,12 @@ def test_ids_beyond_the_vocabulary_and_end_tokens_as_words_are_left_out() -> Non
 
 def test_what_is_not_applied_is_named_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "_warned", set())
-    model = lm(repetition_penalty=1.1, no_repeat_ngram_size=3, temperature=0.6, top_p=0.9, do_sample=True, suppress_tokens=[4])
+    model = lm(min_new_tokens=2, no_repeat_ngram_size=3, temperature=0.6, top_p=0.9, do_sample=True, suppress_tokens=[4])
     with caplog.at_level(logging.WARNING, "cards"):
         for _ in range(2):
             TransformersEngine(copy.deepcopy(model), word_tokenizer(), slots=2, name="some-model")
-        TransformersEngine(lm(repetition_penalty=1.0), word_tokenizer(), slots=2, name="another")
+        TransformersEngine(lm(min_new_tokens=0), word_tokenizer(), slots=2, name="another")
     [record] = caplog.records
     assert record.getMessage() == (
-        "The generation config of model 'some-model' has repetition_penalty=1.1, no_repeat_ngram_size=3, which cards does not "
-        "apply."
+        "The generation config of model 'some-model' has no_repeat_ngram_size=3, min_new_tokens=2, which cards does not apply."
     )

@@ -1,4 +1,4 @@
-"""The generation config of a model: the tokens that it never writes, and a warning about settings that have no effect."""
+"""The generation config of a model: excluded tokens, the repetition penalty, and a warning about settings without effect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ log = logging.getLogger("cards")
 # replace do_sample, temperature, top_k and top_p, and `max_tokens` replaces the maximum lengths. forced_bos_token_id has no
 # effect after a prompt of several tokens.
 IGNORED = {
-    "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "sequence_bias": None,
     "guidance_scale": 1,
@@ -46,6 +45,12 @@ def exclusions(model: PreTrainedModel, end_ids: Collection[int]) -> Exclusions:
         tuple(sorted(token for token in at_first if 0 <= token < size)),
         tuple(word for word in words if len(word) > 1 and all(0 <= token < size for token in word)),
     )
+
+
+def repetition_penalty(model: PreTrainedModel) -> float:
+    """Return the penalty for tokens of the prompt and the response that requests get if they set none; 1 is off."""
+    penalty = getattr(model.generation_config, "repetition_penalty", None)
+    return 1.0 if penalty is None or penalty <= 0 else float(penalty)
 
 
 def warn_of_ignored(model: PreTrainedModel, name: str, also: Collection[str] = ()) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
-from cards.backends.generation import exclusions, warn_of_ignored
+from cards.backends.generation import exclusions, repetition_penalty, warn_of_ignored
 from cards.backends.local.loading import check_model, eight_bit, load, worker_on
 from cards.backends.local.memory import cache_size_on
 from cards.backends.local.own_cache import OwnCache, own_slots
@@ -64,7 +64,7 @@ class TransformersEngine(SlotEngine):
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
-        self.exclusions = exclusions(model, self.end_ids)
+        self.exclusions, self.repetition_penalty = exclusions(model, self.end_ids), repetition_penalty(model)
         warn_of_ignored(model, self.name)
         made = worker_on(model.device, threads).call(lambda: self._slots(slots, context))
         self.context, self.rows = made.length, made.rows
