@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
-from cards.errors import CardsError, SettingError, UnknownNameError, check, public_name
+from cards.errors import CardsError, ProfileWarning, SettingError, UnknownNameError, check, public_name
 from cards.files import check_format
 from cards.methods.base import Method
 from cards.registry import make_method
@@ -21,6 +22,7 @@ class Profile:
 
     `settings` are keyword arguments for `make_method`: numbers, texts, booleans or None. They depend on `max_tokens`, because
     the threshold of CARDS rises over that many tokens. `calibrated_on`, `wish`, `predicted` and `measured` are information.
+    `doubts` say why the trial of these settings does not confirm them.
     """
 
     model: str
@@ -34,6 +36,19 @@ class Profile:
     wish: dict[str, Any] = field(default_factory=dict)
     predicted: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+
+    def warn(self, max_tokens: int) -> None:
+        """Warn if the settings are not confirmed, or were found for another token limit."""
+        if self.doubts:
+            warnings.warn(f"The settings of the profile are not confirmed: {'. '.join(self.doubts)}.", ProfileWarning, stacklevel=2)
+        if max_tokens != self.max_tokens:
+            warnings.warn(
+                f"The profile was made for at most {self.max_tokens} tokens, over which its threshold rises, but max_tokens is "
+                f"{max_tokens}: make another profile, or leave --max-tokens out.",
+                ProfileWarning,
+                stacklevel=2,
+            )
 
     def make(self) -> Method:
         """Return the method with these settings. Raises UnknownNameError or SettingError."""
@@ -73,7 +88,7 @@ class Profile:
         for name, value in found.items():
             if name not in known:
                 raise UnknownNameError(f"entry of the profile {str(path)!r}:", name, (item.name for item in fields(cls)))
-            kind = dict if name in ("settings", "calibrated_on", "wish", "predicted", "measured") else known[name]
+            kind = get_origin(known[name]) or known[name]
             check(type(value) is kind, f"{name} in the profile {str(path)!r} must be of type {kind.__name__}, got {value!r}.")
         profile = cls(**found)
         check(profile.max_tokens >= 1, f"max_tokens in the profile {str(path)!r} must be at least 1, got {profile.max_tokens}.")

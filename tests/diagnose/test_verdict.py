@@ -47,12 +47,12 @@ async def against_b(prompt: str, response: str) -> float:
 
 
 async def diagnosed(
-    reward: Callable[..., object], gold: Callable[..., object] | None = None, found: list[pairs.PairRecord] | None = None
+    reward: Callable[..., object], gold: Callable[..., object] | None = None, found: list[pairs.PairRecord] | None = None, max_tokens: int = 24
 ) -> tuple[Measurements, DiagnosisVerdict]:
     engine, judge = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(reward)  # type: ignore[arg-type]
     graded = None if gold is None else FunctionReward(gold)  # type: ignore[arg-type]
     questions = [PromptRecord(n, str(n), "ab"[n % 2] * (n + 1)) for n in range(12)]
-    plan = DiagnosisPlan(form="raw", max_tokens=24, entropy_threshold=1.45, fixed=5)
+    plan = DiagnosisPlan(form="raw", max_tokens=max_tokens, entropy_threshold=1.45, fixed=5)
     work = Diagnosis(Models(engine, judge, graded), judge, questions, found or [], plan)
     figures = await work.run()
     return figures, verdict(figures)
@@ -80,8 +80,15 @@ async def test_length_is_not_fit() -> None:
 
 async def test_a_constant_says_nothing() -> None:
     _, judged = await diagnosed(only_at_the_end)
-    assert finding(judged, "prefixes").value is None
+    assert finding(judged, "prefixes").value == 0
     assert judged.grade == "poor"
+
+
+async def test_responses_too_short_to_be_cut_are_not_enough_data() -> None:
+    figures, judged = await diagnosed(share_of_b, max_tokens=1)
+    assert figures.cuts == 0
+    assert finding(judged, "prefixes").grade == judged.grade == "not enough data"
+    assert judged.words.startswith("Not enough data")
 
 
 async def test_a_running_share_is_fit() -> None:

@@ -44,10 +44,10 @@ def calibrate(
 
     The command samples responses to PROMPTS, predicts the cost, acceptance and fallbacks of each setting, selects one that
     meets the constraints, and measures it. Other commands read the profile with --profile. To resume, run the same command
-    again.
+    again. The exit code is 1 if the measured rates contradict the predicted ones or the constraints.
     """
     from cards.study.calibrate import plot  # with numpy, which the help does not need
-    from cards.study.calibrate.report import profile_of, tables, to_dict
+    from cards.study.calibrate.report import profile_of, reasons, tables, to_dict
     from cards.study.calibrate.run import Calibration
     from cards.study.statistics import interval_name
 
@@ -87,7 +87,12 @@ def calibrate(
     else:
         show_tables(tables(result), compact=True)
         console = Console(highlight=False, markup=False)
-        console.print(f"recommended: {', '.join(f'{name} {value}' for name, value in result.settings.items())}")
+        settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+        console.print(f"{'recommended' if result.confirmed else 'not confirmed'}: {settings}")
+        for reason in reasons(result):
+            console.print(f"  {reason}", style="yellow")
         target = result.choice.target
         console.print(f"r*: {interval_name(len(result.responses))}, {target.low:.2f} to {target.high:.2f}")
     say(f"profile: {out}, with .samples.jsonl, .report.json and .png next to it", "dim")
+    if not result.confirmed:
+        raise typer.Exit(1)

@@ -17,7 +17,7 @@ from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.prompts import read, sample
 from cards.study.tables import show_tables, to_json
 
-COLOURS = {"good": "green", "fair": "yellow", "poor": "red"}
+COLOURS = {"good": "green", "fair": "yellow", "poor": "red", "not enough data": "yellow"}
 
 
 @with_options(DiagnosisPlan, "plan")

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import typer
 
+from cards.console import one_line_warnings
 from cards.profile import Profile
 from cards.settings import option_text
 from cards.specs import join_spec, quote
@@ -43,6 +45,7 @@ def profiled(
     if path is None or (profile := Profile.read(path)).method != method:
         return given
     profile.check_models(model, reward, mix)
+    _warn(profile)
     return {key: option_text(value) for key, value in profile.settings.items()} | {**given}
 
 
@@ -55,6 +58,14 @@ def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: st
         return specs
     profile = Profile.read(path)
     profile.check_models(model, reward, mix)
+    _warn(profile)
     spec = join_spec(profile.method, {key: quote(option_text(value)) for key, value in profile.settings.items()})
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]
+
+
+def _warn(profile: Profile) -> None:
+    """Show the warnings of a profile for the token limit of the running command."""
+    given = click.get_current_context().params.get("max_tokens")
+    with one_line_warnings():
+        profile.warn(profile.max_tokens if given is None else given)

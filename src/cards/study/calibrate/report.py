@@ -96,7 +96,6 @@ def profile_of(
 ) -> Profile:
     """Return the profile: the settings for other commands, with the rates to expect."""
     choice = asdict(result.choice)
-    measured = [asdict(probe)["measured"] for probe in result.probes[-1:] if probe.settings == result.settings]
     return Profile(
         model=model,
         reward=reward,
@@ -112,14 +111,28 @@ def profile_of(
         },
         wish={name: value for name, value in asdict(constraints).items() if value is not None},
         predicted=choice["rates"] | {"target": choice["target"]},
-        measured=measured[0] if measured else {},
+        measured=asdict(result.trial)["measured"] if result.trial else {},
+        doubts=reasons(result),
     )
+
+
+def reasons(result: CalibrationResult) -> list[str]:
+    """Return why the chosen settings are not confirmed, and how many prompts would tell; empty if they are."""
+    if result.trial is None:
+        return ["the settings were not tried: set --probes to 1 or more"]
+    prompts = len(result.responses)
+    return [
+        f"{doubt.words}; "
+        + (f"about {doubt.prompts} prompts would tell ({prompts} were used)" if doubt.prompts else "more prompts will not change this")
+        for doubt in result.trial.doubts
+    ]
 
 
 def to_dict(result: CalibrationResult, profile: Profile) -> dict[str, Any]:
     """Return the complete report in JSON types."""
     return {
         "profile": profile.to_dict(),
+        "confirmed": result.confirmed,
         "levels": LEVELS,
         "rewards": rewards_by_length(result.responses),
         "entropies": entropies(result.responses),

@@ -16,6 +16,7 @@ from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import Width
 from cards.rewards.base import Reward
 from cards.study.calibrate.choose import Recommendation, choose, measured, rates, reward_bounds
+from cards.study.calibrate.confirm import Doubt, doubts
 from cards.study.calibrate.lengths import SegmentLengths, lengths_by_threshold, suggest, threshold_grid
 from cards.study.calibrate.plan import CalibrationRequest, Constraints
 from cards.study.calibrate.predict import Grid, predict
@@ -32,11 +33,12 @@ TARGETS, BETAS, ALPHAS = 24, (0.25, 0.5, 1.0), (0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A setting that was run on the prompts, with its predicted and its measured rates."""
+    """A setting that was run on the prompts, with its predicted and its measured rates, and how these contradict."""
 
     settings: dict[str, Any]
     predicted: dict[str, Estimate]
     measured: dict[str, Estimate]
+    doubts: list[Doubt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,15 @@ class CalibrationResult:
     settings: dict[str, Any]
     probes: list[Probe]
 
+    @property
+    def trial(self) -> Probe | None:
+        """Return the trial of the chosen settings, None if they were not tried."""
+        return next((probe for probe in self.probes if probe.settings == self.settings), None)
+
+    @property
+    def confirmed(self) -> bool:
+        return self.trial is not None and not self.trial.doubts
+
 
 @dataclass(slots=True)
 class Calibration:
@@ -71,8 +82,8 @@ class Calibration:
     async def run(self, constraints: Constraints, request: CalibrationRequest) -> CalibrationResult:
         """Sample, predict, choose a setting and measure it.
 
-        If measured rates differ from predicted ones, correct the predictions and choose again. Raises SettingError if no
-        setting meets the constraints.
+        If measured rates differ from predicted ones, correct the predictions and choose again. If the last setting is still
+        in doubt, an earlier one whose trial was not is taken. Raises SettingError if no setting meets the constraints.
         """
         plain = await self.plain()
         options, lengths = self.segment_lengths(plain, request)
@@ -81,16 +92,23 @@ class Calibration:
         figures = predict(grid, plain, trees, self.plan.max_tokens)
         bounds = reward_bounds(plain, constraints.top)
         choice = choose(figures, grid.target, constraints, bounds)
+        bound = None if bounds is None else float(bounds.mean())
+        spread = float(np.mean([np.std(row["rewards"]) for row in plain]))
         probes: list[Probe] = []
+        tried: list[Recommendation] = []
         for number in range(request.probes):
             settings = self._settings(grid.settings(choice.index), lengths)
-            rows = await self.probe(settings)
-            probes.append(Probe(settings, choice.rates, measured(rows, plain)))
+            rates_of_trial = measured(await self.probe(settings), plain)
+            contradictions = doubts(choice.rates, rates_of_trial, constraints, bound, spread, len(plain))
+            probes.append(Probe(settings, choice.rates, rates_of_trial, contradictions))
+            tried.append(choice)
             factors = _factors(figures, choice.index, probes[-1])
             corrected = choose(figures, grid.target, constraints, bounds, factors)
             if corrected.index == choice.index or number + 1 == request.probes:
                 break
             choice = corrected
+        if probes and probes[-1].doubts:
+            choice = next((made for made, probe in zip(tried, probes, strict=True) if not probe.doubts), choice)
         settings = self._settings(grid.settings(choice.index), lengths)
         return CalibrationResult(plain, options, lengths, grid, figures, choice, settings, probes)
 

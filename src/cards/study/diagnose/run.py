@@ -56,6 +56,7 @@ class Measurements:
     """
 
     answers: int
+    cuts: int  # incomplete responses that were scored
     spread: float  # standard deviation of the rewards within prompts
     prefixes: dict[str, dict[str, dict[str, Estimate | None]]]  # by rule, position (or all) and kind of correlation
     length: Estimate | None  # correlation of reward and length
@@ -141,6 +142,7 @@ def measure(scores: Sequence[PromptScores], results: list[list[float]]) -> Measu
     best = [(str(n), float(item.gold[int(np.argmax(item.rewards))] < np.mean(item.gold))) for n, item in graded]
     return Measurements(
         answers=sum(len(item.rewards) for item in scores),
+        cuts=sum(len(cuts) for item in scores for by_rule in item.prefixes for cuts in by_rule.values()),
         spread=spread,
         prefixes=prefixes,
         length=correlation(_paired(scores, "lengths")),

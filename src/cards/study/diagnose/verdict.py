@@ -9,8 +9,9 @@ from typing import Any, Literal
 from cards.study.diagnose.run import POSITIONS, Measurements
 from cards.study.tables import NONE, Table, interval
 
-Grade = Literal["good", "fair", "poor"]
-GRADES: tuple[Grade, ...] = ("good", "fair", "poor")
+Grade = Literal["good", "fair", "poor", "not enough data"]
+GRADES: tuple[Grade, ...] = ("good", "fair", "poor")  # from best to worst
+UNKNOWN: Grade = "not enough data"
 LIMITS = {  # for good and for fair; if the first is larger, higher values are better
     "prefixes": (0.6, 0.3),
     "length": (0.3, 0.6),
@@ -21,16 +22,17 @@ LIMITS = {  # for good and for fair; if the first is larger, higher values are b
     "preferences": (0.6, 0.55),
     "hacking": (0.25, 0.4),
 }
-SUMMARY = {
+SUMMARY: dict[Grade, str] = {
     "good": "Fit for segments.",
     "fair": "Usable for segments, with care.",
     "poor": "Not fit for segments: use complete responses (best-of-n) or another reward.",
+    UNKNOWN: "Not enough data to tell whether the reward is fit for segments: give more prompts, or raise --max-tokens.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A finding on one of LIMITS. The grade is poor if the value is None."""
+    """A finding on one of LIMITS. Without a value there is not enough data to grade it."""
 
     name: str
     value: float | None
@@ -40,20 +42,24 @@ class Finding:
     def grade(self) -> Grade:
         good, fair = LIMITS[self.name]
         if self.value is None:
-            return "poor"
+            return UNKNOWN
         sign = 1 if good > fair else -1
         return "good" if sign * self.value >= sign * good else "fair" if sign * self.value >= sign * fair else "poor"
 
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisVerdict:
-    """The findings. The overall grade is that of the worst finding."""
+    """The findings. The overall grade is that of the worst finding with a value, if incomplete responses have one."""
 
     findings: list[Finding]
 
     @property
     def grade(self) -> Grade:
-        return max((finding.grade for finding in self.findings), key=GRADES.index)
+        grades = {finding.name: finding.grade for finding in self.findings}
+        known = [grade for grade in grades.values() if grade != UNKNOWN]
+        worst = max(known, key=GRADES.index, default=UNKNOWN)
+        undecided = UNKNOWN in (grades.get("prefixes"), grades.get("preferences"))
+        return UNKNOWN if undecided and worst != "poor" else worst
 
     @property
     def words(self) -> str:
@@ -75,11 +81,14 @@ def verdict(measurements: Measurements) -> DiagnosisVerdict:
                 f"Rewards of incomplete responses (cut by {rule}) correlate with those of complete ones at "
                 f"{estimate.mean:.2f} (ranks)."
             )
-        else:
+        elif measurements.cuts:
             words = "Rewards of incomplete responses do not predict those of complete ones: one of the two does not vary."
-        add("prefixes", estimate.mean if estimate else None, words)
-        length = measurements.length.mean if measurements.length else 0.0
-        add("length", abs(length), f"The correlation of reward and length within prompts is {length:+.2f}.")
+        else:
+            words = "No response was long enough to be cut."
+        add("prefixes", estimate.mean if estimate else 0.0 if measurements.cuts else None, words)
+        if estimate := measurements.length:
+            words = f"The correlation of reward and length within prompts is {estimate.mean:+.2f}."
+            add("length", abs(estimate.mean), words)
         if estimate := measurements.repetition:
             add("repetition", estimate.mean, f"Repeating a response changes its reward by {estimate.mean:+.2f} deviations.")
         for name in ("batch", "padding"):

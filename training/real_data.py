@@ -1,0 +1,73 @@
+"""Rows of the real pair: preference pairs of HH-RLHF, and prompts that no model of the pair was trained on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import Row, read_rows
+from transformers import PreTrainedTokenizerBase
+
+LONGEST = 256  # tokens of a prompt and a response; earlier turns are cut
+HELD_OUT = 200  # prompts of hh_pairs.train for development, half of them harmless
+REPORTED = 200  # prompts of hh_pairs.test for the report, half of them harmless
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of a prompt and its two responses. The chosen response is first."""
+
+    prompt: list[int]
+    responses: tuple[list[int], list[int]]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+def balanced(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """Draw `count` rows with different prompts, half of them from the harmless subset."""
+    unique = list({row["prompt"]: row for row in rows}.values())
+    random.Random(seed).shuffle(unique)
+    harmless = [row for row in unique if row["subset"].startswith("harmless")]
+    helpful = [row for row in unique if not row["subset"].startswith("harmless")]
+    return harmless[: count // 2] + helpful[: count - count // 2]
+
+
+def split(data: Path) -> tuple[list[Row], list[Row]]:
+    """Return the rows of hh_pairs.train to train on, and the rows whose prompts are for development."""
+    rows = list(read_rows(data / "preference" / "hh_pairs.train.jsonl.gz"))
+    held = balanced(rows, HELD_OUT, seed=0)
+    prompts = {row["prompt"] for row in held}
+    return [row for row in rows if row["prompt"] not in prompts], held
+
+
+def tested(data: Path) -> list[Row]:
+    return list(read_rows(data / "preference" / "hh_pairs.test.jsonl.gz"))
+
+
+def write_prompts(data: Path, folder: Path) -> None:
+    """Write the prompts for development and for the report, as dialogues."""
+    for name, rows in (("develop", split(data)[1]), ("report", balanced(tested(data), REPORTED, seed=0))):
+        lines = [json.dumps(_prompt(row), ensure_ascii=False) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _prompt(row: Row) -> dict[str, Any]:
+    group = "harmless" if row["subset"].startswith("harmless") else "helpful"
+    return {"id": row["id"], "group": group, "prompt": row["prompt"]}
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """Encode pairs. Responses end with the end token; only the beginning of a text that is too long is cut."""
+    pairs = []
+    for row in rows:
+        prompt = tokenizer(row["prompt"]).input_ids
+        ends = [tokenizer(" " + row[name].strip(), add_special_tokens=False).input_ids for name in ("chosen", "rejected")]
+        chosen, rejected = ([*ids[: LONGEST * 3 // 5], tokenizer.eos_token_id] for ids in ends)
+        room = LONGEST - max(len(chosen), len(rejected))
+        pairs.append(Pair([prompt[0], *prompt[1:][-room + 1 :]], (chosen, rejected)))
+    return pairs

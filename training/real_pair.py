@@ -1,0 +1,75 @@
+"""Make the real pair: Gemma 3 270M, tuned on chosen responses, a reward model on its backbone, and a grader on another one.
+
+    make real-pair
+
+Every stage is skipped if its result exists, and goes on after an interruption. Two processes train side by side, on one
+thread each. Models and prompts are written to --out; nothing of them belongs into the repository (the terms of Gemma).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import DEFAULT_DATA, DEFAULT_RUNS, setup
+
+STAGES = ("reward", "grader", "tuned")
+
+
+def stages(folder: Path, data: Path) -> dict[str, Callable[[], None]]:
+    from real_grader import train_grader
+    from real_train import train_reward, tune
+
+    runs = {"reward": train_reward, "grader": train_grader, "tuned": tune}
+    return {name: lambda run=run: run(folder, data) for name, run in runs.items()}  # type: ignore[misc]
+
+
+def run_stage(folder: Path, data: Path, stage: str) -> None:
+    """Run a stage that has not finished, and add its seconds of CPU to `cpu.json`."""
+    if (folder / f"{stage}.json").exists():
+        return
+    setup(0)
+    stages(folder, data)[stage]()
+    path = folder / f"{stage}.cpu"
+    path.write_text(str(time.process_time()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--out", type=Path, default=DEFAULT_RUNS / "real")
+    parser.add_argument("--stage", choices=STAGES, help="only this stage, in this process")
+    args = parser.parse_args()
+    folder: Path = args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.stage:
+        return run_stage(folder, args.data, args.stage)
+
+    import real_model
+    from real_data import write_prompts
+    from real_files import write_folders, write_lm, write_reward
+    from real_train import FROZEN
+
+    real_model.convert(folder)
+    write_prompts(args.data, folder)
+    command = [sys.executable, __file__, "--data", str(args.data), "--out", str(folder), "--stage"]
+    beside = subprocess.Popen([*command, "grader"])
+    for stage in ("reward", "tuned"):
+        subprocess.run([*command, stage], check=True)
+    if beside.wait():
+        sys.exit("The grader failed. Run the command again.")
+    base = folder / real_model.FILE
+    write_reward(base, folder, FROZEN)
+    write_lm(base, folder, FROZEN)
+    write_folders(folder, FROZEN)
+    report = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
