@@ -1,0 +1,119 @@
+"""The paper's experiments on the real pair: run plans method by method, and keep the finished ones.
+
+    make real-pair                                            the models, in training/runs/real
+    python benchmarks/real_study.py PLAN.toml ...             the plans are in benchmarks/real
+
+A method that the results already have is skipped, on any machine. Results of a plan are NAME.json, with the metrics of each
+method, and NAME.csv.gz, with the figures of each response; responses themselves stay next to the models. An interrupted
+method goes on from its finished responses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cards.cli.arms import arms_of
+from cards.cli.models import load_models
+from cards.study.bench.plan import Plan, read
+from cards.study.bench.report import report
+from cards.study.bench.run import Bench, header
+from cards.study.journal import Row
+from cards.study.prompts import read as read_prompts
+from cards.study.session import opened
+from workload import HERE, machine
+
+RUNS = HERE.parent / "training" / "runs" / "real"
+RESULTS = HERE / "results" / "real"
+USAGE = ("lm_steps", "rm_calls", "rounds", "lm_decoded_tokens", "draft_decoded_tokens", "rm_tokens", "flops", "seconds")
+FIELDS = ("label", "line", "id", "group", "seed", "finish_reason", "tokens", "reward", "gold", "logprob", *USAGE)
+
+
+def located(path: Path, runs: Path) -> Plan:
+    """Read a plan whose models and prompts are files of the folder `runs`."""
+    plan = read(path)
+    names = {name: getattr(plan, name) for name in ("model", "reward", "gold", "prompts")}
+    return replace(plan, **{name: _found(value, runs) for name, value in names.items()})
+
+
+def _found(value: str | None, runs: Path) -> str | None:
+    return str(runs / value) if value and (runs / value).exists() else value
+
+
+def figures(row: Row) -> dict[str, Any]:
+    """Return the figures of a response without its text."""
+    own = {name: row[name] for name in FIELDS if name in row}
+    return own | {"tokens": len(row["token_ids"])} | {name: row["usage"][name] for name in USAGE}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str]) -> None:
+    """Run the methods of a plan that its results lack, one after another, until the time is over."""
+    plan, end = located(path, runs), time.monotonic() + limit_seconds
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    target, table = RESULTS / f"{path.stem}.json", RESULTS / f"{path.stem}.csv.gz"
+    found = json.loads(target.read_text()) if target.exists() else {"methods": {}}
+    arms = [arm for arm in arms_of(plan.methods) if arm.label not in found["methods"]]
+    arms = [arm for arm in arms if not only or arm.method.name in only]
+    if not arms:
+        print(f"{path.stem}: complete")
+        return
+    records = read_prompts(plan.prompts)
+    assert plan.reward is not None
+    models = load_models(plan.model, plan.reward, plan.gold, plan, [arm.method for arm in arms], plan.check_template)
+    with opened(runs / f"study-{path.stem}.jsonl", header(plan, models), "study") as session:
+        bench = Bench(plan, models.fitting(records, plan, plan.max_tokens), models, session)
+        for arm in arms:
+            if time.monotonic() > end:
+                break
+            start = time.process_time()
+            session.run(bench.run([arm]), "responses", models.run)
+            own = [row for row in session.rows if row["label"] == arm.label]
+            summaries = report(session.journal.header, session.rows).summaries
+            summary = next(summary for summary in summaries if summary.label == arm.label)
+            found["methods"][arm.label] = summary.to_dict() | {"cpu_seconds": time.process_time() - start}
+            found |= {"machine": machine("cpu", plan.dtype), "plan": path.stem, "max_tokens": plan.max_tokens, "prompts": len(bench.records)}
+            target.write_text(json.dumps(found, indent=1) + "\n")
+            write_rows(table, [*read_rows(table), *map(figures, own)])
+            print(f"{path.stem}: {arm.label} after {time.process_time() - start:.0f} s of CPU", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plans", type=Path, nargs="+")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of `make real-pair`")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no method after this time")
+    parser.add_argument("--only", nargs="*", default=(), help="names of methods")
+    args = parser.parse_args()
+    for path in args.plans:
+        run(path, args.runs, 60 * args.minutes, args.only)
+
+
+if __name__ == "__main__":
+    main()
