@@ -19,8 +19,6 @@ from cards.rewards.self_evaluation import conversation
 
 TURNS = [Message(role="user", content="How was it?"), Message(role="assistant", content="It was a")]
 OTHER = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
