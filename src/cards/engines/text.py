@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from cards.engines.detokenizer import Detokenizer
 from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
@@ -74,6 +75,16 @@ def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str
             parts = render([turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
             return parts if has_all(parts) else text
     return text
+
+
+def prompt_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Return the text of a prompt's tokens, without those that the tokenizer writes before every text."""
+    before = list(tokenizer("")["input_ids"]) if callable(tokenizer) else []
+    if list(token_ids[: len(before)]) == before:
+        token_ids = token_ids[len(before) :]
+    text = Detokenizer(tokenizer, ())
+    text.push(token_ids)
+    return text.finish()
 
 
 def reason(error: Exception) -> str:

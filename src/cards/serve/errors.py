@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 from cards.backends.http.client import RejectedRequestError
 from cards.errors import CardsError, ModelError, PromptTooLongError, RewardError, UnavailableError
 
-UNION_TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]")  # pydantic's names for the members of a union
+# names of the members of a union, by pydantic or by this package
+UNION_TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]|texts?|(lists of )?tokens")
 TOO_LONG = "context_length_exceeded"  # OpenAI's code, which clients look for
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 MAX_PARAM = 100  # characters

@@ -11,6 +11,7 @@ from cards.prompts import ChatOptions
 from cards.settings import CONCURRENCY, setting
 
 OnRewardFailure = Literal["closed", "plain"]
+UnknownFields = Literal["refuse", "ignore"]
 API_KEY = re.compile(r"[!-~]+")  # printable ASCII without spaces, as a header can carry it
 
 
@@ -30,6 +31,9 @@ class ServerOptions(ChatOptions):
     on_reward_failure: OnRewardFailure = setting(
         "closed",
         help="If the reward fails: reject requests with status 503 (closed), or sample without it and report that (plain).",
+    )
+    unknown_fields: UnknownFields = setting(
+        "refuse", help="Fields of requests with unknown names: status 400 (refuse), or no effect (ignore)."
     )
     max_tokens: int = setting(128, help="Maximum number of new tokens, unless the request sets it.", at_least=1)
     limit_tokens: int = setting(1024, help="Upper limit of max_tokens in a request.", at_least=1)

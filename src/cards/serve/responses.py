@@ -12,10 +12,15 @@ from cards.usage import Usage
 FinishReason = Literal["stop", "length"]
 
 
+class PromptDetails(BaseModel):
+    cached_tokens: int
+
+
 class OpenAICounts(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 UsageBody = create_model(
@@ -63,15 +68,19 @@ class ChoiceCards(BaseModel):
 
 
 class Cards(BaseModel):
+    """How the responses were decoded. `ignored` names fields of the request without effect."""
+
     format: int
     method: str
     reward: str | None
+    ignored: list[str] | None = None
 
 
 class ResponseBody(BaseModel):
     id: str
     created: int
     model: str
+    system_fingerprint: str
     usage: UsageBody  # type: ignore[valid-type]  # it is created from the fields of Usage
     cards: Cards
 
@@ -84,8 +93,8 @@ class ChoiceBody(BaseModel):
 
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -105,15 +114,18 @@ class AssistantMessage(BaseModel):
     refusal: None
 
 
-class TokenLogprob(BaseModel):
+class AlternativeToken(BaseModel):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any]
+
+
+class ChatTokenLogprob(AlternativeToken):
+    top_logprobs: list[AlternativeToken]
 
 
 class ChatLogprobs(BaseModel):
-    content: list[TokenLogprob]
+    content: list[ChatTokenLogprob]
     refusal: None
 
 

@@ -83,7 +83,7 @@ async def respond(service: Service, body: Body, request: Request, kind: type[Res
     record: Record = request.state.record
     validated = service.validate(body, record.arrived)
     generation = record.generation = service.generation(validated)
-    formatter = kind(f"{prefix}-{record.id}", service.name, validated, service.reward_name)
+    formatter = kind(f"{prefix}-{record.id}", service.name, validated, service.reward_name, service.fingerprint)
     async with AsyncExitStack() as resources:
         resources.push_async_callback(generation.aclose)
         with service.tracing.parent(dict(request.headers)):
