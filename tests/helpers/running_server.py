@@ -56,7 +56,9 @@ class Running:
         return httpx.post(self.url + path, timeout=60, **how)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+        """Return the sum of the samples that have these labels."""
+        samples = (sample for family in self.service.metrics.registry.collect() for sample in family.samples)
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
     def send(self, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
         """Send a request on a new socket. The caller reads the response."""

@@ -98,11 +98,15 @@ class Engine(Composite, ABC):
         """Tokenize raw text without special tokens at its ends. Raises MismatchError if the engine cannot."""
         raise MismatchError(f"Engine {self.name!r} cannot split text into tokens.")
 
+    def check_token_ids(self) -> None:
+        """Raise MismatchError if the engine reads only text."""
+
     def prompt_of(self, token_ids: Sequence[int]) -> Prompt:
         """Return the prompt with these token ids. Its text has no tokens that tokenizers write before every text.
 
         Raises PromptError, or MismatchError if the engine reads only text.
         """
+        self.check_token_ids()
         check_ids(token_ids, self.name, self.vocab_size)
         template = getattr(self.tokenizer, "chat_template", None)
         prompt = Prompt(prompt_text(self.tokenizer, token_ids), tuple(token_ids), None, self.vocabulary, template)

@@ -104,7 +104,7 @@ def _shown(text: str, most: int) -> str:
 def _validation_error(error: RequestValidationError) -> ApiError:
     # In a union, the member of the right type has the most useful error.
     chosen = min(error.errors(), key=lambda each: each["type"].endswith("_type"))
-    path = [str(part) for part in chosen["loc"][1:] if not UNION_TAG.fullmatch(str(part))]
+    path = [str(part) for i, part in enumerate(chosen["loc"][1:]) if i == 0 or not UNION_TAG.fullmatch(str(part))]
     if chosen["type"] == "json_invalid":
         why = f"The body is not valid JSON: {chosen['ctx']['error']} at character {path[0]}."
         return ApiError(400, why, code="invalid_json")

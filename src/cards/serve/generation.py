@@ -97,6 +97,15 @@ class Generation:
         self._failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The tokens of prompts, each counted once, and of responses; those drawn so far for a response that did not end."""
+        choices = self.request.choices
+        prompts = {id(choice.prompt): len(choice.prompt.token_ids) for choice in choices}
+        return sum(prompts.values()), sum(
+            choice.usage.lm_decoded_tokens if choice.result is None else len(choice.result.token_ids) for choice in choices
+        )
+
     async def start(self, patience: float | None = None) -> None:
         """Wait until decoding starts, at most `patience` seconds. Raises ApiError or CardsError if it cannot start."""
         self._tasks = [asyncio.create_task(self._begin())]

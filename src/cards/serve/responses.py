@@ -155,6 +155,8 @@ class ModelBody(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    max_model_len: int
     cards: ModelCards
 
 

@@ -22,7 +22,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _few(messages: Any) -> Any:
+def few(messages: Any) -> Any:
     """Raise ValueError if there are too many messages or parts of messages."""
     contents = (
         [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
@@ -51,6 +51,7 @@ Flag = Annotated[bool, Strict()]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
 Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+AnyTokens = Annotated[list[Token], Field(max_length=2**20, fail_fast=True)]
 Tokens = Annotated[list[Token], Field(min_length=1, max_length=2**20, fail_fast=True)]
 Prompts = Annotated[
     Annotated[Text, Tag("text")]
@@ -202,6 +203,12 @@ class Body(OpenModel):
         """The unsupported fields, with the values that have no effect."""
         return NEUTRAL
 
+    def without_tools(self, neutral: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        """Return the neutral values, with any tools if `tool_choice` is none."""
+        given = self.model_extra or {}
+        unused = ("tools", "functions") if given.get("tool_choice") == "none" else ()
+        return neutral | {name: (given[name],) for name in unused if name in given}
+
 
 class CompletionBody(Body):
     """`POST /v1/completions`: raw text or tokens, continued unchanged."""
@@ -254,7 +261,7 @@ class ChatBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None  # this and the next two are as in vLLM
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = False
-    messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(_few)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(few)]
     max_completion_tokens: Integer | None = Field(default=None, ge=1)
     logprobs: Flag | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP)
@@ -274,9 +281,7 @@ class ChatBody(Body):
 
     @property
     def neutral(self) -> dict[str, tuple[Any, ...]]:
-        given = self.model_extra or {}
-        unused = ("tools", "functions") if given.get("tool_choice") == "none" else ()
-        return NEUTRAL | {name: (given[name],) for name in unused if name in given}
+        return self.without_tools(NEUTRAL)
 
     def check_fields(self, tolerant: bool) -> list[str]:
         unknown = super().check_fields(tolerant)
@@ -285,11 +290,16 @@ class ChatBody(Body):
         if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
             why = "add_generation_prompt must be the opposite of continue_final_message. Leave it out."
             raise ApiError(400, why, param="add_generation_prompt")
-        if reserved := RESERVED.intersection(self.chat_template_kwargs or {}):
-            name = f"chat_template_kwargs.{min(reserved)}"
-            raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")
+        check_variables(self.chat_template_kwargs)
         for i, message in enumerate(self.messages):
             unknown += message.check_undeclared(tolerant, f"messages.{i}.", MESSAGE_IGNORED, MESSAGE_NEUTRAL)
             for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
                 unknown += part.check_undeclared(tolerant, f"messages.{i}.content.{j}.")
         return unknown
+
+
+def check_variables(variables: Mapping[str, Any] | None) -> None:
+    """Raise ApiError (400) for variables of a chat template that requests cannot set."""
+    if reserved := RESERVED.intersection(variables or {}):
+        name = f"chat_template_kwargs.{min(reserved)}"
+        raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")

@@ -8,7 +8,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -35,30 +35,51 @@ from cards.settings import spec_of
 TOKENIZING_THREADS = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model, a reward and a method under a name and aliases. Entries can share models."""
+
+    name: str
+    engine: Engine
+    reward: Reward | None
+    method: Method
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Shared:
+    """The parts that all services of a server share. `draining` says that the server is shutting down."""
+
+    options: ServerOptions
+    tracing: Tracing
+    metrics: Metrics
+    tokenizing: ThreadPoolExecutor
+    tokenizing_gate: Gate
+    draining: bool = False
+
+
 class Service:
-    """One engine and one reward, served to clients.
+    """One engine, one reward and one method, served to clients under a name.
 
     Raises MismatchError if the server's own method cannot run on them, and PromptError if the chat template of the engine
     cannot use the defaults for chats.
     """
 
-    def __init__(self, engine: Engine, reward: Reward | None, method: Method, options: ServerOptions, tracing: Tracing) -> None:
-        self.engine, self.reward, self.options, self.tracing = engine, reward, options, tracing
+    def __init__(self, entry: Entry, shared: Shared, gate: Gate, readiness: Readiness) -> None:
+        self.entry, self.shared, self.gate, self.readiness = entry, shared, gate, readiness
+        self.name, self.engine, self.reward = entry.name, entry.engine, entry.reward
+        engine, reward, method = entry.engine, entry.reward, entry.method
+        options = self.options = shared.options
+        self.tracing, self.metrics = shared.tracing, shared.metrics
         options.check_template(engine.chats)
         if options.needs_template:
             engine.encode(options.chat([Message(role="user", content="Hi")]))
-        self.name = options.name or public(engine.name)
         about = [cards.__version__, engine.name, reward and reward.name, spec_of(method), options.on_reward_failure]
         self.fingerprint = "fp_" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         self.reward_name = public(reward.name) if reward else None
         self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
-        self.gate = Gate(options.max_running or engine.rows, options.max_queue)
-        self.metrics = Metrics(self.gate, engine)
-        self.readiness = Readiness(engine, reward)
         self.generations: WeakSet[Generation] = WeakSet()  # in progress
-        self.tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, "cards-tokenizing")
         self.max_characters = _max_characters(engine, options.limit_prompt)
-        self.draining = False  # whether the server is shutting down, and new requests fail
 
     def decoder(self, method: str | None, settings: Mapping[str, Any]) -> Decoder:
         """Return a decoder on the server's models. Raises UnknownNameError or SettingError."""
@@ -78,9 +99,6 @@ class Service:
         """Check a request. Its prompts are not encoded yet. Raises ApiError or CardsError."""
         self._check_open()
         ignored = body.check_fields(self.options.unknown_fields == "ignore")
-        if body.model not in (None, self.name):
-            why = f"Unknown model {body.model!r}. This server has {self.name!r}."
-            raise ApiError(404, why, param="model", code="model_not_found")
         decoder = self.decoder(body.cards.method, _settings(body))
         self._check_logprobs(body)
         limits = self.options
@@ -90,7 +108,7 @@ class Service:
             raise ApiError(400, why, param="max_tokens")
         prompts = [limits.chat(given) if isinstance(given, list) else given for given in body.prompts]
         for given in prompts:
-            self._check_length(given)
+            self.check_length(given)
         uses_reward = "reward" in decoder.method.needed
         return GenerationRequest(
             decoder=decoder,
@@ -108,7 +126,7 @@ class Service:
         )
 
     def _check_open(self) -> None:
-        if self.draining:
+        if self.shared.draining:
             raise ApiError(503, "The server is shutting down. Retry later.", code="ending", retry_after=1)
 
     def _choices(self, body: Body) -> list[Choice]:
@@ -130,7 +148,7 @@ class Service:
             why = f"Model {self.name!r} has log-probabilities of the response only, without alternatives."
             raise ApiError(400, why, param="logprobs", code="unsupported")
 
-    def _check_length(self, given: PromptText) -> None:
+    def check_length(self, given: PromptText) -> None:
         """Raise ApiError if the prompt has too many characters to be worth tokenizing."""
         if isinstance(given, tuple):
             return
@@ -145,7 +163,7 @@ class Service:
 
         try:
             encode: Any = self.engine.prompt_of if isinstance(given, tuple) else self.engine.encode
-            prompt = await asyncio.get_running_loop().run_in_executor(self.tokenizing, encode, given)
+            prompt = await asyncio.get_running_loop().run_in_executor(self.shared.tokenizing, encode, given)
         except PromptError as error:
             converted = api_error(error)
             converted.param = _param(given)

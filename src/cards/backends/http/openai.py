@@ -93,10 +93,9 @@ class OpenAIEngine(Engine):
         text = encoded.text.removeprefix(begin)
         return replace(encoded, text=text, token_ids=(), vocabulary=self.vocabulary)
 
-    def prompt_of(self, token_ids: Sequence[int]) -> Prompt:
+    def check_token_ids(self) -> None:
         if not self.served.ids:
             raise MismatchError(f"{self.name!r} reads prompts as text, not as token ids, because its server returns no ids.")
-        return super().prompt_of(token_ids)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         if self.local_tokenizer is None or not self.served.ids:
