@@ -11,7 +11,9 @@ from cards.errors import CardsError, SettingError, UnknownNameError, check, publ
 from cards.files import check_format
 from cards.methods.base import Method
 from cards.registry import make_method
+from cards.rewards.weights import PartStatistics
 
+DICTS = ("settings", "calibrated_on", "wish", "predicted", "measured", "parts")
 FORMAT = 1  # format 0 has the same entries without a version
 
 
@@ -20,7 +22,8 @@ class Profile:
     """A method and its settings for one model and one reward, with the origin of the settings.
 
     `settings` are keyword arguments for `make_method`: numbers, texts, booleans or None. They depend on `max_tokens`, because
-    the threshold of CARDS rises over that many tokens. `calibrated_on`, `wish`, `predicted` and `measured` are information.
+    the threshold of CARDS rises over that many tokens. `parts` has the mean and the covariance of the parts of a sum of
+    rewards (see PartStatistics). `calibrated_on`, `wish`, `predicted` and `measured` are information.
     """
 
     model: str
@@ -34,10 +37,19 @@ class Profile:
     wish: dict[str, Any] = field(default_factory=dict)
     predicted: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Method:
         """Return the method with these settings. Raises UnknownNameError or SettingError."""
         return make_method(self.method, **self.settings)
+
+    @property
+    def statistics(self) -> PartStatistics | None:
+        """Return the statistics of the parts of the reward, if they are known. Raises SettingError or TypeError."""
+        if not self.parts:
+            return None
+        check(self.parts.keys() == {"mean", "covariance"}, "parts must have a mean and a covariance.")
+        return PartStatistics(tuple(self.parts["mean"]), tuple(map(tuple, self.parts["covariance"])))
 
     def check_models(self, model: str, reward: str | None, mix: str | None = None) -> None:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
@@ -73,12 +85,13 @@ class Profile:
         for name, value in found.items():
             if name not in known:
                 raise UnknownNameError(f"entry of the profile {str(path)!r}:", name, (item.name for item in fields(cls)))
-            kind = dict if name in ("settings", "calibrated_on", "wish", "predicted", "measured") else known[name]
+            kind = dict if name in DICTS else known[name]
             check(type(value) is kind, f"{name} in the profile {str(path)!r} must be of type {kind.__name__}, got {value!r}.")
         profile = cls(**found)
         check(profile.max_tokens >= 1, f"max_tokens in the profile {str(path)!r} must be at least 1, got {profile.max_tokens}.")
         try:
             profile.make()
+            _ = profile.statistics
         except (CardsError, TypeError) as error:
             raise SettingError(f"The settings in the profile {str(path)!r} are invalid: {error}") from error
         return profile

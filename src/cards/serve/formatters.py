@@ -97,7 +97,9 @@ class ResponseFormatter(ABC):
 
     def _about(self) -> Fields:
         ignored = {"ignored": list(self.request.ignored)} if self.request.ignored else {}
-        return {"format": FORMAT, "method": self.request.decoder.method.name, "reward": self.reward} | ignored
+        weights = {"weights": dict(self.request.weights)} if self.request.weights else {}
+        about = {"format": FORMAT, "method": self.request.decoder.method.name, "reward": self.reward}
+        return about | weights | ignored
 
     def _lead(self, choice: Choice) -> str:
         """Return the text before the response."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -56,7 +56,8 @@ class GenerationRequest:
 
     `choices` has the same number of responses for each of `prompts`, in order. `deadline` is a value of `time.monotonic`;
     `plain` is the decoder to use if the reward fails. `logprobs` is the number of alternatives to each token; with `echo` the
-    prompt precedes the response. `max_tokens` 0 means that nothing is decoded. `ignored` names fields without effect.
+    prompt precedes the response. `max_tokens` 0 means that nothing is decoded. `ignored` names fields without effect,
+    `weights` those of the parts of the reward, if clients can set them.
     """
 
     decoder: Decoder
@@ -71,6 +72,7 @@ class GenerationRequest:
     stream: bool
     echo: bool = False
     ignored: tuple[str, ...] = ()
+    weights: Mapping[str, float] | None = None
 
 
 ChoiceEvent = tuple[Choice, Event]

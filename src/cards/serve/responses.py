@@ -73,6 +73,7 @@ class Cards(BaseModel):
     format: int
     method: str
     reward: str | None
+    weights: dict[str, float] | None = None
     ignored: list[str] | None = None
 
 
@@ -139,8 +140,14 @@ class ChatCompletion(ResponseBody):
     choices: list[ChatChoice]
 
 
+class WeightBounds(BaseModel):
+    default: float
+    at_least: float
+    at_most: float
+
+
 class ModelCards(BaseModel):
-    """The server's method, the methods that clients can select, and limits in tokens."""
+    """The server's method, the methods that clients can select, limits in tokens, and weights that clients can set."""
 
     format: int
     method: str
@@ -148,6 +155,7 @@ class ModelCards(BaseModel):
     reward: str | None
     context: int
     max_tokens: int
+    weights: dict[str, WeightBounds] | None = None
 
 
 class ModelBody(BaseModel):

@@ -153,6 +153,7 @@ class OutputMessage(BaseModel):
 
 class ResponsesCards(ChoiceCards):
     method: str
+    weights: dict[str, float] | None = None
     ignored: list[str] | None = None
 
 

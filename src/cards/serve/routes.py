@@ -86,6 +86,8 @@ def routes(catalog: Catalog) -> APIRouter:
         extra: dict[str, Any] = {"format": FORMAT, "method": methods.default, "methods": methods.listed}
         extra |= {"reward": service.reward_name, "context": service.engine.context}
         extra |= {"max_tokens": service.options.limit_tokens}
+        if service.entry.weights is not None:
+            extra["weights"] = service.entry.weights.to_dict()
         about = {"id": name, "object": "model", "created": started, "owned_by": "cards", "root": service.name}
         return about | {"max_model_len": service.engine.context, "cards": extra}
 

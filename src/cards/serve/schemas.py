@@ -138,10 +138,12 @@ class OpenModel(BaseModel):
 
 
 class CardsFields(OpenModel):
-    """How to decode: method, settings, whether to return all candidates (`trace`), and a deadline in seconds."""
+    """How to decode: method, settings, weights of the parts of the reward by name, whether to return all candidates (`trace`),
+    and a deadline in seconds."""
 
     method: str | None = None
     settings: dict[str, Any] = {}
+    weights: dict[str, Number] | None = None
     trace: Flag = False
     deadline: Number | None = Field(default=None, gt=0)
 
@@ -231,8 +233,8 @@ class CompletionBody(Body):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [tuple(self.prompt)]  # type: ignore[arg-type]  # a list of one kind
-        return [one if isinstance(one, str) else tuple(one) for one in self.prompt]  # type: ignore[arg-type]
+            return [tuple(self.prompt)]
+        return [one if isinstance(one, str) else tuple(one) for one in self.prompt]
 
     def check_fields(self, tolerant: bool) -> list[str]:
         if self.max_tokens == 0 and not self.echo:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import cards
 from cards.decoder import Decoder
 from cards.engines.base import Engine
-from cards.errors import PromptError
+from cards.errors import PromptError, check
 from cards.events import Message, Prompt
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
@@ -30,6 +30,7 @@ from cards.serve.options import ServerOptions
 from cards.serve.readiness import Readiness
 from cards.serve.schemas import RANDOM_SEED, Body
 from cards.serve.tracing import Tracing
+from cards.serve.weights import ClientWeights
 from cards.settings import spec_of
 
 TOKENIZING_THREADS = 2
@@ -37,13 +38,18 @@ TOKENIZING_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model, a reward and a method under a name and aliases. Entries can share models."""
+    """A model, a reward and a method under a name and aliases. Entries can share models.
+
+    `max_tokens` is the default of requests (None: that of the server). `weights` are those that clients can set.
+    """
 
     name: str
     engine: Engine
     reward: Reward | None
     method: Method
     aliases: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    weights: ClientWeights | None = None
 
 
 @dataclass(slots=True)
@@ -77,13 +83,21 @@ class Service:
         about = [cards.__version__, engine.name, reward and reward.name, spec_of(method), options.on_reward_failure]
         self.fingerprint = "fp_" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         self.reward_name = public(reward.name) if reward else None
+        if entry.weights is not None:
+            self.reward_name = entry.weights.shown
         self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
         self.generations: WeakSet[Generation] = WeakSet()  # in progress
         self.max_characters = _max_characters(engine, options.limit_prompt)
 
-    def decoder(self, method: str | None, settings: Mapping[str, Any]) -> Decoder:
+    def decoder(self, method: str | None, settings: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Decoder:
         """Return a decoder on the server's models. Raises UnknownNameError or SettingError."""
-        return Decoder(self.engine, self.reward, self.methods.make(method, settings))
+        reward, methods = self.reward, self.methods
+        if weights:
+            check(self.entry.weights is not None, "weights cannot be set on this server. Leave them out.")
+            assert self.entry.weights is not None
+            reward, own = self.entry.weights.apply(self.entry.method, weights)
+            methods = OfferedMethods(self.engine, reward, own, self.options.limit_setting)
+        return Decoder(self.engine, reward, methods.make(method, settings))
 
     def generation(self, request: GenerationRequest) -> Generation:
         generation = Generation(request, self._encoded, self.gate, self.readiness, self.tracing)
@@ -99,10 +113,11 @@ class Service:
         """Check a request. Its prompts are not encoded yet. Raises ApiError or CardsError."""
         self._check_open()
         ignored = body.check_fields(self.options.unknown_fields == "ignore")
-        decoder = self.decoder(body.cards.method, _settings(body))
+        decoder = self.decoder(body.cards.method, _settings(body), body.cards.weights)
         self._check_logprobs(body)
         limits = self.options
-        tokens = min(limits.max_tokens, limits.limit_tokens) if body.tokens is None else body.tokens
+        default = min(self.entry.max_tokens or limits.max_tokens, limits.limit_tokens)
+        tokens = default if body.tokens is None else body.tokens
         if tokens > limits.limit_tokens:
             why = f"max_tokens must be at most {limits.limit_tokens} on this server, got {tokens}."
             raise ApiError(400, why, param="max_tokens")
@@ -123,6 +138,7 @@ class Service:
             stream=bool(body.stream),
             echo=body.wants_echo,
             ignored=tuple(ignored),
+            weights=self.entry.weights and self.entry.weights.of(decoder.reward),
         )
 
     def _check_open(self) -> None:
