@@ -23,7 +23,6 @@ from cards.serve.errors import ApiError
 from cards.serve.guard import host_name
 from cards.serve.keys import MAX_WRONG, WAIT, Keys
 from cards.serve.options import ServerOptions
-from cards.study.models import Models
 
 USER = {"role": "user", "content": "Hi"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -74,14 +73,14 @@ def test_only_a_local_server_without_keys_checks_hosts_by_default(
 ) -> None:
     seen: list[ServerOptions] = []
 
-    def see(engine: object, reward: object, method: object, options: ServerOptions, tracing: object) -> None:
+    def see(entries: object, options: ServerOptions, tracing: object) -> None:
         seen.append(options)
 
-    monkeypatch.setattr("cards.serve.app.make_app", see)
+    monkeypatch.setattr("cards.serve.app.make_catalog_app", see)
     monkeypatch.setattr("cards.serve.server.bind", lambda host, port: None)
     monkeypatch.setattr("cards.serve.server.run", lambda *_: None)
     monkeypatch.setattr("cards.serve.logs.configure", lambda: None)
-    monkeypatch.setattr("cards.cli.serve.load_models", lambda *_: Models(mock(), Switch()))
+    monkeypatch.setattr("cards.cli.serve.LoadedModels.load", lambda *_: [])
     monkeypatch.delenv("CARDS_SERVE_API_KEY", raising=False)
     ran = CliRunner().invoke(cards.cli.app, ["serve", "--port", "0", "--no-playground", "--method", "vanilla", *arguments])
     assert ran.exit_code == 0, ran.output

@@ -48,9 +48,7 @@ class PartStatistics:
         Raises SettingError if the sum does not vary with the weights `before`.
         """
         variance = self._variance(before)
-        check(
-            variance > 0, "The target reward cannot follow the weights, because all plain responses have the same reward."
-        )
+        check(variance > 0, "The target reward cannot follow the weights, because all plain responses have the same reward.")
         distance = (target - _dot(before, self.mean)) / math.sqrt(variance)
         return _dot(weights, self.mean) + distance * math.sqrt(max(0.0, self._variance(weights)))
 
