@@ -175,12 +175,12 @@ def test_a_configuration_file_starts_a_server_with_several_models(tmp_path: Path
         "limit-tokens: 5\nmodels:\n- {name: one, aliases: [two]}\n- {name: plain, method: vanilla}\n"
         "keys:\n- {name: alice, key: alice-key, requests: 2}\n"
     )
-    with served("--config", str(path)) as (_, url):
-        with httpx.Client(base_url=url, headers={"Authorization": "Bearer alice-key"}, timeout=60) as client:
-            answers = [client.post("/v1/completions", json={"model": name, "prompt": "a"}) for name in ("two", "plain", "one")]
-            assert [answer.status_code for answer in answers] == [200, 200, 429]
-            assert answers[1].json()["usage"]["completion_tokens"] <= 5
-            assert 'cards_key_requests_total{key="alice",outcome="busy"} 1.0' in client.get("/metrics").text
+    key = {"Authorization": "Bearer alice-key"}
+    with served("--config", str(path)) as (_, url), httpx.Client(base_url=url, headers=key, timeout=60) as client:
+        answers = [client.post("/v1/completions", json={"model": name, "prompt": "a"}) for name in ("two", "plain", "one")]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[1].json()["usage"]["completion_tokens"] <= 5
+        assert 'cards_key_requests_total{key="alice",outcome="busy"} 1.0' in client.get("/metrics").text
 
 
 def test_options_of_one_model_contradict_a_file_with_models(tmp_path: Path) -> None:

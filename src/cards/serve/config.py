@@ -103,7 +103,8 @@ def _key(entry: Any, where: str) -> ApiKey:
         check(value is None or type(value) is int, f"{name} of {where} must be a whole number, got {value!r}.")
     variable = given.pop("variable", None)
     secret = given.pop("key", None) if variable is None else os.environ.get(str(variable))
-    check(isinstance(secret, str), f"{where} has no key: {f'set {variable}' if variable else 'write it in quotes'}.")
+    if not isinstance(secret, str):
+        raise SettingError(f"{where} has no key: {f'set {variable}' if variable else 'write it in quotes'}.")
     return ApiKey(secret=secret, **given)
 
 

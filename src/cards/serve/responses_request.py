@@ -75,7 +75,7 @@ class ResponsesBody(Body):
     def neutral(self) -> dict[str, tuple[Any, ...]]:
         return self.without_tools(NEUTRAL)
 
-    def check_fields(self, tolerant: bool) -> list[str]:
+    def check_fields(self, tolerant: bool = False) -> list[str]:
         unknown = super().check_fields(tolerant)
         for name in self.include or ():
             if name not in INCLUDABLE:

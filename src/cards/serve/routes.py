@@ -25,18 +25,18 @@ from cards.serve.schemas import Body, ChatBody, CompletionBody
 from cards.serve.streaming import PING_SECONDS, EventStream, unless_disconnected
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+DESCRIPTIONS: dict[int | str, str] = {
+    400: "A field or value is unknown, out of range or not supported.",
+    401: "The API key is missing or invalid.",
+    404: "The model is unknown.",
+    408: "The body took too long to arrive.",
+    413: "The body is too large.",
+    429: "A limit of the API key or of the server is reached. Retry after the seconds in Retry-After.",
+    503: "The reward or the model failed, or the server is shutting down.",
+    "default": "Another error.",
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        400: "A field or value is unknown, out of range or not supported.",
-        401: "The API key is missing or invalid.",
-        404: "The model is unknown.",
-        408: "The body took too long to arrive.",
-        413: "The body is too large.",
-        429: "A limit of the API key or of the server is reached. Retry after the seconds in Retry-After.",
-        503: "The reward or the model failed, or the server is shutting down.",
-        "default": "Another error.",
-    }.items()
+    status: {"model": ErrorBody, "description": text} for status, text in DESCRIPTIONS.items()
 }
 
 

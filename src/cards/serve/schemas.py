@@ -189,7 +189,7 @@ class Body(OpenModel):
     def prompts(self) -> Sequence[PromptText]:
         raise NotImplementedError
 
-    def check_fields(self, tolerant: bool) -> list[str]:
+    def check_fields(self, tolerant: bool = False) -> list[str]:
         """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect.
 
         If `tolerant`, return the names of the unknown fields instead. Those of `cards` are always errors.
@@ -236,7 +236,7 @@ class CompletionBody(Body):
             return [tuple(self.prompt)]
         return [one if isinstance(one, str) else tuple(one) for one in self.prompt]
 
-    def check_fields(self, tolerant: bool) -> list[str]:
+    def check_fields(self, tolerant: bool = False) -> list[str]:
         if self.max_tokens == 0 and not self.echo:
             raise ApiError(400, "max_tokens must be greater than or equal to 1 without echo, got 0.", param="max_tokens")
         return super().check_fields(tolerant)
@@ -285,7 +285,7 @@ class ChatBody(Body):
     def neutral(self) -> dict[str, tuple[Any, ...]]:
         return self.without_tools(NEUTRAL)
 
-    def check_fields(self, tolerant: bool) -> list[str]:
+    def check_fields(self, tolerant: bool = False) -> list[str]:
         unknown = super().check_fields(tolerant)
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")

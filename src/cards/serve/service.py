@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -138,7 +138,7 @@ class Service:
             stream=bool(body.stream),
             echo=body.wants_echo,
             ignored=tuple(ignored),
-            weights=self.entry.weights and self.entry.weights.of(decoder.reward),
+            weights=None if self.entry.weights is None else self.entry.weights.of(decoder.reward),
         )
 
     def _check_open(self) -> None:
@@ -178,7 +178,7 @@ class Service:
         from jinja2 import TemplateError
 
         try:
-            encode: Any = self.engine.prompt_of if isinstance(given, tuple) else self.engine.encode
+            encode: Callable[[Any], Prompt] = self.engine.prompt_of if isinstance(given, tuple) else self.engine.encode
             prompt = await asyncio.get_running_loop().run_in_executor(self.shared.tokenizing, encode, given)
         except PromptError as error:
             converted = api_error(error)
