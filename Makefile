@@ -4,6 +4,7 @@
 # make test-vllm   run the tests with vLLM, in a separate environment
 # make test-cuda   run the tests that need a GPU
 # make llamacpp    install llama-cpp-python; the first time pip compiles it, which takes 6-12 minutes on two cores
+# make real-pair   train the models of the study with a real LM (docs/real.md), which takes about an hour on two cores
 # make lint        run ruff and mypy
 # make docs        build the site in ./site
 # make clean       remove everything that these targets create
@@ -23,7 +24,7 @@ VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
 FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
 QUESTION ?= What did you think of the new Star Wars film?
 
-.PHONY: demo test test-fast test-vllm test-cuda llamacpp lint docs clean
+.PHONY: demo test test-fast test-vllm test-cuda llamacpp real-pair lint docs clean
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
@@ -46,6 +47,9 @@ test-cuda: $(VENV)/.installed-dev
 
 llamacpp: $(VENV)/.installed-dev
 	@$(PIP) install --editable '.[llamacpp]'
+
+real-pair: llamacpp
+	@PYTHONPATH=benchmarks:training $(BIN)/python training/real_pair.py
 
 docs: $(VENV)/.installed-dev
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

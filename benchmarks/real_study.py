@@ -98,7 +98,12 @@ def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str]) -> No
             summaries = report(session.journal.header, session.rows).summaries
             summary = next(summary for summary in summaries if summary.label == arm.label)
             found["methods"][arm.label] = summary.to_dict() | {"cpu_seconds": time.process_time() - start}
-            found |= {"machine": machine("cpu", plan.dtype), "plan": path.stem, "max_tokens": plan.max_tokens, "prompts": len(bench.records)}
+            found |= {
+                "machine": machine("cpu", plan.dtype),
+                "plan": path.stem,
+                "max_tokens": plan.max_tokens,
+                "prompts": len(bench.records),
+            }
             target.write_text(json.dumps(found, indent=1) + "\n")
             write_rows(table, [*read_rows(table), *map(figures, own)])
             print(f"{path.stem}: {arm.label} after {time.process_time() - start:.0f} s of CPU", flush=True)

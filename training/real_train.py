@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from real_data import Pair, encode, split, tested
-from real_layers import Activations, batches, layout, lower_part, read, upper_part
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, softplus
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextModel, PreTrainedTokenizerBase
+
+from real_data import Pair, encode, split, tested
+from real_layers import Activations, batches, layout, lower_part, read, upper_part
 
 FROZEN = 14  # of 18 layers
 CHECKPOINT = 40  # steps
@@ -85,7 +86,11 @@ class Training:
             optimizer.step()
             self._copy(parameters, flat)
             if step % 10 == 9:
-                print(f"{self.checkpoint.stem}: step {step + 1} of {steps}, loss {average:.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+                print(
+                    f"{self.checkpoint.stem}: step {step + 1} of {steps}, loss {average:.4f}, "
+                    f"{time.perf_counter() - start:.0f} s",
+                    flush=True,
+                )
             if step % CHECKPOINT == CHECKPOINT - 1:
                 state = {"step": step + 1, "optimizer": optimizer.state_dict(), "masters": flat}
                 torch.save(state, self.checkpoint.with_suffix(".tmp"))
@@ -137,7 +142,10 @@ def train_reward(folder: Path, data: Path) -> None:
     judge = Judge(model)
     layers = [p for name, p in judge.named_parameters() if name.startswith("layers.layers.") or name == "layers.norm.weight"]
     training = Training(
-        judge, shuffled(pairs, range(len(pairs)), 1), folder / "reward.checkpoint", [(layers, 2e-5), ([judge.head.weight], 2e-5)]
+        judge,
+        shuffled(pairs, range(len(pairs)), 1),
+        folder / "reward.checkpoint",
+        [(layers, 2e-5), ([judge.head.weight], 2e-5)],
     )
 
     def loss(group: list[int]) -> Tensor:
@@ -158,7 +166,9 @@ def train_reward(folder: Path, data: Path) -> None:
     for name in sorted({row["subset"] for row in test}):
         chosen = torch.tensor([row["subset"] == name for row in test])
         report[f"accuracy_{name}"] = float((gaps[chosen, 1] > 0).float().mean())
-    torch.save({name: values for name, values in judge.state_dict().items() if "embed_tokens" not in name}, folder / "reward.pt")
+    torch.save(
+        {name: values for name, values in judge.state_dict().items() if "embed_tokens" not in name}, folder / "reward.pt"
+    )
     (folder / "reward.json").write_text(json.dumps(report, indent=1))
     print(report, flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -31,9 +31,11 @@ from cards.progress import run_concurrently
 from cards.prompts import Chat
 from cards.registry import load_engine, load_reward, method_classes, read_spec, with_models
 from cards.rewards.base import Reward
+from cards.rewards.combine import WeightedSum
 from cards.rewards.function import FunctionReward, Scorer
 from cards.rewards.thinking import thinking_rewards
 from cards.sampling import seed_at
+from cards.settings import settings_of
 from cards.shaping import NO_SHAPING, Shaping
 from cards.streams import AsyncStream, Stream
 from cards.usage import Usage, track_usage
@@ -63,6 +65,16 @@ class Decoder(Composite):
         self.parts = [model for model in (self.engine, self.reward, *self.method.models) if model is not None]
         check_match(self.method, self.engine, self.reward)
         self.thinking = next(thinking_rewards(self._rewards), None)
+
+    def with_weights(self, weights: Mapping[str, float]) -> Decoder:
+        """Return a decoder on the same models whose reward, a WeightedSum, has these weights, by the names of its parts.
+
+        The target reward of the method and of the reward follow the weights (see `PartStatistics.target`).
+        Raises MismatchError for another reward, and UnknownNameError or SettingError as `WeightedSum.with_weights`.
+        """
+        if not isinstance(self.reward, WeightedSum):
+            raise MismatchError(f"Only a sum of rewards has weights, got the reward {self.reward and self.reward.name!r}.")
+        return reweighted(self, self.reward, self.reward.with_weights(weights))
 
     def __call__(self, prompt: PromptLike | Prompt, **options: Any) -> Result:
         """Return the response to a prompt. Options: see `astream`."""
@@ -251,6 +263,24 @@ def check_match(method: Method, engine: Engine, reward: Reward | None) -> None:
             f"Method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r}"
             f"{'' if reward is not None else ' without a reward'} does not provide. Methods that work: {', '.join(fitting)}."
         )
+
+
+def reweighted(decoder: Decoder, before: WeightedSum, after: WeightedSum) -> Decoder:
+    """Return the decoder with another sum of its rewards. The targets of its method follow the weights. Raises SettingError."""
+    method = with_targets(decoder.method, lambda target: before.follow(after.weights, target))
+    return Decoder(decoder.engine, after, method)
+
+
+def with_targets(method: Method, change: Callable[[float], float | None]) -> Method:
+    """Return the method with changed target rewards, also those of its inner methods."""
+    values: dict[str, Any] = {}
+    for name in settings_of(method):
+        value = getattr(method, name)
+        if isinstance(value, Method):
+            values[name] = with_targets(value, change)
+        elif name == "target" and value is not None:
+            values[name] = change(value)
+    return replace(method, **values) if values else method  # type: ignore[type-var]
 
 
 def with_held_text(result: Result) -> Result:

@@ -43,10 +43,6 @@ def require(needed: str, extra: str, *modules: str) -> None:
             raise MissingExtraError(f"{needed} needs {module}", extra)
 
 
-class ProfileWarning(UserWarning):
-    """A profile is not confirmed, or was made for another token limit."""
-
-
 class UnreachableTargetWarning(UserWarning):
     """Many segments are fallbacks, so the model probably cannot reach the target reward."""
 

@@ -25,13 +25,18 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The input of the LM: its text, its tokens, and the messages it was rendered from (None for raw text)."""
+    """The input of the LM: its text, its tokens, and the messages it was rendered from (None for raw text).
+
+    `begun` is the beginning of the assistant's message, which the response continues. It is part of the text, but not of the
+    messages.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
     messages: tuple[Message, ...] | None = None
     vocabulary: Fingerprint | str = ""  # fingerprint of the tokenizer that made token_ids
     template: str | None = None  # the chat template that rendered the messages
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from cards.errors import CardsError, ProfileWarning, SettingError, UnknownNameError, check, public_name
+from cards.errors import CardsError, SettingError, UnknownNameError, check, public_name
 from cards.files import check_format
 from cards.methods.base import Method
 from cards.registry import make_method
+from cards.rewards.weights import PartStatistics
 
 FORMAT = 1  # format 0 has the same entries without a version
 
@@ -21,7 +21,8 @@ class Profile:
     """A method and its settings for one model and one reward, with the origin of the settings.
 
     `settings` are keyword arguments for `make_method`: numbers, texts, booleans or None. They depend on `max_tokens`, because
-    the threshold of CARDS rises over that many tokens. `calibrated_on`, `wish`, `predicted` and `measured` are information.
+    the threshold of CARDS rises over that many tokens. `parts` has the mean and the covariance of the parts of a sum of
+    rewards (see PartStatistics). `calibrated_on`, `wish`, `predicted` and `measured` are information.
     `doubts` say why the trial of these settings does not confirm them.
     """
 
@@ -36,23 +37,30 @@ class Profile:
     wish: dict[str, Any] = field(default_factory=dict)
     predicted: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
 
-    def warn(self, max_tokens: int) -> None:
-        """Warn if the settings are not confirmed, or were found for another token limit."""
-        if self.doubts:
-            warnings.warn(f"The settings of the profile are not confirmed: {'. '.join(self.doubts)}.", ProfileWarning, stacklevel=2)
-        if max_tokens != self.max_tokens:
-            warnings.warn(
+    def warnings(self, max_tokens: int | None) -> list[str]:
+        """Return what to know before use: the settings are not confirmed, or were found for another token limit."""
+        found = [f"The settings of the profile are not confirmed: {doubt}." for doubt in self.doubts]
+        if max_tokens not in (None, self.max_tokens):
+            found.append(
                 f"The profile was made for at most {self.max_tokens} tokens, over which its threshold rises, but max_tokens is "
-                f"{max_tokens}: make another profile, or leave --max-tokens out.",
-                ProfileWarning,
-                stacklevel=2,
+                f"{max_tokens}: make another profile, or leave --max-tokens out."
             )
+        return found
 
     def make(self) -> Method:
         """Return the method with these settings. Raises UnknownNameError or SettingError."""
         return make_method(self.method, **self.settings)
+
+    @property
+    def statistics(self) -> PartStatistics | None:
+        """Return the statistics of the parts of the reward, if they are known. Raises SettingError or TypeError."""
+        if not self.parts:
+            return None
+        check(self.parts.keys() == {"mean", "covariance"}, "parts must have a mean and a covariance.")
+        return PartStatistics(tuple(self.parts["mean"]), tuple(map(tuple, self.parts["covariance"])))
 
     def check_models(self, model: str, reward: str | None, mix: str | None = None) -> None:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
@@ -94,6 +102,7 @@ class Profile:
         check(profile.max_tokens >= 1, f"max_tokens in the profile {str(path)!r} must be at least 1, got {profile.max_tokens}.")
         try:
             profile.make()
+            _ = profile.statistics
         except (CardsError, TypeError) as error:
             raise SettingError(f"The settings in the profile {str(path)!r} are invalid: {error}") from error
         return profile

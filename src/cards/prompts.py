@@ -39,15 +39,34 @@ RESERVED = frozenset(  # parameters of apply_chat_template that are not variable
 class Chat(list[Message]):
     """Messages, with further variables for the chat template, such as `enable_thinking`. Raises PromptError.
 
-    `answered` says that the last message is a response, which may be empty.
+    `answered` says that the last message is a response, which may be empty. `continued` says that the response continues the
+    last message, which is the assistant's.
     """
 
-    def __init__(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any], *, answered: bool = False) -> None:
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        chat_template_kwargs: Mapping[str, Any],
+        *,
+        answered: bool = False,
+        continued: bool = False,
+    ) -> None:
         super().__init__(messages)
-        self.answered = answered
+        self.answered, self.continued = answered, continued
+        if continued and not (self and self[-1].get("role") == "assistant" and self[-1].get("content")):
+            raise PromptError("Only a message of the assistant with text can be continued: end the messages with one.")
         if reserved := RESERVED.intersection(chat_template_kwargs):
             raise PromptError(f"{min(reserved)} cannot be an argument of the chat template: leave it out.")
         self.chat_template_kwargs = dict(chat_template_kwargs)
+
+    def replaced(self, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any]) -> Chat:
+        """Return other messages and variables with the same treatment of the last message."""
+        return Chat(messages, chat_template_kwargs, answered=self.answered, continued=self.continued)
+
+
+def with_begun(messages: Sequence[Message], begun: str) -> Sequence[Message]:
+    """Return the messages, followed by the beginning of the assistant's message if there is one."""
+    return Chat([*messages, Message(role="assistant", content=begun)], {}, continued=True) if begun else messages
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, so that plans can combine it with other options
@@ -101,10 +120,11 @@ class ChatOptions:
 
     def chat(self, messages: list[Message]) -> list[Message]:
         """Return messages with the system message and the template variables. Those of the messages themselves win."""
-        own = messages.chat_template_kwargs if isinstance(messages, Chat) else {}
-        if self.system is not None and messages[0]["role"] != "system":
-            messages = [Message(role="system", content=self.system), *messages]
-        return Chat(messages, arguments) if (arguments := self.arguments | own) else messages
+        chat = messages if isinstance(messages, Chat) else Chat(messages, {})
+        turns = list(messages)
+        if self.system is not None and turns[0]["role"] != "system":
+            turns = [Message(role="system", content=self.system), *turns]
+        return chat.replaced(turns, self.arguments | chat.chat_template_kwargs)
 
     def _formatted(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
         return format_prompt(given, self.form, chats)

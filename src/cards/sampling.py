@@ -6,6 +6,7 @@ candidates drawn together or on other requests in the batch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,27 @@ BLOCK = 512  # tokens of a large vocabulary that are searched or summed together
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The proposal distribution: softmax(logits / temperature) on the top_k most likely tokens, then the nucleus of
-    mass top_p, renormalised. temperature 0 is greedy; top_k None is the whole vocabulary. Raises SettingError."""
+    """The proposal distribution: softmax(logits / temperature) on the top_k most likely tokens without those of less than
+    min_p times the highest probability, then the nucleus of mass top_p, renormalised.
+
+    temperature 0 is greedy; top_k None is the whole vocabulary. Raises SettingError.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         check(0 <= self.temperature < float("inf"), f"temperature must be 0 (greedy) or positive, got {self.temperature}.")
         check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1 or None (off), got {self.top_k}.")
         check(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        check(0 <= self.min_p <= 1, f"min_p must be between 0 and 1, got {self.min_p}.")
+
+    @property
+    def lowest(self) -> float:
+        """The lowest logit minus the highest one, both divided by the temperature, that min_p keeps."""
+        return math.log(self.min_p) if self.min_p else -math.inf
 
 
 def uniforms(seed: int, segment: int, candidate: int, count: int, stream: int = TOKENS) -> NDArray[np.float64]:
@@ -113,7 +124,8 @@ def distribution(logits: NDArray[np.floating[Any]], sampling: Sampling, position
         p[logits.argmax()] = 1.0
         return p
     kept = slice(None) if sampling.top_k is None else most_likely(logits, sampling.top_k)
-    p[kept] = np.exp((logits[kept] - logits.max()) / sampling.temperature)
+    relative = (logits[kept] - logits.max()) / sampling.temperature
+    p[kept] = np.where(relative < sampling.lowest, 0.0, np.exp(relative))
     p /= p.sum()
     if sampling.top_p < 1:
         order = np.argsort(-p, kind="stable")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.mock_calibration import calibration
 
 from cards.errors import SettingError
+from cards.profile import Profile
+from cards.rewards import FunctionReward, WeightedSum
 from cards.study.calibrate.plan import CalibrationRequest, Constraints
 from cards.study.calibrate.report import profile_of, to_dict
 from cards.study.calibrate.run import CalibrationResult
@@ -81,3 +84,18 @@ async def test_other_samples_are_not_mixed_in(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"made": "here"', '"made": "elsewhere"'))
     with pytest.raises(SettingError, match="elsewhere"):
         await run(tmp_path)
+
+
+async def test_the_profile_has_the_statistics_of_the_parts_of_a_sum(tmp_path: Path) -> None:
+    work = calibration(tmp_path, 4, answers=6, nodes=2)
+    work.reward = WeightedSum([work.reward, FunctionReward(lambda p, r: float(len(r)), name="length")], [1.0, 0.1])
+    found = await work.run(Constraints(max_cost=4.0), ASKED)
+    profile = profile_of(work, found, Constraints(max_cost=4.0), "here", "lm", "rm")
+    samples = np.array([scores for row in found.responses for scores in row["parts"]])
+    assert samples @ [1.0, 0.1] == pytest.approx(np.concatenate([row["rewards"] for row in found.responses]))
+    assert profile.statistics is not None
+    assert profile.statistics.mean == pytest.approx(samples.mean(0))
+    profile.write(tmp_path / "p.json")
+    assert Profile.read(tmp_path / "p.json").statistics == profile.statistics
+    (tmp_path / "other").mkdir()
+    assert (await run(tmp_path / "other"))[1]["profile"]["parts"] == {}  # type: ignore[index]

@@ -22,8 +22,9 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_profile_is_written_and_read(cli: Cards, prompts: str) -> None:
     ran = cli("calibrate", prompts, *FEW, "--model", "m", "--reward", "r")
-    assert ran.exit_code == 0, ran.stderr
-    assert "recommended: target" in ran.stdout
+    confirmed = json.loads(Path("profile.report.json").read_text())["confirmed"]
+    assert ran.exit_code == (not confirmed), ran.stderr
+    assert ("recommended: target" if confirmed else "not confirmed: target") in ran.stdout
     profile, report = (json.loads(Path(name).read_text()) for name in ("profile.json", "profile.report.json"))
     assert (profile["model"], profile["reward"], profile["max_tokens"]) == ("m", "r", 8)
     assert profile["wish"] == {"max_cost": 4.0}
@@ -60,7 +61,7 @@ def test_diagnose_prints_a_verdict(cli: Cards, prompts: str) -> None:
     assert "segments" in ran.stdout
     assert Path("d.png").exists()
     ran = cli("diagnose", prompts, "--answers", "4", "--max-tokens", "12", "--json")
-    assert json.loads(ran.stdout)["verdict"] in ("good", "fair", "poor")
+    assert json.loads(ran.stdout)["verdict"] in ("good", "fair", "poor", "not enough data")
     assert cli("diagnose").exit_code == 2
 
 
@@ -70,7 +71,7 @@ def test_prompts_without_room_are_left_out_and_a_failing_reward_is_one_line(
     Path(prompts).write_text("I like\nit a lot\n" + 3000 * "a lot " + "\n", encoding="utf-8")
     for command in (["calibrate", prompts, *FEW], ["diagnose", prompts, "--answers", "4", "--max-tokens", "8"]):
         ran = cli(*command)
-        assert ran.exit_code == 0, ran.output
+        assert ran.exit_code in (0, 1), ran.output  # 1: two prompts do not confirm a setting
         assert "1 of 3 prompts" in ran.stderr
 
     async def fails(*_: object) -> list[float]:

@@ -47,7 +47,10 @@ async def against_b(prompt: str, response: str) -> float:
 
 
 async def diagnosed(
-    reward: Callable[..., object], gold: Callable[..., object] | None = None, found: list[pairs.PairRecord] | None = None, max_tokens: int = 24
+    reward: Callable[..., object],
+    gold: Callable[..., object] | None = None,
+    found: list[pairs.PairRecord] | None = None,
+    max_tokens: int = 24,
 ) -> tuple[Measurements, DiagnosisVerdict]:
     engine, judge = MockEngine(chances, LETTERS, end="</s>"), FunctionReward(reward)  # type: ignore[arg-type]
     graded = None if gold is None else FunctionReward(gold)  # type: ignore[arg-type]
@@ -85,7 +88,7 @@ async def test_a_constant_says_nothing() -> None:
 
 
 async def test_responses_too_short_to_be_cut_are_not_enough_data() -> None:
-    figures, judged = await diagnosed(share_of_b, max_tokens=1)
+    figures, judged = await diagnosed(share_of_b, max_tokens=2)
     assert figures.cuts == 0
     assert finding(judged, "prefixes").grade == judged.grade == "not enough data"
     assert judged.words.startswith("Not enough data")

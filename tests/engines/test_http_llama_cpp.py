@@ -35,7 +35,7 @@ async def test_llama_cpp_tells_its_chat_template_and_its_context(tiny: Transform
         got = await Decoder(engine, reward, BestOfN(n=3)).agenerate(TALK, max_tokens=24, seed=3, trace=True)
         want = await Decoder(Local(tiny), reward, BestOfN(n=3)).agenerate(TALK, max_tokens=24, seed=3, trace=True)
         assert texts(got) == texts(want)
-        assert server.bodies[-1]["samplers"] == ["temperature", "top_k", "top_p"]
+        assert server.bodies[-1]["samplers"] == ["temperature", "top_k", "min_p", "top_p"]
     door = LM(tiny, form="llama.cpp").app()
     door.faults.extend([None, None, None, 404])  # a server whose properties are not to be had
     with running(door) as address:

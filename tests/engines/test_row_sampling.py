@@ -18,6 +18,9 @@ SAMPLINGS = (
     Sampling(0.8, 40, 0.9),
     Sampling(top_p=0.5),
     Sampling(top_p=0.999),
+    Sampling(min_p=0.1),
+    Sampling(1.3, 20, 0.9, min_p=0.05),
+    Sampling(0.7, top_p=0.8, min_p=1.0),
 )
 
 

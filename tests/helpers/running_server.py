@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +21,12 @@ from cards.errors import RewardError
 from cards.events import Prompt, Response
 from cards.methods.base import Method
 from cards.rewards.base import Reward
-from cards.serve.app import make_app
+from cards.serve.app import make_catalog_app
 from cards.serve.options import ServerOptions
 from cards.serve.server import Server, bind
-from cards.serve.service import Service
+from cards.serve.service import Entry, Service
 from cards.serve.tracing import Tracing
+from cards.serve.weights import ClientWeights
 
 CHAT: list[Any] = [{"role": "user", "content": "What did you think of the film?"}]
 
@@ -56,7 +57,9 @@ class Running:
         return httpx.post(self.url + path, timeout=60, **how)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+        """Return the sum of the samples that have these labels."""
+        samples = (sample for family in self.service.metrics.registry.collect() for sample in family.samples)
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
     def send(self, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
         """Send a request on a new socket. The caller reads the response."""
@@ -70,9 +73,21 @@ class Running:
 
 @contextmanager
 def serving(
-    engine: Engine, reward: Reward | None, method: Method, tracing: Tracing | None = None, **options: Any
+    engine: Engine,
+    reward: Reward | None,
+    method: Method,
+    tracing: Tracing | None = None,
+    weights: ClientWeights | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
-    app = make_app(engine, reward, method, ServerOptions(**options), tracing)
+    entry = Entry(options.pop("name", engine.name), engine, reward, method, weights=weights)
+    with serving_entries([entry], tracing, **options) as running:
+        yield running
+
+
+@contextmanager
+def serving_entries(entries: Sequence[Entry], tracing: Tracing | None = None, **options: Any) -> Iterator[Running]:
+    app = make_catalog_app(entries, ServerOptions(**options), tracing)
     bound = bind("127.0.0.1", 0)
     port = bound.getsockname()[1]
     server = Server(app)

@@ -21,6 +21,7 @@ from cards.errors import SettingError
 from cards.events import Accepted, Fallback, Proposed, Rejected, Scored, Segment
 from cards.methods import BestOfN, Vanilla
 from cards.registry import make_method, method_classes
+from cards.serve.catalog import Catalog
 from cards.serve.options import ServerOptions
 from cards.serve.playground.controls import control, values_of, visible_settings
 from cards.serve.playground.meters import figures, table_html
@@ -28,7 +29,7 @@ from cards.serve.playground.plots import plots_html, ticks
 from cards.serve.playground.runs import Run
 from cards.serve.playground.segments import response_html
 from cards.serve.playground.view import run_html
-from cards.serve.service import Service
+from cards.serve.service import Entry, Service
 from cards.serve.tracing import Tracing
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
@@ -39,7 +40,8 @@ def a_run(prompt: str = "hi", decoder: Decoder | None = None, max_tokens: int = 
 
 
 def service_of(decoder: Decoder, **options: Any) -> Service:
-    return Service(decoder.engine, decoder.reward, decoder.method, ServerOptions(**options), Tracing())
+    entry = Entry("mock", decoder.engine, decoder.reward, decoder.method)
+    return Catalog([entry], ServerOptions(**options), Tracing()).default
 
 
 async def ended(run: Run, decoder: Decoder, **options: Any) -> Run:
@@ -294,7 +296,9 @@ async def test_frames_show_the_meters_while_it_runs() -> None:
 
 
 def outcome(service: Service, name: str) -> float | None:
-    return service.metrics.registry.get_sample_value("cards_requests_total", {"method": "cards", "outcome": name})
+    return service.metrics.registry.get_sample_value(
+        "cards_requests_total", {"model": "mock", "method": "cards", "outcome": name}
+    )
 
 
 async def test_a_run_waits_for_admission_like_a_request(letters: TransformersEngine) -> None:

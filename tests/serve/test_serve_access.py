@@ -23,7 +23,6 @@ from cards.serve.errors import ApiError
 from cards.serve.guard import host_name
 from cards.serve.keys import MAX_WRONG, WAIT, Keys
 from cards.serve.options import ServerOptions
-from cards.study.models import Models
 
 USER = {"role": "user", "content": "Hi"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -74,14 +73,14 @@ def test_only_a_local_server_without_keys_checks_hosts_by_default(
 ) -> None:
     seen: list[ServerOptions] = []
 
-    def see(engine: object, reward: object, method: object, options: ServerOptions, tracing: object) -> None:
+    def see(entries: object, options: ServerOptions, tracing: object) -> None:
         seen.append(options)
 
-    monkeypatch.setattr("cards.serve.app.make_app", see)
+    monkeypatch.setattr("cards.serve.app.make_catalog_app", see)
     monkeypatch.setattr("cards.serve.server.bind", lambda host, port: None)
     monkeypatch.setattr("cards.serve.server.run", lambda *_: None)
     monkeypatch.setattr("cards.serve.logs.configure", lambda: None)
-    monkeypatch.setattr("cards.cli.serve.load_models", lambda *_: Models(mock(), Switch()))
+    monkeypatch.setattr("cards.cli.serve.LoadedModels.load", lambda *_: [])
     monkeypatch.delenv("CARDS_SERVE_API_KEY", raising=False)
     ran = CliRunner().invoke(cards.cli.app, ["serve", "--port", "0", "--no-playground", "--method", "vanilla", *arguments])
     assert ran.exit_code == 0, ran.output
@@ -96,33 +95,33 @@ class Clock:
 
 def test_an_address_that_guesses_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, known = Clock(monkeypatch), Keys(["right", "other"])
-    assert known.accepts("right", "a")
+    assert known.name_of("right", "a")
     for guess in range(MAX_WRONG):
-        assert not known.accepts(f"guess {guess}", "a")
+        assert not known.name_of(f"guess {guess}", "a")
     for key in ("one more", "other"):  # right or not
         with pytest.raises(ApiError) as caught:
-            known.accepts(key, "a")
+            known.name_of(key, "a")
         assert (caught.value.status_code, caught.value.headers) == (429, {"Retry-After": str(WAIT)})
-    assert known.accepts("right", "a")  # used before
-    assert known.accepts("other", "b")  # from elsewhere
+    assert known.name_of("right", "a")  # used before
+    assert known.name_of("other", "b")  # from elsewhere
     clock.now += WAIT
-    assert known.accepts("other", "a")
+    assert known.name_of("other", "a")
 
 
 def test_the_same_wrong_key_is_no_guess() -> None:
     known = Keys(["right"])
     for _ in range(5 * MAX_WRONG):
-        assert not known.accepts_session("stale", "a")
-        assert not known.accepts_header("Bearer old", "a")
-        assert not known.accepts_header("", "a")
-    assert known.accepts("right", "a")
+        assert not known.name_of_session("stale", "a")
+        assert not known.name_of_header("Bearer old", "a")
+        assert not known.name_of_header("", "a")
+    assert known.name_of("right", "a")
 
 
 def test_addresses_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "MAX_ADDRESSES", 3)
     known = Keys(["right"])
     for address in "abcdef":
-        assert not known.accepts("wrong", address)
+        assert not known.name_of("wrong", address)
     assert list(known.tries) == ["d", "e", "f"]
 
 

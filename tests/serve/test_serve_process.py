@@ -166,3 +166,28 @@ def test_without_fastapi_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     ran = CliRunner().invoke(cards.cli.app, ["serve"])
     assert ran.exit_code == 2
     assert "cards-decoding[serve]" in ran.stderr
+
+
+@pytest.mark.slow
+def test_a_configuration_file_starts_a_server_with_several_models(tmp_path: Path) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text(
+        "limit-tokens: 5\nmodels:\n- {name: one, aliases: [two]}\n- {name: plain, method: vanilla}\n"
+        "keys:\n- {name: alice, key: alice-key, requests: 2}\n"
+    )
+    key = {"Authorization": "Bearer alice-key"}
+    with served("--config", str(path)) as (_, url), httpx.Client(base_url=url, headers=key, timeout=60) as client:
+        answers = [client.post("/v1/completions", json={"model": name, "prompt": "a"}) for name in ("two", "plain", "one")]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[1].json()["usage"]["completion_tokens"] <= 5
+        assert 'cards_key_requests_total{key="alice",outcome="busy"} 1.0' in client.get("/metrics").text
+
+
+def test_options_of_one_model_contradict_a_file_with_models(tmp_path: Path) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text("models:\n- name: one\n")
+    for options, words in ((["--beta", "1"], "--beta"), (["--reward", "tiny"], "--reward"), (["--alias", "x"], "--alias")):
+        ran = CliRunner().invoke(cards.cli.app, ["serve", "--config", str(path), *options])
+        assert ran.exit_code == 2, ran.output
+        assert words in ran.stderr
+        assert "configuration file" in ran.stderr

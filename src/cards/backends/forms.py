@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from cards.errors import RewardError, SettingError
@@ -60,7 +61,7 @@ class ResponseEncoder:
         template = None if self.form in ("pair", "plain") else cast("str | None", self.tokenizer.chat_template)
         if prompt.messages is not None and template is not None:
             if template != prompt.template:
-                return self._ids(self._rendered(prompt.messages, response))
+                return self._ids(self._rendered(prompt.messages, _whole(prompt, response)))
             ending = self._rendered(prompt.messages, Response(MARK, (0,), "stop")).rpartition(MARK)[2]
             ending = ending if response.finish_reason == "stop" else ""
             if shared:
@@ -69,11 +70,13 @@ class ResponseEncoder:
         if self.form is None and shared:
             return [*prompt.token_ids, *self._written(response, end=True)]
         if self.form == "pair" or (self.form is None and prompt.messages is not None and separates_pairs(self.tokenizer)):
-            return self._pair(question(prompt), response.text.lstrip())
+            return self._pair(question(prompt), _whole(prompt, response).text.lstrip())
         if prompt.messages is None:
             return cast("list[int]", self.tokenizer(prompt.text + response.text)["input_ids"])
         if self.form == "plain":
-            return cast("list[int]", self.tokenizer(f"{question(prompt)}\n\n{response.text.lstrip()}")["input_ids"])
+            return cast(
+                "list[int]", self.tokenizer(f"{question(prompt)}\n\n{_whole(prompt, response).text.lstrip()}")["input_ids"]
+            )
         raise RewardError(
             f"Reward {self.name!r} has no chat template, so the form in which it reads messages is unknown. Set form to 'pair' "
             "(the texts of prompt and response as a pair), 'plain' (separated by an empty line) or a chat template."
@@ -114,6 +117,11 @@ class ResponseEncoder:
         encoding = self.tokenizer(first, second)
         ids = cast("list[int]", encoding["input_ids"])
         return TypedRow(ids, cast("list[int]", encoding["token_type_ids"])) if "token_type_ids" in encoding else ids
+
+
+def _whole(prompt: Prompt, response: Response) -> Response:
+    """Return the response with the beginning of the assistant's message that it continues."""
+    return replace(response, text=prompt.begun + response.text) if prompt.begun else response
 
 
 def question(prompt: Prompt) -> str:

@@ -78,7 +78,7 @@ def batch(
         "--ray-address, --ray-workers and --ray-gpus need --ray: add it or leave them out.",
     )
     check(not (ray and str(source) == "-"), "A Ray cluster cannot read standard input: give a file that all machines can read.")
-    chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings))
+    chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
     header = {
         "model": public_name(model),

@@ -62,7 +62,8 @@ def bench(
     check(out is None or out.suffix == ".jsonl", f"--out must end in .jsonl, got {str(out)!r}.")
     base: Plan = read(plan) if plan else preset(preset_name or "tiny")
     chosen = replace(base, **overrides, **placed, methods=tuple(method or base.methods))
-    chosen = replace(chosen, methods=tuple(with_profile(profile, chosen.methods, chosen.model, chosen.reward, chosen.mix)))
+    methods = with_profile(profile, chosen.methods, chosen.model, chosen.reward, chosen.mix, chosen.max_tokens)
+    chosen = replace(chosen, methods=tuple(methods))
     name = plan.stem if plan else preset_name or "tiny"
     path = out or Path(f"bench-{name}.jsonl")
     session = decode(chosen, path, baseline)

@@ -51,7 +51,7 @@ def compare(
     The methods run one after another, each with empty caches, so that their times are comparable. Ctrl-C stops the current
     method, keeps its response so far, and skips the remaining methods. If a method fails, the others still run.
     """
-    arms = arms_of(with_profile(profile, method or METHODS, model, reward, placement.mix))
+    arms = arms_of(with_profile(profile, method or METHODS, model, reward, placement.mix, options.max_tokens))
     reward = reward_for(model, reward, [arm.method for arm in arms])
     if text == "-" or (text is None and not at_terminal()):
         text = sys.stdin.read()

@@ -48,7 +48,7 @@ def generate(
     TEXT is a user message if the model has a chat template. Segments are printed as they are accepted. If standard input is
     not a terminal, a missing TEXT is read from it.
     """
-    chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings))
+    chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward = reward_for(model, reward, [chosen])
     interactive = text is None and at_terminal()
     if interactive and (prompting.raw or json):

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
-from cards.console import one_line_warnings
+from cards.console import show_warning
 from cards.profile import Profile
 from cards.settings import option_text
 from cards.specs import join_spec, quote
@@ -36,36 +35,40 @@ PROFILE = typer.Option(
 
 
 def profiled(
-    path: Path | None, method: str, model: str, reward: str | None, mix: str | None, given: Mapping[str, str]
+    path: Path | None,
+    method: str,
+    model: str,
+    reward: str | None,
+    mix: str | None,
+    given: Mapping[str, str],
+    max_tokens: int | None = None,
 ) -> Mapping[str, str]:
     """Return the settings of a method as text: those given, then those of the profile if it is for this method.
 
-    Raises SettingError if the profile is for another model, reward or mixture.
+    Raises SettingError if the profile is for another model, reward or mixture, and warns if it is not for `max_tokens`.
     """
     if path is None or (profile := Profile.read(path)).method != method:
         return given
     profile.check_models(model, reward, mix)
-    _warn(profile)
+    for text in profile.warnings(max_tokens):
+        show_warning(text)
     return {key: option_text(value) for key, value in profile.settings.items()} | {**given}
 
 
-def with_profile(path: Path | None, specs: Sequence[str], model: str, reward: str | None, mix: str | None) -> Sequence[str]:
+def with_profile(
+    path: Path | None, specs: Sequence[str], model: str, reward: str | None, mix: str | None, max_tokens: int
+) -> Sequence[str]:
     """Return method specifications in which the method of the profile, if it has no settings, gets those of the profile.
 
-    A missing method of the profile is appended. Raises SettingError if the profile is for another model, reward or mixture.
+    A missing method of the profile is appended. Raises SettingError if the profile is for another model, reward or mixture, and
+    warns if it is not for `max_tokens`.
     """
     if path is None:
         return specs
     profile = Profile.read(path)
     profile.check_models(model, reward, mix)
-    _warn(profile)
+    for text in profile.warnings(max_tokens):
+        show_warning(text)
     spec = join_spec(profile.method, {key: quote(option_text(value)) for key, value in profile.settings.items()})
     named = [spec if given.strip() == profile.method else given for given in specs]
     return named if any(given.partition(":")[0].strip() == profile.method for given in named) else [*named, spec]
-
-
-def _warn(profile: Profile) -> None:
-    """Show the warnings of a profile for the token limit of the running command."""
-    given = click.get_current_context().params.get("max_tokens")
-    with one_line_warnings():
-        profile.warn(profile.max_tokens if given is None else given)

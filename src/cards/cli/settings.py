@@ -65,7 +65,8 @@ def method_of(name: str, texts: Mapping[str, str]) -> Method:
     known = settings_of(method_class(name))
     for key in texts:
         if key not in known:
-            others = shared_options()[key]
+            if (others := shared_options().get(key)) is None:  # from a file; the command line has only known options
+                raise UnknownNameError(f"setting of method {name!r}:", key, known)
             flag = next(iter(others.values())).flag
             hint = f"Methods with {flag}: {', '.join(others)}."
             raise UnknownNameError(f"option for method {name!r}:", flag, (s.flag for s in known.values()), hint)

@@ -12,6 +12,7 @@ from cards.engines.ask import Ask as Ask
 from cards.engines.detokenizer import TokenDecoder
 from cards.engines.exclusions import Exclusions
 from cards.engines.shaper import Shaper
+from cards.engines.text import check_fits, check_ids, prompt_text
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
@@ -96,6 +97,20 @@ class Engine(Composite, ABC):
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Tokenize raw text without special tokens at its ends. Raises MismatchError if the engine cannot."""
         raise MismatchError(f"Engine {self.name!r} cannot split text into tokens.")
+
+    def check_token_ids(self) -> None:
+        """Raise MismatchError if the engine reads only text."""
+
+    def prompt_of(self, token_ids: Sequence[int]) -> Prompt:
+        """Return the prompt with these token ids. Its text has no tokens that tokenizers write before every text.
+
+        Raises PromptError, or MismatchError if the engine reads only text.
+        """
+        self.check_token_ids()
+        check_ids(token_ids, self.name, self.vocab_size)
+        template = getattr(self.tokenizer, "chat_template", None)
+        prompt = Prompt(prompt_text(self.tokenizer, token_ids), tuple(token_ids), None, self.vocabulary, template)
+        return check_fits(prompt, self.name, self.context, self.vocab_size)
 
     def check_boundary(self, boundary: Boundary) -> None:
         """Raise MismatchError if this engine cannot end segments by the rule."""

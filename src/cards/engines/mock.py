@@ -15,7 +15,7 @@ from cards.engines.base import Ask, Engine
 from cards.engines.text import check_fits
 from cards.errors import check
 from cards.events import Message, Prompt, Response, Segment
-from cards.prompts import check_messages, check_text
+from cards.prompts import Chat, check_messages, check_text
 from cards.sampling import distribution, pick, uniforms
 from cards.usage import current_account
 
@@ -70,10 +70,14 @@ class MockEngine(Engine):
 
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         messages = None if isinstance(prompt, str) else check_messages(prompt)
+        begun = ""
         text = (
             check_text(prompt) if isinstance(prompt, str) else "".join(f"{m['role']}: {m['content']}\n" for m in messages or ())
         )
-        return check_fits(Prompt(text, self.tokenize(text), messages, self.vocabulary), self.name, self.context)
+        if messages and isinstance(prompt, Chat) and prompt.continued:
+            messages, begun, text = messages[:-1], messages[-1]["content"], text.removesuffix("\n")
+        encoded = Prompt(text, self.tokenize(text), messages, self.vocabulary, begun=begun)
+        return check_fits(encoded, self.name, self.context)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         ids: list[int] = []

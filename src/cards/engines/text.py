@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from cards.engines.detokenizer import Detokenizer
 from cards.errors import PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
@@ -28,6 +29,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
 
 def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
     """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
+    begun = ""
     if isinstance(prompt, str):
         messages, text = None, check_text(prompt)
         ids = tokenizer(prompt)["input_ids"]
@@ -39,25 +41,30 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
                 "set tokenizer.chat_template."
             )
         variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else {}
+        continued = isinstance(prompt, Chat) and prompt.continued
         if unused := [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]:
             raise PromptError(f"The chat template of this model does not use the argument {unused[0]!r}: leave it out.")
         try:
-            text = _rendered(tokenizer, list(messages), variables)
+            text = _rendered(tokenizer, list(messages), variables, continued)
         except Exception as error:  # templates raise errors of many types
             raise PromptError(f"The chat template of this model refuses these messages: {reason(error)}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if continued:
+            last = messages[-1]["content"]
+            messages, begun = messages[:-1], last if text.endswith(last) else last.strip()
     template = cast("str | None", tokenizer.chat_template)
-    return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template)
+    return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template, begun)
 
 
-def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str, Any]) -> str:
+def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str, Any], continued: bool) -> str:
     """Return the messages in the chat template.
 
     Some templates (Llama Guard 4, multimodal models) read messages as lists of parts, and leave out messages of plain text.
     """
 
     def render(turns: Any) -> str:
-        return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables))
+        ending = {"continue_final_message": True} if continued else {"add_generation_prompt": True}
+        return cast(str, tokenizer.apply_chat_template(turns, tokenize=False, **ending, **variables))
 
     def has_all(text: str) -> bool:
         return all(turn["content"].strip() in text for turn in turns)
@@ -68,6 +75,16 @@ def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str
             parts = render([turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns])
             return parts if has_all(parts) else text
     return text
+
+
+def prompt_text(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Return the text of a prompt's tokens, without those that the tokenizer writes before every text."""
+    before = list(tokenizer("")["input_ids"]) if callable(tokenizer) else []
+    if list(token_ids[: len(before)]) == before:
+        token_ids = token_ids[len(before) :]
+    text = Detokenizer(tokenizer, ())
+    text.push(token_ids)
+    return text.finish()
 
 
 def reason(error: Exception) -> str:

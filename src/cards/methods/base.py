@@ -112,18 +112,21 @@ class Truncated(Method):
     top_p: float = setting(
         1.0, help="Total probability of the most likely tokens to sample from.", above=0, at_most=1, advanced=True
     )
+    min_p: float = setting(
+        0.0, help="Lowest probability of tokens to sample from, relative to the highest.", at_least=0, at_most=1, advanced=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled(Truncated):
-    """Base class of methods that sample under temperature, top_k and top_p."""
+    """Base class of methods that sample under temperature, top_k, top_p and min_p."""
 
     temperature: float = setting(0.7, help="Temperature of the proposal; 0 is greedy.", at_least=0, typical=(0, 2))
 
     @property
     def sampling(self) -> Sampling:
         """Return the sampling parameters of the proposal."""
-        return Sampling(self.temperature, self.top_k, self.top_p)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 def loaded(model: str | Model) -> Model:

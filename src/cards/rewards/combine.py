@@ -6,12 +6,13 @@ import asyncio
 import math
 import statistics
 from abc import abstractmethod
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
-from cards.errors import check
+from cards.errors import SettingError, UnknownNameError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward
 from cards.rewards.scale import shared_scale
+from cards.rewards.weights import PartStatistics
 
 
 class Combination(Reward):
@@ -39,10 +40,30 @@ class Combination(Reward):
 
 
 class WeightedSum(Combination):
-    """The weighted sum of rewards, sum_i w_i r_i. A mean of probabilities (the weights sum to 1) is one too."""
+    """The weighted sum of rewards, sum_i w_i r_i. A mean of probabilities (the weights sum to 1) is one too.
 
-    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float], *, target: float | None = None) -> None:
+    `names` are the names of the rewards in `with_weights`, by default their own. `statistics` are those of their scores for
+    plain responses, from which the target for other weights follows.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        weights: Sequence[float],
+        *,
+        target: float | None = None,
+        names: Sequence[str] = (),
+        statistics: PartStatistics | None = None,
+    ) -> None:
         super().__init__(rewards, target=target)
+        self.name = " + ".join(names) or self.name
+        self.names, self.statistics = tuple(names) or tuple(reward.name for reward in rewards), statistics
+        check(len(self.names) == len(rewards), f"A sum of {len(rewards)} rewards needs as many names, got {len(self.names)}.")
+        check(
+            statistics is None or len(statistics.mean) == len(rewards),
+            "The statistics are those of a reward with another number of parts. Calibrate this reward.",
+        )
+        check(all(map(math.isfinite, weights)), f"Weights must be finite numbers, got {tuple(weights)}.")
         check(len(weights) == len(rewards), f"A sum of {len(rewards)} rewards needs as many weights, got {len(weights)}.")
         self.weights = tuple(weights)
         if self.scale == "probability" and not (min(weights) >= 0 and math.isclose(math.fsum(weights), 1)):
@@ -53,6 +74,42 @@ class WeightedSum(Combination):
         """Return the unweighted sum. Its target is the sum of the targets, if all rewards have one."""
         targets = [reward.target for reward in rewards if reward.target is not None]
         return cls(rewards, [1.0] * len(rewards), target=sum(targets) if len(targets) == len(rewards) else None)
+
+    def with_weights(self, weights: Mapping[str, float]) -> WeightedSum:
+        """Return the sum of the same rewards with these weights, by name; the others stay. The target follows the weights.
+
+        Raises UnknownNameError or SettingError.
+        """
+        check(len(set(self.names)) == len(self.names), f"Parts of a reward need different names, got {', '.join(self.names)}.")
+        for name in weights:
+            if name not in self.names:
+                raise UnknownNameError("part of the reward", name, self.names)
+        chosen = [weights.get(name, own) for name, own in zip(self.names, self.weights, strict=True)]
+        check(any(chosen), "At least one weight must differ from 0.")
+        made = WeightedSum(self.rewards, chosen, names=self.names, statistics=self.statistics)
+        made.target = self.target if made.weights == self.weights else self._target_for(made.weights)
+        return made
+
+    def follow(self, weights: Sequence[float], target: float) -> float:
+        """Return the target reward for these weights, given the one for the weights of this sum.
+
+        Raises SettingError if it does not follow, because the statistics are not known.
+        """
+        if tuple(weights) == self.weights:
+            return target
+        if self.statistics is None:
+            raise SettingError(
+                "The target reward does not follow the weights, because no statistics of the parts are known: give a target "
+                "with the weights, or calibrate the reward (`cards calibrate`) and use the profile."
+            )
+        return self.statistics.target(weights, self.weights, target)
+
+    def _target_for(self, weights: Sequence[float]) -> float | None:
+        """Return the target from the statistics, else the weighted sum of the targets of the rewards, if all have one."""
+        if self.statistics is not None and self.target is not None:
+            return self.follow(weights, self.target)
+        targets = [reward.target for reward in self.rewards if reward.target is not None]
+        return sum(w * t for w, t in zip(weights, targets, strict=True)) if len(targets) == len(self.rewards) else None
 
     def join(self, scores: Sequence[float]) -> float:
         return sum(w * r for w, r in zip(self.weights, scores, strict=True))

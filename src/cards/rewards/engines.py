@@ -10,6 +10,7 @@ from cards.engines.base import Engine
 from cards.engines.loader import load_engine
 from cards.errors import PromptError, RewardError
 from cards.events import Message, Prompt, Response
+from cards.prompts import with_begun
 from cards.rewards.base import Reward
 
 
@@ -62,4 +63,6 @@ def encode_question(engine: Engine, text: str) -> Prompt:
 
 def encode_prompt(engine: Engine, prompt: Prompt) -> Prompt:
     """Return the prompt encoded by the engine. Messages are rendered with its chat template, if it has one."""
-    return engine.encode(prompt.messages if prompt.messages is not None and engine.chats else prompt.text)
+    if prompt.messages is None or not engine.chats:
+        return engine.encode(prompt.text)
+    return engine.encode(with_begun(prompt.messages, prompt.begun))

@@ -7,6 +7,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations, takewhile
 from typing import Any, ClassVar, cast
 
@@ -117,13 +118,14 @@ class GuardReward(EngineReward):
 
     def _encode(self, prompt: Prompt, response: Response) -> Prompt:
         """Return what the guard reads before its reply. Raises PromptError."""
+        written = prompt.begun + response.text
         if self.question is not None:
-            values = {"conversation": conversation(prompt, response), "response": response.text.strip(), "policy": self.policy}
-            values["prompt"] = conversation(prompt, None)
+            values = {"conversation": conversation(prompt, response), "response": written.strip(), "policy": self.policy}
+            values["prompt"] = conversation(replace(prompt, begun=""), None)
             text = re.sub(rf"\{{({'|'.join(CONTENT)})\}}", lambda match: values[match[1]], self.question)
             return encode_question(self.model, text)
         messages = prompt.messages or (Message(role="user", content=prompt.text),)
-        turns = [*_without_system(messages), Message(role="assistant", content=response.text)]
+        turns = [*_without_system(messages), Message(role="assistant", content=written)]
         chat = Chat(turns, self.variables, answered=True)
         if self.tokenizer is None:
             return self.model.encode(chat)

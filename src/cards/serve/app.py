@@ -1,6 +1,8 @@
-"""The FastAPI app: OpenAI's API, health, metrics and the optional playground for one engine and one reward."""
+"""The FastAPI app: OpenAI's API, health, metrics and the optional playground for models, rewards and methods."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,7 +17,8 @@ from cards.engines.base import Engine
 from cards.errors import CardsError
 from cards.methods.base import Method
 from cards.rewards.base import Reward
-from cards.serve.errors import api_error
+from cards.serve.catalog import Catalog
+from cards.serve.errors import api_error, public
 from cards.serve.guard import Guard
 from cards.serve.keys import Keys
 from cards.serve.login import login
@@ -23,8 +26,9 @@ from cards.serve.options import ServerOptions
 from cards.serve.record import Recorder
 from cards.serve.responses import Status, documented
 from cards.serve.routes import routes
-from cards.serve.service import Service
+from cards.serve.service import Entry
 from cards.serve.streaming import DisconnectedError
+from cards.serve.tokenization import tokenization
 from cards.serve.tracing import Tracing
 
 EXPOSED_HEADERS = ["Retry-After", "WWW-Authenticate", "X-Cards-Aligned", "X-Request-ID"]  # pages of other origins can read
@@ -37,27 +41,38 @@ def make_app(
 
     Raises MismatchError if the method cannot run on the models, and MissingExtraError if the playground needs Gradio.
     """
-    service = Service(engine, reward, method, options or ServerOptions(), tracing or Tracing())
+    options = options or ServerOptions()
+    return make_catalog_app([Entry(options.name or public(engine.name), engine, reward, method)], options, tracing)
+
+
+def make_catalog_app(entries: Sequence[Entry], options: ServerOptions, tracing: Tracing | None = None) -> FastAPI:
+    """Return the app for several entries, whose models the caller closes. `app.state.catalog` is its Catalog.
+
+    Raises SettingError if names are not unique, and as `make_app`.
+    """
+    catalog = Catalog(entries, options, tracing or Tracing())
+    service = catalog.default
     summary = "Decoding-time alignment behind OpenAI's API."
     app = FastAPI(title="CARDS", version=cards.__version__, summary=summary, docs_url=None, redoc_url=None)  # these use a CDN
-    app.state.service = service
-    app.include_router(routes(service))
-    _add_health(app, service)
+    app.state.catalog, app.state.service = catalog, service
+    app.include_router(routes(catalog))
+    app.include_router(tokenization(catalog))
+    _add_health(app, catalog)
     for kind in (RequestValidationError, HTTPException, CardsError):
         app.add_exception_handler(kind, _error_response)
     app.add_exception_handler(DisconnectedError, _record_disconnect)
     app.add_middleware(HeadAsGet)
-    keys = Keys(service.options.api_keys)
-    app.add_middleware(Guard, options=service.options, keys=keys)
-    app.add_middleware(Recorder, observe=service.metrics.observe, log_prompts=service.options.log_prompts)
-    if origins := service.options.cors:  # outermost, so that pages can read errors
+    keys = Keys(options.api_keys)
+    app.add_middleware(Guard, options=options, keys=keys)
+    app.add_middleware(Recorder, observe=catalog.metrics.observe, log_prompts=options.log_prompts)
+    if origins := options.cors:  # outermost, so that pages can read errors
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS
         )
-    if service.options.playground:
+    if options.playground:
         from cards.serve.playground import mount
 
-        if service.options.api_keys:
+        if options.api_keys:
             app.include_router(login(keys))
         mount(app, service)
     return app
@@ -73,7 +88,7 @@ class HeadAsGet:
         await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, catalog: Catalog) -> None:
     @app.get("/health", summary="Report that the process is alive", responses=documented(Status))
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -83,17 +98,17 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", summary="Report whether requests are accepted", responses=states)
     async def ready() -> JSONResponse:
-        if service.draining:
+        if catalog.draining:
             return JSONResponse({"status": "ending"}, 503)
-        if service.gate.full:
+        if catalog.full:
             return JSONResponse({"status": "queue full"}, 503)
-        if failure := await service.readiness.check():
+        if failure := await catalog.failure():
             return JSONResponse({"status": failure}, 503)
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(catalog.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _error_response(request: Request, error: Exception) -> Response:

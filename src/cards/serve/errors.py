@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 from cards.backends.http.client import RejectedRequestError
 from cards.errors import CardsError, ModelError, PromptTooLongError, RewardError, UnavailableError
 
-UNION_TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]")  # pydantic's names for the members of a union
+# names of the members of a union, by pydantic or by this package
+UNION_TAG = re.compile(r"(constrained-)?str|function-after.*|list\[.*\]|texts?|(lists of )?tokens")
 TOO_LONG = "context_length_exceeded"  # OpenAI's code, which clients look for
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 MAX_PARAM = 100  # characters
@@ -103,7 +104,7 @@ def _shown(text: str, most: int) -> str:
 def _validation_error(error: RequestValidationError) -> ApiError:
     # In a union, the member of the right type has the most useful error.
     chosen = min(error.errors(), key=lambda each: each["type"].endswith("_type"))
-    path = [str(part) for part in chosen["loc"][1:] if not UNION_TAG.fullmatch(str(part))]
+    path = [str(part) for i, part in enumerate(chosen["loc"][1:]) if i == 0 or not UNION_TAG.fullmatch(str(part))]
     if chosen["type"] == "json_invalid":
         why = f"The body is not valid JSON: {chosen['ctx']['error']} at character {path[0]}."
         return ApiError(400, why, code="invalid_json")

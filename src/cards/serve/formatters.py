@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 from cards.engines.base import Engine
 from cards.engines.detokenizer import Detokenizer
-from cards.events import Accepted, Done, Event, Fallback, Result, Segment
-from cards.serve.errors import api_error
+from cards.events import Accepted, Done, Event, Fallback, Prompt, Result, Segment
+from cards.serve.errors import ApiError, api_error
 from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
+from cards.serve.logprobs import TokenLogprob
 from cards.usage import Usage
 
 REASONS = {"deadline": "length", "interrupted": "length"}  # OpenAI has no names for these; `cards.finish` does
-MIN_LOGPROB = -9999.0  # JSON has no minus infinity
 Fields = dict[str, Any]
 FORMAT = 1  # version of the `cards` objects
 
@@ -30,6 +30,7 @@ class ResponseFormatter(ABC):
     model: str
     request: GenerationRequest
     reward: str | None
+    fingerprint: str
     created: int = field(default_factory=lambda: int(time.time()))
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
@@ -43,7 +44,7 @@ class ResponseFormatter(ABC):
         """Return the fields of a chunk with more text of a choice."""
 
     @abstractmethod
-    def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
+    def logprobs(self, tokens: Sequence[str], values: Sequence[TokenLogprob]) -> Fields:
         """Return the log-probabilities of a choice's tokens, given as texts."""
 
     def complete(self, events: Sequence[ChoiceEvent]) -> Fields:
@@ -53,19 +54,36 @@ class ResponseFormatter(ABC):
             extra: Fields = {"segments": [summary(segment) for segment in _result(choice).segments]}
             if self.request.trace:
                 extra["trace"] = [trace(e) for owner, e in events if owner is choice and not isinstance(e, Done)]
-            choices.append(self.text(_result(choice).text) | self._finished(choice, extra))
+            choices.append(self.text(self._lead(choice) + _result(choice).text) | self._finished(choice, extra))
         return self._head(self.kind) | {"choices": choices, "usage": usage(self.request.choices), "cards": self._about()}
+
+    def opening(self) -> list[Fields]:
+        """Return the data of the events before the first chunk of a stream."""
+        return []
+
+    def chunks(self, choice: Choice, event: Event, first: bool, last: bool) -> list[Fields]:
+        """Return the data of a stream for an event, which can be the `first` of its choice and the `last` of all choices."""
+        return [self.chunk(choice, event, first, last)]
+
+    def closing(self, with_usage: bool) -> list[Fields | str]:
+        """Return the data of the events at the end of a stream."""
+        return [*([self.usage_chunk()] if with_usage else []), "[DONE]"]
+
+    def failure(self, error: ApiError) -> list[Fields | str]:
+        """Return the data of the events that end a stream with an error."""
+        return [error.body, "[DONE]"]
 
     def chunk(self, choice: Choice, event: Event, first: bool, last: bool) -> Fields:
         """Return the chunk for an event; the last one contains the usage."""
+        lead = self._lead(choice) if first else ""
         match event:
             case Done(result):
-                chosen = self.delta(result.text[len(choice.emitted) :], first) | self._finished(choice, {})
+                chosen = self.delta(lead + result.text[len(choice.emitted) :], first) | self._finished(choice, {})
             case Accepted(segment=segment) | Fallback(segment=segment):
                 extra = {"segment": summary(segment)} | ({"trace": trace(event)} if self.request.trace else {})
-                chosen = self.delta(segment.text, first) | self._unfinished(choice, extra)
+                chosen = self.delta(lead + segment.text, first) | self._unfinished(choice, extra)
             case _:
-                chosen = self.delta("", first) | self._unfinished(choice, {"trace": trace(event)})
+                chosen = self.delta(lead, first) | self._unfinished(choice, {"trace": trace(event)})
         about = {"cards": self._about() | {"usage": usage(self.request.choices)}} if last else {}
         return self._head(self.chunk_kind) | {"choices": [chosen]} | about
 
@@ -74,10 +92,18 @@ class ResponseFormatter(ABC):
         return self._head(self.chunk_kind) | {"choices": [], "usage": usage(self.request.choices)}
 
     def _head(self, kind: str) -> Fields:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        about = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return about | {"system_fingerprint": self.fingerprint}
 
     def _about(self) -> Fields:
-        return {"format": FORMAT, "method": self.request.decoder.method.name, "reward": self.reward}
+        ignored = {"ignored": list(self.request.ignored)} if self.request.ignored else {}
+        weights = {"weights": dict(self.request.weights)} if self.request.weights else {}
+        about = {"format": FORMAT, "method": self.request.decoder.method.name, "reward": self.reward}
+        return about | weights | ignored
+
+    def _lead(self, choice: Choice) -> str:
+        """Return the text before the response."""
+        return choice.prompt.text if self.request.echo else ""
 
     def _unfinished(self, choice: Choice, extra: Fields) -> Fields:
         return {"index": choice.index, "finish_reason": None, "logprobs": None, "cards": {"format": FORMAT} | extra}
@@ -86,7 +112,9 @@ class ResponseFormatter(ABC):
         result, logprobs = _result(choice), None
         if choice.logprobs is not None:
             tokens = token_texts(self.request.decoder.engine, choice.prompt.token_ids, result.token_ids)
-            logprobs = self.logprobs(tokens, [max(MIN_LOGPROB, value) for value in choice.logprobs])
+            if self.request.echo:
+                tokens = prompt_texts(self.request.decoder.engine, choice.prompt) + tokens
+            logprobs = self.logprobs(tokens, choice.logprobs)
         extra |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
         extra |= {"aligned": choice.unaligned is None}
         extra |= {"reason": api_error(choice.unaligned).detail} if choice.unaligned else {}
@@ -104,12 +132,8 @@ class ChatFormatter(ResponseFormatter):
     def delta(self, text: str, first: bool) -> Fields:
         return {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}
 
-    def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
-        content = [
-            {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
-            for token, value in zip(tokens, values, strict=True)
-        ]
-        return {"content": content, "refusal": None}
+    def logprobs(self, tokens: Sequence[str], values: Sequence[TokenLogprob]) -> Fields:
+        return {"content": [token_fields(*pair) for pair in zip(tokens, values, strict=True)], "refusal": None}
 
 
 class CompletionFormatter(ResponseFormatter):
@@ -121,9 +145,11 @@ class CompletionFormatter(ResponseFormatter):
     def delta(self, text: str, first: bool) -> Fields:
         return {"text": text}
 
-    def logprobs(self, tokens: Sequence[str], values: Sequence[float]) -> Fields:
+    def logprobs(self, tokens: Sequence[str], values: Sequence[TokenLogprob]) -> Fields:
         starts = [0, *accumulate(map(len, tokens))][: len(tokens)]
-        return {"tokens": list(tokens), "token_logprobs": list(values), "top_logprobs": None, "text_offset": starts}
+        top = [_top(value) for value in values] if self.request.logprobs else None
+        found = [value.logprob for value in values]
+        return {"tokens": list(tokens), "token_logprobs": found, "top_logprobs": top, "text_offset": starts}
 
 
 def usage(choices: Sequence[Choice]) -> Fields:
@@ -131,7 +157,33 @@ def usage(choices: Sequence[Choice]) -> Fields:
     prompt = sum(len(prompt.token_ids) for prompt in {id(c.prompt): c.prompt for c in choices}.values())
     completion = sum(len(_result(choice).token_ids) for choice in choices)
     record = sum((choice.usage for choice in choices), Usage()).to_dict()
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion} | record
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached_tokens(choices)}} | record
+
+
+def cached_tokens(choices: Sequence[Choice]) -> int:
+    """Return how many tokens of the prompts the cache held before the request."""
+    found: dict[int, int] = {}
+    for choice in choices:
+        cached = min(choice.usage.first_cached or 0, len(choice.prompt.token_ids))
+        found[id(choice.prompt)] = min(cached, found.get(id(choice.prompt), cached))
+    return sum(found.values())
+
+
+def token_fields(token: str, value: TokenLogprob) -> Fields:
+    """Return the log-probability of a token in the format of chats."""
+    top = [{"token": one.text, "logprob": one.logprob, "bytes": list(one.data)} for one in value.top]
+    return {"token": token, "logprob": value.logprob, "bytes": list(token.encode()), "top_logprobs": top}
+
+
+def _top(value: TokenLogprob) -> dict[str, float] | None:
+    """Return the log-probabilities of the alternatives and of the token itself, by text. The highest counts for equal texts."""
+    if value.own is None:
+        return None
+    found: dict[str, float] = {}
+    for one in (*value.top, value.own):
+        found[one.key] = max(one.logprob, found.get(one.key, one.logprob))
+    return found
 
 
 def summary(segment: Segment) -> Fields:
@@ -152,6 +204,17 @@ def token_texts(engine: Engine, before: Sequence[int], token_ids: Sequence[int])
     text = Detokenizer(engine.tokenizer, before, engine.end_ids)
     lengths = [0] + [len(text.push([token])) for token in token_ids]
     return [text.text[start:end] for start, end in pairwise(lengths)]
+
+
+def prompt_texts(engine: Engine, prompt: Prompt) -> list[str]:
+    """Return the texts of a prompt's tokens, which join to its text. Tokens before the text, such as <s>, have none."""
+    texts = token_texts(engine, (), prompt.token_ids)
+    extra = len("".join(texts)) - len(prompt.text)
+    for i, text in enumerate(texts):
+        if extra <= 0:
+            break
+        texts[i], extra = text[extra:], extra - len(text)
+    return texts
 
 
 def _result(choice: Choice) -> Result:

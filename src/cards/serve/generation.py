@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -14,13 +14,25 @@ from cards.errors import RewardError, UnavailableError
 from cards.events import Accepted, Done, Event, Fallback, Message, Prompt, Response, Result
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
+from cards.serve.logprobs import TokenLogprob, logprobs_of
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
 from cards.streams import AsyncStream
 from cards.usage import Usage, track_usage
 
-PromptText = str | list[Message]
+PromptText = str | list[Message] | tuple[int, ...]  # raw text, messages or token ids
 NOT_ENCODED = Prompt("")
+
+
+class RequestUsage(Usage):
+    """The usage of a response, and how many tokens the cache held when the LM first read its prompt."""
+
+    first_cached: int | None = None
+
+    def add(self, **amounts: float) -> None:
+        if self.first_cached is None and "lm_cached_tokens" in amounts:
+            self.first_cached = int(amounts["lm_cached_tokens"])
+        super().add(**amounts)
 
 
 @dataclass(slots=True)
@@ -30,11 +42,11 @@ class Choice:
     index: int
     seed: int
     prompt: Prompt = NOT_ENCODED
-    usage: Usage = field(default_factory=Usage)
+    usage: RequestUsage = field(default_factory=RequestUsage)
     emitted: str = ""  # text of the events so far
     stream: AsyncStream | None = None  # has the response so far
     result: Result | None = None
-    logprobs: list[float] | None = None
+    logprobs: list[TokenLogprob] | None = None
     unaligned: Exception | None = None
 
 
@@ -43,7 +55,9 @@ class GenerationRequest:
     """A validated request.
 
     `choices` has the same number of responses for each of `prompts`, in order. `deadline` is a value of `time.monotonic`;
-    `plain` is the decoder to use if the reward fails.
+    `plain` is the decoder to use if the reward fails. `logprobs` is the number of alternatives to each token; with `echo` the
+    prompt precedes the response. `max_tokens` 0 means that nothing is decoded. `ignored` names fields without effect,
+    `weights` those of the parts of the reward, if clients can set them.
     """
 
     decoder: Decoder
@@ -54,8 +68,11 @@ class GenerationRequest:
     stop: tuple[str, ...]
     deadline: float
     trace: bool
-    logprobs: bool
+    logprobs: int | None
     stream: bool
+    echo: bool = False
+    ignored: tuple[str, ...] = ()
+    weights: Mapping[str, float] | None = None
 
 
 ChoiceEvent = tuple[Choice, Event]
@@ -81,6 +98,15 @@ class Generation:
         self._queue: asyncio.Queue[ChoiceEvent | Exception] = asyncio.Queue()
         self._failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The tokens of prompts, each counted once, and of responses; those drawn so far for a response that did not end."""
+        choices = self.request.choices
+        prompts = {id(choice.prompt): len(choice.prompt.token_ids) for choice in choices}
+        return sum(prompts.values()), sum(
+            choice.usage.lm_decoded_tokens if choice.result is None else len(choice.result.token_ids) for choice in choices
+        )
 
     async def start(self, patience: float | None = None) -> None:
         """Wait until decoding starts, at most `patience` seconds. Raises ApiError or CardsError if it cannot start."""
@@ -177,6 +203,11 @@ class Generation:
 
     async def _decode(self, choice: Choice, decoder: Decoder) -> None:
         request, choice.emitted = self.request, ""
+        if not request.max_tokens:
+            nothing = Result("", (), (), None, "length", choice.usage, choice.seed, decoder.method.name)
+            await self._finish(choice, nothing)
+            self._queue.put_nowait((choice, Done(nothing)))
+            return
         left = max(1e-3, request.deadline - time.monotonic())
         choice.stream = decoder.astream(
             choice.prompt,
@@ -191,9 +222,7 @@ class Generation:
             async for event in events:
                 match event:
                     case Done(result):
-                        if request.logprobs:
-                            choice.logprobs = await self._logprobs(choice, result)
-                        choice.result = result
+                        await self._finish(choice, result)
                     case Accepted(segment=segment) | Fallback(segment=segment):
                         choice.emitted += segment.text
                         self.first_text_at = self.first_text_at or time.monotonic()
@@ -201,8 +230,12 @@ class Generation:
                         continue
                 self._queue.put_nowait((choice, event))
 
-    async def _logprobs(self, choice: Choice, result: Result) -> list[float]:
-        """Return the natural-log probabilities of the response tokens, from one more pass of the LM."""
-        with track_usage(choice.usage):
-            values = await self.request.decoder.engine.logprobs(choice.prompt, Response(result.text, result.token_ids))
-        return [float(value) for value in values]
+    async def _finish(self, choice: Choice, result: Result) -> None:
+        """Set the result, and the log-probabilities if they are requested, from one more pass of the LM."""
+        request, response = self.request, Response(result.text, result.token_ids)
+        if request.logprobs is not None:
+            with track_usage(choice.usage):
+                choice.logprobs = await logprobs_of(
+                    request.decoder.engine, choice.prompt, response, request.logprobs, request.echo
+                )
+        choice.result = result

@@ -16,6 +16,7 @@ from cards.serve.keys import COOKIE, Keys, address_of
 from cards.serve.options import ServerOptions
 
 LARGE_BODY = 2**16  # bytes
+API_PATHS = ("/v1/", "/tokenize", "/detokenize")
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
@@ -67,13 +68,17 @@ class Guard:
         path, connection = path_of(scope), HTTPConnection(scope)
         if not self.options.api_keys or path in PUBLIC_PATHS:
             return
-        if self.keys.accepts_header(connection.headers.get("authorization", ""), address_of(connection)):
+        name = self.keys.name_of_header(connection.headers.get("authorization", ""), address_of(connection))
+        if name is not None:
+            scope.setdefault("state", {})["key"] = name
             return
         if self.options.playground and path == login.PATH:
             return
-        if self.options.playground and not path.startswith("/v1/"):  # browsers send cookies also for pages of other sites
+        if self.options.playground and not path.startswith(API_PATHS):  # browsers send cookies also for pages of other sites
             session = connection.cookies.get(COOKIE, "")
-            if self.keys.accepts_session(session, address_of(connection)):
+            name = self.keys.name_of_session(session, address_of(connection))
+            if name is not None:
+                scope.setdefault("state", {})["key"] = name
                 return
         why = "Missing or invalid API key. Send the header `Authorization: Bearer KEY`."
         raise ApiError(401, why, code="invalid_api_key")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 
 from cards.serve.errors import ApiError
+from cards.serve.limits import ApiKey, named_keys
 
 COOKIE = "cards_session"
 MAX_WRONG, WAIT = 10, 60  # different wrong keys that an address can try in this number of seconds
@@ -23,54 +24,57 @@ MAX_ADDRESSES = 10_000  # in memory
 
 @dataclass(slots=True)
 class Tries:
-    """The keys that an address sent, by hash: those that were right, and the times of those that were wrong."""
+    """The keys that an address sent, by hash: the names of those that were right, and the times of those that were wrong."""
 
-    right: set[bytes] = field(default_factory=set)
+    right: dict[bytes, str] = field(default_factory=dict)
     wrong: dict[bytes, float] = field(default_factory=dict)
 
 
 class Keys:
     """The accepted keys. Comparisons take the same time whichever key matches.
 
-    Methods that compare raise ApiError (429) if the address has to wait. Until then it can use keys that it has used before,
-    because several clients can share an address. A wrong key that is sent again counts once, because it is no guess.
+    Methods that compare return the name of the key, or None for a wrong one. They raise ApiError (429) if the address has to
+    wait. Until then it can use keys that it has used before, because several clients can share an address. A wrong key that
+    is sent again counts once, because it is no guess.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = [key.encode() for key in keys]
+    def __init__(self, keys: Sequence[str | ApiKey]) -> None:
+        found = named_keys(keys)
+        self.names = [key.name for key in found]
+        self.keys = [key.secret.encode() for key in found]
         self.sessions = [_session(key) for key in self.keys]
         self.tries: OrderedDict[str, Tries] = OrderedDict()  # by address, the latest last
 
-    def accepts(self, key: str, address: str) -> bool:
-        return self._accepts(self.keys, key, address)
+    def name_of(self, key: str, address: str) -> str | None:
+        return self._name_of(self.keys, key, address)
 
-    def accepts_header(self, authorization: str, address: str) -> bool:
+    def name_of_header(self, authorization: str, address: str) -> str | None:
         kind, _, key = authorization.partition(" ")
-        return kind.lower() == "bearer" and self.accepts(key.strip(), address)
+        return self.name_of(key.strip(), address) if kind.lower() == "bearer" else None
 
-    def accepts_session(self, session: str, address: str) -> bool:
-        return self._accepts(self.sessions, session, address)
+    def name_of_session(self, session: str, address: str) -> str | None:
+        return self._name_of(self.sessions, session, address)
 
-    def _accepts(self, known: Sequence[bytes], given: str, address: str) -> bool:
+    def _name_of(self, known: Sequence[bytes], given: str, address: str) -> str | None:
         if not given:
-            return False
-        matches, name = _contains(known, given), hashlib.sha256(given.encode(errors="replace")).digest()
+            return None
+        number, digest = _find(known, given), hashlib.sha256(given.encode(errors="replace")).digest()
         tries = self.tries.setdefault(address, Tries())
         self.tries.move_to_end(address)
         if len(self.tries) > MAX_ADDRESSES:
             self.tries.popitem(last=False)
-        if name in tries.right:
-            return True
+        if digest in tries.right:
+            return tries.right[digest]
         now = time.monotonic()
         tries.wrong = {one: then for one, then in tries.wrong.items() if now < then + WAIT}
-        if len(tries.wrong) >= MAX_WRONG and name not in tries.wrong:
+        if len(tries.wrong) >= MAX_WRONG and digest not in tries.wrong:
             why = "Too many different API keys from this address were wrong. Retry later with a valid key."
             raise ApiError(429, why, code="too_many_keys", retry_after=WAIT)
-        if matches:
-            tries.right.add(name)
-        else:
-            tries.wrong.setdefault(name, now)
-        return matches
+        if number is None:
+            tries.wrong.setdefault(digest, now)
+            return None
+        tries.right[digest] = self.names[number]
+        return self.names[number]
 
     def session(self, key: str) -> str:
         """Return the value of the cookie, which does not reveal the key and is valid as long as the key."""
@@ -86,6 +90,6 @@ def _session(key: bytes) -> bytes:
     return hmac.new(key, b"session of the CARDS playground", hashlib.sha256).hexdigest().encode()
 
 
-def _contains(known: Sequence[bytes], given: str) -> bool:
+def _find(known: Sequence[bytes], given: str) -> int | None:
     matches = [hmac.compare_digest(given.encode(errors="replace"), one) for one in known]
-    return any(matches)
+    return matches.index(True) if any(matches) else None

@@ -29,7 +29,7 @@ def login(keys: Keys) -> APIRouter:
     @router.post(PATH)
     async def check(request: Request) -> Response:
         [key] = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[:1]
-        if not keys.accepts(key := key.strip(), address_of(request)):
+        if keys.name_of(key := key.strip(), address_of(request)) is None:
             return HTMLResponse(page.replace("hidden", "", 1), 401, headers=HEADERS)
         response = RedirectResponse(".", 303)
         secure = request.url.scheme == "https"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from cards.errors import check
 from cards.prompts import ChatOptions
+from cards.serve.limits import ApiKey, named_keys
 from cards.settings import CONCURRENCY, setting
 
 OnRewardFailure = Literal["closed", "plain"]
-API_KEY = re.compile(r"[!-~]+")  # printable ASCII without spaces, as a header can carry it
+UnknownFields = Literal["refuse", "ignore"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,12 @@ class ServerOptions(ChatOptions):
     """Limits and policies of a server, and defaults for its chats. Raises SettingError."""
 
     name: str | None = setting(None, help="Model name in the API.", unset="name of the model")
-    api_keys: tuple[str, ...] = setting((), help="Accepted API keys; without keys, all requests are accepted.")
+    api_keys: tuple[str | ApiKey, ...] = setting((), help="Accepted API keys; without keys, all requests are accepted.")
+    limit_key_running: int | None = setting(None, help="Maximum number of requests in progress per API key.", at_least=1)
+    limit_key_requests: int | None = setting(None, help="Maximum number of requests per minute and API key.", at_least=1)
+    limit_key_tokens: int | None = setting(
+        None, help="Maximum number of prompt and response tokens per minute and API key.", at_least=1
+    )
     cors: tuple[str, ...] = setting((), help="Allowed CORS origin, or * (repeatable).")
     allowed_hosts: tuple[str, ...] = setting(
         (),
@@ -30,6 +35,9 @@ class ServerOptions(ChatOptions):
     on_reward_failure: OnRewardFailure = setting(
         "closed",
         help="If the reward fails: reject requests with status 503 (closed), or sample without it and report that (plain).",
+    )
+    unknown_fields: UnknownFields = setting(
+        "refuse", help="Fields of requests with unknown names: status 400 (refuse), or no effect (ignore)."
     )
     max_tokens: int = setting(128, help="Maximum number of new tokens, unless the request sets it.", at_least=1)
     limit_tokens: int = setting(1024, help="Upper limit of max_tokens in a request.", at_least=1)
@@ -50,7 +58,4 @@ class ServerOptions(ChatOptions):
         ChatOptions.__post_init__(self)
         for name in ("api_keys", "cors", "allowed_hosts"):  # a string would count as a sequence of one-letter keys
             check(not isinstance(getattr(self, name), str), f"{name} must be a list of texts, got one text.")
-        check(
-            all(isinstance(key, str) and API_KEY.fullmatch(key) for key in self.api_keys),
-            "An API key must have one or more printable ASCII characters and no spaces. Use another key.",
-        )
+        named_keys(self.api_keys)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cards.serve.errors import ApiError, api_error, ending
 from cards.serve.generation import NOT_ENCODED, Generation
-from cards.serve.guard import path_of
+from cards.serve.guard import API_PATHS, path_of
 from cards.usage import Usage
 
 log = logging.getLogger("cards.serve")
@@ -37,6 +37,8 @@ class Record:
     error: ApiError | None = None
     disconnected: bool = False  # the client, before the response was complete
     generation: Generation | None = None
+    key: str | None = None  # the name of the API key
+    model: str | None = None
 
     @property
     def method(self) -> str | None:
@@ -61,6 +63,7 @@ class Record:
 
     def to_dict(self, with_prompts: bool) -> dict[str, Any]:
         line: dict[str, Any] = {"id": self.id, "request": self.request, "status": self.status, "outcome": self.outcome}
+        line |= {name: value for name, value in (("key", self.key), ("model", self.model)) if value is not None}
         if self.error:
             line["error"] = self.error.code or self.error.status_code
             if self.error.status_code == 503 and self.error.__cause__:
@@ -120,7 +123,8 @@ class Recorder:
                 raise
             await record.error.response(scope, receive, send_recorded)
         finally:
-            if path_of(scope).startswith("/v1/"):
+            record.key = scope["state"].get("key")
+            if path_of(scope).startswith(API_PATHS):
                 report(record, self.observe, self.log_prompts)
 
 

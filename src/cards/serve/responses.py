@@ -12,10 +12,15 @@ from cards.usage import Usage
 FinishReason = Literal["stop", "length"]
 
 
+class PromptDetails(BaseModel):
+    cached_tokens: int
+
+
 class OpenAICounts(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
 UsageBody = create_model(
@@ -63,15 +68,20 @@ class ChoiceCards(BaseModel):
 
 
 class Cards(BaseModel):
+    """How the responses were decoded. `ignored` names fields of the request without effect."""
+
     format: int
     method: str
     reward: str | None
+    weights: dict[str, float] | None = None
+    ignored: list[str] | None = None
 
 
 class ResponseBody(BaseModel):
     id: str
     created: int
     model: str
+    system_fingerprint: str
     usage: UsageBody  # type: ignore[valid-type]  # it is created from the fields of Usage
     cards: Cards
 
@@ -84,8 +94,8 @@ class ChoiceBody(BaseModel):
 
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -105,15 +115,18 @@ class AssistantMessage(BaseModel):
     refusal: None
 
 
-class TokenLogprob(BaseModel):
+class AlternativeToken(BaseModel):
     token: str
     logprob: float
     bytes: list[int]
-    top_logprobs: list[Any]
+
+
+class ChatTokenLogprob(AlternativeToken):
+    top_logprobs: list[AlternativeToken]
 
 
 class ChatLogprobs(BaseModel):
-    content: list[TokenLogprob]
+    content: list[ChatTokenLogprob]
     refusal: None
 
 
@@ -127,8 +140,14 @@ class ChatCompletion(ResponseBody):
     choices: list[ChatChoice]
 
 
+class WeightBounds(BaseModel):
+    default: float
+    at_least: float
+    at_most: float
+
+
 class ModelCards(BaseModel):
-    """The server's method, the methods that clients can select, and limits in tokens."""
+    """The server's method, the methods that clients can select, limits in tokens, and weights that clients can set."""
 
     format: int
     method: str
@@ -136,6 +155,7 @@ class ModelCards(BaseModel):
     reward: str | None
     context: int
     max_tokens: int
+    weights: dict[str, WeightBounds] | None = None
 
 
 class ModelBody(BaseModel):
@@ -143,6 +163,8 @@ class ModelBody(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    max_model_len: int
     cards: ModelCards
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from cards.errors import UnknownNameError
 from cards.events import Message
 from cards.prompts import RESERVED, Chat
 from cards.serve.errors import ApiError
+from cards.serve.generation import PromptText
 
 
 def _encodable(text: str) -> str:
@@ -21,7 +22,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _few(messages: Any) -> Any:
+def few(messages: Any) -> Any:
     """Raise ValueError if there are too many messages or parts of messages."""
     contents = (
         [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
@@ -31,13 +32,34 @@ def _few(messages: Any) -> Any:
     return messages
 
 
+def _kind_of_prompt(prompt: Any) -> str:
+    """Return which member of the union of prompts to check, from the first element, so that the others cost nothing."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    if isinstance(first, list):
+        return "lists of tokens"
+    if isinstance(first, int):
+        return "tokens"
+    return "texts" if isinstance(prompt, list) else "text"
+
+
+MAX_TOP = 20  # alternatives to a token
+MAX_TEXTS = 2048  # prompts, messages and parts of messages; each costs time before the admission of the request
 Text = Annotated[str, AfterValidator(_encodable)]  # JSON can contain lone surrogates, tokenizers cannot encode them
 Integer = Annotated[int, Strict()]  # JSON's true is not 1
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
-MAX_TEXTS = 2048  # prompts, messages and parts of messages; each costs time before the admission of the request
+Token = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+AnyTokens = Annotated[list[Token], Field(max_length=2**20, fail_fast=True)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=2**20, fail_fast=True)]
+Prompts = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS), Tag("texts")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True), Tag("lists of tokens")],
+    Discriminator(_kind_of_prompt),
+]
 RANDOM_SEED = -1  # the convention of vLLM and llama.cpp for a new seed
 IGNORED = frozenset(  # fields that do not change a response
     {
@@ -54,7 +76,6 @@ IGNORED = frozenset(  # fields that do not change a response
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # unsupported fields; None and these values have no effect
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -69,6 +90,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # unsupported fields; None and these va
     "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
+}
+REMEDIES = {  # instead of "Leave it out."
+    "functions": "Describe the functions in a message.",
+    "previous_response_id": "Responses are not stored. Send the whole conversation as input.",
+    "tools": "Describe the tools in a message, or set tool_choice to none.",
 }
 STREAM_IGNORED = frozenset({"include_obfuscation"})  # padding against eavesdroppers
 MESSAGE_IGNORED = frozenset({"name"})
@@ -87,24 +113,37 @@ class OpenModel(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     def check_undeclared(
-        self, path: str = "", ignored: Collection[str] = (), neutral: Mapping[str, tuple[Any, ...]] | None = None
-    ) -> None:
-        """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect. `path` precedes their names."""
-        neutral = neutral or {}
+        self,
+        tolerant: bool,
+        path: str = "",
+        ignored: Collection[str] = (),
+        neutral: Mapping[str, tuple[Any, ...]] | None = None,
+    ) -> list[str]:
+        """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect. `path` precedes their names.
+
+        If `tolerant`, return the names of the unknown fields instead.
+        """
+        neutral, unknown = neutral or {}, []
         for name, value in (self.model_extra or {}).items():
             if name in neutral:
                 if value is not None and value not in neutral[name]:
-                    raise ApiError(400, f"{path}{name} is not supported. Leave it out.", param=path + name, code="unsupported")
+                    why = f"{path}{name} is not supported. {REMEDIES.get(name, 'Leave it out.')}"
+                    raise ApiError(400, why, param=path + name, code="unsupported")
             elif name not in ignored:
-                error = UnknownNameError("field", name, {*type(self).model_fields, *neutral, *ignored})
-                raise ApiError(400, str(error), param=path + name, code="unknown_field")
+                if not tolerant:
+                    error = UnknownNameError("field", name, {*type(self).model_fields, *neutral, *ignored})
+                    raise ApiError(400, str(error), param=path + name, code="unknown_field")
+                unknown.append(path + name)
+        return unknown
 
 
 class CardsFields(OpenModel):
-    """How to decode: method, settings, whether to return all candidates (`trace`), and a deadline in seconds."""
+    """How to decode: method, settings, weights of the parts of the reward by name, whether to return all candidates (`trace`),
+    and a deadline in seconds."""
 
     method: str | None = None
     settings: dict[str, Any] = {}
+    weights: dict[str, Number] | None = None
     trace: Flag = False
     deadline: Number | None = Field(default=None, gt=0)
 
@@ -120,6 +159,8 @@ class Body(OpenModel):
     max_tokens: Integer | None = Field(default=None, ge=1)
     temperature: Number | None = Field(default=None, ge=0)
     top_p: Number | None = Field(default=None, gt=0, le=1)
+    top_k: Integer | None = Field(default=None, ge=-1, le=2**31)  # as in vLLM: 0 and -1 are off
+    min_p: Number | None = Field(default=None, ge=0, le=1)
     n: Integer | None = Field(default=1, ge=1)
     stop: Stop | Stops | None = None
     seed: Integer | None = Field(default=None, ge=RANDOM_SEED, lt=2**63)
@@ -136,34 +177,69 @@ class Body(OpenModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def wants_logprobs(self) -> bool:
+    def alternatives(self) -> int | None:
+        """The number of alternatives to each token, or None without log-probabilities."""
         raise NotImplementedError
 
     @property
-    def prompts(self) -> list[str] | list[list[Message]]:
+    def wants_echo(self) -> bool:
+        return False
+
+    @property
+    def prompts(self) -> Sequence[PromptText]:
         raise NotImplementedError
 
-    def check_fields(self) -> None:
-        """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect."""
-        self.check_undeclared("", IGNORED, NEUTRAL)
-        self.cards.check_undeclared("cards.")
+    def check_fields(self, tolerant: bool = False) -> list[str]:
+        """Raise ApiError (400) for unknown fields, and for unsupported fields with an effect.
+
+        If `tolerant`, return the names of the unknown fields instead. Those of `cards` are always errors.
+        """
+        unknown = self.check_undeclared(tolerant, "", IGNORED, self.neutral)
+        self.cards.check_undeclared(False, "cards.")
         if self.stream_options is not None:
-            self.stream_options.check_undeclared("stream_options.", STREAM_IGNORED)
+            unknown += self.stream_options.check_undeclared(tolerant, "stream_options.", STREAM_IGNORED)
+        return unknown
+
+    @property
+    def neutral(self) -> dict[str, tuple[Any, ...]]:
+        """The unsupported fields, with the values that have no effect."""
+        return NEUTRAL
+
+    def without_tools(self, neutral: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        """Return the neutral values, with any tools if `tool_choice` is none."""
+        given = self.model_extra or {}
+        unused = ("tools", "functions") if given.get("tool_choice") == "none" else ()
+        return neutral | {name: (given[name],) for name in unused if name in given}
 
 
 class CompletionBody(Body):
-    """`POST /v1/completions`: raw text, continued unchanged."""
+    """`POST /v1/completions`: raw text or tokens, continued unchanged."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
-    logprobs: Literal[0] | None = None
-
-    @property
-    def wants_logprobs(self) -> bool:
-        return self.logprobs is not None
+    prompt: Prompts
+    max_tokens: Integer | None = Field(default=None, ge=0)
+    logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP)
+    echo: Flag | None = False
 
     @property
-    def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def wants_echo(self) -> bool:
+        return bool(self.echo)
+
+    @property
+    def prompts(self) -> Sequence[PromptText]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [tuple(self.prompt)]
+        return [one if isinstance(one, str) else tuple(one) for one in self.prompt]
+
+    def check_fields(self, tolerant: bool = False) -> list[str]:
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(400, "max_tokens must be greater than or equal to 1 without echo, got 0.", param="max_tokens")
+        return super().check_fields(tolerant)
 
 
 class TextPart(OpenModel):
@@ -184,30 +260,48 @@ class ChatMessage(OpenModel):
 class ChatBody(Body):
     """`POST /v1/chat/completions`: messages, rendered with the model's chat template."""
 
-    chat_template_kwargs: dict[str, Any] | None = None  # as in vLLM
-    messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(_few)]
+    chat_template_kwargs: dict[str, Any] | None = None  # this and the next two are as in vLLM
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = False
+    messages: Annotated[list[ChatMessage], Field(min_length=1), BeforeValidator(few)]
     max_completion_tokens: Integer | None = Field(default=None, ge=1)
     logprobs: Flag | None = None
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP)
 
     @property
     def tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def wants_logprobs(self) -> bool:
-        return bool(self.logprobs)
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def prompts(self) -> list[list[Message]]:
-        return [Chat([message.message for message in self.messages], self.chat_template_kwargs or {})]
+    def prompts(self) -> Sequence[PromptText]:
+        turns, variables = [message.message for message in self.messages], self.chat_template_kwargs or {}
+        return [Chat(turns, variables, continued=bool(self.continue_final_message))]
 
-    def check_fields(self) -> None:
-        super().check_fields()
-        if reserved := RESERVED.intersection(self.chat_template_kwargs or {}):
-            name = f"chat_template_kwargs.{min(reserved)}"
-            raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")
+    @property
+    def neutral(self) -> dict[str, tuple[Any, ...]]:
+        return self.without_tools(NEUTRAL)
+
+    def check_fields(self, tolerant: bool = False) -> list[str]:
+        unknown = super().check_fields(tolerant)
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
+        if self.add_generation_prompt is not None and self.add_generation_prompt == bool(self.continue_final_message):
+            why = "add_generation_prompt must be the opposite of continue_final_message. Leave it out."
+            raise ApiError(400, why, param="add_generation_prompt")
+        check_variables(self.chat_template_kwargs)
         for i, message in enumerate(self.messages):
-            message.check_undeclared(f"messages.{i}.", MESSAGE_IGNORED, MESSAGE_NEUTRAL)
+            unknown += message.check_undeclared(tolerant, f"messages.{i}.", MESSAGE_IGNORED, MESSAGE_NEUTRAL)
             for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
-                part.check_undeclared(f"messages.{i}.content.{j}.")
+                unknown += part.check_undeclared(tolerant, f"messages.{i}.content.{j}.")
+        return unknown
+
+
+def check_variables(variables: Mapping[str, Any] | None) -> None:
+    """Raise ApiError (400) for variables of a chat template that requests cannot set."""
+    if reserved := RESERVED.intersection(variables or {}):
+        name = f"chat_template_kwargs.{min(reserved)}"
+        raise ApiError(400, f"{name} is not supported. Leave it out.", param=name, code="unsupported")

@@ -16,9 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from cards.errors import SettingError
+from cards.serve.catalog import Catalog
 from cards.serve.connections import Config
 from cards.serve.logs import LineLogger, configure
-from cards.serve.service import Service
 
 log = logging.getLogger("cards.serve")
 FLUSH_SECONDS = 0.3  # for last messages to reach the clients
@@ -33,18 +33,18 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, close: Callable[[], Awaitable[None]] | None = None) -> None:
-        self.service: Service = app.state.service
-        super().__init__(Config(app, self.service.options))
+        self.catalog: Catalog = app.state.catalog
+        super().__init__(Config(app, self.catalog.options))
         self.close, self.drain_deadline = close, float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
-        self.drain_deadline = time.monotonic() + (0 if self.service.draining else self.service.options.drain)
-        self.service.draining = True
+        self.drain_deadline = time.monotonic() + (0 if self.catalog.draining else self.catalog.options.drain)
+        self.catalog.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self.service.draining and (self.service.gate.idle or time.monotonic() > self.drain_deadline):
+        if self.catalog.draining and (self.catalog.idle or time.monotonic() > self.drain_deadline):
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -55,12 +55,12 @@ class Server(uvicorn.Server):
             log.info("listening", extra={"fields": {"host": host, "port": port}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.service.end()
+        self.catalog.end()
         self.config.timeout_graceful_shutdown = FLUSH_SECONDS  # type: ignore[assignment]  # uvicorn's annotation lacks float
         await super().shutdown(sockets)
         if tasks := list(self.server_state.tasks):  # cancelled by uvicorn
             await asyncio.wait(tasks, timeout=FLUSH_SECONDS / 2)
-        self.service.tracing.close()
+        self.catalog.tracing.close()
         if self.close is not None:
             await self.close()
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakSet
 
+import cards
 from cards.decoder import Decoder
 from cards.engines.base import Engine
-from cards.errors import PromptError
+from cards.errors import PromptError, check
 from cards.events import Message, Prompt
 from cards.methods.base import Method
 from cards.methods.vanilla import Vanilla
@@ -27,36 +30,74 @@ from cards.serve.options import ServerOptions
 from cards.serve.readiness import Readiness
 from cards.serve.schemas import RANDOM_SEED, Body
 from cards.serve.tracing import Tracing
+from cards.serve.weights import ClientWeights
+from cards.settings import spec_of
 
 TOKENIZING_THREADS = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model, a reward and a method under a name and aliases. Entries can share models.
+
+    `max_tokens` is the default of requests (None: that of the server). `weights` are those that clients can set.
+    """
+
+    name: str
+    engine: Engine
+    reward: Reward | None
+    method: Method
+    aliases: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    weights: ClientWeights | None = None
+
+
+@dataclass(slots=True)
+class Shared:
+    """The parts that all services of a server share. `draining` says that the server is shutting down."""
+
+    options: ServerOptions
+    tracing: Tracing
+    metrics: Metrics
+    tokenizing: ThreadPoolExecutor
+    tokenizing_gate: Gate
+    draining: bool = False
+
+
 class Service:
-    """One engine and one reward, served to clients.
+    """One engine, one reward and one method, served to clients under a name.
 
     Raises MismatchError if the server's own method cannot run on them, and PromptError if the chat template of the engine
     cannot use the defaults for chats.
     """
 
-    def __init__(self, engine: Engine, reward: Reward | None, method: Method, options: ServerOptions, tracing: Tracing) -> None:
-        self.engine, self.reward, self.options, self.tracing = engine, reward, options, tracing
+    def __init__(self, entry: Entry, shared: Shared, gate: Gate, readiness: Readiness) -> None:
+        self.entry, self.shared, self.gate, self.readiness = entry, shared, gate, readiness
+        self.name, self.engine, self.reward = entry.name, entry.engine, entry.reward
+        engine, reward, method = entry.engine, entry.reward, entry.method
+        options = self.options = shared.options
+        self.tracing, self.metrics = shared.tracing, shared.metrics
         options.check_template(engine.chats)
         if options.needs_template:
             engine.encode(options.chat([Message(role="user", content="Hi")]))
-        self.name = options.name or public(engine.name)
+        about = [cards.__version__, engine.name, reward and reward.name, spec_of(method), options.on_reward_failure]
+        self.fingerprint = "fp_" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         self.reward_name = public(reward.name) if reward else None
+        if entry.weights is not None:
+            self.reward_name = entry.weights.shown
         self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
-        self.gate = Gate(options.max_running or engine.rows, options.max_queue)
-        self.metrics = Metrics(self.gate, engine)
-        self.readiness = Readiness(engine, reward)
         self.generations: WeakSet[Generation] = WeakSet()  # in progress
-        self.tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, "cards-tokenizing")
         self.max_characters = _max_characters(engine, options.limit_prompt)
-        self.draining = False  # whether the server is shutting down, and new requests fail
 
-    def decoder(self, method: str | None, settings: Mapping[str, Any]) -> Decoder:
+    def decoder(self, method: str | None, settings: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Decoder:
         """Return a decoder on the server's models. Raises UnknownNameError or SettingError."""
-        return Decoder(self.engine, self.reward, self.methods.make(method, settings))
+        reward, methods = self.reward, self.methods
+        if weights:
+            check(self.entry.weights is not None, "weights cannot be set on this server. Leave them out.")
+            assert self.entry.weights is not None
+            reward, own = self.entry.weights.apply(self.entry.method, weights)
+            methods = OfferedMethods(self.engine, reward, own, self.options.limit_setting)
+        return Decoder(self.engine, reward, methods.make(method, settings))
 
     def generation(self, request: GenerationRequest) -> Generation:
         generation = Generation(request, self._encoded, self.gate, self.readiness, self.tracing)
@@ -71,22 +112,18 @@ class Service:
     def validate(self, body: Body, arrived: float) -> GenerationRequest:
         """Check a request. Its prompts are not encoded yet. Raises ApiError or CardsError."""
         self._check_open()
-        body.check_fields()
-        if body.model not in (None, self.name):
-            why = f"Unknown model {body.model!r}. This server has {self.name!r}."
-            raise ApiError(404, why, param="model", code="model_not_found")
-        decoder = self.decoder(body.cards.method, _settings(body))
-        if body.wants_logprobs and "logprobs" not in self.engine.has:
-            why = f"Model {self.name!r} has no log-probabilities. Leave logprobs out."
-            raise ApiError(400, why, param="logprobs", code="unsupported")
+        ignored = body.check_fields(self.options.unknown_fields == "ignore")
+        decoder = self.decoder(body.cards.method, _settings(body), body.cards.weights)
+        self._check_logprobs(body)
         limits = self.options
-        tokens = min(limits.max_tokens, limits.limit_tokens) if body.tokens is None else body.tokens
+        default = min(self.entry.max_tokens or limits.max_tokens, limits.limit_tokens)
+        tokens = default if body.tokens is None else body.tokens
         if tokens > limits.limit_tokens:
             why = f"max_tokens must be at most {limits.limit_tokens} on this server, got {tokens}."
             raise ApiError(400, why, param="max_tokens")
-        prompts = [given if isinstance(given, str) else limits.chat(given) for given in body.prompts]
+        prompts = [limits.chat(given) if isinstance(given, list) else given for given in body.prompts]
         for given in prompts:
-            self._check_length(given)
+            self.check_length(given)
         uses_reward = "reward" in decoder.method.needed
         return GenerationRequest(
             decoder=decoder,
@@ -97,12 +134,15 @@ class Service:
             stop=body.stops,
             deadline=arrived + min(limits.deadline, body.cards.deadline or limits.deadline),
             trace=body.cards.trace,
-            logprobs=body.wants_logprobs,
+            logprobs=body.alternatives,
             stream=bool(body.stream),
+            echo=body.wants_echo,
+            ignored=tuple(ignored),
+            weights=None if self.entry.weights is None else self.entry.weights.of(decoder.reward),
         )
 
     def _check_open(self) -> None:
-        if self.draining:
+        if self.shared.draining:
             raise ApiError(503, "The server is shutting down. Retry later.", code="ending", retry_after=1)
 
     def _choices(self, body: Body) -> list[Choice]:
@@ -113,8 +153,21 @@ class Service:
         seed = secrets.randbits(32) if body.seed is None or body.seed == RANDOM_SEED else body.seed
         return [Choice(i, seed_at(seed, i)) for i in range(count)]
 
-    def _check_length(self, given: PromptText) -> None:
+    def _check_logprobs(self, body: Body) -> None:
+        """Raise ApiError if the engine lacks the capability for the requested log-probabilities."""
+        if body.alternatives is None:
+            return
+        if "logprobs" not in self.engine.has:
+            why = f"Model {self.name!r} has no log-probabilities. Leave logprobs out."
+            raise ApiError(400, why, param="logprobs", code="unsupported")
+        if (body.alternatives or body.wants_echo) and "logits" not in self.engine.has:
+            why = f"Model {self.name!r} has log-probabilities of the response only, without alternatives."
+            raise ApiError(400, why, param="logprobs", code="unsupported")
+
+    def check_length(self, given: PromptText) -> None:
         """Raise ApiError if the prompt has too many characters to be worth tokenizing."""
+        if isinstance(given, tuple):
+            return
         length = len(given) if isinstance(given, str) else sum(len(message["content"]) for message in given)
         if self.max_characters is not None and length > self.max_characters:
             why = f"The prompt has {length} characters, but at most {self.max_characters} fit into the context of the model."
@@ -125,7 +178,8 @@ class Service:
         from jinja2 import TemplateError
 
         try:
-            prompt = await asyncio.get_running_loop().run_in_executor(self.tokenizing, self.engine.encode, given)
+            encode: Callable[[Any], Prompt] = self.engine.prompt_of if isinstance(given, tuple) else self.engine.encode
+            prompt = await asyncio.get_running_loop().run_in_executor(self.shared.tokenizing, encode, given)
         except PromptError as error:
             converted = api_error(error)
             converted.param = _param(given)
@@ -151,13 +205,13 @@ def _max_characters(engine: Engine, limit_prompt: int | None) -> int | None:
 
 
 def _param(given: PromptText) -> str:
-    return "prompt" if isinstance(given, str) else "messages"
+    return "messages" if isinstance(given, list) else "prompt"
 
 
 def _settings(body: Body) -> dict[str, Any]:
-    """Return the settings of the method, with OpenAI's `temperature` and `top_p` if they are given."""
-    given = {"temperature": body.temperature, "top_p": body.top_p}
-    named = {key: value for key, value in given.items() if value is not None}
+    """Return the settings of the method, with those of them that are given as fields of the request."""
+    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "min_p": body.min_p}
+    named = {key: None if key == "top_k" and value < 1 else value for key, value in given.items() if value is not None}
     if twice := named.keys() & body.cards.settings.keys():
         why = f"{min(twice)} is given twice. Remove it from the request or from cards.settings."
         raise ApiError(400, why, param=min(twice))

@@ -72,12 +72,13 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for data in self._data():
-            text = ": ping" if data is None else f"data: {data if isinstance(data, str) else json.dumps(data, allow_nan=False)}"
-            await send({"type": "http.response.body", "body": f"{text}\n\n".encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": event_text(data).encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _data(self) -> AsyncIterator[dict[str, Any] | str | None]:
         """Yield the data of the events, and None for a comment."""
+        for data in self.formatter.opening():
+            yield data
         started: set[int] = set()
         running = len(self.generation.request.choices)
         try:
@@ -87,11 +88,22 @@ class EventStream(Response):
                     continue
                 choice, event = item
                 running -= isinstance(event, Done)
-                yield self.formatter.chunk(choice, event, first=choice.index not in started, last=not running)
+                for data in self.formatter.chunks(choice, event, first=choice.index not in started, last=not running):
+                    yield data
                 started.add(choice.index)
-            if self.with_usage:
-                yield self.formatter.usage_chunk()
+            end = self.formatter.closing(self.with_usage)
         except Exception as error:  # the status has been sent, so the error becomes an event
             self.record.error = api_error(error)
-            yield self.record.error.body
-        yield "[DONE]"
+            end = self.formatter.failure(self.record.error)
+        for last in end:
+            yield last
+
+
+def event_text(data: dict[str, Any] | str | None) -> str:
+    """Return a server-sent event, named by the field `type` of the data if there is one, or a comment for None."""
+    if data is None:
+        return ": ping\n\n"
+    if isinstance(data, str):
+        return f"data: {data}\n\n"
+    name = f"event: {data['type']}\n" if "type" in data else ""
+    return f"{name}data: {json.dumps(data, allow_nan=False)}\n\n"

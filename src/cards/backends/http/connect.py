@@ -28,7 +28,7 @@ TOP_COUNTS = (20, 10, 5, 1, 0)  # numbers of log-probabilities to try, because s
 EXTRAS = (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0), ("return_token_ids", True), ("skip_special_tokens", False))
 LLAMA_CPP = (
     ("repeat_penalty", 1.0),  # llama-cpp-python's default is 1.1
-    ("samplers", ("temperature", "top_k", "top_p")),  # the default applies top_p first and may apply penalties
+    ("samplers", ("temperature", "top_k", "min_p", "top_p")),  # the default applies top_p first and may apply penalties
     ("timings_per_token", True),  # reports the number of cached tokens
 )
 PROBE = "The quick brown"

@@ -91,7 +91,11 @@ class OpenAIEngine(Engine):
             return check_fits(encoded, self.name, self.context, self.vocab_size)
         begin = getattr(self.local_tokenizer, "bos_token", None) or ""  # the server adds this token
         text = encoded.text.removeprefix(begin)
-        return Prompt(text, (), encoded.messages, self.vocabulary, encoded.template)
+        return replace(encoded, text=text, token_ids=(), vocabulary=self.vocabulary)
+
+    def check_token_ids(self) -> None:
+        if not self.served.ids:
+            raise MismatchError(f"{self.name!r} reads prompts as text, not as token ids, because its server returns no ids.")
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         if self.local_tokenizer is None or not self.served.ids:
@@ -163,7 +167,9 @@ class OpenAIEngine(Engine):
             body["logprobs"] = self.served.top if ask.boundary.reads_logits else 1
         extras = dict(self.served.extras)
         if "top_k" in extras:
-            extras["top_k"] = sampling.top_k or 0
+            extras |= {"top_k": sampling.top_k or 0, "min_p": sampling.min_p}
+        elif sampling.min_p:
+            raise MismatchError(f"The server at {self.client.address} does not support min_p. Leave it out.")
         if extras and self.served.ids:
             extras["return_tokens_as_token_ids"] = True  # different tokens can have the same text
         return body | extras

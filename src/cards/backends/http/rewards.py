@@ -78,7 +78,8 @@ class PlainReward(HTTPReward):
         super().__init__(client, target=target)
 
     def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
-        return {"prompt": prompt.text, "messages": prompt.messages, "responses": [r.text for r in responses]}
+        texts = [prompt.begun + r.text for r in responses]
+        return {"prompt": prompt.text.removesuffix(prompt.begun), "messages": prompt.messages, "responses": texts}
 
     def read(self, reply: Any) -> list[float]:
         return list(reply["rewards"])
@@ -91,7 +92,7 @@ class RerankReward(PlainReward):
 
     def body(self, prompt: Prompt, responses: Sequence[Response]) -> dict[str, Any]:
         query = prompt.text if prompt.messages is None else "\n\n".join(m["content"] for m in prompt.messages)
-        return {"query": query, "texts": [r.text for r in responses], "raw_scores": True}
+        return {"query": query, "texts": [prompt.begun + r.text for r in responses], "raw_scores": True}
 
     def read(self, reply: Any) -> list[float]:
         return [rank["score"] for rank in sorted(reply, key=lambda rank: int(rank["index"]))]

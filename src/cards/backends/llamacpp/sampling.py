@@ -48,6 +48,8 @@ def draw(row: Row, sampling: Sampling, u: float) -> int:
         return -1
     if sampling.temperature == 0:
         return int(row.argmax())
+    if sampling.min_p:
+        row = np.where((row.astype(np.float64) - highest) / sampling.temperature < sampling.lowest, np.float32(-np.inf), row)
     if sampling.top_k is not None and sampling.top_k < len(row):
         ids = most_likely(row, sampling.top_k)
         p = np.exp((row[ids].astype(np.float64) - highest) / sampling.temperature)

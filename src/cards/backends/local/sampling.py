@@ -21,7 +21,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     else:
         ids = torch.arange(vocabulary, device=logits.device).expand(rows, -1)
     logits = logits.double()
-    p = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
+    relative = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    p = relative.masked_fill(relative < sampling.lowest, -torch.inf).softmax(-1)
     if sampling.top_p < 1:
         descending, order = p.sort(dim=-1, descending=True, stable=True)
         beyond = descending.cumsum(-1) - descending >= sampling.top_p

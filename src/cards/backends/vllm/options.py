@@ -36,7 +36,7 @@ from cards.sampling import Sampling, uniforms
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
-KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "threshold", "measure", "minimum", "stop")
+KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "min_p", "threshold", "measure", "minimum", "stop")
 LIMIT = 2**31  # of the numbers of candidates, segments and tokens
 DRAWN, INVALID = -1.0, -2.0  # the remaining logit of a drawn token; that of a token whose logits were invalid
 
@@ -63,6 +63,7 @@ def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
         "temperature": sampling.temperature,
         "top_k": sampling.top_k or 0,
         "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
     }
     if isinstance(boundary, Entropy):
         options |= {"threshold": boundary.threshold, "measure": boundary.measure, "minimum": boundary.minimum, "stop": stop}
@@ -108,7 +109,8 @@ class DrawSpec:
             (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0, 0, 1),
             "Penalties cannot be combined with cards_ options.",
         )
-        sampling = Sampling(_number(given, "temperature", 1.0), top_k or None, _number(given, "top_p", 1.0))
+        numbers = [_number(given, key, default) for key, default in (("temperature", 1.0), ("top_p", 1.0), ("min_p", 0.0))]
+        sampling = Sampling(numbers[0], top_k or None, *numbers[1:])
         boundary, stop = None, 0
         if "threshold" in given:
             measure = given.get("measure", "entropy")

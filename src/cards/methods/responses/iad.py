@@ -12,6 +12,7 @@ from cards.errors import PromptError
 from cards.events import Event, Message, Prompt, Response, Segment
 from cards.methods.base import Request, Sampled, argmax, required
 from cards.methods.responses.driver import propose_responses, rewards_of, verdicts
+from cards.prompts import with_begun
 from cards.rewards.base import Reward
 from cards.settings import setting
 
@@ -79,12 +80,12 @@ def add_feedback(prompt: Prompt, candidates: Sequence[Segment], engine: Engine) 
     return prompt
 
 
-def prepend(prompt: Prompt, text: str) -> str | list[Message]:
+def prepend(prompt: Prompt, text: str) -> str | Sequence[Message]:
     """Return the prompt with the text before its last message, or at its start if it is raw."""
     if prompt.messages is None:
         return text + prompt.text
     *earlier, last = prompt.messages
-    return [*earlier, Message(role=last["role"], content=text + last["content"])]
+    return with_begun([*earlier, Message(role=last["role"], content=text + last["content"])], prompt.begun)
 
 
 def shorten(text: str, length: int) -> str:

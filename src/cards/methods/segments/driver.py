@@ -50,7 +50,7 @@ class AcceptanceMethod(Truncated):
     @property
     def sampling(self) -> Sampling:
         """Return the sampling parameters of the proposal."""
-        return Sampling(self.beta if self.temperature is None else self.temperature, self.top_k, self.top_p)
+        return Sampling(self.beta if self.temperature is None else self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 @dataclass(frozen=True, slots=True)

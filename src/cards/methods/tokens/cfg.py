@@ -12,6 +12,7 @@ from cards.engines.base import Engine
 from cards.engines.mixture import Source, scaled
 from cards.events import Message, Prompt
 from cards.methods.tokens.driver import LogitsMethod
+from cards.prompts import with_begun
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class CFG(PromptContrast):
             return engine.encode(self.negative) if self.negative else last_token(prompt)
         kept = without_system(prompt.messages)
         if self.negative:
-            return engine.encode([Message(role="system", content=self.negative), *kept])
-        return engine.encode(kept) if 0 < len(kept) < len(prompt.messages) else last_token(prompt)
+            return engine.encode(with_begun([Message(role="system", content=self.negative), *kept], prompt.begun))
+        return engine.encode(with_begun(kept, prompt.begun)) if 0 < len(kept) < len(prompt.messages) else last_token(prompt)
 
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         return self.away(self.guidance - 1, logits, *others)

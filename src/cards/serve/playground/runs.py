@@ -126,7 +126,7 @@ class Run:
             await asyncio.gather(self.task, return_exceptions=True)
 
     async def _follow(self, service: Service, settings_of: Callable[[], dict[str, Any]]) -> None:
-        record = Record(uuid4().hex, "playground")
+        record = Record(uuid4().hex, "playground", model=service.name)
         try:
             body = self._body(settings_of(), service.engine.chats)
             validated = service.validate(body, record.arrived)

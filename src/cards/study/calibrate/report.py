@@ -11,6 +11,7 @@ import numpy as np
 
 from cards.profile import Profile
 from cards.prompts import FormOptions
+from cards.rewards.weights import PartStatistics
 from cards.settings import settings_of
 from cards.study.calibrate.choose import rates
 from cards.study.calibrate.plan import Constraints
@@ -112,6 +113,7 @@ def profile_of(
         wish={name: value for name, value in asdict(constraints).items() if value is not None},
         predicted=choice["rates"] | {"target": choice["target"]},
         measured=asdict(result.trial)["measured"] if result.trial else {},
+        parts=_parts(result.responses),
         doubts=reasons(result),
     )
 
@@ -123,9 +125,19 @@ def reasons(result: CalibrationResult) -> list[str]:
     prompts = len(result.responses)
     return [
         f"{doubt.words}; "
-        + (f"about {doubt.prompts} prompts would tell ({prompts} were used)" if doubt.prompts else "more prompts will not change this")
+        + (
+            f"about {doubt.prompts} prompts would tell ({prompts} were used)"
+            if doubt.prompts
+            else "more prompts will not change this"
+        )
         for doubt in result.trial.doubts
     ]
+
+
+def _parts(responses: Sequence[Row]) -> dict[str, Any]:
+    """Return the statistics of the parts of a sum of rewards; empty for another reward."""
+    samples = [scores for row in responses for scores in row.get("parts", ())]
+    return asdict(PartStatistics.of(samples)) if samples else {}
 
 
 def to_dict(result: CalibrationResult, profile: Profile) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cards.events import Prompt, Response
 from cards.methods.base import collect_segments
 from cards.prompts import FormOptions
 from cards.rewards.base import Reward
+from cards.rewards.combine import WeightedSum
 from cards.sampling import Sampling
 from cards.settings import MAX_TOKENS, setting
 from cards.study.journal import Row
@@ -75,6 +76,8 @@ async def sample_responses(plan: SamplingPlan, prompt: Prompt, number: int, engi
         "prefixes": [],
         "entropies": [],
     }
+    if isinstance(reward, WeightedSum):
+        row["parts"] = list(zip(*[await part.score(prompt, responses) for part in reward.rewards], strict=True))
     for response in responses:
         lengths = [length for length in LENGTHS if length < len(response.token_ids)]
         prefixes = [engine.extended(prompt, Response(), response.token_ids[:length]) for length in lengths]
