@@ -1,7 +1,8 @@
 """The upper layers of a decoder, trained on cached hidden states of the frozen layers below them.
 
 A pair is read as one sequence: prompt, chosen response, rejected response. The rejected response does not attend to the
-chosen one and has its positions, so each token has the hidden state that it has in a text of its own, and the prompt is read once.
+chosen one and has its positions. So each token has the hidden state that it has in a text of its own, and the prompt is read
+once.
 """
 
 from __future__ import annotations

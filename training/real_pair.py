@@ -48,7 +48,8 @@ def main() -> None:
     folder: Path = args.out
     folder.mkdir(parents=True, exist_ok=True)
     if args.stage:
-        return run_stage(folder, args.data, args.stage)
+        run_stage(folder, args.data, args.stage)
+        return
 
     import real_model
     from real_data import write_prompts

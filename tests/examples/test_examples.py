@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.model_server import LM, running
 
+import cards
 from cards.backends.local.engine import TransformersEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name: str, *arguments: str, typed: str = "") -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+def run(name: str, *arguments: str, typed: str = "", ignored: str = "error") -> str:
+    command = [sys.executable, "-W", "error", "-W", ignored, str(EXAMPLES / name), *arguments]
     ran = subprocess.run(command, input=typed, capture_output=True, text=True, check=False, timeout=240)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -43,3 +47,25 @@ def test_a_server_that_knows_nothing_of_it_is_made_safe() -> None:
         refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert "No safe response was found" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_reward_model_learns_preferences_and_steers(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    asked = ("Do you like music?", "Tell me about your dog.", "What did you do today?", "Which film do you like?")
+    said = ("Yes, I love it a lot.", "I think it is great.", "It was really good.", "I am happy with it.")
+    bad = ("No, that is bad.", "I hate all of it.", "It was terrible.", "I do not like you.")
+    rows = [
+        {"prompt": [{"role": "user", "content": rng.choice(asked)}], "chosen": rng.choice(said), "rejected": rng.choice(bad)}
+        for _ in range(60)
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = str(tmp_path / "reward")
+    given = ["--pairs", str(pairs), "--out", out, "--learning-rate", "1e-3", "--epochs", "4"]
+    printed = run("train_reward.py", *given, ignored="ignore::FutureWarning")  # of TRL
+    accuracy = next(line for line in printed.splitlines() if line.strip().startswith("100%"))
+    assert float(accuracy.split()[1]) == 1.0, printed
+    assert "expected calibration error" in printed
+    loaded = cards.Decoder("tiny", out, "best-of-n")
+    assert loaded("Do you like music?", max_tokens=16, seed=0).reward is not None
