@@ -77,15 +77,14 @@ def is_lookup(name: str) -> bool:
 def continuation(text: Sequence[int], longest: int, most: int) -> list[int]:
     """Return up to `most` tokens after an earlier occurrence of the longest possible end of the text.
 
-    It is the latest occurrence that `most` tokens follow, or else the one that most tokens follow.
+    Of several occurrences it is the one that more tokens follow, up to `most`, and then the latest.
     """
-    for length in range(min(longest, len(text) - 1), 0, -1) if most > 0 else ():
-        end, found = tuple(text[-length:]), list[int]()
-        for start in range(len(text) - length - 1, -1, -1):
-            if tuple(text[start : start + length]) == end:
-                found = list(text[start + length : start + length + most])
-                if len(found) == most:
-                    break
-        if found:
-            return found
-    return []
+    best, after = (0, 0), len(text)
+    for i in range(len(text) - 2, -1, -1) if most > 0 else ():
+        if text[i] == text[-1]:
+            length = 1
+            while length < min(longest, i + 1) and text[i - length] == text[-1 - length]:
+                length += 1
+            if (found := (length, min(most, len(text) - 1 - i))) > best:
+                best, after = found, i + 1
+    return list(text[after : after + most])
