@@ -206,6 +206,16 @@ def test_context_ends_at_the_last_blank_line_of_a_raw_prompt() -> None:
         assert rule.other_prompt(source, prompt) == prompt
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_the_context_counts_more_than_the_question_alone(weight: float) -> None:
+    source = MockEngine(lambda ids: [*(SHARP if ids[0] == 1 else FLAT), 0.0], [*LETTERS, "\n"])
+    mixed = MixtureEngine(source, ContextAwareDecoding(weight=weight))
+    [row] = asyncio.run(mixed.logits(source.encode("a\n\nb"), Response()))  # the question alone begins with b
+    expected = (1 + weight) * np.log(FLAT) - weight * np.log(SHARP)
+    assert row[:4] - row[0] == pytest.approx(expected - expected[0], abs=1e-5)
+    assert row[4] == -math.inf
+
+
 def test_the_presets_are_the_methods() -> None:
     """Plain sampling on the mixture gives the text of the token-level method of the same name."""
     amateur = engine(random_model(9))
