@@ -14,13 +14,16 @@ PUBLIC = {
         load_engine load_reward setting
     """,
     "cards.methods": """
-        ARGS AdaSearch BestOfN Blockwise CARDS CBS CDSL CFG Cascade ContextAwareDecoding ContrastiveDecoding
-        ContrastiveDecodingLogits ControlledDecoding DeAL GSI GenARM IAD MBR MBRBestOfN MOD PathConsistency Pessimism
-        ProxyTuning QAlign QERerank RAD RAIN RSD
-        RejectionSampling SIA SMC SSS STARS SelfConsistency SoftBestOfN SpeculativeRejection TreeBoN Vanilla
+        ARGS AdaBoN AdaSearch AdaptiveConsistency AlignmentAwareDecoding BestOfN BestOfPoisson Blockwise BudgetForcing
+        CARDS CBS CDSL CFG Cascade ContextAwareDecoding ContrastiveDecoding ContrastiveDecodingLogits ControlledDecoding
+        DVTS DeAL DeepConf DoLa FUDGE GSI GenARM IAD MBR MBRBestOfN MOD OptimalStopping PRMBeamSearch ParticleFiltering
+        ParticleGibbs PathConsistency Pessimism PowerSampling ProxyTuning QAlign QERerank RAD RAIN RBoNKL ROSE RSD
+        RejectionSampling SIA SMC SSS STARS SafeDecoding SelfCertainty SelfConsistency SoftBestOfN SpecReason
+        SpeculativeRejection TransferQ TreeBoN Vanilla
     """,
     "cards.rewards": """
-        AfterThinking FunctionReward GuardReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic
+        AfterThinking ConfidenceReward
+        FunctionReward GradeReward GuardReward ImplicitReward JSONReward KeywordReward LengthReward Minimum Pessimistic
         ProcessReward RegexReward SelfEvaluation StepTokenReward ValueReward WeightedSum
     """,
 }

@@ -12,6 +12,7 @@ from typing import Any
 from cards.backends.llamacpp.options import parse_options
 from cards.engines.base import Engine
 from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
+from cards.engines.prompt_lookup import is_lookup
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.registry import check_defaults, load_engine, load_reward, models_of, read_mix
@@ -67,7 +68,9 @@ class Placement:
     llama: tuple[str, ...] = setting(
         (), help="Option of llama.cpp for GGUF files, such as n_gpu_layers=20 or flash_attn=no (repeatable)."
     )
-    draft: str | None = setting(None, help="Draft model for exact speculative sampling, with the same tokenizer.")
+    draft: str | None = setting(
+        None, help="Draft model for exact speculative sampling, with the same tokenizer; ngram copies drafts from the text."
+    )
     gamma: int = setting(4, help="Number of draft tokens per round.", at_least=1)
     skip_layers: float | None = setting(
         None, help="Draft with the model itself, without this fraction of its layers.", above=0, below=1
@@ -107,7 +110,7 @@ class Placement:
         for chats in (checked.chats for checked in found.get("--model", ())):
             if check_chats is not None and chats is not None:
                 check_chats(chats)
-        parts = [("--draft", self.draft)] if self.draft else []
+        parts = [("--draft", self.draft)] if self.draft and not is_lookup(self.draft) else []
         for method in [*methods, *([] if self.mix is None else [read_mix(self.mix)])]:
             for flag, name, kind in models_of(method):
                 if kind == "reward":

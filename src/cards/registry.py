@@ -97,7 +97,8 @@ def load_engine(name: str, *, mix: str | Mixture | None = None, **options: Any) 
 
     mix: a token-level method that combines the logits of several LMs or prompts, such as
     `"proxy-tuning:tuned=A,untuned=B"`. Every method can then run on the mixture.
-    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens. skip_layers: draft with the model
+    draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens; `ngram` copies drafts from the text
+    (`ngram:N`: after a match of up to N tokens). skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
     of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
     that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Separate random streams:
 TOKENS, VERDICT = 0, 1  # to draw tokens; to accept or reject candidates
 GUIDE_VERDICT = 2  # to accept or reject candidates by their guide score
+COUNT = 3  # to choose the number of candidates
 RESAMPLING = 11  # to choose among particles
 DRAFT_TEST, RESIDUAL, CHOICE = 21, 22, 23  # to accept drafted tokens; to replace rejected ones; to choose among steps
 SEEDS, INNER_SEEDS = 31, 32  # to derive the seeds of several requests; of the responses that an inner method draws

@@ -29,8 +29,12 @@ def with_models(name: str, engine: Engine, reward: Reward, **settings: Any) -> M
     return make_method(name, **named | settings)
 
 
+# DoLa needs layers, which mocks lack. The others need tokens that the models of these tests do not have.
+SPECIAL = frozenset({"dola", "spec-reason", "budget-forcing"})
+
+
 class TestEveryMethod(MethodContract):
-    @pytest.fixture(params=list(method_classes()))
+    @pytest.fixture(params=[name for name in method_classes() if name not in SPECIAL])
     def method(self, request: pytest.FixtureRequest) -> Method:
         return with_models(request.param, random_engine(3), MockReward(some_b))
 
@@ -52,6 +56,18 @@ OTHER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("soft-best-of-n", {"inner": RSD(proposer=random_engine(3), boundary=FixedLength(maximum=3)), "n": 3}),
     ("pessimism", {"inner": STARS(block=3), "n": 2, "highest": 9.0, "beta": 0.1}),
     ("mbr", {"inner": ProxyTuning(tuned=random_engine(3), untuned=random_engine(4)), "n": 3}),
+    ("self-certainty", {"power": 1.0, "pattern": "[abc]", "n": 4}),
+    ("deepconf", {"window": 3, "chunk": 2, "warmup": 3, "n": 7, "pattern": "[abc]", "keep": 0.5}),
+    ("adaptive-consistency", {"pattern": "[abc]", "window": 2}),
+    ("particle-filtering", {"weights": "probability", "take": "sample", "boundary": FixedLength(maximum=3)}),
+    ("particle-gibbs", {"particles": 3, "iterations": 3, "boundary": FixedLength(maximum=3)}),
+    ("dvts", {"trees": 3, "children": 2, "boundary": FixedLength(maximum=3)}),
+    ("prm-beam-search", {"process": MockReward(some_b), "boundary": FixedLength(maximum=3)}),
+    ("budget-forcing", {"opening": "a", "closing": "b", "extend": "c", "least": 2, "most": 4}),
+    ("budget-forcing", {"opening": "ab", "closing": "cb", "most": 3, "inner": CARDS(min_segment=1)}),
+    ("spec-reason", {"process": MockReward(some_b), "boundary": FixedLength(maximum=3)}),
+    ("best-of-poisson", {"inner": CARDS(min_segment=1), "mean": 2.0}),
+    ("rbon-kl", {"inner": CARDS(min_segment=1), "n": 3}),
     ("self-consistency", {"inner": BestOfN(n=2, inner=CARDS(min_segment=1)), "n": 2, "pattern": "[abc]"}),
 ]
 
@@ -61,6 +77,11 @@ class TestMethodsWithOtherSettings(MethodContract):
     def method(self, request: pytest.FixtureRequest) -> Method:
         name, settings = request.param
         return with_models(name, random_engine(3), MockReward(some_b), **settings)
+
+    def test_responses_have_the_form_of_a_grammar(self, decoder: Decoder) -> None:
+        if decoder.method.name == "budget-forcing":
+            pytest.skip("The grammar applies to the answer alone.")
+        super().test_responses_have_the_form_of_a_grammar(decoder)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +114,6 @@ class TestEveryMethodOnALocalModel(MethodContract):
     def reward(self, reward_model: Reward) -> Reward:
         return reward_model
 
-    @pytest.fixture(params=method_classes())
+    @pytest.fixture(params=[name for name in method_classes() if name not in ("spec-reason", "budget-forcing")])
     def method(self, request: pytest.FixtureRequest, lm: Engine, other_lm: Engine) -> Method:
         return with_models(request.param, other_lm, ImplicitReward(other_lm, lm, beta=0.3))

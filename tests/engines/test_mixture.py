@@ -28,7 +28,18 @@ from cards.engines.mock import MockEngine
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, PromptTooLongError, SettingError, UnknownNameError
 from cards.events import Message, Prompt, Response, Segment
-from cards.methods import CFG, MOD, BestOfN, ContextAwareDecoding, ContrastiveDecodingLogits, GenARM, ProxyTuning, Vanilla
+from cards.methods import (
+    CFG,
+    MOD,
+    ROSE,
+    BestOfN,
+    ContextAwareDecoding,
+    ContrastiveDecodingLogits,
+    GenARM,
+    ProxyTuning,
+    SafeDecoding,
+    Vanilla,
+)
 from cards.methods.tokens.driver import LogitsMethod
 from cards.placement import Placement
 from cards.sampling import Sampling
@@ -169,6 +180,23 @@ def test_guidance_replaces_the_system_message() -> None:
     assert CFG().other_prompt(source, source.encode(chat[1:])).token_ids == source.encode(chat[1:]).token_ids[-1:]
 
 
+@pytest.mark.parametrize(("prompt", "messages"), [("aab", False), ("b", True)])
+def test_rose_subtracts_the_logits_after_the_reverse_prompt(prompt: str, messages: bool) -> None:
+    source = MockEngine(lambda ids: SHARP if 2 in ids else FLAT, LETTERS)  # the reverse prompt has a c
+    rule = ROSE(reverse="c", weight=0.7)
+    asked: Any = [Message(role="system", content="b"), Message(role="user", content=prompt)] if messages else prompt
+    encoded = source.encode(asked)
+    other = rule.other_prompt(source, encoded)
+    if messages:
+        assert other.messages == (Message(role="system", content="c"), Message(role="user", content=prompt))
+    else:
+        assert other.text == f"c\n\n{prompt}"
+    [row] = asyncio.run(MixtureEngine(source, rule).logits(encoded, Response()))
+    expected = np.log(FLAT) - 0.7 * np.log(SHARP)
+    assert row - row[0] == pytest.approx(expected - expected[0], abs=1e-5)
+    assert (ROSE().weight, ROSE().temperature) == (0.5, 0.0)
+
+
 def test_context_ends_at_the_last_blank_line_of_a_raw_prompt() -> None:
     source = MockEngine(lambda ids: [1 / 5] * 5, "abc\n ")
     rule = ContextAwareDecoding()
@@ -176,6 +204,16 @@ def test_context_ends_at_the_last_blank_line_of_a_raw_prompt() -> None:
     for text in ("abc", "a\n\n", "\n\na"):
         prompt = source.encode(text)
         assert rule.other_prompt(source, prompt) == prompt
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_the_context_counts_more_than_the_question_alone(weight: float) -> None:
+    source = MockEngine(lambda ids: [*(SHARP if ids[0] == 1 else FLAT), 0.0], [*LETTERS, "\n"])
+    mixed = MixtureEngine(source, ContextAwareDecoding(weight=weight))
+    [row] = asyncio.run(mixed.logits(source.encode("a\n\nb"), Response()))  # the question alone begins with b
+    expected = (1 + weight) * np.log(FLAT) - weight * np.log(SHARP)
+    assert row[:4] - row[0] == pytest.approx(expected - expected[0], abs=1e-5)
+    assert row[4] == -math.inf
 
 
 def test_the_presets_are_the_methods() -> None:
@@ -187,6 +225,8 @@ def test_the_presets_are_the_methods() -> None:
         proxy(),
         MOD(others=(engine(TUNED),), weights=(0.3, 0.7)),
         CFG(guidance=3.0, negative="c"),
+        ROSE(reverse="c", temperature=0.8),
+        SafeDecoding(expert=engine(TUNED), first=5, temperature=0.8),
     ]
     for rule in rules:
         sampling = {name: getattr(rule, name) for name in ("temperature", "top_k", "top_p", "chunk")}

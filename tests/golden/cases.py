@@ -89,6 +89,12 @@ METHODS: dict[str, Case] = {
     "smc-fixed-boundary": Case(
         "smc", {"particles": 4, "resample": 1.0, "boundary": cards.FixedLength(maximum=6)}, prompts=2, repeats=1
     ),
+    "prm-beam-search": Case("prm-beam-search", {"beams": 2, "children": 2, "boundary": cards.FixedLength(maximum=6)}),
+    "dvts": Case("dvts", {"trees": 2, "children": 2, "boundary": cards.FixedLength(maximum=6)}),
+    "particle-filtering": Case("particle-filtering", {"particles": 4, "boundary": cards.FixedLength(maximum=6)}),
+    "particle-gibbs": Case(
+        "particle-gibbs", {"particles": 3, "boundary": cards.FixedLength(maximum=6), "take": "sample"}, prompts=2, repeats=1
+    ),
     "rain": Case("rain", {"searches": 2, "children": 2}),
     # whole responses
     "best-of-n": Case("best-of-n", {"n": 4}),
@@ -100,6 +106,19 @@ METHODS: dict[str, Case] = {
     "qe-rerank": Case("qe-rerank", {"n": 4, "keep": 2}),
     "self-consistency": Case("self-consistency", {"n": 4, "pattern": "[a-z]+"}, reward=None),
     "path-consistency": Case("path-consistency", {"branches": 4, "window": 2, "pattern": "[a-z]+"}, reward=None),
+    "adaptive-consistency": Case("adaptive-consistency", {"n": 6, "pattern": "[a-z]+"}, reward=None),
+    "self-certainty": Case("self-certainty", {"n": 4}, reward=None),
+    "self-certainty-vote": Case(
+        "self-certainty", {"n": 4, "power": 1.0, "pattern": "[a-z]+"}, reward=None, prompts=2, repeats=1
+    ),
+    "deepconf": Case(
+        "deepconf", {"n": 6, "warmup": 3, "keep": 0.5, "window": 4, "chunk": 4, "pattern": "[a-z]+"}, reward=None, repeats=1
+    ),
+    "adabon": Case("adabon", {"n": 8, "pilots": 3, "price": 0.3}),
+    "optimal-stopping": Case("optimal-stopping", {"n": 8, "pilots": 3, "price": 0.3}),
+    "best-of-poisson": Case("best-of-poisson", {"mean": 2.0}),
+    "rbon-kl": Case("rbon-kl", {"n": 4, "beta": 0.1}),
+    "power-sampling": Case("power-sampling", {"blocks": 2, "steps": 3, "alpha": 2.0}, reward=None),
     "iad": Case("iad", {"iterations": 2, "n": 2}),
     "qalign": Case("qalign", {"steps": 4}),
     "qalign-best": Case("qalign", {"steps": 4, "take": "best"}, prompts=2, repeats=1),
@@ -109,6 +128,8 @@ METHODS: dict[str, Case] = {
     "sss": Case("sss", reward=None, varies=NONE),
     "rsd": Case("rsd", {"boundary": cards.FixedLength(maximum=6)}, varies=NONE),
     "rsd-step": Case("rsd", {"process": "tiny-gold"}, prompts=2, repeats=1, varies=NONE),
+    "spec-reason": Case("spec-reason", {"threshold": 0.5, "boundary": cards.FixedLength(maximum=6)}, reward=None),
+    "ngram-draft": Case("vanilla", {"temperature": 0.3}, engine={"draft": "ngram:2"}, reward=None, varies=NONE),
     "gsi": Case("gsi", {"n": 2, "boundary": cards.FixedLength(maximum=6)}),
     "cdsl": Case("cdsl", {"lookahead": 4, "candidates": 3}, repeats=1),
     "contrastive-decoding": Case("contrastive-decoding", reward=None, varies=NONE),
@@ -117,12 +138,19 @@ METHODS: dict[str, Case] = {
     "genarm-two-guides": Case(
         "genarm", {"guides": "tiny-aligned,tiny-draft", "weights": (1.0, 0.5)}, reward=None, prompts=2, repeats=1, varies=NONE
     ),
+    "rose": Case("rose", {"temperature": 0.7}, reward=None, varies=NONE),
+    "safe-decoding": Case("safe-decoding", {"first": 4, "temperature": 0.7}, reward=None, varies=NONE),
+    "alignment-aware-decoding": Case("alignment-aware-decoding", {"reference": "tiny-draft"}, reward=None, varies=NONE),
+    "dola": Case("dola", {"temperature": 0.7}, reward=None, varies=NONE),
     # token by token
     "args": Case("args", {"top_k": 5}, varies=NONE),
     "rad": Case("rad", {"top_k": 5}, varies=NONE),
     "controlled-decoding": Case("controlled-decoding", {"top_k": 5}, varies=NONE),
     "sia": Case("sia", {"top_k": 5}, varies=NONE),
+    "fudge": Case("fudge", {"top_k": 5}, varies=NONE),
+    "transfer-q": Case("transfer-q", {"top_k": 3, "lookahead": 3}, repeats=1),
     "deal": Case("deal", {"top_k": 3, "lookahead": 3}, repeats=1),
+    "budget-forcing": Case("budget-forcing", {"least": 4, "most": 8}, reward=None, varies=NONE),
     "vanilla": Case("vanilla", reward=None, varies=NONE),
     "vanilla-greedy": Case("vanilla", {"temperature": 0.0, "chunk": None}, reward=None, prompts=2, repeats=1, varies=NONE),
     # kinds of rewards
@@ -130,6 +158,8 @@ METHODS: dict[str, Case] = {
     "reward-implicit": Case("best-of-n", {"n": 3}, reward="implicit:tiny-aligned,tiny", prompts=2, repeats=1),
     "reward-process": Case("best-of-n", {"n": 3}, reward="process:tiny", prompts=2, repeats=1),
     "reward-self-evaluation": Case("best-of-n", {"n": 2}, reward="self-evaluation:tiny", prompts=2, repeats=1),
+    "reward-confidence": Case("best-of-n", {"n": 3}, reward="confidence:tiny?measure=tail&window=4", prompts=2, repeats=1),
+    "reward-grade": Case("best-of-n", {"n": 2}, reward="grade:tiny", prompts=2, repeats=1),
     "reward-regex": Case("best-of-n", {"n": 3}, reward="regex:.*[aeiou] [st].*", prompts=2, repeats=1),
     "reward-keywords": Case("best-of-n", {"n": 3}, reward="keywords:the,-it", prompts=2, repeats=1),
     "reward-length": Case("best-of-n", {"n": 3}, reward="length:3-8", prompts=2, repeats=1),

@@ -104,8 +104,32 @@ def tree_bon(hand: ByHand) -> Node:
     return search(hand, lambda k: (4 if k else 8, (3, 3, MAX)[k]), lambda pool: strongest(pool, 2))
 
 
-def guided_tree_bon(hand: ByHand) -> Node:
-    def guide(node: Node) -> float:
-        return value(reading(node.ids)[::-1] + "?")
+def beam_search(hand: ByHand) -> Node:
+    return search(hand, lambda k: (2 if k else 6, 2), lambda pool: strongest(pool, 3))
 
-    return search(hand, lambda k: (4 if k else 8, (3, 3, MAX)[k]), lambda pool: strongest(pool, 2, guide))
+
+def backwards(node: Node) -> float:
+    return value(reading(node.ids)[::-1] + "?")
+
+
+def guided_beam_search(hand: ByHand) -> Node:
+    return search(hand, lambda k: (2 if k else 6, 2), lambda pool: strongest(pool, 3, backwards))
+
+
+def dvts(hand: ByHand) -> Node:
+    """Three trees of two candidates for each step, which never compete."""
+    trees = [Node((), ())] * 3
+    while not all(node.ended for node in trees):
+        sizes = [1 if node.ended else 2 for node in trees]
+        pool = hand.block(trees, 2, 2)
+        if all(node.ended for node in pool):
+            trees = pool
+            break
+        rest = iter(pool)
+        trees = [max([next(rest) for _ in range(size)], key=lambda node: node.reward) for size in sizes]
+        hand.release(trees)
+    return max(trees, key=lambda node: node.reward)
+
+
+def guided_tree_bon(hand: ByHand) -> Node:
+    return search(hand, lambda k: (4 if k else 8, (3, 3, MAX)[k]), lambda pool: strongest(pool, 2, backwards))

@@ -128,6 +128,32 @@ def sia(weight: float, k: int, temperature: float, min_entropy: float) -> Law:
     return law
 
 
+def fudge(weight: float, k: int, temperature: float) -> Law:
+    def law(world: World, ids: Ids) -> Scores:
+        attribute = {v: 1 / (1 + math.exp(-world.reward((*ids, v)))) for v in top(world.lm(ids), k)}
+        tilted = {v: p * attribute[v] ** weight for v, p in vanilla(temperature, k)(world, ids).items()}
+        return {v: w / sum(tilted.values()) for v, w in tilted.items()}
+
+    return law
+
+
+def transfer(weight: float, k: int, lookahead: int, temperature: float) -> Law:
+    """Return the law of Transfer Q* whose aligned LM is the other LM."""
+
+    def law(world: World, ids: Ids) -> Scores:
+        logits, worth = world.lm(ids), {}
+        for v in top(logits, k):
+            ahead = (*ids, v)
+            for _ in range(lookahead):
+                if world.ended(ahead):
+                    break
+                ahead = (*ahead, int(np.argmax(world.other(ahead))))
+            worth[v] = logits[v] + weight * world.reward(ahead)
+        return softmax(worth, temperature)
+
+    return law
+
+
 def deal(weight: float, k: int, lookahead: int) -> Law:
     def law(world: World, ids: Ids) -> Scores:
         logs, worth = log_p(world.lm(ids)), {}
@@ -148,6 +174,38 @@ def contrast(plausibility: float, amateur_temperature: float, temperature: float
         expert, amateur = log_p(world.lm(ids)), log_p(world.other(ids), amateur_temperature)
         plausible = [v for v, x in enumerate(expert) if math.exp(x) >= plausibility * math.exp(max(expert))]
         return softmax({v: expert[v] - amateur[v] for v in plausible}, temperature)
+
+    return law
+
+
+def proxy(weight: float, k: int | None, temperature: float) -> Law:
+    """Return the law of proxy tuning where the other LM is tuned and the LM itself is its untuned version."""
+
+    def law(world: World, ids: Ids) -> Scores:
+        own, other = world.lm(ids), world.other(ids)
+        return softmax(top([s + weight * (o - s) for s, o in zip(own, other, strict=True)], k), temperature)
+
+    return law
+
+
+def product(weights: tuple[float, float], k: int | None, temperature: float) -> Law:
+    def law(world: World, ids: Ids) -> Scores:
+        own, other = log_p(world.lm(ids)), log_p(world.other(ids))
+        return softmax(top([weights[0] * s + weights[1] * o for s, o in zip(own, other, strict=True)], k), temperature)
+
+    return law
+
+
+def safe(weight: float, first: int, common: int, temperature: float) -> Law:
+    def law(world: World, ids: Ids) -> Scores:
+        if len(ids) >= first:
+            return vanilla(temperature, None)(world, ids)
+        p, expert = (list(map(math.exp, log_p(logits(ids)))) for logits in (world.lm, world.other))
+        k = next(k for k in range(1, len(p) + 1) if len(top(p, k).keys() & top(expert, k).keys()) >= min(common, len(p)))
+        shared = top(p, k).keys() & top(expert, k).keys()
+        mixed = {v: max(0.0, p[v] + weight * (expert[v] - p[v])) for v in shared}
+        mixed = mixed if any(mixed.values()) else {v: expert[v] for v in shared}
+        return softmax({v: math.log(w) for v, w in mixed.items() if w}, temperature)
 
     return law
 

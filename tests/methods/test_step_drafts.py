@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ import pytest
 from helpers.letter_world import END, LETTERS, Ids, next_token, value
 from helpers.model_pairs import Scripted, decoded, engine, other, texts, trace, value_of
 
-from cards import Decoder, FixedLength
+from cards import Decoder, FixedLength, Prompt, Response
 from cards.boundaries import Step, Whole
 from cards.engines.mock import MockEngine
-from cards.methods import CDSL, GSI, RSD, Vanilla
-from cards.rewards import FunctionReward, Minimum, ProcessReward
+from cards.errors import SettingError
+from cards.methods import CDSL, GSI, RSD, SpecReason, Vanilla
+from cards.rewards import FunctionReward, GradeReward, Minimum, ProcessReward
 from cards.testing import check_law
 
 pytestmark = pytest.mark.slow
@@ -232,3 +234,56 @@ def test_cdsl_is_greedy_decoding_without_a_say_of_the_reward() -> None:
         for target in (-100.0, 100.0):
             method = CDSL(proposer=engine(draft), weight=0.0, target=target, lookahead=3)
             assert Decoder(engine(), reward, method)("a", max_tokens=9).text == greedy("a", max_tokens=9).text
+
+
+# spec-reason
+
+
+DIGITS = "0123456789"
+
+
+def grading(weights: dict[int, float]) -> MockEngine:
+    """An LM that writes b, and grades a step by these digits."""
+
+    def model(ids: Ids) -> list[float]:
+        asked = any(token < 10 for token in ids)  # the question has digits
+        return [*(weights.get(d, 0.0) if asked else 0.0 for d in range(10)), 0.0, float(not asked)]
+
+    return MockEngine(model, [*DIGITS, "a", "b"], context=4096)
+
+
+@pytest.mark.parametrize(("weights", "grade"), [({7: 1.0}, 7.0), ({0: 0.25, 8: 0.75}, 6.0), ({9: 0.5, 3: 0.1}, 8.0)])
+def test_spec_reason_accepts_steps_that_the_lm_grades_high(weights: dict[int, float], grade: float) -> None:
+    lm = grading(weights)
+    draft = MockEngine(lambda ids: [0.0] * 10 + [1.0, 0.0], [*DIGITS, "a", "b"])
+    for threshold in (grade / 9 - 0.01, grade / 9 + 0.01):
+        method = SpecReason(proposer=draft, threshold=threshold, boundary=FixedLength(maximum=2))
+        result = Decoder(lm, None, method)("ab" * 8, max_tokens=4)
+        accepted = threshold < grade / 9
+        assert result.text == ("aaaa" if accepted else "bbbb")
+        assert result.usage.rm_calls == 2
+        assert result.usage.rm_tokens == 2  # of the mock, which counts the last one
+        if accepted:
+            assert result.segments[0].reward == pytest.approx(grade / 9, abs=1e-6)
+
+
+def test_grades_are_asked_with_the_conversation_and_need_digits() -> None:
+    lm = grading({5: 1.0})
+    asked: list[str] = []
+    plain = lm.encode
+
+    def encode(prompt: Any) -> Any:
+        asked.append(prompt if isinstance(prompt, str) else prompt[0]["content"])
+        return plain(prompt)
+
+    lm.encode = encode  # type: ignore[method-assign]
+    reward = GradeReward(lm, question="Rate {conversation} from 0 to 9")
+    [score] = asyncio.run(reward.score(Prompt("aab"), [Response("ba")]))
+    assert score == pytest.approx(5 / 9)
+    assert asked[0].startswith("Rate aabba from")
+    with pytest.raises(SettingError, match="conversation"):
+        GradeReward(lm, question="How good?")
+    with pytest.raises(SettingError, match="digits must be single tokens of 'mock'"):
+        GradeReward(engine())
+    assert SpecReason().threshold == pytest.approx(7 / 9)
+    assert SpecReason().needed == {"segments", "logits"}

@@ -26,7 +26,22 @@ from cards.engines.base import Engine
 from cards.engines.mock import MockEngine
 from cards.errors import SettingError
 from cards.events import Prompt, Response
-from cards.methods import ARGS, RAD, SIA, ContrastiveDecoding, ContrastiveDecodingLogits, ControlledDecoding, DeAL, GenARM
+from cards.methods import (
+    ARGS,
+    FUDGE,
+    MOD,
+    RAD,
+    SIA,
+    AlignmentAwareDecoding,
+    ContrastiveDecoding,
+    ContrastiveDecodingLogits,
+    ControlledDecoding,
+    DeAL,
+    GenARM,
+    ProxyTuning,
+    SafeDecoding,
+    TransferQ,
+)
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.settings import settings_of
@@ -74,6 +89,43 @@ METHODS: dict[str, tuple[Make, Law]] = {
     "genarm, two guides": (
         lambda lm, other: GenARM(guides=(other, lm), weights=(0.5, 0.3), top_k=3),
         by_hand.genarm((0.5, 0.3), 3, 0.7),
+    ),
+    "fudge": (lambda lm, other: FUDGE(weight=3.0, top_k=3, temperature=0.8), by_hand.fudge(3.0, 3, 0.8)),
+    "transfer-q, greedy": (
+        lambda lm, other: TransferQ(aligned=other, weight=0.8, top_k=3, lookahead=3),
+        by_hand.transfer(0.8, 3, 3, 0),
+    ),
+    "transfer-q, stochastic": (
+        lambda lm, other: TransferQ(aligned=other, weight=1.5, top_k=3, lookahead=2, temperature=0.7),
+        by_hand.transfer(1.5, 3, 2, 0.7),
+    ),
+    "proxy-tuning": (
+        lambda lm, other: ProxyTuning(tuned=other, untuned=lm, weight=1.5, top_k=3),
+        by_hand.proxy(1.5, 3, 0.7),
+    ),
+    "proxy-tuning, negative": (
+        lambda lm, other: ProxyTuning(tuned=other, untuned=lm, weight=-0.6, temperature=1.0),
+        by_hand.proxy(-0.6, 40, 1.0),
+    ),
+    "mod, negative": (
+        lambda lm, other: MOD(others=(other,), weights=(1.6, -0.6), temperature=1.0),
+        by_hand.product((1.6, -0.6), 40, 1.0),
+    ),
+    "safe-decoding": (
+        lambda lm, other: SafeDecoding(expert=other, weight=1.5, first=2, common=2, temperature=0.9),
+        by_hand.safe(1.5, 2, 2, 0.9),
+    ),
+    "safe-decoding, greedy": (
+        lambda lm, other: SafeDecoding(expert=other, common=1, first=3),
+        by_hand.safe(3.0, 3, 1, 0),
+    ),
+    "alignment-aware, greedy": (
+        lambda lm, other: AlignmentAwareDecoding(reference=other, plausibility=0.2),
+        by_hand.contrast(0.2, 1.0, 0),
+    ),
+    "alignment-aware, stochastic": (
+        lambda lm, other: AlignmentAwareDecoding(reference=other, temperature=0.8),
+        by_hand.contrast(0.1, 1.0, 0.8),
     ),
 }
 GREEDY = [name for name in METHODS if name.endswith("greedy") or name == "deal"]
@@ -167,6 +219,27 @@ def test_lookaheads_are_on_the_books_and_end_with_the_answer() -> None:
     assert (usage.lm_wasted_tokens, usage.rm_calls) == (18 + 6, 6 * 2 + 1)
 
 
+def test_completions_of_an_aligned_model_count_as_the_draft() -> None:
+    lm, aligned = mocks()
+    lm.end_ids = aligned.end_ids = frozenset()
+    usage = Decoder(lm, count_of_b, TransferQ(aligned=aligned, top_k=2, lookahead=3, chunk=None))("ab", max_tokens=6).usage
+    assert (usage.lm_decoded_tokens, usage.draft_decoded_tokens) == (6, 2 * (3 + 3 + 3 + 2 + 1 + 0))
+    assert (usage.lm_wasted_tokens, usage.rm_calls) == (0, 6 * 2 + 1)
+    short = MockEngine(next_token, LETTERS, context=4)
+    method = TransferQ(aligned=short, top_k=2, lookahead=3, chunk=None)
+    assert len(Decoder(lm, count_of_b, method)("ab", max_tokens=6).token_ids) == 6  # beyond the context of the aligned LM
+
+
+def test_fudge_with_a_probability_uses_it_as_it_is() -> None:
+    class Chance(Reward):
+        name, scale = "chance", "probability"
+
+        async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
+            return [float(r.text.endswith("b")) for r in responses]
+
+    assert Decoder(mock(), Chance(), FUDGE(top_k=3))("ab", max_tokens=5, seed=1).text == "bbbbb"
+
+
 def test_deal_that_does_not_look_ahead_is_args() -> None:
     for seed in range(5):
         answers = [
@@ -243,6 +316,8 @@ def test_defaults_are_the_papers() -> None:
     assert (ARGS().weight, ARGS().top_k, ARGS().temperature) == (1.5, 10, 0)
     assert (RAD().weight, RAD().top_k) == (10, 20)
     assert (ContrastiveDecoding().plausibility, ContrastiveDecoding().temperature) == (0.1, 0)
+    assert (SafeDecoding().weight, SafeDecoding().first, SafeDecoding().common, SafeDecoding().temperature) == (3, 2, 5, 0)
+    assert (AlignmentAwareDecoding().plausibility, AlignmentAwareDecoding().temperature) == (0.1, 0)
     assert (ContrastiveDecodingLogits().plausibility, ContrastiveDecodingLogits().weight) == (0.1, 0.5)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Composite, ABC):
-    """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`, `shaping`."""
+    """An LM that proposes candidates. `has` names its capabilities: `segments`, `logits`, `logprobs`, `shaping`, `layers`."""
 
     has: ClassVar[frozenset[str]] = frozenset({"segments"})
     name: str
@@ -143,6 +143,15 @@ class Engine(Composite, ABC):
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""
         raise MismatchError(f"Engine {self.name!r} cannot skip layers of its model.")
+
+    def contrast_layers(self, layers: str | tuple[int, ...], plausibility: float) -> Engine:
+        """Return an engine whose logits contrast the last layer with an early one (DoLa). Raises MismatchError or SettingError.
+
+        It needs the capability `layers`.
+        """
+        raise MismatchError(
+            f"Engine {self.name!r} does not provide the logits of its layers. Load the model in this process with transformers."
+        )
 
     def writer(self, ask: Ask) -> Writer:
         """Return a writer for a candidate of the ask whose tokens the method chooses itself."""

@@ -9,7 +9,8 @@ from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from cards.engines.base import Engine
-from cards.engines.mixture import Mixture, MixtureEngine
+from cards.engines.mixture import Mixture
+from cards.engines.prompt_lookup import PromptLookupEngine, is_lookup
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, check, require
 from cards.plugins import plugins
@@ -147,9 +148,11 @@ def load_engine(
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
     found = backend(name)
     engine: Engine = found.load_engine(name, **options_for(found, options))
-    mixed = engine if mix is None else MixtureEngine(engine, mix)
+    mixed = engine if mix is None else mix.over(engine)
     if skip_layers is not None:
         return SpeculativeEngine(mixed, engine.without_layers(skip_layers), gamma)
+    if isinstance(draft, str) and is_lookup(draft):
+        return PromptLookupEngine.named(draft, mixed, gamma)
     if draft is not None:
         return SpeculativeEngine(mixed, load_engine(draft, **options) if isinstance(draft, str) else draft, gamma)
     return mixed

@@ -57,6 +57,10 @@ class Mixture(ABC):
         """Return whether the token at this position is mixed. If not, it follows the LM, and the sources are not read."""
         return True
 
+    def over(self, engine: Engine) -> Engine:
+        """Return the engine that samples from the mixture of `engine` and the sources."""
+        return MixtureEngine(engine, self)
+
 
 class MixtureEngine(DerivedEngine):
     """An engine that samples from a mixture of `engine` and the sources of `rule`.

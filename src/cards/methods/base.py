@@ -6,7 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import ClassVar, TypeVar, cast
 
 from cards.engines.base import Ask, Engine
@@ -54,8 +55,9 @@ class Method(Nested, ABC):
     """A decoding-time algorithm: a frozen dataclass of settings whose `stream` yields events.
 
     `summary` describes the method in one sentence. `needs` lists the required engine capabilities (`segments`, `logits`,
-    `logprobs`), and `reward` if a reward is required. `siblings` is true if rejected candidates continue the same prefix as
-    the accepted one, so that they form preference pairs of segments. `whole` is true if it decides only on complete responses.
+    `logprobs`, `layers`), and `reward` if a reward is required. `siblings` is true if rejected candidates continue the same
+    prefix as the accepted one, so that they form preference pairs of segments. `whole` is true if it decides only on complete
+    responses.
     """
 
     name: ClassVar[str]
@@ -165,10 +167,21 @@ def propose(engine: Engine, ask: Ask) -> AsyncGenerator[list[Segment], None]:
 
 
 async def propose_all(engine: Engine, *asks: Ask) -> list[list[Segment]]:
-    """Return all candidates of each ask, proposed concurrently in one round."""
+    """Return all candidates of each ask, proposed concurrently in one round.
+
+    Neighbouring asks that continue the same response with consecutive candidates are one call, which reads the prefix once.
+    """
     if asks:
         count_round()
-    return await asyncio.gather(*(collect_segments(engine, ask) for ask in asks))
+    joined: list[Ask] = []
+    for ask in asks:
+        if joined and replace(joined[-1], first=ask.first, n=ask.n) == ask and ask.first == joined[-1].first + joined[-1].n:
+            joined[-1] = replace(joined[-1], n=joined[-1].n + ask.n)
+        else:
+            joined.append(ask)
+    found = await asyncio.gather(*(collect_segments(engine, ask) for ask in joined))
+    segments = iter([segment for part in found for segment in part])
+    return [list(islice(segments, ask.n)) for ask in asks]
 
 
 async def collect_segments(engine: Engine, ask: Ask) -> list[Segment]:

@@ -73,6 +73,18 @@ async def think_first(
         thought, count = thought + segment, count + 1
         if thought.finish_reason is not None:
             return
+    async with aclosing(continue_after(thought, count, method, request, engine, reward)) as events:
+        async for event in events:
+            yield event
+
+
+async def continue_after(
+    thought: Response, count: int, method: Method, request: Request, engine: Engine, reward: Reward | None
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of a method that continues the prompt and a response of `count` segments.
+
+    Its rewards score the whole response to the prompt.
+    """
     prompt = request.prompt
     extended = replace(prompt, text=prompt.text + thought.text, token_ids=prompt.token_ids + thought.token_ids)
     rest = replace(request, prompt=extended, max_tokens=request.max_tokens - len(thought.token_ids))

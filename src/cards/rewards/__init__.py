@@ -3,11 +3,13 @@
 from cards.rewards.combine import Minimum as Minimum
 from cards.rewards.combine import Pessimistic as Pessimistic
 from cards.rewards.combine import WeightedSum as WeightedSum
+from cards.rewards.confidence import ConfidenceReward as ConfidenceReward
 from cards.rewards.constraints import JSONReward as JSONReward
 from cards.rewards.constraints import KeywordReward as KeywordReward
 from cards.rewards.constraints import LengthReward as LengthReward
 from cards.rewards.constraints import RegexReward as RegexReward
 from cards.rewards.function import FunctionReward as FunctionReward
+from cards.rewards.grade import GradeReward as GradeReward
 from cards.rewards.guard import GuardReward as GuardReward
 from cards.rewards.implicit import ImplicitReward as ImplicitReward
 from cards.rewards.process import ProcessReward as ProcessReward

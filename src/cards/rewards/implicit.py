@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cards.engines.base import Engine
@@ -139,6 +139,10 @@ class PrefixSums:
         count, node = self._walk(prompt, ids)
         return count, self.sums[node]
 
+    def along(self, prompt: tuple[int, ...], ids: tuple[int, ...]) -> list[float]:
+        """Return the sums after each of the leading tokens with known sums."""
+        return [self.sums[node] for node in self._nodes(prompt, ids)]
+
     def add(self, prompt: tuple[int, ...], ids: tuple[int, ...], sums: NDArray[np.float64]) -> None:
         """Store the sums after the last tokens of `ids`, if those of the tokens before are stored."""
         if self.tokens + len(prompt) + len(sums) > self.capacity:
@@ -153,13 +157,16 @@ class PrefixSums:
                 self.children[node, token] = child
                 node = child
 
-    def _walk(self, prompt: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, int]:
+    def _nodes(self, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Iterator[int]:
         node = self.roots.get(prompt, 0)
-        for count, token in enumerate(ids):
-            if (child := self.children.get((node, token))) is None:
-                return count, node
-            node = child
-        return len(ids) if node else 0, node
+        for token in ids:
+            if not (node := self.children.get((node, token), 0)):
+                return
+            yield node
+
+    def _walk(self, prompt: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, int]:
+        nodes = [self.roots.get(prompt, 0), *self._nodes(prompt, ids)]
+        return len(nodes) - 1, nodes[-1]
 
     def _new(self, total: float, tokens: int) -> int:
         self.sums.append(total)

@@ -24,6 +24,11 @@ def from_probability(probability: float, scale: Scale) -> float:
     return probability if scale == "probability" else math.log(probability / (1 - probability))
 
 
+def log_odds(reward: float, scale: Scale) -> float:
+    """Return the log-odds that a reward stands for. Probabilities of 0 and 1 count as 1e-7 and 1 - 1e-7."""
+    return from_probability(min(max(reward, 1e-7), 1 - 1e-7), "logit") if scale == "probability" else reward
+
+
 def shared_scale(scales: Iterable[Scale]) -> Scale:
     """Return the scale of all the rewards, or `unbounded` if they differ."""
     found = set(scales)

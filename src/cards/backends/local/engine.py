@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.generation import exclusions, repetition_penalty, warn_of_ignored
+from cards.backends.local.layers import candidate_layers, contrasting_slots
 from cards.backends.local.loading import check_model, eight_bit, load, worker_on
 from cards.backends.local.memory import cache_size_on
 from cards.backends.local.own_cache import OwnCache, own_slots
@@ -45,6 +46,7 @@ class TransformersEngine(SlotEngine):
     Raises ModelError if that is not exact either.
     """
 
+    has: ClassVar[frozenset[str]] = SlotEngine.has | {"layers"}
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
@@ -73,6 +75,7 @@ class TransformersEngine(SlotEngine):
             kind = str(model.dtype).removeprefix("torch.")
             log.info("%s on %s in %s: %d slots of %d tokens", self.name, model.device, kind, self.rows, self.context)
         self._without_layers: dict[float, TransformersEngine] = {}  # by the fraction of skipped layers
+        self._contrasts: dict[Any, ContrastingEngine] = {}  # by the layers and the plausibility
 
     def _slots(self, rows: int | None, context: int | None) -> Slots:
         """Return slots with a shared KV cache, or with the model's own caches if the model does not run in slots."""
@@ -118,6 +121,13 @@ class TransformersEngine(SlotEngine):
             )
         return self._without_layers[share]
 
+    def contrast_layers(self, layers: str | tuple[int, ...], plausibility: float) -> TransformersEngine:
+        key = layers, plausibility
+        if key not in self._contrasts:
+            self._contrasts[key] = ContrastingEngine(self, layers, plausibility)
+            self.parts = (*self.parts, self._contrasts[key])
+        return self._contrasts[key]
+
     # The methods below run in the worker thread.
 
     @torch.inference_mode()
@@ -142,6 +152,23 @@ class TransformersEngine(SlotEngine):
     def _logprobs(self, logits: Tensor, tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
         drawn = torch.tensor(tokens, device=logits.device).unsqueeze(1)
         return _numpy((logits.double() / temperature).log_softmax(-1).gather(1, drawn)[:, 0])
+
+
+class ContrastingEngine(TransformersEngine):
+    """The LM of an engine, with logits that contrast its last layer with an early one. It has its own cache slots."""
+
+    has: ClassVar[frozenset[str]] = SlotEngine.has
+
+    def __init__(self, engine: TransformersEngine, layers: str | tuple[int, ...], plausibility: float) -> None:
+        self.layers, self.plausibility = candidate_layers(engine.model, layers), plausibility
+        super().__init__(engine.model, engine.tokenizer, slots=engine.rows, context=engine.context, name=engine.name)
+
+    def _slots(self, rows: int | None, context: int | None) -> Slots:
+        size = cache_size_on(self.model.device, rows, context, self.context)
+        try:
+            return contrasting_slots(self.model, self.layers, self.plausibility, self.context, size)
+        except ModelError as error:
+            raise ModelError(f"The layers of {self.name!r} cannot be contrasted. {error}") from error
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

@@ -44,8 +44,12 @@ class RSD(Sampled):
     threshold: float = setting(0.7, help="Minimum probability of a step at which it is accepted.", above=0, below=1)
     boundary: Boundary = setting(BLANK_LINE, help="Rule that ends a step.", advanced=True)
 
+    def grader(self, engine: Engine, reward: Reward | None) -> Reward:
+        """Return the reward that scores the steps."""
+        return required(reward if self.process is None else loaded(self.process), self)
+
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        process = required(reward if self.process is None else loaded(self.process), self)
+        process = self.grader(engine, reward)
         proposer = loaded(self.proposer)
         request = limit_to_context(request, (engine, proposer))
         minimum = from_probability(self.threshold, process.scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -53,15 +52,23 @@ class ResponseMethod(Sampled):
     def kl_bound(self) -> float | None:
         return choice_kl_bound(self.n) if self.inner is None else None
 
-    @abstractmethod
+    def scorer(self, engine: Engine, reward: Reward | None) -> Reward | None:
+        """Return the reward that scores the responses, or None if the choice needs none."""
+        return required(reward, self) if self.scores else None
+
     async def choose(self, candidates: Sequence[Segment], seed: int) -> int | None:
         """Return the index of the response to return. Each candidate is a complete response.
 
         None returns one more sample instead, as a fallback.
         """
+        raise NotImplementedError(f"Define choose, or select, in {type(self).__name__}.")
+
+    async def select(self, candidates: Sequence[Segment], request: Request, engine: Engine) -> int | None:
+        """Return the index as `choose` does. Override it instead of `choose` if the choice asks the LM about the responses."""
+        return await self.choose(candidates, request.seed)
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        scorer = required(reward, self) if self.scores else None
+        scorer = self.scorer(engine, reward)
         if self.inner is not None:
             drawing = Drawing(self.inner, request, engine, reward, scorer, self.n + 1)
             async with aclosing(self._choose_among(drawing)) as events:
@@ -73,7 +80,7 @@ class ResponseMethod(Sampled):
         async with aclosing(propose_responses(request.prompt, ask, engine, scorer, candidates)) as events:
             async for event in events:
                 yield event
-        chosen = await self.choose(candidates, request.seed)
+        chosen = await self.select(candidates, request, engine)
         if chosen is None:
             fresh = replace(ask, first=self.n, n=1)
             async with aclosing(propose_responses(request.prompt, fresh, engine, scorer, candidates)) as events:
@@ -88,7 +95,7 @@ class ResponseMethod(Sampled):
         async with aclosing(drawing.draw(range(self.n), drawn)) as events:
             async for event in events:
                 yield event
-        chosen = await self.choose([one.candidate for one in drawn], drawing.request.seed)
+        chosen = await self.select([one.candidate for one in drawn], drawing.request, drawing.engine)
         if chosen is None:
             async with aclosing(drawing.draw([self.n], drawn)) as events:
                 async for event in events:

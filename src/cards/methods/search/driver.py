@@ -26,12 +26,13 @@ class SearchMethod(Sampled):
 
 @dataclass(frozen=True, slots=True)
 class Particle:
-    """An incomplete response, the keys of its candidates, its score, and the reward that gave the score."""
+    """An incomplete response, the keys of its candidates, its score, the reward that gave the score, and its tree."""
 
     response: Response = field(default_factory=Response)
     path: tuple[Key, ...] = ()
     score: float = 0.0
     scorer: Reward | None = None
+    tree: int = 0
 
     @property
     def finished(self) -> bool:
@@ -55,7 +56,8 @@ class Search:
     In each round every unfinished particle is continued by its candidates, which are proposed together and scored in one
     call. Finished particles stay as they are. `keep` maps all scores to the indices of the particles that survive; an index
     that occurs twice makes two particles. `choose` maps the final scores to the index of the response. A `guide` replaces the
-    reward until all particles are finished. A segment is emitted once all surviving particles share it.
+    reward until all particles are finished. A segment is emitted once all surviving particles share it. With several `trees`,
+    each has its own empty response, and `keep` is applied to each of them separately.
     """
 
     plan: Iterable[Stage]
@@ -63,10 +65,11 @@ class Search:
     sampling: Sampling
     choose: Callable[[Sequence[float]], int] = best
     guide: Reward | None = None
+    trees: int = 1
 
     async def stream(self, request: Request, engine: Engine, reward: Reward) -> AsyncGenerator[Event, None]:
         """Yield the events of the search."""
-        particles, candidates = [Particle()], Candidates(request.trace)
+        particles, candidates = [Particle(tree=tree) for tree in range(self.trees)], Candidates(request.trace)
         for index, (boundary, n) in enumerate(self.plan):
             growing = [p.response for p in particles if not p.finished]
             asks = [
@@ -82,7 +85,7 @@ class Search:
                 for segment in next(continuations):
                     key = index, next(numbers)
                     yield candidates.add(key, segment)
-                    grown.append(Particle(particle.response + segment, (*particle.path, key)))
+                    grown.append(Particle(particle.response + segment, (*particle.path, key), tree=particle.tree))
             done = all(p.finished for p in grown)
             scorer = reward if done or self.guide is None else self.guide
             unscored = [i for i, p in enumerate(grown) if p.scorer is not scorer]
@@ -91,12 +94,15 @@ class Search:
                 for i, score in zip(unscored, scores, strict=True):
                     grown[i] = replace(grown[i], score=score, scorer=scorer)
                     yield candidates.score(grown[i].path[-1], score)
-            scores = [p.score for p in grown]
-            particles = [grown[i] for i in ([self.choose(scores)] if done else self.keep(scores))]
+            particles = [grown[self.choose([p.score for p in grown])]] if done else self._kept(grown)
             for event in candidates.settle([p.path for p in particles], done):
                 yield event
             if done:
                 return
+
+    def _kept(self, particles: Sequence[Particle]) -> list[Particle]:
+        trees = ([p for p in particles if p.tree == tree] for tree in range(self.trees))
+        return [tree[i] for tree in trees for i in self.keep([p.score for p in tree])]
 
 
 @dataclass(slots=True)

@@ -49,8 +49,11 @@ class DeAL(RewardGuidedMethod):
     async def rewards(
         self, request: Request, engine: Engine, reward: Reward, response: Response, continuations: Sequence[Response]
     ) -> Sequence[float]:
-        responses = await asyncio.gather(*(self._look_ahead(request, engine, continuation) for continuation in continuations))
-        return await reward.score(request.prompt, responses)
+        return await reward.score(request.prompt, await self.completions(request, engine, continuations))
+
+    async def completions(self, request: Request, engine: Engine, responses: Sequence[Response]) -> list[Response]:
+        """Return the responses with their greedy continuations by an engine."""
+        return await asyncio.gather(*(self._look_ahead(request, engine, response) for response in responses))
 
     async def _look_ahead(self, request: Request, engine: Engine, response: Response) -> Response:
         """Return the response with its greedy continuation."""

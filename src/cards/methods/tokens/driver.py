@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Ask, Engine
-from cards.engines.mixture import Mixture, MixtureEngine
+from cards.engines.mixture import Mixture
 from cards.errors import PromptTooLongError
 from cards.events import Accepted, Event, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
@@ -69,7 +69,7 @@ class LogitsMethod(Sampled, Mixture):
     )
 
     def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
-        mixed = MixtureEngine(engine, self)
+        mixed = self.over(engine)
 
         async def law(response: Response) -> Floats:
             [logits] = await proposal_logits(mixed, request, response)
