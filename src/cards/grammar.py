@@ -13,6 +13,7 @@ from cards.errors import SettingError, check, require
 
 # Without this option, llguidance allows only the tokens of its own tokenization where the text is forced.
 OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+WHITESPACE = r"( |\n {0,40})"
 POSITION = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
 
 
@@ -40,7 +41,8 @@ class Grammar:
     def json_schema(cls, schema: str | bool | Mapping[str, Any], *, whitespace: bool = True) -> Grammar:
         """Return the grammar of the JSON texts that a JSON schema describes, with its properties in the order of the schema.
 
-        `whitespace` allows spaces and newlines between the tokens of JSON. Keywords that cannot be matched exactly are refused.
+        `whitespace` allows a space, or a newline with an indentation, between the tokens of JSON. More of it is never allowed,
+        because small LMs would write it without end. Keywords that cannot be matched exactly are refused.
         """
         if isinstance(schema, str):
             try:
@@ -48,8 +50,9 @@ class Grammar:
             except ValueError as error:
                 raise SettingError(f"The JSON schema is not JSON: {error}.") from error
         check(isinstance(schema, bool | Mapping), f"A JSON schema must be an object or a boolean, got {type(schema).__name__}.")
-        if not whitespace:
-            schema = {**({} if schema is True else schema), "x-guidance": {"whitespace_flexible": False}}  # type: ignore[dict-item]
+        if schema is not False:
+            rule = {"whitespace_pattern": WHITESPACE} if whitespace else {"whitespace_flexible": False}
+            schema = {**({} if isinstance(schema, bool) else schema), "x-guidance": rule}
         try:
             text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:

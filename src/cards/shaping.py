@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cards.errors import check
+from cards.errors import SettingError, check
+from cards.settings import setting
 
 if TYPE_CHECKING:
     from cards.grammar import Grammar
@@ -48,3 +50,66 @@ class Shaping:
 
 
 NO_SHAPING = Shaping()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapingOptions:
+    """Options of a command that shape the logits. Raises SettingError."""
+
+    json_schema: str | None = setting(None, help="JSON schema of the response: a file, or the schema itself.")
+    json_object: bool = setting(False, help="Make the response a JSON object.")
+    regex: str | None = setting(None, help="Regular expression that the whole response matches.")
+    choice: tuple[str, ...] = setting((), help="A text that the response may be (repeatable).", escapes=True)
+    grammar: str | None = setting(None, help="File with a grammar of the response, in Lark or GBNF.")
+    logit_bias: tuple[str, ...] = setting((), help="Number added to the logit of a token, as ID=NUMBER (repeatable).")
+    presence_penalty: float = setting(0.0, help="Number subtracted from the logits of tokens in the response.")
+    frequency_penalty: float = setting(0.0, help="The same for each occurrence of a token in the response.")
+    repetition_penalty: float | None = setting(
+        None,
+        help="Divisor of the logits of tokens in the prompt or the response; 1 is off.",
+        above=0,
+        unset="that of the model's generation config",
+    )
+
+    @property
+    def shaping(self) -> Shaping:
+        """Return the shaping that the options describe."""
+        return Shaping(
+            self._grammar(),
+            tuple(_bias(text) for text in self.logit_bias),
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.repetition_penalty,
+        )
+
+    def _grammar(self) -> Grammar | None:
+        from cards.grammar import Grammar
+
+        names = ("json_schema", "json_object", "regex", "choice", "grammar")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        check(len(given) <= 1, f"{' and '.join(given)} both constrain the response: give one of them.")
+        if self.json_schema is not None:
+            text = self.json_schema
+            return Grammar.json_schema(text if text.lstrip().startswith("{") else _content(text, "--json-schema"))
+        if self.json_object:
+            return Grammar.json_object()
+        if self.regex is not None:
+            return Grammar.regex(self.regex)
+        if self.choice:
+            return Grammar.choice(self.choice)
+        return None if self.grammar is None else Grammar.lark(_content(self.grammar, "--grammar"))
+
+
+def _content(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{option} needs a readable text file, got {path!r}.") from error
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, number = text.partition("=")
+    try:
+        return int(token), float(number)
+    except ValueError as error:
+        raise SettingError(f"--logit-bias must have the form ID=NUMBER, such as 42=-5, got {text!r}.") from error

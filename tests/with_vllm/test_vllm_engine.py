@@ -19,7 +19,9 @@ from cards.boundaries import Boundary, Punctuation, Step, Whole
 from cards.engines.base import Ask, Engine
 from cards.errors import PromptError, SettingError, UnknownNameError
 from cards.events import Message, Response, Segment
+from cards.grammar import Grammar
 from cards.sampling import Sampling
+from cards.shaping import Shaping
 from cards.usage import track_usage
 
 PROMPTS: list[str | Sequence[Message]] = [
@@ -229,3 +231,32 @@ def test_wrong_options_are_named() -> None:
         VLLMEngine.load("tiny", dtype="float23")
     with pytest.raises(SettingError, match="speculative_config"):
         VLLMEngine.load("tiny", speculative_config={"method": "ngram"})
+
+
+SHAPINGS = {
+    "json": Shaping(Grammar.json_schema({"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}},
+                                         "required": ["a"], "additionalProperties": False})),
+    "regex": Shaping(Grammar.regex(r" [A-Z][a-z]{3,12}( [a-z]{2,12}){2,6}\.")),
+    "penalties": Shaping(None, ((5, -4.0), (300, 1.5)), 0.8, 0.4, 1.3),
+    "all": Shaping(Grammar.regex(r"( [a-z]{1,9}){4,9}\."), ((260, 2.0),), 0.5, 0.5, 1.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", SHAPINGS)
+async def test_shaped_proposals_are_those_of_the_transformers_engine(
+    engine: Engine, twin: TransformersEngine, way: str
+) -> None:
+    shaping, reasons = SHAPINGS[way], set()
+    for seed in range(4):
+        boundary = (Entropy(2, 12, 1.5), FixedLength(maximum=5))[seed % 2]
+        ask = ask_of(engine, seed=seed, n=4, boundary=boundary, shaping=shaping, max_tokens=40, sampling=Sampling(0.8, 20))
+        for segment in range(4):  # the grammar and the counts go on from segment to segment
+            ask = replace(ask, segment=segment)
+            got, want = await asyncio.gather(proposals(engine, ask), proposals(twin, ask))
+            same(got, want)
+            reasons |= {s.finish_reason for s in want}
+            response = ask.response + want[-1]
+            if response.finish_reason is not None:
+                break
+            ask = replace(ask, response=response, max_tokens=40 - len(response.token_ids))
+    assert (shaping.grammar is None) or "stop" in reasons

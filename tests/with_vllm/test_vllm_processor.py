@@ -16,13 +16,17 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample import logits_processor as v2
 
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.vllm.options import INVALID, DrawSpec, request_options
+from cards.backends.vllm import processor
+from cards.backends.vllm.options import DRAWN, INVALID, REFUSED, DrawSpec, check_drawn, request_options, shaping_options
 from cards.backends.vllm.processor import Processor
 from cards.boundaries import Entropy
 from cards.engines.ask import Ask
-from cards.errors import MismatchError
+from cards.engines.mock import MockEngine
+from cards.errors import MismatchError, SettingError
 from cards.events import Prompt, Response
-from cards.sampling import Sampling, uniforms
+from cards.grammar import Grammar
+from cards.sampling import Sampling, distribution, pick, uniforms
+from cards.shaping import Shaping
 
 VOCABULARY, STOP = 50, 7
 SAMPLINGS = [Sampling(), Sampling(0.7, 10), Sampling(1.3, None, 0.8), Sampling(0.0), Sampling(0.5, 5, 0.9)]
@@ -281,3 +285,96 @@ def test_vllm_finds_the_processor_by_itself() -> None:
     validate(params(GOOD))
     with pytest.raises(VLLMValidationError):
         validate(params(GOOD | {"cards_minimum": 0}))
+
+
+# Shaping.
+
+LETTERS = "abcdefghij"
+SHAPED = Shaping(Grammar.regex("(ab|c)*(de)?"), ((2, 1.5), (9, -9.0)), 0.5, 0.25, 1.4)
+
+
+class ShapedRow:
+    """A request with a shaping, whose response so far is part of the prompt of vLLM, in the V1 batch or another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, shaping: Shaping) -> None:
+        self.source = MockEngine(lambda ids: [0.1] * 10, LETTERS, end="j")
+        monkeypatch.setattr(processor, "tokenizer_of", lambda config: self.source)
+        self.prompt, response = (7, 0), Response("abc", (0, 1, 2))
+        self.ask = Ask(Prompt("", self.prompt), response, 20, sampling=Sampling(0.9), shaping=shaping)
+        self.options = request_options(self.ask, 9) | shaping_options(self.ask, self.source)
+        self.before = [*self.prompt, *response.token_ids]
+
+    def expected(self, row: Tensor, drawn: list[int]) -> tuple[int, float]:
+        writer = self.source.writer(self.ask)
+        writer.tokens += drawn
+        u = uniforms(0, 0, 0, len(drawn) + 1)[-1]
+        return pick(distribution(writer.shaped(row.numpy()), self.ask.sampling), u), DRAWN
+
+
+def test_shaped_tokens_count_the_response_in_the_prompt_in_both_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ShapedRow(monkeypatch, SHAPED)
+    v1, output = Processor(None, torch.device("cpu"), False), list[int]()
+    v1.update_state(BatchUpdate(1, [], [(0, params(one.options), one.before, output)], []))
+    history = torch.zeros(3, 40, dtype=torch.int32)
+    states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([0, 0, 5])), all_token_ids=SimpleNamespace(gpu=history))
+    v2 = Processor(None, states)
+    v2.add_request(2, params(one.options))
+    for step in range(8):
+        logits = logits_of(1, step)[:, :10]
+        wanted = one.expected(logits[0], output)
+        assert left(v1.apply(logits.clone())[0]) == pytest.approx(wanted)
+        history[2, : 5 + step] = torch.tensor([*one.before, *output])
+        ctx = SimpleNamespace(
+            idx_mapping_np=np.array([2]),
+            seq_lens_upper_bound_np=np.array([5 + step]),
+            expanded_idx_mapping=torch.tensor([2]),
+            input_ids=torch.tensor([0]),
+        )
+        assert left(v2.apply(logits.clone(), ctx)[0]) == pytest.approx(wanted)
+        if wanted[0] == 9:
+            break
+        output.append(wanted[0])
+    assert step > 2
+
+
+def test_shaped_rows_of_drafted_tokens_read_them_from_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ShapedRow(monkeypatch, SHAPED)
+    history = torch.zeros(1, 40, dtype=torch.int32)
+    drafted = [0, 1]
+    history[0, :6] = torch.tensor([*one.before, 2])
+    states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([5])), all_token_ids=SimpleNamespace(gpu=history))
+    v2 = Processor(None, states)
+    v2.add_request(0, params(one.options))
+    ctx = SimpleNamespace(
+        idx_mapping_np=np.array([0]),
+        seq_lens_upper_bound_np=np.array([8]),
+        expanded_idx_mapping=torch.tensor([0, 0, 0]),
+        expanded_local_pos=torch.tensor([0, 1, 2]),
+        input_ids=torch.tensor([2, *drafted]),
+        pos=torch.tensor([5, 6, 7]),
+    )
+    logits = logits_of(3, 1)[:, :10]
+    got = v2.apply(logits.clone(), ctx)
+    for row in range(3):
+        assert left(got[row]) == pytest.approx(one.expected(logits[row], [2, *drafted[:row]]))
+
+
+def test_a_grammar_that_allows_no_token_is_marked_and_ends_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ShapedRow(monkeypatch, Shaping(Grammar.regex("abcx")))  # no token of this vocabulary has an x
+    v1 = Processor(None, torch.device("cpu"), False)
+    other = params(request_options(rule_of(0)[0], STOP), 0)
+    v1.update_state(BatchUpdate(2, [], [(0, params(one.options), one.before, []), (1, other, [1, 2, 3], [])], []))
+    logits = logits_of(2, 0)[:, :10]
+    got = v1.apply(logits.clone())
+    assert left(got[0])[1] == REFUSED
+    assert left(got[1]) == pytest.approx(expected(*rule_of(0), logits[1], 0), abs=1e-6)
+    with pytest.raises(SettingError, match="allows no token"):
+        check_drawn(REFUSED, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"grammar": 3}', '{"grammar": "start: x"}', '{"bias": [[1]]}', '{"oops": 1}', "1"]
+)
+def test_wrong_shapings_are_refused(text: str) -> None:
+    with pytest.raises((SettingError, VLLMValidationError)):
+        Processor.validate_params(params(GOOD | {"cards_shaping": text}))

@@ -13,14 +13,26 @@ from typing import Any
 
 from cards.batch.rows import Fields, RawRow, line, parsed
 from cards.decoder import Decoder, PromptLike
-from cards.errors import CardsError, MismatchError, PromptError, SettingError, UnavailableError
+from cards.errors import (
+    CardsError,
+    MismatchError,
+    MissingExtraError,
+    PromptError,
+    SettingError,
+    UnavailableError,
+    UnknownNameError,
+    check,
+)
 from cards.events import Result
 from cards.prompts import PromptOptions, read_messages
+from cards.response_format import read_response_format, read_structured_outputs
 from cards.sampling import seed_at
 from cards.settings import STOP, setting
+from cards.shaping import NO_SHAPING, Shaping
 from cards.usage import Usage
 
 PROMPT_FIELDS = ("prompt", "messages", "conversations")
+FORMATS = {"response_format": read_response_format, "structured_outputs": read_structured_outputs}
 CHECKED = 100  # rows whose fields are checked before models are loaded
 RESULT_FIELDS = ("text", "reward", "finish_reason", "seed", "method")
 COSTS = ("lm_prefill_tokens", "lm_decoded_tokens", "lm_wasted_tokens", "rm_calls", "rm_tokens")
@@ -95,10 +107,14 @@ class BatchOptions(PromptOptions):
 
 @dataclass(frozen=True, slots=True)
 class RowDecoder:
-    """A decoder for batch rows. Row i has the seed `seed_at(options.seed, i)` unless it gives one."""
+    """A decoder for batch rows. Row i has the seed `seed_at(options.seed, i)` unless it gives one.
+
+    `shaping` applies to all rows. The grammar of a row's `response_format` or `structured_outputs` precedes its own.
+    """
 
     decoder: Decoder
     options: BatchOptions
+    shaping: Shaping = NO_SHAPING
 
     async def decode(self, number: int, raw: RawRow) -> Outcome:
         """Decode a row. An error that only this row causes becomes a failed outcome.
@@ -110,7 +126,8 @@ class RowDecoder:
             seed = _whole_number(fields, "seed", seed_at(self.options.seed, number), 0)
             max_tokens = _whole_number(fields, "max_tokens", self.options.max_tokens, 1)
             prompt = self.prompt(fields)
-            result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=max_tokens, stop=self.options.stop)
+            options: dict[str, Any] = {"stop": self.options.stop, "shaping": self.shaped(fields)}
+            result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=max_tokens, **options)
             return Outcome(number, line(fields | self.result_fields(number, fields, result)), usage=result.usage)
         except CardsError as error:
             if is_fatal(error):
@@ -145,6 +162,18 @@ class RowDecoder:
         except SettingError as error:
             raise PromptError(f"The row has a wrong system or chat_template_kwargs: {error}") from error
 
+    def shaped(self, fields: Fields) -> Shaping:
+        """Return the shaping of a row. Raises PromptError if its format is wrong."""
+        found = [(read, given) for name, read in FORMATS.items() if (given := _parsed(fields.get(name)))]
+        try:
+            check(len(found) <= 1, f"The row has {' and '.join(FORMATS)}: give one of them.")
+            grammars = [read(given) for read, given in found]
+        except MissingExtraError:
+            raise
+        except (SettingError, UnknownNameError) as error:
+            raise PromptError(f"The row has a wrong format: {error}") from error
+        return replace(self.shaping, grammar=grammars[0]) if grammars else self.shaping
+
     def result_fields(self, number: int, fields: Fields, result: Result) -> Fields:
         """Return the fields that the output adds to a row. Raises SettingError if the input already uses their names."""
         if self.options.full:
@@ -162,6 +191,14 @@ def is_fatal(error: CardsError) -> bool:
     A request that a server rejects because of its content is an error of its row only.
     """
     return isinstance(error, FATAL_ERRORS) and getattr(error, "status", None) not in CONTENT_STATUSES
+
+
+def _parsed(given: Any) -> Any:
+    """Return a value that can be JSON in a text, as in CSV. Text that is not JSON stays as it is."""
+    if isinstance(given, str) and given.strip():
+        with suppress(ValueError):
+            return json.loads(given)
+    return given
 
 
 def _whole_number(fields: Fields, name: str, default: int, minimum: int) -> int:

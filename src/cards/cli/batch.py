@@ -20,7 +20,7 @@ from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.cli.models import load_decoder
-from cards.cli.options import METHOD, MODEL, REWARD, with_options, with_placement
+from cards.cli.options import METHOD, MODEL, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
@@ -28,6 +28,7 @@ from cards.decoder import HIGH_FALLBACK
 from cards.errors import UnreachableTargetWarning, check, public_name
 from cards.placement import Placement, reward_for
 from cards.settings import CONCURRENCY
+from cards.shaping import ShapingOptions
 
 RAY = "Ray"
 FILE_TYPES = ", ".join(SUFFIXES)
@@ -36,6 +37,7 @@ INPUTS = ", ".join(name for name in INPUT_SUFFIXES if not name.endswith(".gz")) 
 
 @with_settings
 @with_options(BatchOptions, "options")
+@with_options(ShapingOptions, "shape", SHAPING)
 @with_placement
 def batch(
     source: Annotated[
@@ -65,6 +67,7 @@ def batch(
     ray_gpus: Annotated[float, typer.Option(min=0, help="Number of GPUs per decoder.", rich_help_panel=RAY)] = 0,
     *,
     options: BatchOptions,
+    shape: ShapingOptions,
     placement: Placement,
     settings: dict[str, str],
 ) -> None:
@@ -80,23 +83,25 @@ def batch(
     check(not (ray and str(source) == "-"), "A Ray cluster cannot read standard input: give a file that all machines can read.")
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
+    shaping = shape.shaping
     header = {
         "model": public_name(model),
         "reward": public_name(reward),
         **recorded(chosen),
         **placement.record,
         **asdict(options),
+        **({"shaping": asdict(shaping)} if shaping else {}),
     }
 
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
-        work = RowDecoder(load_decoder(model, reward, chosen, placement), options)
+        work = RowDecoder(load_decoder(model, reward, chosen, placement), options, shaping)
         write = _recorder(journal, report)
         return _run_interruptibly(work, RowReader(reading), numbers, write, concurrency or work.decoder.engine.rows)
 
     def decode_on_ray(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         from cards.integrations.ray_data import Cluster, Recipe
 
-        recipe = Recipe(model, reward, chosen, placement, options, concurrency)
+        recipe = Recipe(model, reward, chosen, placement, options, concurrency, shaping)
         cluster = Cluster(ray_address, ray_workers, ray_gpus)
         return _write_all(cluster.outcomes(recipe, reading, numbers), _recorder(journal, report))
 

@@ -13,7 +13,7 @@ from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
 from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
-from cards.cli.options import GOLD, JSON, MODEL, REWARD, with_options, with_placement
+from cards.cli.options import GOLD, JSON, MODEL, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, with_profile
 from cards.cli.respond import ResponseOptions, respond
 from cards.console import one_line_warnings
@@ -22,6 +22,7 @@ from cards.errors import CardsError, PromptError
 from cards.events import Response
 from cards.placement import Placement, reward_for
 from cards.prompts import PromptOptions
+from cards.shaping import Shaping, ShapingOptions
 from cards.study.models import Models
 from cards.study.tables import FORMAT
 
@@ -30,6 +31,7 @@ METHODS = ["vanilla", "best-of-n", "cards"]
 
 @with_options(ResponseOptions, "options")
 @with_options(PromptOptions, "prompting")
+@with_options(ShapingOptions, "shape", SHAPING)
 @with_placement
 def compare(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - or nothing reads standard input.")] = None,
@@ -44,6 +46,7 @@ def compare(
     *,
     options: ResponseOptions,
     prompting: PromptOptions,
+    shape: ShapingOptions,
     placement: Placement,
 ) -> None:
     """Compare several methods on one prompt, side by side.
@@ -51,6 +54,7 @@ def compare(
     The methods run one after another, each with empty caches, so that their times are comparable. Ctrl-C stops the current
     method, keeps its response so far, and skips the remaining methods. If a method fails, the others still run.
     """
+    shaping = shape.shaping
     arms = arms_of(with_profile(profile, method or METHODS, model, reward, placement.mix, options.max_tokens))
     reward = reward_for(model, reward, [arm.method for arm in arms])
     if text == "-" or (text is None and not at_terminal()):
@@ -63,7 +67,7 @@ def compare(
     panes = [Pane(arm) for arm in arms]
     with one_line_warnings(), Board(panes, silent=json):
         for number, pane in enumerate(panes):
-            if _run(models, prompt, pane, options):
+            if _run(models, prompt, pane, options, shaping):
                 for skipped in panes[number + 1 :]:
                     skipped.ending = "not run"
                 break
@@ -75,13 +79,13 @@ def compare(
         raise typer.Exit(2)
 
 
-def _run(models: Models, prompt: PromptLike, pane: Pane, options: ResponseOptions) -> bool:
+def _run(models: Models, prompt: PromptLike, pane: Pane, options: ResponseOptions, shaping: Shaping) -> bool:
     """Run one method and grade its response. Return whether Ctrl-C interrupted it."""
     models.forget()
     try:
         decoder = models.decoder(pane.arm.method)
         pane.ending = "decoding"
-        result = respond(decoder, prompt, pane, options)
+        result = respond(decoder, prompt, pane, options, shaping=shaping)
         interrupted = result.finish_reason == "interrupted"
         response = Response(result.text, result.token_ids, None if interrupted else result.finish_reason)
         pane.grades = models.run(models.grades(prompt, None, response))

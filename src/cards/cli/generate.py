@@ -11,7 +11,7 @@ import typer
 
 from cards.cli.chat import chat
 from cards.cli.models import load_decoder
-from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, REWARD, with_options, with_placement
+from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.respond import ResponseOptions, respond
 from cards.cli.settings import method_of, with_settings
@@ -21,11 +21,13 @@ from cards.errors import PromptError, SettingError
 from cards.events import Message, Result
 from cards.placement import Placement, reward_for
 from cards.prompts import PromptOptions
+from cards.shaping import ShapingOptions
 
 
 @with_settings
 @with_options(ResponseOptions, "options")
 @with_options(PromptOptions, "prompting")
+@with_options(ShapingOptions, "shape", SHAPING)
 @with_placement
 def generate(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - reads standard input.")] = None,
@@ -40,6 +42,7 @@ def generate(
     *,
     options: ResponseOptions,
     prompting: PromptOptions,
+    shape: ShapingOptions,
     placement: Placement,
     settings: dict[str, str],
 ) -> None:
@@ -49,7 +52,7 @@ def generate(
     not a terminal, a missing TEXT is read from it.
     """
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
-    reward = reward_for(model, reward, [chosen])
+    reward, shaping = reward_for(model, reward, [chosen]), shape.shaping
     interactive = text is None and at_terminal()
     if interactive and (prompting.raw or json):
         raise SettingError(f"A chat does not support {'--raw' if prompting.raw else '--json'}: give a text, or pipe one in.")
@@ -67,7 +70,7 @@ def generate(
 
     def run(prompt: str | Sequence[Message]) -> Result:
         with one_line_warnings(), View(trace=trace, silent=json, strip=not isinstance(prompt, str)) as view:
-            return respond(decoder, prompt, view, options, trace)
+            return respond(decoder, prompt, view, options, trace, shaping)
 
     if text is None:
         chat(lambda conversation: run(prompting.prompt(conversation, chats=True)))

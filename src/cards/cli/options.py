@@ -22,6 +22,7 @@ MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
 REWARD = typer.Option(help=placement.REWARD, show_default=placement.REWARD_UNSET, rich_help_panel=MODELS)
 GOLD = typer.Option(help=placement.GOLD, rich_help_panel=MODELS)
 JSON = typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)
+SHAPING = "Structured output and penalties"
 Command = Callable[..., None]
 
 

@@ -10,6 +10,7 @@ from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError
 from cards.events import Event, Result
 from cards.settings import DEADLINE, MAX_TOKENS, STOP, setting
+from cards.shaping import NO_SHAPING, Shaping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +31,16 @@ class ResponseView(Protocol):
     def close(self, result: Result, ending: str | None = None) -> None: ...
 
 
-def respond(decoder: Decoder, prompt: PromptLike, view: ResponseView, options: ResponseOptions, trace: bool = False) -> Result:
+def respond(
+    decoder: Decoder,
+    prompt: PromptLike,
+    view: ResponseView,
+    options: ResponseOptions,
+    trace: bool = False,
+    shaping: Shaping = NO_SHAPING,
+) -> Result:
     """Decode a response, show it, and return its result. After Ctrl-C the result is partial."""
-    events = decoder.stream(prompt, **asdict(options), trace=trace)
+    events = decoder.stream(prompt, **asdict(options), trace=trace, shaping=shaping)
     try:
         with closing(events):
             for event in events:

@@ -120,7 +120,7 @@ class Engine(Composite, ABC):
         if shaping and "shaping" not in self.has:
             raise MismatchError(
                 f"Engine {self.name!r} cannot apply grammars, logit_bias or penalties exactly. Load the model in this process "
-                "or in vLLM, or leave them out."
+                "or in vLLM (a vLLM server needs the logits processor of this package), or leave them out."
             )
         for token, _ in shaping.logit_bias:
             check(

@@ -100,7 +100,7 @@ class TokenGrammar:
 
     def _error(self, matcher: Any, what: str) -> SettingError:
         reason = " ".join(str(matcher.get_error()).split("\n", 1)[0].split())
-        return SettingError(f"{what}: {reason or 'the response is already complete'}.")
+        return SettingError(f"{what}: {reason}." if reason else f"{what}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.errors import CardsError, MissingExtraError, SettingError
 from cards.methods.base import Method
 from cards.placement import Placement
+from cards.shaping import NO_SHAPING, Shaping
 from cards.study.models import Models
 
 BLOCK_ROWS = 64
@@ -33,12 +34,13 @@ class Recipe:
     placement: Placement = field(default_factory=Placement)
     shape: BatchOptions = field(default_factory=BatchOptions)
     concurrency: int | None = None  # rows in flight per decoder (None: the number of cache slots)
+    shaping: Shaping = NO_SHAPING
 
     def work(self) -> RowDecoder:
         """Load the models and return the work of one decoder."""
         engine = self.placement.load_engine(self.model)
         reward = None if self.reward == "none" else self.placement.load_reward(self.reward)
-        return RowDecoder(Models(engine, reward, placement=self.placement).decoder(self.method), self.shape)
+        return RowDecoder(Models(engine, reward, placement=self.placement).decoder(self.method), self.shape, self.shaping)
 
 
 class Worker:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ClassVar
 
 from cards.backends.http.client import Client
 from cards.backends.http.openai import OpenAIEngine, ParallelProgress
-from cards.backends.vllm.options import DRAWN, INVALID, check_supported, request_options
+from cards.backends.vllm.options import DRAWN, check_drawn, check_supported, request_options, shaping_options
 from cards.boundaries import Boundary
 from cards.engines.ask import Ask
 from cards.engines.writer import Writer
 from cards.errors import SettingError, UnavailableError
 from cards.events import Segment
-from cards.sampling import invalid_logits
 
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 FLAG = "--logprobs-mode processed_logits"
@@ -26,6 +25,8 @@ class VLLMHTTPEngine(OpenAIEngine):
     In float32 its tokens equal those of TransformersEngine. The log-probability of each token shows whether it was drawn or
     marks a boundary, and then the uncertainty (see `cards.backends.vllm.options`).
     """
+
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "shaping"})
 
     @property
     def stop_id(self) -> int:
@@ -80,15 +81,15 @@ class VLLMHTTPEngine(OpenAIEngine):
             "return_tokens_as_token_ids": True,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "vllm_xargs": request_options(ask, self.stop_id),
+            "vllm_xargs": request_options(ask, self.stop_id) | shaping_options(ask, self),
         }
 
     def _write(self, writer: Writer, choice: dict[str, Any], progress: ParallelProgress) -> None:
         tokens = choice["token_ids"] or ()
         for token, value in zip(tokens, (choice["logprobs"] or {}).get("token_logprobs", ()), strict=True):
             progress.reach(len(writer.tokens) + 1)
-            if value == INVALID and writer.segment is None:
-                raise invalid_logits(writer.position)
+            if writer.segment is None:
+                check_drawn(value, writer.position)
             if value == DRAWN:
                 progress.account.add(decoded_tokens=1)
                 if writer.segment is None:

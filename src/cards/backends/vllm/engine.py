@@ -7,15 +7,15 @@ import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.checkpoint import Checkpoint
 from cards.backends.configuration import context_length, end_ids, flops_per_token, vocab_size
-from cards.backends.generation import EXCLUDING, warn_of_ignored
+from cards.backends.generation import EXCLUDING, repetition_penalty, warn_of_ignored
 from cards.backends.vllm.host import Host
-from cards.backends.vllm.options import INVALID, check_supported, request_options
+from cards.backends.vllm.options import check_drawn, check_supported, request_options, shaping_options
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
@@ -23,7 +23,6 @@ from cards.engines.text import check_fits, check_ids, encode
 from cards.errors import ModelError, UnavailableError, check
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
-from cards.sampling import invalid_logits
 from cards.usage import current_account
 
 
@@ -35,6 +34,7 @@ class VLLMEngine(Engine):
     for a reward model.
     """
 
+    has: ClassVar[frozenset[str]] = frozenset({"segments", "shaping"})
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
@@ -46,6 +46,7 @@ class VLLMEngine(Engine):
         self.vocabulary, self.vocab_size = fingerprint(tokenizer), vocab_size(model)
         self.entropy_threshold = getattr(model.config, "cards_entropy_threshold", Engine.entropy_threshold)
         self.end_ids = end_ids(model, tokenizer)
+        self.repetition_penalty = repetition_penalty(model)
         warn_of_ignored(model, name, EXCLUDING)
         self.flops = flops_per_token(model)
 
@@ -99,7 +100,7 @@ class VLLMEngine(Engine):
             "ignore_eos": True,  # end_ids has all end tokens
             "stop_token_ids": sorted(self.end_ids),
             "logprobs": 0,
-            "extra_args": request_options(ask, stop=min(self.end_ids, default=0)),
+            "extra_args": request_options(ask, stop=min(self.end_ids, default=0)) | shaping_options(ask, self),
         }
 
     async def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
@@ -161,8 +162,8 @@ class VLLMRequests:
                     steps += 1
                     self.read += 1
                     value = values[token].logprob
-                    if value == INVALID and writer.segment is None:
-                        raise invalid_logits(writer.position)
+                    if writer.segment is None:
+                        check_drawn(value, writer.position)
                     self.costs["decoded_tokens"] += value < 0
                     if writer.segment is None:
                         writer.end(entropy=value) if value >= 0 else writer.push(token)

@@ -10,18 +10,21 @@ The options are fields of `SamplingParams.extra_args` (over HTTP: `vllm_xargs`).
     cards_measure               entropy, mcp or evidential (entropy)
     cards_minimum               minimum number of tokens of the segment (1)
     cards_stop                  token id returned at a boundary; if it is in `stop_token_ids`, it also ends the request
+    cards_shaping               grammar, biases and penalties as JSON: see `shaping_options` (none)
 
 The `seed` of the request is the number of the candidate. With `n` above 1, vLLM adds 1 for each further candidate. vLLM
 requires that `temperature` is 0, or 1 if `n` is above 1. Penalties are rejected, because they would change the draw.
 
 The processor leaves one token in a row of logits. Its value is -1 if the token was drawn, -2 if the logits contain NaN or
-infinity, and the uncertainty (never negative) if it is the stop id. With vLLM's `logprobs_mode="processed_logits"`, the
-log-probability of the token (`logprobs=0`) is this value. With any other mode, `cards_stop` must be an id that the LM never
-draws.
+infinity, -3 if the grammar allows no token, and the uncertainty (never negative) if it is the stop id. With vLLM's
+`logprobs_mode="processed_logits"`, the log-probability of the token (`logprobs=0`) is this value. With any other mode,
+`cards_stop` must be an id that the LM never draws.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,15 +33,21 @@ from numpy.typing import NDArray
 
 from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
-from cards.errors import MismatchError, UnknownNameError, check
-from cards.sampling import Sampling, uniforms
+from cards.engines.base import Engine
+from cards.engines.shaper import Shaper
+from cards.errors import CardsError, MismatchError, SettingError, UnknownNameError, check
+from cards.grammar import Grammar
+from cards.sampling import Sampling, invalid_logits, uniforms
+from cards.shaping import Shaping
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
-KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "min_p", "threshold", "measure", "minimum", "stop")
+KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "min_p", "threshold", "measure", "minimum", "stop", "shaping")
+PENALTIES = {"presence": 0.0, "frequency": 0.0, "repetition": 1.0}
 LIMIT = 2**31  # of the numbers of candidates, segments and tokens
-DRAWN, INVALID = -1.0, -2.0  # the remaining logit of a drawn token; that of a token whose logits were invalid
+# The remaining logit of a drawn token; of one whose logits were invalid; of one where the grammar allows no token.
+DRAWN, INVALID, REFUSED = -1.0, -2.0, -3.0
 
 
 def check_supported(boundary: Boundary) -> None:
@@ -48,6 +57,14 @@ def check_supported(boundary: Boundary) -> None:
             f"vLLM does not support the boundary {type(boundary).__name__}. Use Entropy, a boundary that reads only text, or "
             "the transformers engine."
         )
+
+
+def check_drawn(value: float, position: int) -> None:
+    """Raise ModelError or SettingError if the remaining logit marks a token that could not be drawn."""
+    if value == INVALID:
+        raise invalid_logits(position)
+    if value == REFUSED:
+        raise SettingError("The grammar allows no token of the model here, or it is too complex. Simplify it.")
 
 
 def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
@@ -70,15 +87,80 @@ def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
     return {f"cards_{key}": value for key, value in options.items()}
 
 
+def shaping_options(ask: Ask, engine: Engine) -> dict[str, str | int | float]:
+    """Return the options for the shaping of an ask; none if it changes no logits.
+
+    `prompt` is the number of prompt tokens: all others belong to the response. `ends` and `size` are the end tokens and the
+    size of the vocabulary, which decide with the tokenizer what a grammar allows.
+    """
+    shaper = engine.shaper(ask.shaping, ask.prompt)
+    if shaper is None:
+        return {}
+    shaping = ask.shaping
+    fields = {
+        "prompt": len(ask.prompt.token_ids),
+        "grammar": shaping.grammar and shaping.grammar.text,
+        "bias": shaping.logit_bias,
+        "presence": shaping.presence_penalty,
+        "frequency": shaping.frequency_penalty,
+        "repetition": shaper.penalty,
+        "ends": sorted(engine.end_ids),
+        "size": engine.vocab_size,
+    }
+    return {"cards_shaping": json.dumps({name: value for name, value in fields.items() if value})}
+
+
+@dataclass(frozen=True, slots=True)
+class ShapingSpec:
+    """The shaping of a request, and what it needs to know of the prompt and the model."""
+
+    shaping: Shaping
+    prompt: int  # number of tokens before the response
+    ends: frozenset[int]
+    size: int | None
+
+    @classmethod
+    def parse(cls, text: Any) -> ShapingSpec:
+        """Parse `cards_shaping`. Raises SettingError."""
+        try:
+            given = json.loads(text)
+            penalties = [float(given.pop(name, value)) for name, value in PENALTIES.items()]
+            bias = tuple((int(token), float(number)) for token, number in given.pop("bias", ()))
+            prompt, ends, size = (
+                int(given.pop("prompt", 0)),
+                frozenset(map(int, given.pop("ends", ()))),
+                given.pop("size", None),
+            )
+            grammar = given.pop("grammar", None)
+            check(not given and (size is None or isinstance(size, int)), f"cards_shaping has unknown fields: {given}.")
+            shaping = Shaping(None if grammar is None else Grammar(grammar), bias, *penalties)
+        except SettingError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise SettingError(f"cards_shaping must be JSON as `shaping_options` makes it: {error}.") from error
+        return cls(shaping, prompt, ends, size)
+
+    def shaper(self, tokens: Sequence[int], tokenizer: Callable[[], Any]) -> Shaper:
+        """Return the shaper for a request that begins with these tokens. Raises MismatchError or SettingError."""
+        grammar = None
+        if self.shaping.grammar is not None:
+            from cards.engines.matcher import token_grammar
+
+            grammar = token_grammar(self.shaping.grammar, tokenizer(), self.ends, self.size)
+        return Shaper(self.shaping, self.shaping.repetition_penalty or 1.0, tokens[: self.prompt], grammar)
+
+
 @dataclass(slots=True)
 class DrawSpec:
-    """The sampling and the boundary of a request, and its random numbers."""
+    """The sampling, the boundary and the shaping of a request, and its random numbers."""
 
     sampling: Sampling
     boundary: Entropy | None
     stop: int
     stream: tuple[int, int, int]  # seed, segment, candidate
     cached: NDArray[np.float64]  # the first random numbers of the stream
+    shaping: ShapingSpec | None = None
+    shaper: Shaper | None = None  # made with the first token
 
     def uniform(self, drawn: int) -> float:
         """Return the random number in [0, 1) for the token after `drawn` tokens."""
@@ -117,7 +199,18 @@ class DrawSpec:
             boundary = Entropy(_integer(given, "minimum", 1), None, _number(given, "threshold", 0.0), measure)
             check("stop" in given, "A request with cards_threshold needs cards_stop, the token id that ends the segment.")
             stop = _integer(given, "stop")
-        return cls(sampling, boundary, stop, (seed, segment, cast(int, params.seed)), np.zeros(0))
+        shaping = ShapingSpec.parse(given["shaping"]) if "shaping" in given else None
+        return cls(sampling, boundary, stop, (seed, segment, cast(int, params.seed)), np.zeros(0), shaping)
+
+    def shape(self, row: Any, tokens: Sequence[int], tokenizer: Callable[[], Any]) -> bool:
+        """Shape the logits after these tokens of prompt and response, in place. Return whether the grammar allows a token."""
+        assert self.shaping is not None
+        try:
+            self.shaper = self.shaper or self.shaping.shaper(tokens, tokenizer)
+            self.shaper.edit(row, tokens[self.shaping.prompt :])
+        except CardsError:  # an error would end vLLM
+            return False
+        return True
 
 
 def _integer(given: dict[str, Any], key: str, default: int = 0) -> int:

@@ -6,6 +6,7 @@ load it through the entry point `vllm.logits_processors` if this package is inst
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as RunnerV2
 
 from cards.backends.local.sampling import draw, uncertainty
-from cards.backends.vllm.options import DRAWN, INVALID, DrawSpec
+from cards.backends.vllm.options import DRAWN, INVALID, REFUSED, DrawSpec
 from cards.boundaries import Entropy
 from cards.sampling import Sampling
 
@@ -30,17 +31,21 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         DrawSpec.parse(sampling_params)
 
     def __init__(self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool = False) -> None:
-        self.rows: dict[int, tuple[DrawSpec, list[int]]] = {}  # V1: by row of the batch, with the tokens so far
+        # V1: by row of the batch, with the tokens of the prompt and those so far
+        self.rows: dict[int, tuple[DrawSpec, list[int], list[int]]] = {}
         self.slots: dict[int, DrawSpec] = {}  # V2: by slot
         self.states = device_or_states
+        self.config = getattr(vllm_config, "model_config", None)
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        def begin(params: SamplingParams, prompt: list[int] | None, output: list[int]) -> tuple[DrawSpec, list[int]] | None:
+        def begin(
+            params: SamplingParams, prompt: list[int] | None, output: list[int]
+        ) -> tuple[DrawSpec, list[int], list[int]] | None:
             spec = DrawSpec.parse(params)
-            return None if spec is None else (spec, output)
+            return None if spec is None else (spec, prompt or [], output)
 
         process_dict_updates(self.rows, batch_update, begin)
 
@@ -53,7 +58,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         if ctx is None:
-            rows = [(row, spec, len(output)) for row, (spec, output) in self.rows.items()]
+            rows = [(row, spec, len(output)) for row, (spec, _, output) in self.rows.items()]
         else:
             slots, lengths = ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np
             if len(slots) != len(logits):  # with a draft model, there is a row for each drafted token
@@ -65,13 +70,39 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
                 if (spec := self.slots.get(slot)) is not None
             ]
         rows = [(row, spec, drawn) for row, spec, drawn in rows if drawn >= 0]  # negative while the prompt is read
+        refused = []  # positions of rows where the grammar allows no token
+        for i, (row, spec, _) in enumerate(rows):
+            if spec.shaping is not None:
+                tokens = self._tokens(row) if ctx is None else self._tokens_v2(ctx, row, int(slots[row]), int(lengths[row]))
+                if not spec.shape(logits[row], tokens, partial(tokenizer_of, self.config)):
+                    refused.append(i)
         if rows:
-            draw_rows(logits, rows)
+            draw_rows(logits, rows, refused)
         return logits
 
+    def _tokens(self, row: int) -> list[int]:
+        """Return the tokens of the prompt and the response of a row."""
+        _, prompt, output = self.rows[row]
+        return [*prompt, *output]
 
-def draw_rows(logits: Tensor, rows: list[tuple[int, DrawSpec, int]]) -> None:
-    """Draw a token for each row (index, spec, tokens drawn so far) of logits [batch, vocabulary].
+    def _tokens_v2(self, ctx: Any, row: int, slot: int, length: int) -> list[int]:
+        """Return the same for a row of V2. Tokens of a draft are only in the input of the step."""
+        drafted = 0 if len(ctx.idx_mapping_np) == len(ctx.expanded_idx_mapping) else int(ctx.expanded_local_pos[row])
+        tokens: list[int] = self.states.all_token_ids.gpu[slot, : length - drafted].tolist()
+        return tokens + ctx.input_ids[row - drafted + 1 : row + 1].tolist()
+
+
+@cache
+def tokenizer_of(config: Any) -> Any:
+    """Return the tokenizer of the model that vLLM runs."""
+    from transformers import AutoTokenizer
+
+    options = {"trust_remote_code": config.trust_remote_code, "revision": config.tokenizer_revision}
+    return AutoTokenizer.from_pretrained(config.tokenizer, **options)
+
+
+def draw_rows(logits: Tensor, rows: list[tuple[int, DrawSpec, int]], refused: list[int]) -> None:
+    """Draw a token for each row (index, spec, tokens drawn so far) of logits [batch, vocabulary]; mark those in `refused`.
 
     In place: all other logits of the row become -inf. No value is copied to the CPU, so that vLLM need not wait for the device.
     """
@@ -97,6 +128,8 @@ def draw_rows(logits: Tensor, rows: list[tuple[int, DrawSpec, int]]) -> None:
         tokens[at] = torch.where(ends, stops[at], tokens[at])
         values[at] = torch.where(ends, measured, values[at])
     values = values.where(tokens >= 0, INVALID)  # a boundary replaces the token, but the uncertainty of NaN ends no segment
+    if refused:
+        values[_tensor(refused, logits)] = REFUSED
     tokens = tokens.clamp(min=0)
     logits[indices] = float("-inf")
     logits[indices, tokens] = values
