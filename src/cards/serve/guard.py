@@ -16,7 +16,7 @@ from cards.serve.keys import COOKIE, Keys, address_of
 from cards.serve.options import ServerOptions
 
 LARGE_BODY = 2**16  # bytes
-API_PATHS = ("/v1/", "/tokenize", "/detokenize")
+API_PATHS = ("/v1/", "/tokenize", "/detokenize")  # and /tokenizer_info
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 

@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`, as vLLM has them."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cards.serve.schemas import AnyTokens, ChatMessage, Flag, OpenModel, Text, c
 from cards.serve.service import Service
 
 T = TypeVar("T")
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class TokenizeBody(OpenModel):
@@ -60,6 +61,16 @@ class TokenList(BaseModel):
     token_strs: list[str] | None
 
 
+class TokenizerInfo(BaseModel):
+    """Special tokens and the chat template; None for those that the tokenizer does not have."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+
+
 class PromptBody(BaseModel):
     prompt: str
 
@@ -85,6 +96,15 @@ def tokenization(catalog: Catalog) -> APIRouter:
         engine.check_token_ids()
         with catalog.meters.request(key_of(request), 0, lambda: 0):
             return {"prompt": await _in_thread(service, lambda: str(engine.tokenizer.decode(body.tokens)))}
+
+    @router.get("/tokenizer_info", summary="Describe the tokenizer", responses=documented(TokenizerInfo))
+    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+        service = catalog.find(model)
+        service.engine.check_token_ids()
+        found = {name: getattr(service.engine.tokenizer, name, None) for name in SPECIAL}
+        template = getattr(service.engine.tokenizer, "chat_template", None)
+        described = {name: None if token is None else str(token) for name, token in found.items()}
+        return described | {"chat_template": template if isinstance(template, str) else None}
 
     return router
 
