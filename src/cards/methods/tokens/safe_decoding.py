@@ -50,12 +50,17 @@ class SafeDecoding(LogitsMethod):
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         import numpy as np
 
-        p, expert = (distribution(row, Sampling(), position) for row in (logits, *others))
+        [of_expert] = others
+        p, expert = distribution(logits, Sampling(), position), distribution(of_expert, Sampling(), position)
+        expert = np.where(logits > -np.inf, expert, 0)  # without tokens that the LM or a grammar excludes
+        expert = expert / expert.sum() if expert.any() else p
         later = np.maximum(_ranks(p), _ranks(expert))  # the k from which both lists have the token
         shared = later <= np.sort(later)[min(self.common, len(later)) - 1]
         mixed = np.where(shared, (p + self.weight * (expert - p)).clip(0), 0)
+        if not mixed.any():
+            mixed = np.where(shared, expert if expert[shared].any() else p, 0)
         with np.errstate(divide="ignore"):
-            return np.log(mixed if mixed.any() else np.where(shared, expert, 0))
+            return np.log(mixed)
 
 
 def _ranks(p: Floats) -> Floats:
