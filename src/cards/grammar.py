@@ -14,6 +14,7 @@ from cards.errors import SettingError, check, require
 # Without this option, llguidance allows only the tokens of its own tokenization where the text is forced.
 OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 WHITESPACE = r"( |\n {0,40})"
+LONGEST = 300  # characters of an error message
 POSITION = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
 
 
@@ -31,6 +32,10 @@ class Grammar:
 
     def __post_init__(self) -> None:
         require("Structured output", "structured", "llguidance")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise SettingError(f"The {self.kind} has a lone surrogate (half of a character): remove it.") from error
         if problem := _problem(self.text):
             where = POSITION.match(problem)
             place = f" (line {where[1]}, column {where[2]})" if where and self.kind == "grammar" else ""
@@ -106,4 +111,5 @@ def _problem(text: str) -> str | None:
     if not invalid:
         return None
     message = re.split(r"\n +1 \| ", messages[0])[0]
-    return " ".join(message.split()).rstrip(".")
+    message = " ".join(message.split()).rstrip(".")
+    return message if len(message) <= LONGEST else message[:LONGEST] + "..."

@@ -102,7 +102,8 @@ def test_log_probabilities_are_included_on_demand(tiny: Running) -> None:
         ({"input": ""}, "messages", "empty"),
         ({"instruction": "x"}, "instruction", "'instructions'"),
         ({"n": 2}, "n", "1"),
-        ({"text": {"format": {"type": "telepathy"}}}, "text", "not supported"),
+        ({"text": {"format": {"type": "telepathy"}}}, "response_format", "telepathy"),
+        ({"text": {"verbosity": "high"}}, "text.verbosity", "not supported"),
     ],
 )
 def test_a_bad_request_is_named(tiny: Running, fields: dict[str, Any], param: str, words: str) -> None:

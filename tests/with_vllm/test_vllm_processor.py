@@ -290,6 +290,7 @@ def test_vllm_finds_the_processor_by_itself() -> None:
 # Shaping.
 
 LETTERS = "abcdefghij"
+CONFIG = SimpleNamespace(model_config=None)
 SHAPED = Shaping(Grammar.regex("(ab|c)*(de)?"), ((2, 1.5), (9, -9.0)), 0.5, 0.25, 1.4)
 
 
@@ -313,11 +314,11 @@ class ShapedRow:
 
 def test_shaped_tokens_count_the_response_in_the_prompt_in_both_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     one = ShapedRow(monkeypatch, SHAPED)
-    v1, output = Processor(None, torch.device("cpu"), False), list[int]()
+    v1, output = Processor(CONFIG, torch.device("cpu"), False), list[int]()
     v1.update_state(BatchUpdate(1, [], [(0, params(one.options), one.before, output)], []))
     history = torch.zeros(3, 40, dtype=torch.int32)
     states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([0, 0, 5])), all_token_ids=SimpleNamespace(gpu=history))
-    v2 = Processor(None, states)
+    v2 = Processor(CONFIG, states)
     v2.add_request(2, params(one.options))
     for step in range(8):
         logits = logits_of(1, step)[:, :10]
@@ -343,7 +344,7 @@ def test_shaped_rows_of_drafted_tokens_read_them_from_the_input(monkeypatch: pyt
     drafted = [0, 1]
     history[0, :6] = torch.tensor([*one.before, 2])
     states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([5])), all_token_ids=SimpleNamespace(gpu=history))
-    v2 = Processor(None, states)
+    v2 = Processor(CONFIG, states)
     v2.add_request(0, params(one.options))
     ctx = SimpleNamespace(
         idx_mapping_np=np.array([0]),
@@ -361,7 +362,7 @@ def test_shaped_rows_of_drafted_tokens_read_them_from_the_input(monkeypatch: pyt
 
 def test_a_grammar_that_allows_no_token_is_marked_and_ends_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
     one = ShapedRow(monkeypatch, Shaping(Grammar.regex("abcx")))  # no token of this vocabulary has an x
-    v1 = Processor(None, torch.device("cpu"), False)
+    v1 = Processor(CONFIG, torch.device("cpu"), False)
     other = params(request_options(rule_of(0)[0], STOP), 0)
     v1.update_state(BatchUpdate(2, [], [(0, params(one.options), one.before, []), (1, other, [1, 2, 3], [])], []))
     logits = logits_of(2, 0)[:, :10]

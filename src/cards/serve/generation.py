@@ -17,6 +17,7 @@ from cards.serve.gate import Gate
 from cards.serve.logprobs import TokenLogprob, logprobs_of
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
+from cards.shaping import Shaping
 from cards.streams import AsyncStream
 from cards.usage import Usage, track_usage
 
@@ -66,6 +67,7 @@ class GenerationRequest:
     choices: Sequence[Choice]
     max_tokens: int
     stop: tuple[str, ...]
+    shaping: Shaping
     deadline: float
     trace: bool
     logprobs: int | None
@@ -214,6 +216,7 @@ class Generation:
             max_tokens=request.max_tokens,
             seed=choice.seed,
             stop=request.stop,
+            shaping=request.shaping,
             deadline=left,
             trace=request.trace,
             usage=choice.usage,

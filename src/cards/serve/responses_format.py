@@ -127,7 +127,7 @@ class ResponsesFormatter(ResponseFormatter):
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "top_p": body.top_p,

@@ -23,7 +23,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # unsupported fields; None and these va
     "previous_response_id": (),
     "prompt": (),
     "reasoning": ({}, {"effort": None}, {"effort": "none"}),
-    "text": ({}, {"format": {"type": "text"}}, {"verbosity": "medium"}, {"format": {"type": "text"}, "verbosity": "medium"}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "truncation": ("disabled",),
@@ -47,6 +46,18 @@ class InputMessage(OpenModel):
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
+class TextOptions(OpenModel):
+    """The form of the output. A JSON schema stands beside its type."""
+
+    format: dict[str, Any] | None = None
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        if self.format is None or self.format.get("type") != "json_schema":
+            return self.format
+        return {"type": "json_schema", "json_schema": self.format}
+
+
 class ResponsesBody(Body):
     """`POST /v1/responses`: a text or items of text, rendered as messages with the model's chat template."""
 
@@ -56,6 +67,12 @@ class ResponsesBody(Body):
     include: list[str] | None = None
     top_logprobs: Integer | None = Field(default=None, ge=0, le=MAX_TOP)
     n: Literal[1] | None = 1
+    text: TextOptions | None = None
+
+    @property
+    def formats(self) -> dict[str, Any]:
+        given = None if self.text is None else self.text.response_format
+        return super().formats | ({} if given is None else {"response_format": given})
 
     @property
     def tokens(self) -> int | None:
@@ -77,6 +94,8 @@ class ResponsesBody(Body):
 
     def check_fields(self, tolerant: bool = False) -> list[str]:
         unknown = super().check_fields(tolerant)
+        if self.text is not None:
+            unknown += self.text.check_undeclared(tolerant, "text.", (), {"verbosity": ("medium",)})
         for name in self.include or ():
             if name not in INCLUDABLE:
                 raise ApiError(400, f"include has {name[:100]!r}, but only {LOGPROBS!r} is supported.", param="include")

@@ -12,6 +12,7 @@ from cards.events import Message
 from cards.prompts import RESERVED, Chat
 from cards.serve.errors import ApiError
 from cards.serve.generation import PromptText
+from cards.serve.shaping import Number, ShapingFields
 
 
 def _encodable(text: str) -> str:
@@ -46,7 +47,6 @@ MAX_TOP = 20  # alternatives to a token
 MAX_TEXTS = 2048  # prompts, messages and parts of messages; each costs time before the admission of the request
 Text = Annotated[str, AfterValidator(_encodable)]  # JSON can contain lone surrogates, tokenizers cannot encode them
 Integer = Annotated[int, Strict()]  # JSON's true is not 1
-Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Stops = Annotated[list[Stop], Field(max_length=16)]
@@ -76,15 +76,11 @@ IGNORED = frozenset(  # fields that do not change a response
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # unsupported fields; None and these values have no effect
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -152,7 +148,7 @@ class StreamOptions(OpenModel):
     include_usage: Flag = False
 
 
-class Body(OpenModel):
+class Body(ShapingFields, OpenModel):
     """The fields that completions and chats share."""
 
     model: str | None = None

@@ -124,6 +124,9 @@ class Service:
         prompts = [limits.chat(given) if isinstance(given, list) else given for given in body.prompts]
         for given in prompts:
             self.check_length(given)
+        shaping = body.shaping
+        for engine in decoder.proposers:
+            engine.check_shaping(shaping)
         uses_reward = "reward" in decoder.method.needed
         return GenerationRequest(
             decoder=decoder,
@@ -132,6 +135,7 @@ class Service:
             choices=self._choices(body),
             max_tokens=tokens,
             stop=body.stops,
+            shaping=shaping,
             deadline=arrived + min(limits.deadline, body.cards.deadline or limits.deadline),
             trace=body.cards.trace,
             logprobs=body.alternatives,

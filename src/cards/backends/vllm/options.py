@@ -24,6 +24,7 @@ infinity, -3 if the grammar allows no token, and the uncertainty (never negative
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -35,7 +36,7 @@ from cards.boundaries import Boundary, Entropy
 from cards.engines.ask import Ask
 from cards.engines.base import Engine
 from cards.engines.shaper import Shaper
-from cards.errors import CardsError, MismatchError, SettingError, UnknownNameError, check
+from cards.errors import MismatchError, SettingError, UnknownNameError, check
 from cards.grammar import Grammar
 from cards.sampling import Sampling, invalid_logits, uniforms
 from cards.shaping import Shaping
@@ -43,6 +44,7 @@ from cards.shaping import Shaping
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
+log = logging.getLogger("cards")
 KEYS = ("seed", "segment", "temperature", "top_k", "top_p", "min_p", "threshold", "measure", "minimum", "stop", "shaping")
 PENALTIES = {"presence": 0.0, "frequency": 0.0, "repetition": 1.0}
 LIMIT = 2**31  # of the numbers of candidates, segments and tokens
@@ -208,7 +210,8 @@ class DrawSpec:
         try:
             self.shaper = self.shaper or self.shaping.shaper(tokens, tokenizer)
             self.shaper.edit(row, tokens[self.shaping.prompt :])
-        except CardsError:  # an error would end vLLM
+        except Exception as error:  # which would end vLLM
+            log.warning("A request cannot be shaped: %s", error)
             return False
         return True
 

@@ -6,7 +6,7 @@ load it through the entry point `vllm.logits_processors` if this package is inst
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -35,7 +35,8 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         self.rows: dict[int, tuple[DrawSpec, list[int], list[int]]] = {}
         self.slots: dict[int, DrawSpec] = {}  # V2: by slot
         self.states = device_or_states
-        self.config = getattr(vllm_config, "model_config", None)
+        self.config = vllm_config
+        self.tokenizer = cache(lambda: tokenizer_of(self.config.model_config))
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -74,7 +75,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         for i, (row, spec, _) in enumerate(rows):
             if spec.shaping is not None:
                 tokens = self._tokens(row) if ctx is None else self._tokens_v2(ctx, row, int(slots[row]), int(lengths[row]))
-                if not spec.shape(logits[row], tokens, partial(tokenizer_of, self.config)):
+                if not spec.shape(logits[row], tokens, self.tokenizer):
                     refused.append(i)
         if rows:
             draw_rows(logits, rows, refused)
@@ -92,7 +93,6 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         return tokens + ctx.input_ids[row - drafted + 1 : row + 1].tolist()
 
 
-@cache
 def tokenizer_of(config: Any) -> Any:
     """Return the tokenizer of the model that vLLM runs."""
     from transformers import AutoTokenizer
