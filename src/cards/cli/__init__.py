@@ -54,7 +54,8 @@ def root(
 def _add(command: Callable[..., None]) -> None:
     """Add a command whose help is its docstring, with one line per paragraph so that terminals wrap it."""
     paragraphs = (command.__doc__ or "").split("\n\n")
-    app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(command)
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(help=text, cls=getattr(command, "command_class", None))(command)
 
 
 _add(generate.generate)

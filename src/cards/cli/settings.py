@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 import cards
 from cards.cli.options import Command, extended, keyword
@@ -30,16 +31,37 @@ def shared_options() -> dict[str, dict[str, Setting]]:
     return options
 
 
-def help_of(settings: Mapping[str, Setting]) -> str:
-    """Return each meaning of a shared option with the methods that it applies to and their defaults."""
-    meanings: dict[str, dict[str, list[str]]] = {}
-    for method, setting in settings.items():
-        meanings.setdefault(setting.help.rstrip("."), {}).setdefault(setting.default_text, []).append(method)
-    lines = []
-    for meaning, defaults in meanings.items():
-        methods = "; ".join(f"{', '.join(names)}: {default}" for default, names in defaults.items())
-        lines.append(f"{meaning} ({methods}).")
-    return " ".join(lines)
+class SettingsCommand(TyperCommand):
+    """A command whose help shows the settings of the chosen method, or of the default one, and no others."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        chosen = next(param for param in self.params if param.name == "method")
+        name = given_value(ctx.meta["arguments"], chosen.opts) or chosen.default
+        own = settings_of(method_class(split_settings(name)[0] if ":" in name else name))
+        for param in self.params:
+            if param.name in shared_options():
+                if param.name in own:
+                    setting = own[param.name]
+                    param.help = f"{setting.help.rstrip('.')} (default: {setting.default_text})."
+                    param.metavar = setting.metavar
+                    param.rich_help_panel = f"Settings of {name} (cards methods {name} explains them)"
+                else:
+                    param.hidden = True
+        super().format_help(ctx, formatter)
+
+
+def given_value(arguments: Sequence[str], flags: Collection[str]) -> str | None:
+    """Return the last value of an option in unparsed arguments."""
+    found = None
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            found = value if equals else after
+    return found
 
 
 def with_settings(command: Command) -> Command:
@@ -48,9 +70,11 @@ def with_settings(command: Command) -> Command:
     for name, settings in shared_options().items():
         flag = next(iter(settings.values())).flag
         kinds = metavar(dict.fromkeys(kind for setting in settings.values() for kind in setting.kinds))
-        option = typer.Option(flag, metavar=kinds, help=help_of(settings), rich_help_panel=PANEL, show_default=False)
+        option = typer.Option(flag, metavar=kinds, rich_help_panel=PANEL, show_default=False)
         added.append(keyword(name, str, option))
-    return extended(command, "settings", added, dict)
+    extended_command = extended(command, "settings", added, dict)
+    extended_command.command_class = SettingsCommand  # type: ignore[attr-defined]
+    return extended_command
 
 
 def method_of(name: str, texts: Mapping[str, str]) -> Method:
