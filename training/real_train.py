@@ -145,7 +145,7 @@ def train_reward(folder: Path, data: Path) -> None:
         judge,
         shuffled(pairs, range(len(pairs)), 1),
         folder / "reward.checkpoint",
-        [(layers, 2e-5), ([judge.head.weight], 2e-5)],
+        [(layers, 3e-5), ([judge.head.weight], 2e-4)],
     )
 
     def loss(group: list[int]) -> Tensor:
