@@ -41,7 +41,8 @@ def located(path: Path, runs: Path) -> Plan:
     """Read a plan whose models and prompts are files of the folder `runs`."""
     plan = read(path)
     names = {name: getattr(plan, name) for name in ("model", "reward", "gold", "prompts")}
-    return replace(plan, **{name: _found(value, runs) for name, value in names.items()})
+    found: dict[str, Any] = {name: _found(value, runs) for name, value in names.items()}
+    return replace(plan, **found)
 
 
 def _found(value: str | None, runs: Path) -> str | None:

@@ -64,11 +64,11 @@ def write(base: Path, output: Path, state: Mapping[str, Tensor], first: int, hea
             tensors[tensor.name] = tensor.data, tensor.tensor_type
             continue
         values = new.pop(tensor.name).float().numpy()
-        kind = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else gguf.GGMLQuantizationType.Q8_0
-        tensors[tensor.name] = values + np.float32(1) if values.ndim == 1 else quantize(values, kind), kind
+        stored = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else gguf.GGMLQuantizationType.Q8_0
+        tensors[tensor.name] = values + np.float32(1) if values.ndim == 1 else quantize(values, stored), stored
     assert not new, f"{base} has no tensors {sorted(new)}"
-    for name, (data, kind) in tensors.items():
-        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, kind)
+    for name, (data, stored) in tensors.items():
+        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

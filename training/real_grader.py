@@ -77,7 +77,7 @@ def train_grader(folder: Path, data: Path) -> None:
         ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (width - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         with torch.autocast("cpu", torch.bfloat16):
-            rewards = model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+            rewards: Tensor = model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
         return rewards[::2] - rewards[1::2]
 
     groups = list(batches(train))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,14 +33,14 @@ def upper_part(model: Gemma3TextModel, layers: int) -> Gemma3TextModel:
 
 
 def _part(model: Gemma3TextModel, start: int, end: int, norm: nn.Module) -> Gemma3TextModel:
-    part = copy.copy(model)
+    part: Any = copy.copy(model)
     part._modules = dict(model._modules)
     part.config = copy.deepcopy(model.config)
     part.layers = nn.ModuleList(model.layers[start:end])
-    part.config.layer_types = model.config.layer_types[start:end]
+    part.config.layer_types = part.config.layer_types[start:end]
     part.config.num_hidden_layers = end - start
     part.norm = norm
-    return part
+    return cast(Gemma3TextModel, part)
 
 
 def batches(pairs: Sequence[Pair], chosen: Sequence[int]) -> Iterator[list[int]]:
@@ -73,7 +73,7 @@ def layout(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
 def read(part: Gemma3TextModel, positions: Tensor, mask: Tensor, **inputs: Any) -> Tensor:
     """Return the hidden states [pairs, tokens, width] of a part of a model."""
     masks = {"full_attention": mask, "sliding_attention": mask}  # no text is longer than the window
-    return part(position_ids=positions, attention_mask=masks, use_cache=False, **inputs).last_hidden_state
+    return cast(Tensor, part(position_ids=positions, attention_mask=masks, use_cache=False, **inputs).last_hidden_state)
 
 
 class Activations:

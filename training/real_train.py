@@ -50,7 +50,7 @@ class Training:
     module: nn.Module
     groups: Sequence[list[int]]
     checkpoint: Path
-    rates: Sequence[tuple[Sequence[nn.Parameter], float]]
+    rates: Sequence[tuple[Sequence[Tensor], float]]
     together: int = 1  # batches in one step
 
     def run(self, loss: Callable[[list[int]], Tensor]) -> None:
@@ -98,7 +98,7 @@ class Training:
         self.module.requires_grad_(False).eval()
 
     @staticmethod
-    def _copy(parameters: Sequence[nn.Parameter], masters: Sequence[Tensor]) -> None:
+    def _copy(parameters: Sequence[Tensor], masters: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for parameter, master in zip(parameters, masters, strict=True):
                 parameter.copy_(master)
@@ -126,7 +126,8 @@ class Judge(nn.Module):
         ends = torch.tensor([[len(p.prompt) + len(p.responses[0]), len(p)] for p in pairs])
         at = torch.stack([ends - 2, ends - 1], -1).flatten(1)
         picked = states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
-        return self.head(picked.float()).view(len(pairs), 2, 2)
+        rewards: Tensor = self.head(picked.float()).view(len(pairs), 2, 2)
+        return rewards
 
 
 def train_reward(folder: Path, data: Path) -> None:
@@ -150,7 +151,7 @@ def train_reward(folder: Path, data: Path) -> None:
 
     def loss(group: list[int]) -> Tensor:
         rewards = judge([pairs[i] for i in group], activations[group])
-        value = -logsigmoid(rewards[:, 0] - rewards[:, 1]).mean() + 0.01 * rewards.mean().square()
+        value: Tensor = -logsigmoid(rewards[:, 0] - rewards[:, 1]).mean() + 0.01 * rewards.mean().square()
         value.backward()
         return value.detach()
 

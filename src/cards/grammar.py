@@ -57,7 +57,7 @@ class Grammar:
         check(isinstance(schema, bool | Mapping), f"A JSON schema must be an object or a boolean, got {type(schema).__name__}.")
         if schema is not False:
             rule = {"whitespace_pattern": WHITESPACE} if whitespace else {"whitespace_flexible": False}
-            schema = {**({} if isinstance(schema, bool) else schema), "x-guidance": rule}
+            schema = {**(schema if isinstance(schema, Mapping) else {}), "x-guidance": rule}
         try:
             text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ from helpers.mock_cli import Cards, plain
 
 import cards.cli
 from cards.boundaries import read_boundary
-from cards.cli.settings import help_of, method_of, shared_options
+from cards.cli.settings import method_of
 from cards.registry import method_class, method_classes
 from cards.settings import settings_of
 
@@ -85,11 +85,6 @@ def test_every_setting_of_every_method_is_an_option_that_takes_its_default(cli: 
         assert "needs layers" in ran.stderr or "digits must be single tokens" in ran.stderr
         return
     assert ran.exit_code == 0, ran.stderr
-
-
-def test_help_says_which_methods_take_a_setting() -> None:
-    assert "(cards, cascade, rejection-sampling, stars: auto)." in help_of(shared_options()["width"])
-    assert "lower is stricter (cards, cascade, rejection-sampling, stars" in help_of(shared_options()["beta"])
 
 
 @pytest.mark.parametrize(

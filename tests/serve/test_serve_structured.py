@@ -65,14 +65,14 @@ def test_biases_and_penalties_are_those_of_python(tiny: Running, embedded: Pair)
 @pytest.mark.parametrize("method", ["cards", "best-of-n", "smc", "args"])
 def test_every_chat_is_json_that_follows_its_schema(tiny: Running, method: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    client = tiny.client().chat.completions
+    client: Any = tiny.client().chat.completions
     for seed in range(3):
         answer = client.create(
             model="tiny",
-            messages=CHAT,  # type: ignore[arg-type]
+            messages=CHAT,
             max_tokens=64,
             seed=seed,
-            response_format=STRICT,  # type: ignore[arg-type]
+            response_format=STRICT,
             extra_body={"cards": {"method": method}},
         )
         [choice] = answer.choices
@@ -81,7 +81,7 @@ def test_every_chat_is_json_that_follows_its_schema(tiny: Running, method: str) 
 
 
 def test_streams_and_the_responses_api_have_the_same_text(tiny: Running) -> None:
-    client = tiny.client()
+    client: Any = tiny.client()
     options: dict[str, Any] = {"model": "tiny", "seed": 5}
     chat = {"messages": CHAT, "max_tokens": 60, "response_format": STRICT}
     whole = client.chat.completions.create(**options, **chat)

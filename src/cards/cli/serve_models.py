@@ -60,7 +60,7 @@ class LoadedModels(Composite):
         models = Models(engine, reward, None, self.placement, self.others)
         method = models.decoder(chosen.method).method
         self.parts = [*self.engines.values(), *self.rewards.values(), *self.others.values()]
-        entry, default = chosen.entry, chosen.profile and chosen.profile.max_tokens
+        entry, default = chosen.entry, chosen.profile.max_tokens if chosen.profile else None
         weights = ClientWeights(reward, entry.weights) if entry.weights else None
         return Entry(
             entry.name or public(engine.name), engine, reward, method, entry.aliases, entry.max_tokens or default, weights

@@ -39,10 +39,11 @@ class SettingsCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        chosen = next(param for param in self.params if param.name == "method")
-        name = given_value(ctx.meta["arguments"], chosen.opts) or chosen.default
+        params: Sequence[Any] = self.params
+        chosen = next(param for param in params if param.name == "method")
+        name: str = given_value(ctx.meta["arguments"], chosen.opts) or chosen.default
         own = settings_of(method_class(split_settings(name)[0] if ":" in name else name))
-        for param in self.params:
+        for param in params:
             if param.name in shared_options():
                 if param.name in own:
                     setting = own[param.name]

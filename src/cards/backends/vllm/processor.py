@@ -90,7 +90,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         """Return the same for a row of V2. Tokens of a draft are only in the input of the step."""
         drafted = 0 if len(ctx.idx_mapping_np) == len(ctx.expanded_idx_mapping) else int(ctx.expanded_local_pos[row])
         tokens: list[int] = self.states.all_token_ids.gpu[slot, : length - drafted].tolist()
-        return tokens + ctx.input_ids[row - drafted + 1 : row + 1].tolist()
+        return [*tokens, *ctx.input_ids[row - drafted + 1 : row + 1].tolist()]
 
 
 def tokenizer_of(config: Any) -> Any:
