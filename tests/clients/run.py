@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,13 +99,12 @@ def served(options: tuple[str, ...]) -> Iterator[str]:
             process.wait(60)
 
 
-def run(name: str, client: Client) -> dict[str, Any]:
+def run(name: str, client: Client, url: str) -> dict[str, Any]:
     """Return the row of a client: its features, each with an error or None."""
     command = prepared(name, client)
     print(f"{client.title} {client.version}", flush=True)
-    with served(client.options) as url:
-        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        done = subprocess.run([*command, url], capture_output=True, text=True, env={**os.environ, **quiet}, timeout=600)
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run([*command, url], capture_output=True, text=True, env={**os.environ, **quiet}, timeout=600)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"feature"')]
     if done.returncode or not found:
         raise SystemExit(f"{client.title}: the program failed.\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -122,7 +121,10 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.clients) - CLIENTS.keys():
         parser.error(f"unknown clients: {', '.join(sorted(unknown))}")
-    rows = [run(name, CLIENTS[name]) for name in options.clients or CLIENTS]
+    chosen = {name: CLIENTS[name] for name in options.clients or CLIENTS}
+    with ExitStack() as servers:
+        urls = {given: servers.enter_context(served(given)) for given in {client.options for client in chosen.values()}}
+        rows = [run(name, client, urls[client.options]) for name, client in chosen.items()]
     if options.results is not None:
         made = {"date": datetime.now(UTC).date().isoformat(), "clients": rows}
         options.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -46,6 +46,15 @@ def test_engines_without_a_library_of_tokens_can_do_it_too() -> None:
         assert tokenize(running, messages=[{"role": "user", "content": "abc"}])["count"] > 5  # with the system message
 
 
+def test_the_tokenizer_is_described(tiny: Running, embedded: Pair) -> None:
+    tokenizer: Any = embedded[0].tokenizer
+    found = tiny.get("/tokenizer_info").json()
+    assert (found["eos_token"], found["chat_template"]) == (tokenizer.eos_token, tokenizer.chat_template)
+    assert tiny.get("/tokenizer_info?model=none").status_code == 404
+    with serving(mock(), Switch(), CARDS_IN_THREES) as running:
+        assert set(running.get("/tokenizer_info").json().values()) == {None}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [

@@ -60,11 +60,10 @@ class LoadedModels(Composite):
         models = Models(engine, reward, None, self.placement, self.others)
         method = models.decoder(chosen.method).method
         self.parts = [*self.engines.values(), *self.rewards.values(), *self.others.values()]
-        entry, default = chosen.entry, chosen.profile.max_tokens if chosen.profile else None
+        entry, default = chosen.entry, None if chosen.profile is None else chosen.profile.max_tokens
         weights = ClientWeights(reward, entry.weights) if entry.weights else None
-        return Entry(
-            entry.name or public(engine.name), engine, reward, method, entry.aliases, entry.max_tokens or default, weights
-        )
+        name, most = entry.name or public(engine.name), entry.max_tokens or default
+        return Entry(name, engine, reward, method, entry.aliases, most, weights)
 
     def _reward(self, name: str) -> Reward:
         """Return a reward. The parts of sums are loaded once, too."""
