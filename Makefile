@@ -30,10 +30,10 @@ QUESTION ?= What did you think of the new Star Wars film?
 
 demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
-	@$(BIN)/cards generate "$(QUESTION)" --method vanilla
+	@$(BIN)/cards generate "$(QUESTION)" --method vanilla </dev/null
 	@echo
 	@echo '$$ cards generate "$(QUESTION)" --trace'
-	@$(BIN)/cards generate "$(QUESTION)" --trace
+	@$(BIN)/cards generate "$(QUESTION)" --trace </dev/null
 
 test: $(VENV)/.installed-dev
 	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest

@@ -71,14 +71,14 @@ def test_what_could_not_be_answered_is_not_part_of_it(talk: Talk, capsys: pytest
 
 @pytest.mark.parametrize("option", ["--raw", "--json"])
 def test_a_chat_has_no_raw_text_and_no_json(cli: Cards, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
-    monkeypatch.setattr("cards.cli.generate.at_terminal", lambda: True)
+    monkeypatch.setattr("cards.cli.stdin.at_terminal", lambda: True)
     ran = cli("generate", option)
     assert ran.exit_code == 2
     assert "A chat does not support" in ran.stderr
 
 
 def test_a_terminal_without_text_is_a_chat(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cards.cli.generate.at_terminal", lambda: True)
+    monkeypatch.setattr("cards.cli.stdin.at_terminal", lambda: True)
     ran = cli("generate", "--max-tokens", "4", input="I like\na lot\n/exit\n")
     assert ran.exit_code == 0
     assert [len(prompt.messages or ()) for prompt in cli.engine.prompts] in ([1, 3], [1, 1])

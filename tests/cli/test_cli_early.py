@@ -38,7 +38,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loading, "_load", read)
     monkeypatch.setattr(engines, "load", read)
-    monkeypatch.setattr("cards.cli.generate.at_terminal", lambda: True)
+    monkeypatch.setattr("cards.cli.stdin.at_terminal", lambda: True)
 
 
 @pytest.mark.parametrize(

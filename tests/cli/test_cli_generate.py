@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -196,3 +198,26 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(View, "show", pressed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piped", "prompt"),
+    [
+        (["Summarise:"], "I like it\n", "Summarise:\n\nI like it\n"),
+        (["-"], "I like it\n", "I like it\n"),
+        ([], "I like it\n", "I like it\n"),
+        (["I like it"], "", "I like it"),
+        (["I like it"], None, "I like it"),
+    ],
+)
+def test_piped_text_follows_the_argument(arguments: list[str], piped: str | None, prompt: str) -> None:
+    code = "import sys; from cards.cli.stdin import prompt_text; print(repr(prompt_text(*sys.argv[1:] or [None])))"
+    source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if piped is None else {"input": piped}
+    ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, **source)
+    assert ran.stdout.strip() == repr(prompt)
+
+
+def test_without_any_text_there_is_an_error() -> None:
+    command = [sys.executable, "-m", "cards", "generate"]
+    ran = subprocess.run(command, input=" \n", capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "error: The prompt is empty: give a text.\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +10,14 @@ import typer
 
 from cards.cli.arms import METHOD_HELP, arms_of
 from cards.cli.board import Board, Pane
-from cards.cli.generate import at_terminal
 from cards.cli.models import load_models
 from cards.cli.options import GOLD, JSON, MODEL, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, with_profile
 from cards.cli.respond import ResponseOptions, respond
+from cards.cli.stdin import prompt_text
 from cards.console import one_line_warnings
 from cards.decoder import PromptLike
-from cards.errors import CardsError, PromptError
+from cards.errors import CardsError
 from cards.events import Response
 from cards.placement import Placement, reward_for
 from cards.prompts import PromptOptions
@@ -34,7 +33,7 @@ METHODS = ["vanilla", "best-of-n", "cards"]
 @with_options(ShapingOptions, "shape", SHAPING)
 @with_placement
 def compare(
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - or nothing reads standard input.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; piped input follows it.")] = None,
     method: Annotated[
         list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, show_default=", ".join(METHODS))
     ] = None,
@@ -57,10 +56,7 @@ def compare(
     shaping = shape.shaping
     arms = arms_of(with_profile(profile, method or METHODS, model, reward, placement.mix, options.max_tokens))
     reward = reward_for(model, reward, [arm.method for arm in arms])
-    if text == "-" or (text is None and not at_terminal()):
-        text = sys.stdin.read()
-    if not text or not text.strip():
-        raise PromptError("The prompt is empty: give a text.")
+    text = prompt_text(text) or ""
     models = load_models(model, reward, gold, placement, [arm.method for arm in arms], prompting.check_template)
     prompt = prompting.prompt(text, models.engine.chats)
     models.run(models.warm_up(prompt))

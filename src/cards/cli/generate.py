@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, REWARD, SHAPING, with
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.respond import ResponseOptions, respond
 from cards.cli.settings import method_of, with_settings
+from cards.cli.stdin import prompt_text
 from cards.cli.view import View
 from cards.console import one_line_warnings
 from cards.errors import PromptError, SettingError
@@ -30,7 +30,7 @@ from cards.shaping import ShapingOptions
 @with_options(ShapingOptions, "shape", SHAPING)
 @with_placement
 def generate(
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; - reads standard input.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; piped input follows it.")] = None,
     method: Annotated[str, typer.Option(help=METHOD)] = "cards",
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str | None, REWARD] = None,
@@ -48,18 +48,14 @@ def generate(
 ) -> None:
     """Generate a response to TEXT, or chat if TEXT is omitted.
 
-    TEXT is a user message if the model has a chat template. Segments are printed as they are accepted. If standard input is
-    not a terminal, a missing TEXT is read from it.
+    TEXT is a user message if the model has a chat template. Segments are printed as they are accepted. Piped
+    input follows TEXT: cat letter.txt | cards generate "Summarise:"
     """
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward, shaping = reward_for(model, reward, [chosen]), shape.shaping
-    interactive = text is None and at_terminal()
-    if interactive and (prompting.raw or json):
+    text = prompt_text(text, chats=True)
+    if text is None and (prompting.raw or json):
         raise SettingError(f"A chat does not support {'--raw' if prompting.raw else '--json'}: give a text, or pipe one in.")
-    if text in (None, "-") and not interactive:
-        text = sys.stdin.read()
-    if text is not None and not text.strip():
-        raise PromptError("The prompt is empty: give a text.")
 
     def check_chats(chats: bool) -> None:
         if text is None and not chats:
@@ -80,7 +76,3 @@ def generate(
         typer.echo(result.to_json())
     if result.finish_reason == "interrupted":
         raise typer.Exit(130)
-
-
-def at_terminal() -> bool:
-    return sys.stdin.isatty()
