@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
@@ -12,6 +12,7 @@ from helpers.waiting import eventually
 from cards import CARDS, Decoder, FixedLength
 from cards.backends.local.engine import TransformersEngine
 from cards.errors import BatchError, PromptError, RewardError
+from cards.events import Accepted, Event, Segment
 from cards.methods import Cascade, Vanilla
 from cards.rewards import FunctionReward
 
@@ -56,6 +57,36 @@ async def test_cancelling_at_any_moment_leaves_no_row_busy(letters: Transformers
         await asyncio.gather(task, return_exceptions=True)
         await assert_free(letters)
     assert (await decoder.agenerate("ab", max_tokens=8)).segments == want
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_cancellation_is_not_lost_if_an_event_arrives_at_the_same_time(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, wanted = Decoder(mock(), None, Vanilla()), asyncio.Queue[None]()
+
+    async def method(_: object) -> AsyncIterator[Event]:
+        for index in range(100):
+            await wanted.get()
+            yield Accepted(index, 0, Segment("a", (3,)))
+
+    monkeypatch.setattr(Decoder, "_method_events", lambda self, request: method(request))
+
+    async def read() -> None:
+        async for _ in decoder.astream("ab", deadline=600):
+            pass
+
+    async def take_turns(count: int) -> None:
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(read())
+    await take_turns(20)
+    wanted.put_nowait(None)
+    await take_turns(turns)
+    task.cancel()
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled()
 
 
 async def test_a_failing_reward_is_reported_with_the_answer_so_far_and_frees_rows(letters: TransformersEngine) -> None:

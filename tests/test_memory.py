@@ -14,8 +14,10 @@ import cards
 import cards.cli
 from cards.backends.local import loading, memory
 from cards.backends.local.memory import weights_size
+from cards.engines.loader import check_engine
 from cards.errors import SettingError
 from cards.memory import cache_size, memory_at_hand
+from cards.rewards.loader import check_reward
 
 GB = 10**9
 
@@ -83,19 +85,21 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = weights_size((folder / kind).iterdir(), torch.float32)
-    load = cards.load_engine if kind == "lm" else cards.load_reward
+    load, check = (cards.load_engine, check_engine) if kind == "lm" else (cards.load_reward, check_reward)
 
     def read(*_: object) -> None:
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(loading, "_load", read)
     monkeypatch.setattr(memory, "memory_at_hand", lambda: free - 1)
-    with pytest.raises(
-        SettingError, match=r"needs 0\.0 GB in float32, but 0\.0 GB of memory are free on cpu\. Choose a smaller"
-    ):
-        load(str(folder / kind), dtype="float32")
+    for function in (check, load):
+        with pytest.raises(
+            SettingError, match=r"needs 0\.0 GB, but 0\.0 GB of memory are free\. It is loaded in float32 on cpu"
+        ):
+            function(str(folder / kind), dtype="float32")
     for enough in (free, None):
         monkeypatch.setattr(memory, "memory_at_hand", lambda enough=enough: enough)
+        check(str(folder / kind), dtype="float32")
         with pytest.raises(AssertionError, match="weights were read"):
             load(str(folder / kind), dtype="float32")
 

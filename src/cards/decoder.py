@@ -150,7 +150,8 @@ class Decoder(Composite):
             while True:
                 left = None if deadline is None else max(0.0, fold.start + deadline - time.perf_counter())
                 try:
-                    event = await asyncio.wait_for(events.get(), left)
+                    async with asyncio.timeout(left):  # wait_for of Python 3.11 loses a cancellation if an event has arrived
+                        event = await events.get()
                 except TimeoutError:
                     ended_early = True
                     break

@@ -45,6 +45,14 @@ def cache_size(slots: int | None, context: int | None, longest: int, per_token: 
     return rows, length
 
 
+def check_fits(name: str, needed: int, free: int | None, instead: str) -> None:
+    """Raise SettingError if a model needs more bytes than are free. `free` None: unknown; instead: what to choose."""
+    check(
+        free is None or needed <= free,
+        f"Model {name!r} needs {needed / 1e9:.1f} GB, but {(free or 0) / 1e9:.1f} GB of memory are free. {instead}",
+    )
+
+
 def _available(root: Path) -> int | None:
     try:
         for line in (root / "proc/meminfo").read_text().splitlines():

@@ -91,21 +91,33 @@ def valid_logits(logits: NDArray[np.floating[Any]], position: int) -> NDArray[np
     return np.asarray(logits, np.float64)
 
 
-def most_likely(logits: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
+def block_maxima(logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return the highest logit of each block of `BLOCK` tokens; the last block may be shorter."""
+    import numpy as np
+
+    return np.maximum.reduceat(logits, np.arange(0, len(logits), BLOCK))
+
+
+def most_likely(
+    logits: NDArray[np.floating[Any]], count: int, maxima: NDArray[np.floating[Any]] | None = None
+) -> NDArray[np.intp]:
     """Return the tokens with the `count` highest logits [vocabulary], in ascending order. Of equal ones the first are taken.
 
     At least `count` logits reach the count-th highest maximum of a block, so only blocks with such a maximum are searched.
+    maxima: `block_maxima(logits)`, if they are known.
     """
     import numpy as np
 
     if count >= len(logits):
         return np.arange(len(logits))
-    starts = np.arange(0, len(logits), BLOCK)
-    if count <= len(starts):
-        highest = np.maximum.reduceat(logits, starts)
-        starts = starts[highest >= np.partition(highest, -count)[-count]]
-    ids = (starts[:, None] + np.arange(BLOCK)).ravel()
+    maxima = block_maxima(logits) if maxima is None else maxima
+    blocks, lowest = np.arange(len(maxima)), -np.inf
+    if count <= len(maxima):
+        lowest = np.partition(maxima, -count)[-count]
+        blocks = np.flatnonzero(maxima >= lowest)
+    ids = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
     ids = ids[: np.searchsorted(ids, len(logits))]
+    ids = ids[logits[ids] >= lowest]
     values = logits[ids]
     lowest = np.partition(values, -count)[-count]
     above = ids[values > lowest]

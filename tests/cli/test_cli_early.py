@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.random_models import language_model, reward_model, word_tokenizer
+from transformers import RobertaConfig, RobertaForSequenceClassification
 from typer.testing import CliRunner
 
 import cards
 import cards.cli
-from cards.backends.local import engine as engines
+from cards.backends.check import check_vllm
+from cards.backends.files import Kind
 from cards.backends.local import loading
-from cards.errors import CardsError
+from cards.engines.loader import check_engine
+from cards.errors import CardsError, ModelError, UnknownNameError
+from cards.rewards.loader import check_reward
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +27,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An LM without a chat template, and a reward model with the outputs `kind` and `rude`."""
     folder = tmp_path_factory.mktemp("models")
     rm = reward_model("llama", labels=2)
+    roberta: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "num_labels": 1,
+    }
+    encoder = RobertaForSequenceClassification(RobertaConfig(vocab_size=100, max_position_embeddings=128, **roberta))
     rm.config.id2label = {0: "kind", 1: "rude"}
-    for name, model in (("lm", language_model("llama")), ("rm", rm)):
+    for name, model in (("lm", language_model("llama")), ("rm", rm), ("encoder", encoder)):
         model.save_pretrained(folder / name)
         word_tokenizer().save_pretrained(folder / name)
     return folder
@@ -37,7 +50,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(loading, "_load", read)
-    monkeypatch.setattr(engines, "load", read)
     monkeypatch.setattr("cards.cli.stdin.at_terminal", lambda: True)
 
 
@@ -58,6 +70,44 @@ def test_options_of_a_reward_are_checked_before_weights_are_read(folder: Path, o
         cards.cli.app, ["generate", "w2", "--model", str(folder / "lm"), "--reward", f"{folder / 'rm'}{options}"]
     )
     assert ran.exit_code == 2
+
+
+@pytest.mark.parametrize(("role", "limit"), [("lm", 128), ("rm", 128), ("encoder", 126)])
+def test_a_context_beyond_the_limit_of_a_model_is_refused_before_weights_are_read(folder: Path, role: str, limit: int) -> None:
+    check, load = (check_engine, cards.load_engine) if role == "lm" else (check_reward, cards.load_reward)
+    name = f"{folder / role}?output=0" if role == "rm" else str(folder / role)
+    for function in (check, load):
+        with pytest.raises(CardsError, match=f"context must be between 2 and {limit} for this model, got {limit + 1}"):
+            function(name, context=limit + 1)
+    assert len(check(name, context=limit)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("lm", {"context": 129}, "context must be between 2 and 128"),
+        ("lm", {"dtype": "float8"}, "Unknown dtype 'float8'"),
+        ("lm", {"slots": 0}, "slots must be at least 1"),
+        ("lm", {"speculative_config": {}}, "speculative_config is not supported"),
+        ("rm", {}, r"has 2 outputs: 0 \(kind\), 1 \(rude\)"),
+        ("rm", {"output": "rude", "form": "dialogue"}, "form must be 'pair', 'plain', a chat template"),
+        ("rm", {"output": 1, "pooler_config": {}}, "pooler_config cannot be set"),
+    ],
+)
+def test_models_for_vllm_are_checked_before_vllm_is_imported(
+    folder: Path, kind: Kind, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cards.backends.vllm.host", None)
+    with pytest.raises(CardsError, match=message):
+        check_vllm(str(folder / kind), kind, **options)
+
+
+def test_a_missing_folder_and_a_damaged_configuration_are_reported_before_vllm(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Unknown model"):
+        check_vllm(str(folder / "ml"), "lm")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        check_vllm(str(tmp_path), "lm")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((), "which a chat needs"), (("w2", "--system", "w3"), "system messages")])

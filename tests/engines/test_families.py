@@ -11,7 +11,7 @@ from helpers.random_models import word_tokenizer
 
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.own_cache import OwnCache
-from cards.backends.local.proof import lm_outputs
+from cards.backends.local.proof import lm_outputs, lm_proof
 from cards.backends.local.structure import obstacle
 from cards.engines.slots import Slots
 from cards.errors import ModelError
@@ -70,6 +70,14 @@ def test_a_right_model_with_much_rounding_noise_is_accepted() -> None:
     exact = llama(scale=6, layers=10)(text).logits[0, -8:]
     assert ((model(text).logits[0, -8:] - exact).norm() / exact.norm()).item() > 0.1  # the noise itself
     lm_slots(model, 2, 64)
+
+
+@torch.inference_mode()
+def test_an_error_of_one_position_is_compared_with_the_noise_of_one_position() -> None:
+    model = llama(scale=4, layers=10).bfloat16()
+    proof = lm_proof(model, 64)
+    assert proof.error(proof.rounded, 1.0) > proof.accepted(0.5)
+    proof.check("is wrong", proof.rounded, quantile=1.0)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 5e-5), (torch.bfloat16, 0.2)])

@@ -44,9 +44,10 @@ def test_draws_equal_those_of_the_reference(vocabulary: int) -> None:
 
 @pytest.mark.parametrize("measure", ["entropy", "mcp", "evidential"])
 @pytest.mark.parametrize("vocabulary", [2, 5000, 70000])
-def test_uncertainties_equal_those_of_the_boundary(vocabulary: int, measure: Measure) -> None:
+@pytest.mark.parametrize("shift", [0, 20, 200, -200])  # exp of the last two overflows and underflows
+def test_uncertainties_equal_those_of_the_boundary(vocabulary: int, measure: Measure, shift: float) -> None:
     boundary = Entropy(measure=measure)
-    for row in rows(vocabulary):
+    for row in rows(vocabulary) + np.float32(shift):
         assert uncertainty(row, boundary) == pytest.approx(boundary.uncertainty(row), abs=1e-5)
 
 

@@ -6,14 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
 from cards import Decoder
-from cards.backends.llamacpp import engine as engine_module
 from cards.backends.llamacpp import library as library_module
-from cards.backends.llamacpp import model as model_module
+from cards.backends.llamacpp import plan as plan_module
 from cards.backends.llamacpp.engine import LlamaEngine
 from cards.errors import CardsError, MismatchError, ModelError, PromptTooLongError, RewardError, SettingError, UnknownNameError
 from cards.events import Prompt, Response
@@ -64,35 +63,31 @@ def test_without_the_library_the_error_says_how_to_install_it(lm_file: str, monk
         library_module.library.cache_clear()
 
 
+def test_layers_cannot_be_skipped(lm_file: str) -> None:
+    with pytest.raises(CardsError, match="cannot skip layers"):
+        load_engine(lm_file, skip_layers=0.5)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("compilers", "amx", "crashes"),
     [
-        ({"context": 4096}, "context must be between 2 and 512"),
-        ({"slots": 300}, "slots must be at most 256"),
-        ({"slots": 32, "n_batch": 8}, "n_batch must be at least the number of slots"),
-        ({"slots": 2, "n_ctx": 512, "context": 100}, "context is 100, but n_ctx"),
-        ({"slots": 2, "n_seq_max": 3}, "slots is 2, but n_seq_max is 3"),
-        ({"threads": 0}, "threads must be at least 1"),
-        ({"device": "cuda:1"}, "'cuda:1' cannot be used"),
-        ({"dtype": "float8"}, "Unknown dtype 'float8'"),
-        ({"flash_attn": "maybe"}, "flash_attn must be yes or no"),
-        ({"n_ubatch": -1}, "n_ubatch must be at least 0"),
-        ({"n_batch": "x"}, "n_batch must be a whole number"),
-        ({"type_k": "q9"}, "Unknown value of type_k: 'q9'"),
-        ({"type_v": "q8_0", "flash_attn": False}, "requires flash_attn"),
-        ({"n_cxt": 5}, r"Did you mean 'n_ctx'"),
-        ({"lora": "missing.gguf"}, "LoRA adapter must be a GGUF file"),
-        ({"skip_layers": 0.5}, "cannot skip layers"),
+        (["(Debian 12.2.0-14) 12.2.0"], True, True),
+        (["(Debian 12.2.0-14) 12.2.0"], False, False),
+        (["(GNU) 8.5.0", "(GNU) 14.2.1"], True, False),  # start-up code of an older system
+        (["(GNU) 13.3.0"], True, False),
+        (["(GNU) 10.2.0"], True, True),
+        ([], True, False),  # another compiler
     ],
 )
-def test_an_option_out_of_range_is_refused(options: dict[str, Any], message: str, lm_file: str) -> None:
-    with pytest.raises(CardsError, match=message):
-        load_engine(lm_file, **options)
-
-
-def test_a_file_that_is_no_adapter_is_refused_as_one(lm_file: str) -> None:
-    with pytest.raises(ModelError, match=r"expect general\.type to be 'adapter'"):
-        load_engine(lm_file, lora=lm_file)
+def test_instructions_that_gcc_compiled_wrongly_are_not_used(
+    compilers: list[str], amx: bool, crashes: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "lib").mkdir()
+    names = b"".join(f"GCC: {name}\0".encode() for name in compilers)
+    (tmp_path / "lib/libggml-cpu.so").write_bytes(b"\x7fELF\0" + names + b".symtab\0")
+    info = f"CPU : AVX2 = 1 | AMX_INT8 = {int(amx)} | ".encode()
+    module = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), llama_print_system_info=lambda: info)
+    assert library_module.amx_crashes.__wrapped__(module) == crashes
 
 
 def test_options_have_the_names_of_llama_cpp_in_python_and_as_text(lm_file: str) -> None:
@@ -108,19 +103,11 @@ def test_options_have_the_names_of_llama_cpp_in_python_and_as_text(lm_file: str)
         Placement(llama=("n_ctx",))
 
 
-def test_a_model_or_a_cache_that_does_not_fit_into_memory_is_refused(lm_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, message in ((model_module, "of memory are free"), (engine_module, r"32 slots of 512 tokens need 0\.1 GB")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "memory_at_hand", lambda: 2**20)
-            with pytest.raises(CardsError, match=message):
-                load_engine(lm_file, slots=32)
-
-
-def test_defaults_of_slots_and_context_follow_the_memory(lm_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_of_slots_and_context_follow_the_memory(gguf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     per_token = 6 * 4 * 128 * 2  # layers, heads, key and value, float16
     for tokens, rows, context in ((2**20, 32, 512), (32 * 512, 8, 512), (5 * 512, 4, 512)):
-        monkeypatch.setattr(engine_module, "memory_at_hand", lambda tokens=tokens: tokens * per_token)
-        engine = load_engine(lm_file)
+        monkeypatch.setattr(plan_module, "memory_at_hand", lambda tokens=tokens: tokens * per_token)
+        engine = load_engine(str(gguf_folder / "lm-q8_0.gguf"))
         assert (engine.rows, engine.context) == (rows, context)
 
 

@@ -45,7 +45,8 @@ class Backend(Protocol):
 class BuiltinBackend:
     """A back end in `cards.backends`, imported when a model is loaded: its two loaders, which get names without `prefix`.
 
-    check: the function (name, kind, **options) that checks an LM ("lm") or a reward model ("rm") without its weights.
+    check: the function (name, kind, **options) that checks an LM ("lm") or a reward model ("rm") without its weights,
+    whose name has no `prefix` either.
     """
 
     engine: str
@@ -75,7 +76,9 @@ class BuiltinBackend:
 
     def _check(self, name: str, kind: str, options: dict[str, Any]) -> list[Checked]:
         self.check_installed(name)
-        found: list[Checked] = resolve_name(f"cards.backends.{self.check}")(name, kind, **options) if self.check else []
+        if not self.check:
+            return []
+        found: list[Checked] = resolve_name(f"cards.backends.{self.check}")(name.removeprefix(self.prefix), kind, **options)
         return found
 
 
@@ -90,7 +93,9 @@ HTTP = BuiltinBackend("http.connect:connect_engine", "http.connect:connect_rewar
 LLAMACPP = BuiltinBackend(
     "llamacpp.engine:LlamaEngine.load", "llamacpp.rewards:LlamaReward.load", check="llamacpp.check:check_gguf"
 )
-VLLM = BuiltinBackend("vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm")
+VLLM = BuiltinBackend(
+    "vllm.engine:VLLMEngine.load", "vllm.rewards:VLLMReward.load", "vllm:", ("vllm",), "vllm", "check:check_vllm"
+)
 BACKENDS = {"vllm": VLLM, "http": HTTP, "https": HTTP}
 HUB = frozenset({"trust_remote_code", "token"})  # options for names of Hugging Face
 EMBEDDED = frozenset({"tiny", "tiny-draft", "tiny-aligned"})

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from cards.engines.base import Ask, Engine
 from cards.engines.derived import DerivedEngine, after
 from cards.engines.shaper import Shaper
-from cards.engines.text import check_fits
+from cards.engines.text import check_fits, room_left
 from cards.engines.writer import Writer
-from cards.errors import MismatchError, PromptTooLongError, check
+from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import distribution, pick, uniforms, valid_logits
 from cards.usage import in_role
@@ -171,13 +171,7 @@ class MixtureEngine(DerivedEngine):
         """Return a writer limited to what fits into the contexts of all LMs. Raises PromptTooLongError if nothing does."""
         used = len(ask.response.token_ids)
         prompts = [(self.engine, ask.prompt), *zip((s.engine for s in self.others), self._prompts_for(ask.prompt), strict=True)]
-        engine, prompt = min(prompts, key=lambda pair: pair[0].context - len(pair[1].token_ids))
-        room = engine.context - len(prompt.token_ids) - used
-        if room < 1:
-            raise PromptTooLongError(
-                f"The prompt and the response so far have {len(prompt.token_ids) + used} tokens, but the context of "
-                f"{engine.name!r} is {engine.context} tokens: shorten the prompt or load the engine with a larger context."
-            )
+        room = min(room_left(engine.name, engine.context, len(prompt.token_ids) + used) for engine, prompt in prompts)
         context = len(ask.prompt.token_ids) + used + room
         return Writer(ask, self.tokenizer, self.end_ids, context, self.shaper(ask.shaping, ask.prompt))
 

@@ -161,7 +161,7 @@ class SlotEngine(Engine):
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
         for sampling, members in by_sampling.items():
             u = [c.uniforms[c.drawn] for c, _ in members]
-            allowed = self._allowed(_rows_of(logits, members), [candidate for candidate, _ in members])
+            allowed = self._allowed(self._rows_of(logits, members), [candidate for candidate, _ in members])
             for (candidate, _), token in zip(members, self._draw(allowed, sampling, u), strict=True):
                 candidate.push(token)
         for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
@@ -199,12 +199,20 @@ class SlotEngine(Engine):
             if boundary.reads_logits and candidate.drawn >= boundary.minimum:
                 by_boundary.setdefault(boundary, []).append((candidate, i))
         for boundary, members in by_boundary.items():
-            values = self._uncertainty(boundary, _rows_of(logits, members))
+            values = self._uncertainty(boundary, self._rows_of(logits, members))
             for (candidate, i), value in zip(members, values, strict=True):
                 if boundary.ends_before(value):
                     self._remember(candidate.tokens, raw[i : i + 1])
                     candidate.end(value)
         return [(candidate, i) for candidate, i in drawing if not candidate.done]
+
+    def _rows_of(self, logits: Outputs, members: Sequence[tuple[Candidate, int]]) -> Outputs:
+        """Return the logits of these candidates, each with its row."""
+        return logits if len(members) == len(logits) else self._select(logits, [i for _, i in members])
+
+    def _select(self, logits: Outputs, rows: list[int]) -> Outputs:
+        """Return rows of the logits, for `_draw` and `_uncertainty`."""
+        return logits[rows]
 
     def _remember(self, tokens: Sequence[int], logits: Outputs) -> Outputs:
         """Keep a copy of the logits after a sequence, and return it."""
@@ -272,7 +280,3 @@ class Candidate(Row):
         if self.writer.segment is not None:
             self.done = True
             self.call.segments.finish(self.number, self.writer.segment)
-
-
-def _rows_of(logits: Outputs, members: Sequence[tuple[Candidate, int]]) -> Outputs:
-    return logits if len(members) == len(logits) else logits[[i for _, i in members]]

@@ -108,9 +108,15 @@ def check_fits(prompt: Prompt, name: str, context: int, vocab_size: int | None =
     Raises PromptError, or PromptTooLongError.
     """
     check_ids(prompt.token_ids, name, vocab_size)
-    if (length := len(prompt.token_ids)) >= context:
-        raise PromptTooLongError(
-            f"The prompt has {length} tokens, but the context of {name!r} is {context} with the response: shorten the prompt, "
-            "or load the model with a larger context."
-        )
+    room_left(name, context, len(prompt.token_ids))
     return prompt
+
+
+def room_left(name: str, context: int, used: int) -> int:
+    """Return how many tokens fit into the context of model `name` after `used` ones. Raises PromptTooLongError if none does."""
+    if used >= context:
+        raise PromptTooLongError(
+            f"The prompt has {used} tokens, but the context of {name!r} is {context} tokens with the response: shorten the "
+            "prompt, or load the model with a larger context."
+        )
+    return context - used

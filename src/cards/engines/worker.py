@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -13,7 +14,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from cards.threads import Threads
 
 T = TypeVar("T")
-PATIENCE = 0.002  # seconds that a step waits for expected calls
+PATIENCE = 0.002, 0.02  # seconds, least and most, that a step waits for expected calls
+SHARE = 0.05  # of the time of the last step, which a late call has to wait for
 
 
 class Stepper(Protocol):
@@ -54,6 +56,7 @@ class DeviceWorker:
         self.threads: Threads | None = None
         self.setters: dict[str, Callable[[int], object]] = {}  # by library
         self._number = 0
+        self._patience = PATIENCE[0]
 
     @classmethod
     def on(cls, device: Hashable) -> DeviceWorker:
@@ -129,14 +132,16 @@ class DeviceWorker:
                 self.condition.wait_for(lambda: self.stopped or self.calls or self._busy())
                 if self.stopped:
                     return
-                self.condition.wait_for(lambda: self.arrived >= self.expected, PATIENCE)
+                self.condition.wait_for(lambda: self.arrived >= self.expected, self._patience)
                 self.arrived = self.expected = 0
             self._set_threads()
             while self.calls:
                 self._resolve(*self.calls.popleft())
+            start = time.monotonic()
             busy = sorted(self._busy(), key=lambda stepper: not stepper.urgent)
             while busy:
                 busy.pop(0).step()
+            self._patience = min(max(SHARE * (time.monotonic() - start), PATIENCE[0]), PATIENCE[1])
 
 
 atexit.register(DeviceWorker.stop_all)

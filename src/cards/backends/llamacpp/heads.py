@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cards.backends.classifier import Output, output_weights
+from cards.backends.forms import form_template
 from cards.backends.llamacpp.header import Header
 from cards.errors import ModelError
 
@@ -48,9 +50,25 @@ class Head:
         outputs: NDArray[np.float32] = np.einsum("rw,lw->rl", hidden, self.weight) + self.bias
         return outputs
 
-    @property
-    def is_reranker(self) -> bool:
-        return tuple(self.labels.values()) == RERANKER
+    def output(self, given: Output) -> Output:
+        """Return the output to use: the given one. For a reranker, the default is the log-odds of "yes"."""
+        return [1.0, -1.0] if given is None and tuple(self.labels.values()) == RERANKER else given
+
+
+def usable_head(header: Header, name: str, output: Output, form: str | None) -> Head:
+    """Return the head of a file, if it has the output and can be used with the form of a reward.
+
+    Raises ModelError, SettingError or UnknownNameError.
+    """
+    head = find_head(header, name)
+    output_weights(head.labels, head.output(output), name)
+    form_template(form)
+    if head.weight is None and header.metadata.get("tokenizer.ggml.token_type_count", 1) > 1 and form in (None, "pair"):
+        raise ModelError(
+            f"Reward {name!r} needs the token types of text pairs, and llama.cpp has none. Run it with transformers, or set "
+            "form to 'plain' or a template if it was trained on single texts."
+        )
+    return head
 
 
 def find_head(header: Header, name: str) -> Head:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from cards.errors import MissingExtraError
@@ -28,7 +30,29 @@ def library() -> Any:
         raise MissingExtraError(f"llama-cpp-python cannot be loaded ({error}). Reinstall it", "llamacpp", HINT) from error
     MESSAGES.listen(llama_cpp)
     llama_cpp.llama_backend_init()
+    if amx_crashes(llama_cpp):
+        log.warning(
+            "llama.cpp runs without its fastest instructions, because the GCC that compiled it makes them crash (AMX). Compile "
+            "it again with GCC 14, or with CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8."
+        )
     return llama_cpp
+
+
+@cache
+def amx_crashes(llama: Any) -> bool:
+    """Return whether the matrix instructions of Intel (AMX) end the process, because an older GCC compiled them wrongly.
+
+    GCC 11.5, 12.4, 13.3 and 14 do it right. The library names its compilers.
+    """
+    if b"AMX_INT8 = 1" not in llama.llama_print_system_info():
+        return False
+    versions = [
+        (int(major), int(minor))
+        for file in (Path(llama.__file__).parent / "lib").glob("*ggml-cpu*")
+        for major, minor in re.findall(rb"GCC: \([^)\0]*\) (\d+)\.(\d+)", file.read_bytes())
+    ]
+    major, minor = max(versions, default=(99, 0))
+    return major < 14 and minor < {11: 5, 12: 4, 13: 3}.get(major, 100)
 
 
 class Messages:

@@ -14,7 +14,6 @@ from cards.backends.llamacpp.library import MESSAGES, library
 from cards.backends.llamacpp.options import Options
 from cards.backends.llamacpp.vocabulary import GGUFTokenizer
 from cards.errors import ModelError, UnknownNameError
-from cards.memory import memory_at_hand
 
 SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 VALUE = 2**20  # bytes; the longest value of the metadata that is read
@@ -23,31 +22,14 @@ VALUE = 2**20  # bytes; the longest value of the metadata that is read
 class GGUFModel:
     """A loaded file: the model of llama.cpp, its metadata and its tokenizer. Load and free it in the worker thread."""
 
-    def __init__(self, path: str, options: Options, header: Header | None = None) -> None:
-        """Load the file, whose header may have been read before. Raises UnknownNameError, ModelError or SettingError."""
-        self.llama, self.name = library(), path
-        self.files = files_of(path)
-        self.header = header or Header(self.files)
-        self.size = sum(file.stat().st_size for file in self.files)
+    def __init__(self, path: str, header: Header, options: Options) -> None:
+        """Load a file that was checked. Raises ModelError."""
+        self.llama, self.name, self.header = library(), path, header
         params = self.llama.llama_model_default_params()
         options.apply(params)
-        self.on_gpu = bool(self.llama.llama_supports_gpu_offload()) and params.n_gpu_layers != 0
-        if not self.on_gpu:
-            check_memory(path, self.size)
-        self.pointer: Any = open_model(path, self.files, params)
+        self.pointer: Any = open_model(path, files_of(path), params)
         self.metadata = self._metadata()
         self.tokenizer = GGUFTokenizer(self.pointer, self.metadata)
-        self.architecture = self.metadata.get("general.architecture", "")
-
-    def number(self, key: str, default: float) -> float:
-        """Return a number of the architecture, such as `block_count`. For one that differs by layer, return the largest."""
-        text = self.metadata.get(f"{self.architecture}.{key}", "")
-        return max(map(float, re.findall(r"-?\d+(?:\.\d+)?", text)), default=default)
-
-    @property
-    def context(self) -> int:
-        """The number of tokens that the model was trained for."""
-        return int(self.llama.llama_model_n_ctx_train(self.pointer))
 
     @property
     def flops(self) -> float:
@@ -112,13 +94,3 @@ def files_of(path: str) -> list[Path]:
         if not start.startswith(b"GGUF"):
             raise ModelError(f"{str(part)!r} is not a GGUF file, or it is damaged: copy or download it again.")
     return files
-
-
-def check_memory(path: str, size: int) -> None:
-    """Raise ModelError if a model of this size does not fit into the memory at hand, before the machine starts to swap."""
-    free = memory_at_hand()
-    if free is not None and size > free:
-        raise ModelError(
-            f"{path!r} has {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free. Close other programs, or choose a "
-            "smaller model or a file with fewer bits per weight."
-        )

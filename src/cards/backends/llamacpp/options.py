@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cards.backends.llamacpp.library import library
+from cards.backends.llamacpp.library import amx_crashes, library
 from cards.errors import SettingError, UnknownNameError, check
 
 OWN = {  # decided by the engine
@@ -61,6 +61,8 @@ class Options:
         }
         known = {*kinds, "flash_attn", "use_mmap", "use_mlock", "lora"}
         mapped, locked = True, False
+        if amx_crashes(llama):
+            options.fields["use_extra_bufts"] = False
         for name, value in given.items():
             if name not in known:
                 raise UnknownNameError("option of llama.cpp", name, known)

@@ -9,12 +9,10 @@ from typing import Any
 
 from cards.backends.classifier import Classifier, Output
 from cards.backends.forms import question
-from cards.backends.llamacpp.engine import given_once, set_types, size_of_cache, uses_gpu, worker_on
-from cards.backends.llamacpp.header import Header
-from cards.backends.llamacpp.heads import Head, find_head
-from cards.backends.llamacpp.library import library
-from cards.backends.llamacpp.model import GGUFModel, files_of
-from cards.backends.llamacpp.options import Options
+from cards.backends.llamacpp.engine import worker_on
+from cards.backends.llamacpp.heads import Head, usable_head
+from cards.backends.llamacpp.model import GGUFModel
+from cards.backends.llamacpp.plan import Plan
 from cards.backends.llamacpp.scores import EncoderScorer, ScoreCache
 from cards.engines.scoring import SlotScorer
 from cards.engines.slots import Slots
@@ -50,43 +48,28 @@ class LlamaReward(Classifier):
 
         Raises MissingExtraError, UnknownNameError, SettingError, or ModelError for a file without a head.
         """
-        library()
-        header = Header(files_of(name))
-        head = find_head(header, name)
-        given = Options.read(options)
-        place = "gpu" if uses_gpu(device, given) else "cpu"
-        set_types(dtype, given)
-        worker = worker_on(place, given_once("threads", threads, "n_threads", given.n_threads))
+        plan = Plan.of(name, device=device, dtype=dtype, slots=slots, context=context, threads=threads, **options)
+        head = usable_head(plan.header, name, output, form)
 
         def load() -> LlamaReward:
-            model = load_model(name, given, header, head)
+            model = load_model(plan, head)
             try:
-                return cls(model, head, place, given, slots, context, output=output, form=form, target=target)
+                return cls(model, head, plan, output=output, form=form, target=target)
             except BaseException:
                 model.free()
                 raise
 
-        return worker.call(load)
+        return worker_on(plan.device, plan.threads).call(load)
 
     def __init__(
-        self,
-        model: GGUFModel,
-        head: Head,
-        device: str,
-        options: Options,
-        slots: int | None,
-        context: int | None,
-        *,
-        output: Output,
-        form: str | None,
-        target: float | None,
+        self, model: GGUFModel, head: Head, plan: Plan, *, output: Output, form: str | None, target: float | None
     ) -> None:
-        rows, length = size_of_cache(model, slots, context, options)
+        rows, length = plan.cache_size()
         goal = model.metadata.get("cards.target")
         super().__init__(
             model.tokenizer,
             head.labels,
-            output=[1.0, -1.0] if output is None and head.is_reranker else output,
+            output=head.output(output),
             form=form,
             target=float(goal) if target is None and goal is not None else target,
             context=length,
@@ -95,16 +78,15 @@ class LlamaReward(Classifier):
         )
         self.template = head.template if form is None else None
         if head.weight is None:
-            check_token_types(model, form)
-            encoder = EncoderScorer(model, head, rows, length, device, options, self.combine)
+            encoder = EncoderScorer(model, head, rows, length, plan.device, plan.options, self.combine)
             self.scorer: SlotScorer | EncoderScorer = encoder
             cache = encoder.cache
         else:
-            cache = ScoreCache(model, head, rows, length, device, options)
+            cache = ScoreCache(model, head, rows, length, plan.device, plan.options)
             self.scorer = SlotScorer(Slots(cache), self.combine, cache.batch_size)
         self.parts = (self.scorer,)
         weakref.finalize(self, cache.free).atexit = False
-        log.info("%s on %s: %d slots of %d tokens", model.name, device, rows, length)
+        log.info("%s on %s: %d slots of %d tokens", model.name, plan.device, rows, length)
 
     async def read(self, rows: Sequence[list[int]]) -> list[float]:
         return await self.scorer.score(rows)
@@ -117,23 +99,14 @@ class LlamaReward(Classifier):
         return list(self.tokenizer(before + response.text.lstrip() + after)["input_ids"])
 
 
-def load_model(name: str, options: Options, header: Header, head: Head) -> GGUFModel:
+def load_model(plan: Plan, head: Head) -> GGUFModel:
     """Load a file, and explain why llama.cpp refuses a head that its architecture does not have."""
     try:
-        return GGUFModel(name, options, header)
+        return GGUFModel(plan.name, plan.header, plan.options)
     except ModelError as error:
         if head.weight is not None and "wrong number of tensors" in str(error):
             raise ModelError(
-                f"{name!r} has a classification head that llama.cpp does not load for its architecture. Store it as metadata "
-                "instead (docs/llamacpp.md)."
+                f"{plan.name!r} has a classification head that llama.cpp does not load for its architecture. Store it as "
+                "metadata instead (docs/llamacpp.md)."
             ) from error
         raise
-
-
-def check_token_types(model: GGUFModel, form: str | None) -> None:
-    """Raise ModelError if texts would be read as pairs with token types, which llama.cpp takes to be 0."""
-    if int(model.metadata.get("tokenizer.ggml.token_type_count", 1)) > 1 and form in (None, "pair"):
-        raise ModelError(
-            f"Reward {model.name!r} needs the token types of text pairs, and llama.cpp has none. Run it with transformers, or "
-            "set form to 'plain' or a template if it was trained on single texts."
-        )

@@ -16,25 +16,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.boundaries import Boundary, Entropy
-from cards.sampling import BLOCK, Sampling, most_likely, pick
+from cards.sampling import BLOCK, Sampling, block_maxima, most_likely, pick
 
 T = TypeVar("T")
 Row = NDArray[np.float32]  # logits [vocabulary]
+SMALLEST, LARGEST = 1e-12, 1e15  # sums of exp(logit) whose entropy in float32 is exact up to rounding
 WORTH_THREADS = 2**19  # logits; the rows of a smaller step are processed in one thread
 
 
 class RowPool:
-    """Threads that process the rows of a step."""
+    """Threads that process the rows of a step: the calling one and `threads` - 1 others."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.executor = ThreadPoolExecutor(threads, "cards-rows") if threads > 1 else None
+        self.executor = ThreadPoolExecutor(threads - 1, "cards-rows") if threads > 1 else None
 
-    def map(self, function: Callable[..., T], logits: NDArray[np.float32], *others: Sequence[Any]) -> list[T]:
-        """Return function(row, ...) for each row of the logits [rows, vocabulary]."""
-        if self.executor is None or logits.size < WORTH_THREADS:
-            return [function(*arguments) for arguments in zip(logits, *others, strict=True)]
-        return list(self.executor.map(function, logits, *others))
+    def map(self, function: Callable[..., T], rows: Row | Sequence[Row], *others: Sequence[Any]) -> list[T]:
+        """Return function(row, ...) for each row of an array or a sequence."""
+
+        def process(items: Sequence[tuple[Any, ...]]) -> list[T]:
+            return [function(*item) for item in items]
+
+        items = list(zip(rows, *others, strict=True))
+        if self.executor is None or len(rows) < 2 or len(rows) * len(rows[0]) < WORTH_THREADS:
+            return process(items)
+        size = -(-len(items) // self.threads)
+        rest = [self.executor.submit(process, items[at : at + size]) for at in range(size, len(items), size)]
+        return process(items[:size]) + [value for part in rest for value in part.result()]
 
     def close(self) -> None:
         if self.executor is not None:
@@ -43,15 +51,18 @@ class RowPool:
 
 def draw(row: Row, sampling: Sampling, u: float) -> int:
     """Draw a token by inverse CDF with u in [0, 1). Return -1 if the logits contain NaN or +inf, or only -inf."""
-    highest = row.max()
+    if sampling.temperature == 0:
+        token = int(row.argmax())
+        return token if np.isfinite(row[token]) else -1
+    maxima = block_maxima(row)
+    highest = maxima.max()
     if not np.isfinite(highest):
         return -1
-    if sampling.temperature == 0:
-        return int(row.argmax())
     if sampling.min_p:
         row = np.where((row.astype(np.float64) - highest) / sampling.temperature < sampling.lowest, np.float32(-np.inf), row)
+        maxima = block_maxima(row)
     if sampling.top_k is not None and sampling.top_k < len(row):
-        ids = most_likely(row, sampling.top_k)
+        ids = most_likely(row, sampling.top_k, maxima)
         p = np.exp((row[ids].astype(np.float64) - highest) / sampling.temperature)
         p /= p.sum()
         if sampling.top_p < 1:
@@ -78,17 +89,16 @@ def uncertainty(row: Row, boundary: Boundary) -> float:
     if boundary.measure == "evidential":
         kept = np.count_nonzero(row > -np.inf)
         return float(kept / (_block_sums(row.clip(0)).sum() + kept))
-    highest = row.max()
-    shifted = row - highest
-    weights = np.exp(shifted)
-    total = float(_block_sums(weights).sum())
     if boundary.measure == "mcp":
-        return 1 - 1 / total
-    # p = w / Z and log p = s - log Z, so -sum p log p = log Z - sum w s / Z
-    with np.errstate(invalid="ignore"):
-        moment = float(_block_sums(weights, shifted).sum())
-    if math.isnan(moment):  # 0 * -inf
-        moment = float(_block_sums(weights, shifted.clip(-1e30)).sum())
+        return 1 - 1 / float(_block_sums(_weights(row, row.max(), 1)).sum())
+    # p = w / Z and log p = s - log Z with s = logit and w = exp(s), so -sum p log p = log Z - sum w s / Z
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = np.exp(row)
+        total, moment = float(_block_sums(weights).sum()), float(_block_sums(weights, row).sum())
+        if not (SMALLEST < total < LARGEST and math.isfinite(moment)):  # exp overflows or underflows, or 0 * -inf
+            shifted = row - row.max()
+            weights = np.exp(shifted)
+            total, moment = float(_block_sums(weights).sum()), float(_block_sums(weights, shifted.clip(-1e30)).sum())
     return math.log(total) - moment / total
 
 

@@ -109,7 +109,7 @@ class TransformersEngine(SlotEngine):
 
         Raises UnknownNameError, ModelError or SettingError.
         """
-        model, tokenizer = load(name, "lm", device=device, dtype=dtype, threads=threads, **options)
+        model, tokenizer = load(name, "lm", device=device, dtype=dtype, context=context, threads=threads, **options)
         return cls(model, tokenizer, slots=slots, context=context, name=name)
 
     def without_layers(self, share: float) -> TransformersEngine:

@@ -14,14 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.checkpoint import NO_HEAD, Checkpoint, brief
 from cards.backends.classifier import Output, labels_of, output_weights
-from cards.backends.configuration import resolve_dtype
+from cards.backends.configuration import context_length, resolve_dtype
 from cards.backends.files import TINY, Kind, ModelFolder
 from cards.backends.forms import form_template
 from cards.backends.local.adapters import adapter_shapes, with_adapter, without_wrapper
-from cards.backends.local.memory import check_model_fits
+from cards.backends.local.memory import free_memory, weights_size
 from cards.backends.quiet import quiet
 from cards.engines.worker import DeviceWorker
 from cards.errors import CardsError, ModelError, SettingError, check
+from cards.memory import check_fits
 from cards.threads import Threads, usable_threads
 
 OUTPUT_LAYERS = ("score.weight", "classifier.weight", "out_proj.weight")  # of score heads
@@ -71,17 +72,22 @@ def open_checkpoint(
     name: str,
     kind: Kind,
     *,
+    device: str = "auto",
+    dtype: str = "auto",
+    context: int | None = None,
     trust_remote_code: bool = False,
     token: str | None = None,
     found: ModelFolder | None = None,
     output: Output = None,
     form: str | None = None,
     **_: Any,
-) -> Checkpoint:
-    """Return a checkpoint that can be loaded in this process, as far as this is known without weights.
+) -> tuple[Checkpoint, torch.device, torch.dtype]:
+    """Return a checkpoint that can be loaded in this process, as far as this is known without weights, its device and dtype.
 
     output, form: those of a reward (see `Classifier`). Raises as `load`.
     """
+    place = resolve_device(device)
+    resolve_dtype(dtype, place)  # raises here, before files are read
     checkpoint = Checkpoint.open(name, kind, trust_remote_code=trust_remote_code, token=token, found=found)
     checkpoint.check_quantization()
     if kind == "lm" and checkpoint.config.to_dict().get("quantization_config", {}).get("load_in_8bit"):
@@ -91,7 +97,21 @@ def open_checkpoint(
         form_template(form)
         if checkpoint.adapter is None and (checkpoint.config.architectures or [""])[0].endswith("ForSequenceClassification"):
             output_weights(labels_of(checkpoint.config), output, name)
-    return checkpoint
+    if context is not None and checkpoint.adapter is None:
+        context_length(checkpoint.without_weights(), context)
+    config = checkpoint.config
+    stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
+    small = checkpoint.base.folder.is_relative_to(TINY)  # embedded models gain no time from half precision
+    exact = resolve_dtype(dtype, place, None if small else stored)
+    check_memory(checkpoint, exact, place)
+    return checkpoint, place, exact
+
+
+def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise SettingError if the weights on this machine do not fit into the free memory of the device."""
+    files = [file for file in checkpoint.weight_files() if file.exists()]
+    instead = f"It is loaded in {str(dtype).removeprefix('torch.')} on {device}: choose another dtype, device or model."
+    check_fits(checkpoint.name, weights_size(files, dtype), free_memory(device), instead)
 
 
 def eight_bit(name: str) -> ModelError:
@@ -108,6 +128,7 @@ def load(
     *,
     device: str,
     dtype: str,
+    context: int | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
     token: str | None = None,
@@ -116,20 +137,24 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer: embedded, a folder, or a Hugging Face name.
 
-    output, form: options of a reward, which are checked before its weights are read.
+    context: the requested one, which is checked before weights are read, as are output and form, the options of a reward.
     Raises UnknownNameError if the model does not exist, ModelError if it cannot be loaded, SettingError if the device does
     not exist or the model does not fit into its memory.
     """
-    torch_device = resolve_device(device)
-    resolve_dtype(dtype, torch_device)  # raises here, before files are read
-    checkpoint = open_checkpoint(name, kind, trust_remote_code=trust_remote_code, token=token, output=output, form=form)
-    config = checkpoint.config
-    stored = cast("torch.dtype | None", config.dtype or config.get_text_config().dtype)
-    small = checkpoint.base.folder.is_relative_to(TINY)  # embedded models gain no time from half precision
-    torch_dtype = resolve_dtype(dtype, torch_device, None if small else stored)
+    checkpoint, torch_device, torch_dtype = open_checkpoint(
+        name,
+        kind,
+        device=device,
+        dtype=dtype,
+        context=context,
+        trust_remote_code=trust_remote_code,
+        token=token,
+        output=output,
+        form=form,
+    )
     tokenizer = checkpoint.tokenizer()
     checkpoint.fetch()
-    check_model_fits(name, checkpoint.weight_files(), torch_dtype, torch_device)
+    check_memory(checkpoint, torch_dtype, torch_device)
     model = worker_on(torch_device, threads).call(lambda: _load(checkpoint, torch_device, torch_dtype))
     return model, tokenizer
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from cards.errors import SettingError
 from cards.memory import cache_size, memory_at_hand
 
 CacheSize = Callable[[float], tuple[int, int]]  # bytes of the keys and values of a token -> number of slots, tokens in each
@@ -28,16 +27,6 @@ def free_memory(device: torch.device) -> int | None:
 def cache_size_on(device: torch.device, slots: int | None, context: int | None, longest: int) -> CacheSize:
     """Return the function for the size of a cache on this device (see `cache_size`)."""
     return lambda per_token: cache_size(slots, context, longest, per_token, free_memory(device))
-
-
-def check_model_fits(name: str, files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
-    """Raise SettingError, with the numbers, if the weights in these files do not fit into the free memory of a device."""
-    needed, free = weights_size(files, dtype), free_memory(device)
-    if free is not None and needed > free:
-        raise SettingError(
-            f"Model {name!r} needs {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but {free / 1e9:.1f} GB of "
-            f"memory are free on {device}. Choose a smaller model, another dtype or another device."
-        )
 
 
 def weights_size(files: Iterable[Path], dtype: torch.dtype) -> int:

@@ -44,6 +44,7 @@ class ClassifierReward(SequenceClassifier):
         *,
         device: str = "auto",
         dtype: str = "auto",
+        context: int | None = None,
         threads: int | None = None,
         trust_remote_code: bool = False,
         token: str | None = None,
@@ -56,7 +57,7 @@ class ClassifierReward(SequenceClassifier):
         Raises ModelError if the model has no trained score head.
         """
         loading: dict[str, Any] = {"threads": threads, "trust_remote_code": trust_remote_code, "token": token}
-        reading: dict[str, Any] = {"output": output, "form": form}
+        reading: dict[str, Any] = {"context": context, "output": output, "form": form}
         model, tokenizer = load(name, "rm", device=device, dtype=dtype, **loading, **reading)
         return cls(model, tokenizer, name=name, **reading, **options)
 

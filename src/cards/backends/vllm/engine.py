@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.checkpoint import Checkpoint
-from cards.backends.configuration import context_length, end_ids, flops_per_token, vocab_size
+from cards.backends.configuration import end_ids, flops_per_token, vocab_size
 from cards.backends.generation import EXCLUDING, repetition_penalty, warn_of_ignored
+from cards.backends.vllm.check import prepare
 from cards.backends.vllm.host import Host
 from cards.backends.vllm.options import check_drawn, check_supported, request_options, shaping_options
 from cards.boundaries import Boundary
 from cards.engines.base import Ask, Engine, call_in_loop
 from cards.engines.ordered import OrderedQueue
 from cards.engines.text import check_fits, check_ids, encode
-from cards.errors import ModelError, UnavailableError, check
+from cards.errors import ModelError, UnavailableError
 from cards.events import Message, Prompt, Segment
 from cards.fingerprint import fingerprint
 from cards.usage import current_account
@@ -66,15 +66,10 @@ class VLLMEngine(Engine):
 
         Raises UnknownNameError, ModelError or SettingError.
         """
-        check(
-            "speculative_config" not in options,
-            "speculative_config is not supported, because vLLM may then skip the logits processor. Leave it out.",
+        checkpoint, model, length = prepare(
+            name, "lm", device=device, dtype=dtype, slots=slots, context=context, token=token, **options
         )
-        trust = bool(options.get("trust_remote_code"))
-        checkpoint = Checkpoint.open(name, "lm", trust_remote_code=trust, token=token)
-        checkpoint.check_weights()
-        model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
-        length = context_length(model, context)
+        tokenizer = checkpoint.tokenizer()
         defaults = {"gpu_memory_utilization": 0.5, "logprobs_mode": "processed_logits", "generation_config": "vllm"}
         checkpoint.fetch()
         host = Host(

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from itertools import count
@@ -51,16 +51,8 @@ class Host(Composite):
 
     def __init__(self, model: str, name: str, device: str = "auto", dtype: str = "auto", **options: Any) -> None:
         self.name = name
+        check_host(device, options)
         kind = current_platform.device_type
-        if device not in ("auto", kind):
-            raise SettingError(
-                f"device must be auto or {kind!r} for this installation of vLLM, got {device!r}. Choose among GPUs with "
-                "CUDA_VISIBLE_DEVICES."
-            )
-        known = AsyncEngineArgs.__dataclass_fields__
-        for option in options:
-            if option not in known:
-                raise UnknownNameError("vLLM option", option, known)
         self.dtype = resolve_dtype(dtype, torch.device(kind))
         options = BASE_OPTIONS | (CPU_OPTIONS if kind == "cpu" else {}) | options
         written: Any = str(self.dtype).removeprefix("torch.")
@@ -146,6 +138,19 @@ class Host(Composite):
         """Cancel all requests and end vLLM's processes. The calling thread waits for it."""
         self._finalizer()
         self.__dict__.pop("llm", None)  # freed here, because vLLM's clean-up fails when the interpreter exits
+
+
+def check_host(device: str, options: Iterable[str]) -> None:
+    """Raise SettingError for a device that vLLM does not use here, and UnknownNameError for the name of an unknown option."""
+    kind, known = current_platform.device_type, AsyncEngineArgs.__dataclass_fields__
+    if device not in ("auto", kind):
+        raise SettingError(
+            f"device must be auto or {kind!r} for this installation of vLLM, got {device!r}. Choose among GPUs with "
+            "CUDA_VISIBLE_DEVICES."
+        )
+    for option in options:
+        if option not in known:
+            raise UnknownNameError("vLLM option", option, known)
 
 
 def known_architectures() -> frozenset[str]:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cards.backends.checkpoint import Checkpoint
-from cards.backends.classifier import Output, SequenceClassifier, labels_of, output_weights
-from cards.backends.configuration import context_length, flops_per_token
+from cards.backends.classifier import Output, SequenceClassifier
+from cards.backends.configuration import flops_per_token
 from cards.backends.forms import TypedRow
 from cards.backends.local.readers import REPEATED, probes
-from cards.backends.vllm.heads import check_head, check_options
-from cards.backends.vllm.host import Host, known_architectures
+from cards.backends.vllm.check import prepare
+from cards.backends.vllm.host import Host
 from cards.errors import ModelError, RewardError
 from cards.usage import current_account
 
@@ -48,14 +47,11 @@ class VLLMReward(SequenceClassifier):
 
         Raises ModelError if the model has no trained score head, or if vLLM does not score as the model's own forward pass.
         """
-        check_options(options)
-        trust = bool(options.get("trust_remote_code"))
-        checkpoint = Checkpoint.open(name, "rm", trust_remote_code=trust, token=token)
-        checkpoint.check_weights()
-        model, tokenizer = checkpoint.without_weights(), checkpoint.tokenizer()
-        check_head(checkpoint, model, known_architectures())
-        output_weights(labels_of(model.config), output, name)  # raises here, because vLLM takes long to start
-        length = context_length(model, context)
+        reading: dict[str, Any] = {"output": output, "form": form, "target": target}
+        checkpoint, model, length = prepare(
+            name, "rm", device=device, dtype=dtype, slots=slots, context=context, token=token, **reading, **options
+        )
+        tokenizer = checkpoint.tokenizer()
         options = {"gpu_memory_utilization": 0.4} | options
         checkpoint.fetch()
         host = Host(
@@ -68,7 +64,7 @@ class VLLMReward(SequenceClassifier):
             runner="pooling",
             **options,
         )
-        reward = cls(host, model, tokenizer, output=output, form=form, target=target, context=context, name=f"vllm:{name}")
+        reward = cls(host, model, tokenizer, context=context, name=f"vllm:{name}", **reading)
         try:
             reward.check_batches()
         except BaseException:

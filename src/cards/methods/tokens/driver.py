@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cards.boundaries import Boundary, FixedLength, Whole
 from cards.engines.base import Ask, Engine
 from cards.engines.mixture import Mixture
-from cards.errors import PromptTooLongError
+from cards.engines.text import room_left
 from cards.events import Accepted, Event, Proposed, Response, Scored
 from cards.methods.base import Method, Request, Sampled, required
 from cards.rewards.base import Reward
@@ -174,11 +174,5 @@ async def proposal_logprobs(
 
 def limit_to_context(request: Request, engines: Sequence[Engine]) -> Request:
     """Return the request with max_tokens limited to the contexts of all engines. Raises PromptTooLongError if nothing fits."""
-    smallest = min(engines, key=lambda engine: engine.context)
-    room = smallest.context - len(request.prompt.token_ids)
-    if room < 1:
-        raise PromptTooLongError(
-            f"The prompt has {len(request.prompt.token_ids)} tokens, but the context of {smallest.name!r} is "
-            f"{smallest.context} tokens for prompt and response: shorten the prompt or load the engine with a larger context."
-        )
+    room = min(room_left(engine.name, engine.context, len(request.prompt.token_ids)) for engine in engines)
     return replace(request, max_tokens=min(request.max_tokens, room, room if request.room is None else request.room))
