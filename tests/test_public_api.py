@@ -9,8 +9,8 @@ import pytest
 
 PUBLIC = {
     "cards": """
-        Accepted Ask Boundary CARDS CardsError Decoder Done Engine Entropy Event Fallback FixedLength Message Method
-        Prompt Proposed Punctuation Rejected Request Response Result Reward Scored Segment Step Usage Whole
+        Accepted Ask Boundary CARDS CardsError Decoder Done Engine Entropy Event Fallback FixedLength Grammar Message Method
+        Prompt Proposed Punctuation Rejected Request Response Result Reward Scored Segment Shaping Step Usage Whole
         load_engine load_reward setting
     """,
     "cards.methods": """

@@ -22,6 +22,7 @@ from cards.events import Response as Response
 from cards.events import Result as Result
 from cards.events import Scored as Scored
 from cards.events import Segment as Segment
+from cards.grammar import Grammar as Grammar
 from cards.methods.base import Method as Method
 from cards.methods.base import Request as Request
 from cards.methods.segments.cards import CARDS as CARDS
@@ -29,6 +30,7 @@ from cards.registry import load_engine as load_engine
 from cards.registry import load_reward as load_reward
 from cards.rewards.base import Reward as Reward
 from cards.settings import setting as setting
+from cards.shaping import Shaping as Shaping
 from cards.usage import Usage as Usage
 
 __version__ = "0.1.0"

@@ -250,7 +250,7 @@ async def test_shaped_proposals_are_those_of_the_transformers_engine(
     for seed in range(4):
         boundary = (Entropy(2, 12, 1.5), FixedLength(maximum=5))[seed % 2]
         ask = ask_of(engine, seed=seed, n=4, boundary=boundary, shaping=shaping, max_tokens=40, sampling=Sampling(0.8, 20))
-        for segment in range(4):  # the grammar and the counts go on from segment to segment
+        for segment in range(20):  # the grammar and the counts go on from segment to segment
             ask = replace(ask, segment=segment)
             got, want = await asyncio.gather(proposals(engine, ask), proposals(twin, ask))
             same(got, want)
