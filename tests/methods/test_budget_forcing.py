@@ -13,6 +13,7 @@ from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, SettingError
 from cards.methods import CARDS, BestOfN, BudgetForcing, Vanilla
 from cards.methods.base import Method
+from cards.rewards import AfterThinking
 from cards.testing import MockReward
 
 TOKENS = ["<think>", "</think>", "Wait", "x", "y", "\n", "."]
@@ -129,3 +130,11 @@ def test_settings_and_needs() -> None:
         Decoder(MockEngine(lambda ids: [0.5, 0.5], "ab"), None, BudgetForcing())("a")
     plain = Decoder(thinker(3), None, Vanilla())("y", max_tokens=3)
     assert plain.token_ids
+
+
+def test_a_reward_of_the_answer_alone_leaves_the_thinking_to_the_method() -> None:
+    inner = MockReward(lambda text: float("y" in text))
+    method = BudgetForcing(most=2, inner=BestOfN(n=4, temperature=1.0))
+    result = Decoder(thinker(5), AfterThinking(inner, opening="<think>", closing="</think>"), method)("y", max_tokens=20, seed=1)
+    assert result.text.startswith("<think>\nxx\n</think>\n\n")
+    assert {text.strip() for text in inner.scored} <= {"x", "y"}

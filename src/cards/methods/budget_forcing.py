@@ -37,6 +37,7 @@ class BudgetForcing(Sampled):
 
     name: ClassVar[str] = "budget-forcing"
     family: ClassVar[str] = "plain"
+    whole: ClassVar[bool] = True  # it does the thinking itself
     summary: ClassVar[str] = "Let a reasoning model think for at least and at most so many tokens before it answers."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
