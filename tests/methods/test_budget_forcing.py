@@ -135,6 +135,8 @@ def test_settings_and_needs() -> None:
 def test_a_reward_of_the_answer_alone_leaves_the_thinking_to_the_method() -> None:
     inner = MockReward(lambda text: float("y" in text))
     method = BudgetForcing(most=2, inner=BestOfN(n=4, temperature=1.0))
-    result = Decoder(thinker(5), AfterThinking(inner, opening="<think>", closing="</think>"), method)("y", max_tokens=20, seed=1)
+    result = Decoder(thinker(5), AfterThinking(inner, opening="<think>", closing="</think>"), method)(
+        "y", max_tokens=20, seed=1
+    )
     assert result.text.startswith("<think>\nxx\n</think>\n\n")
     assert {text.strip() for text in inner.scored} <= {"x", "y"}
