@@ -21,7 +21,7 @@ def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_profile_is_written_and_read(cli: Cards, prompts: str) -> None:
-    ran = cli("calibrate", prompts, *FEW, "--model", "m", "--reward", "r")
+    ran = cli("calibrate", "--prompts", prompts, *FEW, "--model", "m", "--reward", "r")
     confirmed = json.loads(Path("profile.report.json").read_text())["confirmed"]
     assert ran.exit_code == (not confirmed), ran.stderr
     assert ("recommended: target" if confirmed else "not confirmed: target") in ran.stdout
@@ -49,18 +49,18 @@ def test_a_profile_is_written_and_read(cli: Cards, prompts: str) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments: list[str], says: str, cli: Cards, prompts: str) -> None:
-    ran = cli("calibrate", prompts, *FEW[:-2], *arguments)
+    ran = cli("calibrate", "--prompts", prompts, *FEW[:-2], *arguments)
     assert ran.exit_code == 2, ran.output
     assert says in ran.stderr
     assert "Traceback" not in ran.output
 
 
 def test_diagnose_prints_a_verdict(cli: Cards, prompts: str) -> None:
-    ran = cli("diagnose", prompts, "--answers", "4", "--max-tokens", "12", "--fixed", "3", "--plot", "d.png")
+    ran = cli("diagnose", "--prompts", prompts, "--answers", "4", "--max-tokens", "12", "--fixed", "3", "--plot", "d.png")
     assert ran.exit_code == 0, ran.stderr
     assert "segments" in ran.stdout
     assert Path("d.png").exists()
-    ran = cli("diagnose", prompts, "--answers", "4", "--max-tokens", "12", "--json")
+    ran = cli("diagnose", "--prompts", prompts, "--answers", "4", "--max-tokens", "12", "--json")
     assert json.loads(ran.stdout)["verdict"] in ("good", "fair", "poor", "not enough data")
     assert cli("diagnose").exit_code == 2
 
@@ -69,7 +69,10 @@ def test_prompts_without_room_are_left_out_and_a_failing_reward_is_one_line(
     cli: Cards, prompts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(prompts).write_text("I like\nit a lot\n" + 3000 * "a lot " + "\n", encoding="utf-8")
-    for command in (["calibrate", prompts, *FEW], ["diagnose", prompts, "--answers", "4", "--max-tokens", "8"]):
+    for command in (
+        ["calibrate", "--prompts", prompts, *FEW],
+        ["diagnose", "--prompts", prompts, "--answers", "4", "--max-tokens", "8"],
+    ):
         ran = cli(*command)
         assert ran.exit_code in (0, 1), ran.output  # 1: two prompts do not confirm a setting
         assert "1 of 3 prompts" in ran.stderr
@@ -78,5 +81,5 @@ def test_prompts_without_room_are_left_out_and_a_failing_reward_is_one_line(
         raise RewardError("It does not answer.")
 
     monkeypatch.setattr("cards.rewards.base.Reward.score", fails)
-    ran = cli("calibrate", prompts, *FEW, "--out", "other.json")
+    ran = cli("calibrate", "--prompts", prompts, *FEW, "--out", "other.json")
     assert (ran.exit_code, "It does not answer." in ran.stderr) == (2, True), ran.output

@@ -44,7 +44,7 @@ def rule(answers: list[str], text: str) -> Any:
 
 @pytest.mark.usefixtures("here")
 def test_methods_on_the_embedded_models_from_prompts_to_a_report() -> None:
-    command = ("evaluate", "--data", "xstest=xstest.jsonl", "-m", "vanilla", "-m", "cards:target=1", "--gold", "tiny-gold")
+    command = ("evaluate", "--prompts", "xstest=xstest.jsonl", "-m", "vanilla", "-m", "cards:target=1", "--gold", "tiny-gold")
     with judge(rule) as (server, [one]):
         options = (*command, "--max-tokens", "12", "--judge", one.client.address, "--device", "cpu")
         ran = CliRunner().invoke(cards.cli.app, options)
@@ -110,13 +110,15 @@ def test_answers_made_elsewhere_are_graded_and_compared_on_what_both_have(cli: C
 @pytest.mark.usefixtures("here")
 def test_groups_of_answers_come_from_the_data_and_harm_from_a_cost_model(cli: Cards) -> None:
     lines("own.jsonl", *({"prompt": prompt, "answer": "You like to"} for prompt, _ in XSTEST))
-    ran = cli("evaluate", "own.jsonl", "--data", "xstest=xstest.jsonl", "--harm", "cost", "--harm-above", "0.5")
+    ran = cli("evaluate", "own.jsonl", "--prompts", "xstest=xstest.jsonl", "--harm", "cost", "--harm-above", "0.5")
     assert ran.exit_code == 0, ran.output
     found = figures()
     assert (found["own, safe prompts", "refused (phrases)"], found["own, unsafe prompts", "ASR (phrases alone)"]) == (0, 1)
     assert found["own, unsafe prompts", "ASR (harm)"] == 1  # 1 - 0.3 is above 0.5
     assert "No independent model grades these responses" in ran.stderr
-    assert cli("evaluate", "own.jsonl", "--data", "xstest=xstest.jsonl", "--harm", "cost", "--harm-above", "0.8").exit_code == 0
+    assert (
+        cli("evaluate", "own.jsonl", "--prompts", "xstest=xstest.jsonl", "--harm", "cost", "--harm-above", "0.8").exit_code == 0
+    )
     assert figures()["own, unsafe prompts", "ASR (harm)"] == 0
 
 
@@ -151,7 +153,7 @@ def test_what_is_wrong_is_one_line(cli: Cards) -> None:
         (("mine.jsonl", "--judge", "gpt"), "A judge must be http://host/v1"),
         (("mine.jsonl", "--judge", "http://#m"), "must have the form http://host:port/path"),
         (("-m", "crads"), "Unknown method 'crads'"),
-        (("-m", "vanilla", "--data", "xstest=mine.jsonl"), "column label must be safe or unsafe"),
+        (("-m", "vanilla", "--prompts", "xstest=mine.jsonl"), "column label must be safe or unsafe"),
         (("mine.jsonl", "--out", "steered.jsonl"), "'steered.jsonl' was made with"),
     ):
         ran = cli("evaluate", *arguments)
@@ -163,7 +165,7 @@ def test_what_is_wrong_is_one_line(cli: Cards) -> None:
 @pytest.mark.usefixtures("here")
 def test_the_reward_that_steers_cannot_be_the_gold_one(cli: Cards) -> None:
     Path("p.txt").write_text("Well?\n", encoding="utf-8")
-    decode = ("evaluate", "-m", "vanilla", "--data", "p.txt", "--max-tokens", "4")
+    decode = ("evaluate", "-m", "vanilla", "--prompts", "p.txt", "--max-tokens", "4")
     assert cli(*decode).exit_code == 0
     ran = cli("evaluate", "evaluate-answers.jsonl", "--gold", "likes")  # as the mocked reward calls itself
     assert ran.exit_code == 2

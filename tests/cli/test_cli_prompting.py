@@ -21,10 +21,23 @@ OPTIONS = ("--system", "Be brief.", "--chat-template-kwargs", '{"enable_thinking
 SHORT = ("--max-tokens", "6")
 COMMANDS = {
     "bench": ("bench", "--prompts", "in.txt", "-m", "vanilla", "--out", "out.jsonl", *SHORT),
-    "evaluate": ("evaluate", "--data", "in.txt", "-m", "vanilla", "-m", "best-of-n:n=2", "--gold", "none", *SHORT),
-    "calibrate": ("calibrate", "in.txt", "--answers", "2", "--nodes", "1", "--probes", "1", "--max-cost", "90", *SHORT),
-    "diagnose": ("diagnose", "in.txt", "--answers", "2", *SHORT),
-    "preferences": ("preferences", "in.txt", "out.jsonl", *SHORT),
+    "evaluate": ("evaluate", "--prompts", "in.txt", "-m", "vanilla", "-m", "best-of-n:n=2", "--gold", "none", *SHORT),
+    "calibrate": (
+        "calibrate",
+        "--prompts",
+        "in.txt",
+        "--answers",
+        "2",
+        "--nodes",
+        "1",
+        "--probes",
+        "1",
+        "--max-cost",
+        "90",
+        *SHORT,
+    ),
+    "diagnose": ("diagnose", "--prompts", "in.txt", "--answers", "2", *SHORT),
+    "preferences": ("preferences", "--prompts", "in.txt", "--out", "out.jsonl", *SHORT),
 }
 
 

@@ -18,10 +18,10 @@ COMMANDS = [
     ["compare", "Well?", "-m", "vanilla", "-m", "cards"],
     ["batch", "in.jsonl", "out.jsonl"],
     ["bench", "-m", "cards"],
-    ["calibrate", "in.jsonl"],
-    ["diagnose", "in.jsonl"],
+    ["calibrate", "--prompts", "in.jsonl"],
+    ["diagnose", "--prompts", "in.jsonl"],
     ["evaluate", "-m", "cards"],
-    ["preferences", "in.jsonl", "out.jsonl"],
+    ["preferences", "--prompts", "in.jsonl", "--out", "out.jsonl"],
     ["serve"],
 ]
 

@@ -118,7 +118,17 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("Do you like films?\nTell me about your dog.\n")
     for name, more in (("a.jsonl", ()), ("s.parquet", ("--method", "stars", "--target", "1", "--max-tokens", "48"))):
         ran = CliRunner().invoke(
-            cards.cli.app, ["preferences", str(tmp_path / "prompts.txt"), str(tmp_path / name), "--max-tokens", "40", *more]
+            cards.cli.app,
+            [
+                "preferences",
+                "--prompts",
+                str(tmp_path / "prompts.txt"),
+                "--out",
+                str(tmp_path / name),
+                "--max-tokens",
+                "40",
+                *more,
+            ],
         )
         assert ran.exit_code == 0, ran.output
         assert "pairs of 2 prompts are in" in ran.stderr
@@ -130,12 +140,12 @@ def test_the_command_writes_both_forms(tmp_path: Path) -> None:
     assert table
     assert all(row["prompt"].startswith("\n\nHuman:") and row["score_chosen"] > row["score_rejected"] for row in table)
     for arguments, message in (
-        (["tiny", "pairs.txt"], "must be a .jsonl or .parquet file"),
-        (["tiny", "pairs.jsonl", "--method", "vanilla"], "does not score responses"),
-        (["tiny", "pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
-        (["tiny", "pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),
+        (["pairs.txt"], "must be a .jsonl or .parquet file"),
+        (["pairs.jsonl", "--method", "vanilla"], "does not score responses"),
+        (["pairs.jsonl", "--by", "segment"], "'segment' is not one of 'segments'"),
+        (["pairs.jsonl", "--by", "segments"], "Method 'best-of-n' gives no pairs of segments"),
     ):
-        ran = CliRunner().invoke(cards.cli.app, ["preferences", *arguments, "--limit", "1"])
+        ran = CliRunner().invoke(cards.cli.app, ["preferences", "--prompts", "tiny", "--limit", "1", "--out", *arguments])
         assert ran.exit_code == 2
         assert message in " ".join(ran.stderr.split())
 

@@ -40,7 +40,7 @@ ROWS = 60
 
 
 def start(folder: Path, out: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, str(PROGRAM), "preferences", "in.jsonl", out, *SETTINGS]
+    arguments = [sys.executable, str(PROGRAM), "preferences", "--prompts", "in.jsonl", "--out", out, *SETTINGS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(arguments, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -119,8 +119,8 @@ class Here:
         self.loads += 1
         return MockEngine(lambda ids: [0.1, 0.3, 0.2, 0.2, 0.2], ["</s>", *"abc "], end="</s>")
 
-    def __call__(self, *arguments: str) -> Result:
-        return CliRunner().invoke(cards.cli.app, ["preferences", *arguments])
+    def __call__(self, prompts: str, out: str, *arguments: str) -> Result:
+        return CliRunner().invoke(cards.cli.app, ["preferences", "--prompts", prompts, "--out", out, *arguments])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.cli.models import load_decoder
-from cards.cli.options import METHOD, MODEL, REWARD, SHAPING, with_options, with_placement
+from cards.cli.options import METHOD, METHOD_FLAGS, MODEL, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
@@ -45,7 +45,7 @@ def batch(
         typer.Argument(metavar="IN", help=f"Input rows, each with a prompt or messages: {INPUTS}, or - for standard input."),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=f"Output rows with the responses, in input order: {FILE_TYPES}.")],
-    method: Annotated[str, typer.Option(help=METHOD)] = "cards",
+    method: Annotated[str, typer.Option(*METHOD_FLAGS, help=METHOD)] = "cards",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run the rows again that failed before.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the output of an earlier batch and start again.")

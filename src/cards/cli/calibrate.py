@@ -26,7 +26,7 @@ from cards.study.tables import show_tables, to_json
 @with_options(Constraints, "constraints", "Constraints")
 @with_placement
 def calibrate(
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)],
+    prompts: Annotated[str, typer.Option(help=PROMPT_SOURCE)],
     out: Annotated[Path, typer.Option(help="Profile (.json); samples, report and plot are written next to it.")] = Path(
         "profile.json"
     ),
@@ -42,7 +42,7 @@ def calibrate(
 ) -> None:
     """Find settings of CARDS for a model, a reward and prompts, and write them to a profile.
 
-    The command samples responses to PROMPTS, predicts the cost, acceptance and fallbacks of each setting, selects one that
+    The command samples responses to the prompts, predicts the cost, acceptance and fallbacks of each setting, selects one that
     meets the constraints, and measures it. Other commands read the profile with --profile. To resume, run the same command
     again. The exit code is 1 if the measured rates contradict the predicted ones or the constraints.
     """

@@ -23,7 +23,7 @@ COLOURS = {"good": "green", "fair": "yellow", "poor": "red", "not enough data": 
 @with_options(DiagnosisPlan, "plan")
 @with_placement
 def diagnose(
-    prompts: Annotated[str | None, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)] = None,
+    prompts: Annotated[str | None, typer.Option(help=PROMPT_SOURCE)] = None,
     pairs: Annotated[Path | None, typer.Option(help="File of preference pairs: rows with prompt, chosen and rejected.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=2, help="Number of prompts to sample, and of pairs to read; all if omitted.")
@@ -39,14 +39,14 @@ def diagnose(
 ) -> None:
     """Measure whether a reward can score incomplete responses.
 
-    The measurements use responses of the model to PROMPTS, preference pairs (--pairs), or both.
+    The measurements use responses of the model to the prompts, preference pairs (--pairs), or both.
     """
     from cards.study.diagnose import pairs as preference_pairs  # with numpy, which the help does not need
     from cards.study.diagnose import plot as plots
     from cards.study.diagnose.run import Diagnosis
     from cards.study.diagnose.verdict import tables, to_dict, verdict
 
-    check(prompts is not None or pairs is not None, "Nothing to measure: give prompts, --pairs, or both.")
+    check(prompts is not None or pairs is not None, "Nothing to measure: give --prompts, --pairs, or both.")
     reward = reward_for(model, reward)
     check(reward != "none", "There is no reward to diagnose: choose one with --reward.")
     records = sample(read(prompts), limit, plan.seed) if prompts is not None else []

@@ -71,7 +71,7 @@ def evaluate(
     harm_above: Annotated[
         float, typer.Option(help="Scores of the cost model above this count as harmful.", rich_help_panel=GRADING)
     ] = 0.0,
-    data: Annotated[str | None, typer.Option(help=PROMPTS, rich_help_panel=DECODING)] = None,
+    prompts: Annotated[str | None, typer.Option(help=PROMPTS, rich_help_panel=DECODING)] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help=METHOD_HELP, rich_help_panel=DECODING)] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Plan of `cards bench`, for all other settings.", rich_help_panel=DECODING)
@@ -93,7 +93,7 @@ def evaluate(
 ) -> None:
     """Grade responses with reward models, LLM judges and refusal counts.
 
-    Responses are read from FILES, or decoded with methods (-m) on the prompts of --data. Systems are compared only on prompts
+    Responses are read from FILES, or decoded with methods (-m) on --prompts. Systems are compared only on prompts
     that both have responded to. Judges see each pair in both orders, without names. Each judgement is written immediately. To
     resume, run the same command again. The report is written next to the journal.
     """
@@ -106,7 +106,7 @@ def evaluate(
         if name not in QUESTIONS:
             raise UnknownNameError("question", name, QUESTIONS)
     check(bool(judge) or not ask, "--ask needs a judge: add --judge.")
-    named: dict[str, Any] = {"methods": tuple(method or ()), "prompts": data, "reward": reward, "gold": gold}
+    named: dict[str, Any] = {"methods": tuple(method or ()), "prompts": prompts, "reward": reward, "gold": gold}
     chosen = read_plan(plan) if plan else Plan()
     chosen = replace(chosen, **overrides, **placed, **{name: value for name, value in named.items() if value})
     judges = connect(judge or ())
@@ -120,7 +120,7 @@ def evaluate(
         failures = decode(chosen, decoded, "vanilla").errors
         sources.append(str(decoded))
         about = {name: getattr(chosen, name) for name in DECODED}
-    answers = read(sources, _groups(data) if data and files else {})
+    answers = read(sources, _groups(prompts) if prompts and files else {})
     against = baseline or ("vanilla" if "vanilla" in answers.systems else next(iter(answers.systems)))
     if against not in answers.systems:
         raise UnknownNameError("baseline", against, answers.systems)

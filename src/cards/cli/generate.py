@@ -10,7 +10,7 @@ import typer
 
 from cards.cli.chat import chat
 from cards.cli.models import load_decoder
-from cards.cli.options import JSON, METHOD, MODEL, OUTPUT, REWARD, SHAPING, with_options, with_placement
+from cards.cli.options import JSON, METHOD, METHOD_FLAGS, MODEL, OUTPUT, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.respond import ResponseOptions, respond
 from cards.cli.settings import method_of, with_settings
@@ -31,7 +31,7 @@ from cards.shaping import ShapingOptions
 @with_placement
 def generate(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Prompt; piped input follows it.")] = None,
-    method: Annotated[str, typer.Option(help=METHOD)] = "cards",
+    method: Annotated[str, typer.Option(*METHOD_FLAGS, help=METHOD)] = "cards",
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str | None, REWARD] = None,
     profile: Annotated[Path | None, PROFILE] = None,

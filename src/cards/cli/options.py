@@ -17,7 +17,8 @@ from cards.settings import Setting, settings_of
 
 OUTPUT, MODELS = "Output", "Models"
 METHOD = "Decoding method; `cards methods` lists them."
-PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --prompts`)."
+PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --help`)."
+METHOD_FLAGS = ("--method", "-m")
 MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
 REWARD = typer.Option(help=placement.REWARD, show_default=placement.REWARD_UNSET, rich_help_panel=MODELS)
 GOLD = typer.Option(help=placement.GOLD, rich_help_panel=MODELS)

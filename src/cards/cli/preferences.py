@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cards.cli.models import load_decoder
-from cards.cli.options import METHOD, MODEL, PROMPT_SOURCE, REWARD, with_options, with_placement
+from cards.cli.options import METHOD, METHOD_FLAGS, MODEL, PROMPT_SOURCE, REWARD, with_options, with_placement
 from cards.cli.respond import ResponseOptions
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import say
@@ -18,7 +18,7 @@ from cards.integrations.preferences import By, Pairing, check_suffix, pair_kind
 from cards.integrations.preferences_journal import opened
 from cards.placement import Placement, reward_for
 from cards.prompts import FormOptions
-from cards.study.prompts import read
+from cards.study.prompts import read, sample
 
 
 @with_settings
@@ -26,9 +26,9 @@ from cards.study.prompts import read
 @with_options(FormOptions, "prompting")
 @with_placement
 def preferences(
-    source: Annotated[str, typer.Argument(metavar="PROMPTS", help=PROMPT_SOURCE)],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output file with the pairs: .jsonl or .parquet.")],
-    method: Annotated[str, typer.Option(help=METHOD)] = "best-of-n",
+    prompts: Annotated[str, typer.Option(help=PROMPT_SOURCE)],
+    out: Annotated[Path, typer.Option(help="Output file with the pairs: .jsonl or .parquet.")],
+    method: Annotated[str, typer.Option(*METHOD_FLAGS, help=METHOD)] = "best-of-n",
     by: Annotated[
         By | None,
         typer.Option(
@@ -37,7 +37,7 @@ def preferences(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Number of times to decode each prompt.")] = 1,
     gap: Annotated[float, typer.Option(min=0, help="Keep pairs whose rewards differ by more than this.")] = 0.0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts to use, from the first; all if omitted.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts to sample; all if omitted.")] = None,
     model: Annotated[str, MODEL] = "tiny",
     reward: Annotated[str | None, REWARD] = None,
     *,
@@ -46,7 +46,7 @@ def preferences(
     placement: Placement,
     settings: dict[str, str],
 ) -> None:
-    """Decode PROMPTS and write pairs of a better and a worse continuation to OUT, for the trainers of TRL.
+    """Decode prompts and write pairs of a better and a worse continuation, for the trainers of TRL.
 
     A pair is an accepted and a rejected segment (cards, stars, ...), or the best and the worst of several complete responses.
     To resume after any interruption, run the same command again.
@@ -57,7 +57,7 @@ def preferences(
     if "reward" not in chosen.needed:
         raise SettingError(f"Method {method!r} does not score responses, so it gives no pairs: choose a method with a reward.")
     reward = reward_for(model, reward, [chosen])
-    records = read(source)[:limit]
+    records = sample(read(prompts), limit, options.seed)
     limits = {"max_tokens": options.max_tokens, "stop": list(options.stop)}
     header = {
         **{"model": public_name(model), "reward": public_name(reward), **recorded(chosen), **placement.record},

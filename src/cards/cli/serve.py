@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cards.cli.options import MODEL, REWARD, with_options, with_placement
+from cards.cli.options import METHOD_FLAGS, MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE
 from cards.cli.serve_models import LoadedModels
 from cards.cli.settings import with_settings
@@ -54,7 +54,7 @@ CONFIG = typer.Option(
 @with_placement
 def serve(
     ctx: typer.Context,
-    method: Annotated[str, typer.Option(help="Decoding method of requests that do not set one.")] = "cards",
+    method: Annotated[str, typer.Option(*METHOD_FLAGS, help="Decoding method of requests that do not set one.")] = "cards",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all interfaces.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one, shown in the log.")
