@@ -134,26 +134,37 @@ def clients_table() -> str:
 
 
 def load_table() -> str:
-    """Return the figures of `benchmarks/serve_load.py`."""
+    """Return the figures of the parts of `benchmarks/serve_load.py` that were measured."""
     found = json.loads((ROOT / "benchmarks" / "results" / "serve_load.json").read_text(encoding="utf-8"))
-    load, growth, overhead = found["load"], found["growth"], found["overhead"]
-    options, outcomes = load["options"], load["outcomes"]
-    faults = {name: n for name, n in outcomes.items() if name not in ("complete", "429", "cut by the deadline")}
-    memory = growth["resident_MiB"]
-    rows = [
-        ("streaming clients, seconds", f"{options['clients']}, {options['seconds']:g}"),
-        ("complete responses", f"{outcomes['complete']} ({load['tokens_per_second']:.0f} tokens/s)"),
-        ("requests with status 429", f"{outcomes.get('429', 0)}"),
-        ("other errors", ", ".join(f"{n} {name}" for name, n in faults.items() if n) or "0"),
-        ("responses with a JSON schema", ", ".join(f"{n} {name}" for name, n in sorted(load["structured"].items()))),
-        ("memory at the start and the end, MiB", f"{load['resident_MiB']['start']:.0f}, {load['resident_MiB']['end']:.0f}"),
-        ("mixed requests by status", ", ".join(f"{n} {name}" for name, n in sorted(growth["statuses"].items()))),
-        ("memory before them and after each thousand, MiB", ", ".join(f"{value:.0f}" for value in memory)),
-        ("slots, responses and requests in use after both", f"{_in_use(load):g}, {_in_use(growth):g}"),
-        ("wait beyond the time in the usage record, ms", f"{overhead['milliseconds_beyond_the_books']:.1f}"),
-        ("time over that of the library", f"{overhead['server_over_library']:.3f}"),
-    ]
+    rows: list[tuple[str, str]] = []
+    if load := found.get("load"):
+        outcomes, memory = load["outcomes"], load["resident_MiB"]
+        faults = {name: n for name, n in outcomes.items() if name not in ("complete", "429", "cut by the deadline")}
+        rows += [
+            ("streaming clients, seconds", f"{load['options']['clients']}, {load['options']['seconds']:g}"),
+            ("complete responses", f"{outcomes['complete']} ({load['tokens_per_second']:.0f} tokens/s)"),
+            ("requests with status 429", f"{outcomes.get('429', 0)}"),
+            ("other errors", _counts(faults) or "0"),
+            ("responses with a JSON schema", _counts(load["structured"])),
+            ("memory at the start and the end, MiB", f"{memory['start']:.0f}, {memory['end']:.0f}"),
+            ("slots, responses and requests in use at the end", f"{_in_use(load):g}"),
+        ]
+    if growth := found.get("growth"):
+        rows += [
+            ("mixed requests by status", _counts(growth["statuses"])),
+            ("memory before them and after each thousand, MiB", ", ".join(f"{mib:.0f}" for mib in growth["resident_MiB"])),
+            ("slots, responses and requests in use at the end", f"{_in_use(growth):g}"),
+        ]
+    if overhead := found.get("overhead"):
+        rows += [
+            ("wait beyond the time in the usage record, ms", f"{overhead['milliseconds_beyond_the_books']:.1f}"),
+            ("time over that of the library", f"{overhead['server_over_library']:.3f}"),
+        ]
     return "| Figure | Value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
 
 
 def _in_use(part: dict[str, Any]) -> float:

@@ -7,10 +7,12 @@ from typing import Any, Literal
 import instructor
 import openai
 from client_checks import FIXED, MESSAGES, URL, check, same
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Mood(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # otherwise the schema allows further fields, up to the token limit
+
     mood: Literal["good", "bad"]
 
 

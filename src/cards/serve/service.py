@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +35,7 @@ from cards.serve.weights import ClientWeights
 from cards.settings import spec_of
 
 TOKENIZING_THREADS = 2
+WEIGHTS = 64  # sets of weights whose methods are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +88,21 @@ class Service:
         if entry.weights is not None:
             self.reward_name = entry.weights.shown
         self.methods = OfferedMethods(engine, reward, method, options.limit_setting)
+        self._weighted = lru_cache(WEIGHTS)(self._weigh)
         self.generations: WeakSet[Generation] = WeakSet()  # in progress
         self.max_characters = _max_characters(engine, options.limit_prompt)
 
     def decoder(self, method: str | None, settings: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Decoder:
         """Return a decoder on the server's models. Raises UnknownNameError or SettingError."""
-        reward, methods = self.reward, self.methods
-        if weights:
-            check(self.entry.weights is not None, "weights cannot be set on this server. Leave them out.")
-            assert self.entry.weights is not None
-            reward, own = self.entry.weights.apply(self.entry.method, weights)
-            methods = OfferedMethods(self.engine, reward, own, self.options.limit_setting)
+        reward, methods = self._weighted(tuple(sorted(weights.items()))) if weights else (self.reward, self.methods)
         return Decoder(self.engine, reward, methods.make(method, settings))
+
+    def _weigh(self, weights: tuple[tuple[str, float], ...]) -> tuple[Reward, OfferedMethods]:
+        """Return the reward with a client's weights, and the methods with target rewards that follow them."""
+        check(self.entry.weights is not None, "weights cannot be set on this server. Leave them out.")
+        assert self.entry.weights is not None
+        reward, method = self.entry.weights.apply(self.entry.method, dict(weights))
+        return reward, OfferedMethods(self.engine, reward, method, self.options.limit_setting)
 
     def generation(self, request: GenerationRequest) -> Generation:
         generation = Generation(request, self._encoded, self.gate, self.readiness, self.tracing)
