@@ -13,7 +13,7 @@ from helpers.proposals import candidates
 from helpers.random_models import Pair, words
 
 from cards import Decoder, Entropy, FixedLength, Response, load_engine
-from cards.backends.local.layers import candidate_layers
+from cards.backends.local.layers import candidate_layers, contrast
 from cards.engines.base import Ask
 from cards.engines.mixture import MixtureEngine
 from cards.errors import MismatchError, SettingError
@@ -41,7 +41,8 @@ def by_hand(pair: Pair, ids: Sequence[int], layers: Sequence[int], plausibility:
         m = (p + q) / 2
         return float((p * (p / m).log() + q * (q / m).log()).sum()) / 2
 
-    chosen = max(range(len(layers)), key=lambda i: divergence(early[i]))
+    found = [divergence(q) for q in early]
+    chosen = next(i for i, value in enumerate(found) if value >= max(found) - 1e-4)
     scores = p.log() - early[chosen].log()
     scores[p < plausibility * p.max()] = -math.inf
     return scores, layers[chosen]
@@ -98,6 +99,14 @@ def test_as_an_option_of_the_engine_it_is_the_method() -> None:
         plain = Decoder("tiny", None, rule)("Hello", max_tokens=12, seed=seed)
         assert found.token_ids == plain.token_ids
     assert Decoder(mixed, "tiny", BestOfN(n=2))("Hello", max_tokens=6).token_ids
+
+
+def test_rounding_does_not_choose_among_layers_that_share_nothing_with_the_last() -> None:
+    final = torch.tensor([[0.0, 1.0, -80.0, -80.0, -80.0, -80.0]])
+    early = torch.tensor([[[-90.0, -90.0, 0.0, 1.0, -90.0, -90.0]], [[-90.0, -91.0, -90.0, -90.0, 0.0, 2.0]]])
+    both = [contrast(final * (1 + scale), early, 0.1) for scale in (0.0, 1e-7, -1e-7)]
+    for scores in both:
+        assert scores[0, :2] == pytest.approx((final.log_softmax(-1) - early[0].log_softmax(-1))[0, :2], abs=1e-3)
 
 
 def test_candidate_layers_are_every_second_of_a_half(pair: Pair) -> None:

@@ -21,6 +21,7 @@ from cards.engines.slots import Slots
 from cards.errors import check
 
 MANY = 40  # of deeper models, only 20 layers are candidates
+TIE = 1e-4  # divergences that differ by less are equal
 IMPLAUSIBLE = 1e4  # subtracted from the log-probability, so that an implausible token is drawn only if all others are excluded
 
 
@@ -70,14 +71,17 @@ def recorded(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[int
 def contrast(final: Tensor, early: Tensor, plausibility: float) -> Tensor:
     """Return log p - log p_early [rows, vocabulary] for logits [rows, vocabulary] and [layers, rows, vocabulary].
 
-    p_early is the early law with the largest Jensen-Shannon divergence from p, for each row. Tokens of less than
-    `plausibility` times the highest probability get log p - 1e4.
+    p_early is the early law with the largest Jensen-Shannon divergence from p, for each row; the first of those within 1e-4,
+    because rounding would choose among laws that have nothing in common with p. Tokens of less than `plausibility` times the
+    highest probability get log p - 1e4.
     """
     final, early = (logits if logits.dtype == torch.float64 else logits.float() for logits in (final, early))
     log_p, log_q = final.log_softmax(-1), early.log_softmax(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    distance = (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1)  # twice the divergence
-    chosen = log_q[distance.argmax(0), torch.arange(len(log_p), device=log_p.device)]
+    divergence = (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2
+    largest = divergence >= divergence.amax(0) - TIE
+    first = (largest * torch.arange(len(largest), 0, -1, device=log_p.device).unsqueeze(1)).argmax(0)
+    chosen = log_q[first, torch.arange(len(log_p), device=log_p.device)]
     if not plausibility:
         return log_p - chosen
     plausible = log_p >= log_p.amax(-1, keepdim=True) + math.log(plausibility)

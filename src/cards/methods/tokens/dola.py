@@ -24,8 +24,9 @@ class DoLa(LogitsMethod):
         j*   = argmax over `layers` of JSD(p, p_j)          for each token
         y_t  = argmax of log p(v) - log p_j*(v)             over the tokens with p(v) >= plausibility max p
 
-    `high` and `low` are every second layer of the later and the earlier half, without the embeddings if they are also the head.
-    Numbers are layers, 0 the embeddings. The head reads early hidden states without the last norm, as in the published code.
+    Of divergences within 1e-4, the first layer is taken. `high` and `low` are every second layer of the later and the earlier
+    half, without the embeddings if they are also the head. Numbers are layers, 0 the embeddings. The head reads early hidden
+    states without the last norm, as in the published code.
     temperature 0 takes the highest score; otherwise the token is sampled from softmax(score / temperature).
 
     Differs from the published code: JSD is the Jensen-Shannon divergence of the paper (the code has KL(M || p) + KL(M || p_j)
