@@ -294,8 +294,8 @@ def main() -> None:
         loads = {"before": before, "after": os.getloadavg()}
         report[name] = found | {"machine": machine("cpu", "float32"), "load_average": loads, "options": given}
         print(json.dumps({name: report[name]}, indent=1), flush=True)
-    if options.results is not None:
-        options.results.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if options.results is not None:
+            options.results.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
