@@ -20,6 +20,7 @@ from cards.engines.text import encode
 from cards.errors import SettingError
 from cards.events import Result
 from cards.fingerprint import fingerprint
+from cards.grammar import Grammar
 from cards.methods import ARGS, SMC, BestOfN, RejectionSampling, Vanilla
 from cards.methods.base import Method
 from cards.registry import load_reward
@@ -222,6 +223,20 @@ def test_after_the_thinking_the_method_has_its_own_law() -> None:
         weights = {ids: q * min(1.0, 2.718281828 ** (_liking(ids) - 1.0)) for ids, q in answers.items()}
         law |= {(*thought, *ids): p * w / sum(weights.values()) for ids, w in weights.items()}
     check_law(draws, law, wrong=wrong)
+
+
+@pytest.mark.parametrize("method", [*PIECEWISE, BestOfN(n=3, temperature=1.0)], ids=lambda method: method.name)
+def test_a_grammar_leaves_the_thinking_free_and_applies_to_the_answer(method: Method) -> None:
+    pytest.importorskip("llguidance")
+    lengths = set()
+    for seed in range(12):
+        decoder = Decoder(Thinker(), AfterThinking(FunctionReward(liking), skip=True), method)
+        result = decoder("a", max_tokens=40, seed=seed, grammar=Grammar.regex("(ab){2}b?"))
+        thinking, _, answer = result.text.partition("</think>")
+        assert thinking.startswith("<think>")
+        assert answer in ("abab", "ababb")
+        lengths.add(len(thinking))
+    assert len(lengths) > 2
 
 
 def _thoughts(most: int) -> list[tuple[tuple[int, ...], float]]:

@@ -25,8 +25,10 @@ from cards.cli import app
 from cards.engines.interval import entropy_interval
 from cards.errors import MismatchError, ModelError, PromptError, SettingError, UnavailableError
 from cards.events import Prompt, Response, Result
+from cards.grammar import Grammar
 from cards.methods import BestOfN, Vanilla
 from cards.registry import load_engine
+from cards.shaping import Shaping
 
 pytestmark = pytest.mark.slow  # real servers
 
@@ -166,6 +168,18 @@ async def test_evidential_uncertainty_needs_all_logits(tiny: TransformersEngine)
     async with connected(LM(tiny)) as (engine, _):
         with pytest.raises(MismatchError, match="all logits"):
             await proposals(engine, ask_of(engine, boundary=Entropy(measure="evidential", threshold=0.5)))
+
+
+@pytest.mark.parametrize("shaping", [Shaping(presence_penalty=1.0), Shaping(None, ((5, 1.0),)), "grammar"], ids=str)
+async def test_servers_without_our_processor_refuse_grammars_and_penalties(tiny: TransformersEngine, shaping: Any) -> None:
+    if shaping == "grammar":
+        pytest.importorskip("llguidance")
+        shaping = Shaping(Grammar.regex("a+"))
+    async with connected(LM(tiny)) as (engine, _):
+        with pytest.raises(MismatchError, match="cannot apply grammars, logit_bias or penalties exactly"):
+            await Decoder(engine, None, Vanilla()).agenerate(TALK, shaping=shaping)
+        with pytest.raises(MismatchError, match="cannot apply"):
+            await proposals(engine, ask_of(engine, shaping=shaping))
 
 
 async def test_books(tiny: TransformersEngine) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cards.engines.detokenizer import Detokenizer
 from cards.engines.matcher import Vocabulary, token_grammar
-from cards.errors import MismatchError, SettingError
+from cards.errors import MismatchError, MissingExtraError, SettingError
 from cards.grammar import Grammar
 
 pytest.importorskip("llguidance")
@@ -201,3 +201,10 @@ def test_json_objects_and_whitespace() -> None:
 def test_faults_are_named(make: Any, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make()
+
+
+def test_a_missing_llguidance_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cards.errors.find_spec", lambda module: None)
+    for make in (lambda: Grammar.json_object(), lambda: Grammar.regex("a"), lambda: Grammar.lark('start: "a"')):
+        with pytest.raises(MissingExtraError, match=r"cards-decoding\[structured\]"):
+            make()

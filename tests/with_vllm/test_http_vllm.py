@@ -35,6 +35,7 @@ from cards.engines.base import Engine
 from cards.engines.interval import entropy_interval
 from cards.errors import CardsError, ModelError, RewardError, SettingError, UnavailableError
 from cards.events import Message, Response, Result, Segment
+from cards.grammar import Grammar
 from cards.methods import STARS, BestOfN, Vanilla
 from cards.methods.base import Method
 from cards.registry import load_engine, load_reward
@@ -42,6 +43,7 @@ from cards.rewards.base import Reward
 from cards.sampling import Sampling
 from cards.serve.app import make_app
 from cards.serve.options import ServerOptions
+from cards.shaping import Shaping
 from cards.usage import track_usage
 
 TINY = Path(cards.__file__).parent / "tiny"
@@ -304,3 +306,18 @@ async def test_without_the_flag(twin: TransformersEngine) -> None:
             assert segment.entropy is None or low - 1e-4 <= segment.entropy <= high + 1e-4
         assert any(segment.entropy for segment in found)
         await engine.aclose()
+
+
+async def test_shaped_proposals_are_those_of_the_other_engine(remote: Engine, twin: TransformersEngine) -> None:
+    shaping = Shaping(Grammar.regex(r"( [a-z]{1,9}){4,9}\."), ((260, 2.0),), 0.5, 0.5, 1.2)
+    for seed, boundary in enumerate((Entropy(2, 12, 1.5), FixedLength(maximum=5), Whole())):
+        ask = Ask(remote.encode(TALK), Response(), 40, boundary, Sampling(0.8, 20), seed=seed, n=4, shaping=shaping)
+        for segment in range(20):
+            ask = replace(ask, segment=segment)
+            wanted = await proposals(twin, ask)
+            for got, want in zip(await proposals(remote, ask), wanted, strict=True):
+                same(got, want)
+            response = ask.response + wanted[-1]
+            if response.finish_reason is not None:
+                break
+            ask = replace(ask, response=response, max_tokens=40 - len(response.token_ids))

@@ -234,8 +234,9 @@ def test_wrong_options_are_named() -> None:
 
 
 SHAPINGS = {
-    "json": Shaping(Grammar.json_schema(whitespace=False, schema={"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}},
-                                         "required": ["a"], "additionalProperties": False})),
+    "json": Shaping(Grammar.json_schema(
+        {"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}}, "required": ["a"],
+         "additionalProperties": False}, whitespace=False)),
     "regex": Shaping(Grammar.regex(r" [A-Z][a-z]{3,12}( [a-z]{2,12}){2,6}\.")),
     "penalties": Shaping(None, ((5, -4.0), (300, 1.5)), 0.8, 0.4, 1.3),
     "all": Shaping(Grammar.regex(r"( [a-z]{1,9}){4,9}\."), ((260, 2.0),), 0.5, 0.5, 1.2),

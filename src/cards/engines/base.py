@@ -130,6 +130,7 @@ class Engine(Composite, ABC):
 
     def shaper(self, shaping: Shaping, prompt: Prompt) -> Shaper | None:
         """Return the shaper of a request, or None if it changes no logits. Raises MismatchError or SettingError."""
+        self.check_shaping(shaping)
         penalty = self.repetition_penalty if shaping.repetition_penalty is None else shaping.repetition_penalty
         if not shaping and penalty == 1:
             return None
