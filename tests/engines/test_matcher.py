@@ -205,6 +205,10 @@ def test_faults_are_named(make: Any, message: str) -> None:
 
 def test_a_missing_llguidance_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cards.errors.find_spec", lambda module: None)
-    for make in (lambda: Grammar.json_object(), lambda: Grammar.regex("a"), lambda: Grammar.lark('start: "a"')):
-        with pytest.raises(MissingExtraError, match=r"cards-decoding\[structured\]"):
-            make()
+    missing = pytest.raises(MissingExtraError, match=r"cards-decoding\[structured\]")
+    with missing:
+        Grammar.json_object()
+    with missing:
+        Grammar.regex("a")
+    with missing:
+        Grammar.lark('start: "a"')

@@ -11,7 +11,11 @@ import pytest
 import torch
 from helpers.random_models import END, Pair, words
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
-from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria
 
 import cards
@@ -190,15 +194,29 @@ def test_a_warning_names_what_does_not_apply(lm: Any, llama_float64: Pair) -> No
             output_scores=True,
             return_dict_in_generate=True,
             stopping_criteria=StoppingCriteriaList([Never()]),
-            logits_processor=LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.5)]),
+            logits_processor=LogitsProcessorList([NoRepeatNGramLogitsProcessor(2)]),
             custom_generate=generate,
         )
     [text] = [str(w.message) for w in caught if "custom_generate ignores" in str(w.message)]
-    for name in ("MinNewTokensLength", "num_beams", "output_scores", "Never", "RepetitionPenalty"):
+    for name in ("MinNewTokensLength", "num_beams", "output_scores", "Never", "NoRepeatNGram"):
         assert name in text
     args = custom_generate(llama_float64.reward(), "args", tokenizer=llama_float64.tokenizer)
     with pytest.warns(UserWarning, match="'args' does not support: top_p"):
         lm.generate(**inputs, max_new_tokens=4, top_p=0.5, custom_generate=args)
+
+
+def test_repetition_penalties_are_those_of_generate(lm: Any, llama_float64: Pair) -> None:
+    inputs = padded(llama_float64, TEXTS[:1])
+    plain = custom_generate(None, "vanilla", tokenizer=llama_float64.tokenizer)
+    options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
+    ways: list[dict[str, Any]] = [
+        {"repetition_penalty": 1.4},
+        {"logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.4)])},
+        {},
+    ]
+    found = [lm.generate(**inputs, **options, **way, custom_generate=plain).tolist() for way in ways]
+    assert found == [lm.generate(**inputs, **options, **way).tolist() for way in ways]
+    assert found[0] == found[1] != found[2]
 
 
 @REACH

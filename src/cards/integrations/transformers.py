@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -42,6 +44,7 @@ from cards.registry import load_reward, make_method, with_models
 from cards.rewards.base import Reward
 from cards.rewards.function import Scorer
 from cards.settings import settings_of
+from cards.shaping import Shaping
 
 RewardModel = str | Reward | Scorer | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # defaults of transformers
@@ -128,11 +131,14 @@ class CustomGenerate:
         if do_sample is False:
             sampling = {"temperature": 0.0}
         known = settings_of(self.method)
+        repeats = [
+            p for p in logits_processor if isinstance(p, RepetitionPenaltyLogitsProcessor) and p.prompt_ignore_length is None
+        ]
         _warn_ignored(
             [name for name in sampling if name not in known]
             + ["num_beams"] * ((num_beams or config.num_beams or 1) > 1)
             + [name for name in OUTPUTS if getattr(config, name, None)]
-            + [type(p).__name__ for p in logits_processor if not isinstance(p, WARPERS)]
+            + [type(p).__name__ for p in logits_processor if not (isinstance(p, WARPERS) or p in repeats)]
             + [type(c).__name__ for c in stopping_criteria if not isinstance(c, CRITERIA)],
             self.method,
         )
@@ -153,6 +159,7 @@ class CustomGenerate:
                 seed=int(torch.randint(2**31, ())) if seed is None else seed,
                 max_tokens=length - input_ids.shape[1],
                 stop=stops,
+                shaping=Shaping(repetition_penalty=math.prod(p.penalty for p in repeats)),
                 deadline=min((c.max_time for c in stopping_criteria if isinstance(c, MaxTimeCriteria)), default=None),
             )
             padding = next(iter(engine.end_ids), 0) if config.pad_token_id is None else config.pad_token_id
