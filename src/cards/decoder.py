@@ -232,7 +232,7 @@ class Decoder(Composite):
         self.engine.requests += 1
         with track_usage(usage):
             try:
-                if request.shaping.grammar is not None:  # the first grammar of a tokenizer takes about a second
+                if request.shaping.grammar is not None:  # the first grammar of a tokenizer takes seconds
                     await asyncio.to_thread(self.engine.shaper, request.shaping, request.prompt)
                 async with aclosing(self._method_events(request)) as stream:
                     async for event in stream:

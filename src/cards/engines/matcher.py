@@ -156,7 +156,7 @@ _lock = Lock()
 def token_grammar(grammar: Grammar, tokenizer: Any, end_ids: frozenset[int], size: int | None) -> TokenGrammar:
     """Return the grammar over the tokens below `size` of a tokenizer (None: all of its tokens).
 
-    The first call for a tokenizer takes about a second for a large vocabulary. Raises MismatchError or SettingError.
+    The first call for a tokenizer takes seconds if the vocabulary is large. Raises MismatchError or SettingError.
     """
     size = len(tokenizer) if size is None else size
     with _lock:
