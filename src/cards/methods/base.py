@@ -80,6 +80,11 @@ class Method(Nested, ABC):
         return self.needs
 
     @property
+    def writes(self) -> tuple[str, ...]:
+        """Return the texts that the method itself writes into a response, for which the engine needs tokens."""
+        return ()
+
+    @property
     def models(self) -> list[Engine | Reward]:
         """Return the loaded models among the settings, and those of inner methods."""
         values = [

@@ -60,6 +60,10 @@ class BudgetForcing(Sampled):
     def needed(self) -> frozenset[str]:
         return self.needs | (self.inner.needed if self.inner else frozenset())
 
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return self.opening, self.closing, self.extend
+
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         thought, count, extended, used = Response(), 0, 0, 0
         answer, request = request, replace(request, shaping=unconstrained(request.shaping, engine))

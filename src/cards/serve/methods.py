@@ -147,7 +147,7 @@ def _with_shared(shared: Mapping[str, Any], name: str) -> Method | None:
 
 
 def _runs(method: Method, engine: Engine, reward: Reward | None) -> bool:
-    """Return whether the target reward is known if the method needs one, and the engine supports its boundary."""
+    """Return whether the target reward is known if the method needs one, and the engine supports its boundary and its texts."""
     return all(_runs_alone(one, engine, reward) for one in method.nest)
 
 
@@ -159,9 +159,9 @@ def _runs_alone(method: Method, engine: Engine, reward: Reward | None) -> bool:
             target_of(getattr(method, "target", None), reward)
         if boundary is not None or "boundary" in known:
             engine.check_boundary(boundary or Entropy())
+        return all(engine.tokenize(text) for text in method.writes)
     except CardsError:
         return False
-    return True
 
 
 @cache
