@@ -15,10 +15,10 @@ from cards import Decoder, Prompt, Response
 from cards.engines.exclusions import Exclusions
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, SettingError
-from cards.methods import SelfCertainty
+from cards.methods import BestOfN, SelfCertainty
 from cards.methods.responses.self_consistency import final_answer
 from cards.registry import load_reward
-from cards.rewards import ConfidenceReward
+from cards.rewards import ConfidenceReward, WeightedSum
 from cards.testing import random_engine
 
 PROMPT = (0, 1)
@@ -172,4 +172,16 @@ async def test_on_a_real_model_it_is_that_of_a_full_pass(llama_float64: Pair) ->
         logits = llama_float64.lm(torch.tensor([[*prompt.token_ids, *ids[:-1]]]), use_cache=False).logits[0, -4:]
     log_p = logits.log_softmax(-1)
     assert found == pytest.approx(float((-log_p.mean(-1) - math.log(log_p.shape[-1])).mean()), abs=1e-6)
+    await source.aclose()
+
+
+@pytest.mark.slow
+async def test_a_reward_that_reads_with_the_engine_does_not_wait_for_its_candidates(llama_float64: Pair) -> None:
+    """The candidates that wait for a reward hold all cache slots."""
+    source = llama_float64.engine(slots=3)
+    for method, reward in ((SelfCertainty(n=6), None), (BestOfN(n=6), WeightedSum([ConfidenceReward(source)], [2.0]))):
+        decoder = Decoder(source, reward, method)
+        async with asyncio.timeout(60):
+            results = await decoder.abatch([words([5, 6, 7])] * 4, max_tokens=12, progress=False)
+        assert all(result.usage.rm_calls == 6 for result in results)
     await source.aclose()

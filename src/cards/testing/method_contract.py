@@ -203,7 +203,7 @@ class MethodContract:
         self, decoder: Decoder, engine: Engine, method: Method, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert method.needed >= method.needs
-        assert method.needed <= {*CAPABILITIES, "reward"}
+        assert method.needed <= {*CAPABILITIES, "layers", "reward"}
         wanted = self.results(decoder)
 
         def guarded(call: Callable[..., Any]) -> Callable[..., Any]:

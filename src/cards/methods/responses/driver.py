@@ -121,10 +121,12 @@ async def propose_responses(
 ) -> AsyncGenerator[Event, None]:
     """Propose responses, score them as responses to `prompt`, append them to `candidates`, and yield the events.
 
-    A candidate includes the text that the ask continues. The prompt of the ask may differ from `prompt`.
+    A candidate includes the text that the ask continues. The prompt of the ask may differ from `prompt`. If the reward reads
+    with the engine, scoring begins after the last candidate: the others would keep the cache slots that it waits for.
     """
+    shared = reward is not None and reads(reward, engine)
     async with aclosing(propose(engine, ask)) as batches:
-        async for batch in batches:
+        async for batch in joined(batches) if shared else batches:
             responses = [ask.response + segment for segment in batch]
             rewards = [None] * len(batch) if reward is None else await reward.score(prompt, responses)
             for segment, response, r in zip(batch, responses, rewards, strict=True):
@@ -133,6 +135,16 @@ async def propose_responses(
                 yield Proposed(0, number, replace(candidates[number], reward=None))
                 if reward is not None:
                     yield Scored(0, number, candidates[number])
+
+
+def reads(reward: Reward, engine: Engine) -> bool:
+    """Return whether the reward, or a part of it, reads with this engine."""
+    return any(part is engine or (isinstance(part, Reward) and reads(part, engine)) for part in reward.parts)
+
+
+async def joined(batches: AsyncGenerator[list[Segment], None]) -> AsyncGenerator[list[Segment], None]:
+    """Yield all candidates in one list."""
+    yield [segment async for batch in batches for segment in batch]
 
 
 def verdicts(candidates: Sequence[Segment], chosen: int, trace: bool, *, fallback: bool = False) -> Iterator[Event]:
