@@ -13,8 +13,9 @@ from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, assert_free, serving, until
 
 from cards.errors import SettingError
+from cards.serve.api_key import ANYONE, ApiKey, named_keys
 from cards.serve.errors import ApiError
-from cards.serve.limits import ANYONE, ApiKey, Bucket, Meters, named_keys
+from cards.serve.limits import Bucket, Meters
 from cards.serve.options import ServerOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")

@@ -15,12 +15,11 @@ import typer
 
 from cards.cli.options import METHOD_FLAGS, MODEL, REWARD, with_options, with_placement
 from cards.cli.profile import PROFILE
-from cards.cli.serve_models import LoadedModels
 from cards.cli.settings import with_settings
 from cards.errors import MissingExtraError, SettingError, UnreachableTargetWarning, check
 from cards.placement import Placement
+from cards.serve.api_key import ApiKey
 from cards.serve.config import ModelEntry, ServerConfig, parse_weight
-from cards.serve.limits import ApiKey
 from cards.serve.options import ServerOptions
 
 log = logging.getLogger("cards.serve")
@@ -105,6 +104,7 @@ def serve(
     standard error. The first Ctrl-C or SIGTERM lets running requests finish, the second one stops at once.
     """
     try:
+        from cards.cli.serve_models import LoadedModels
         from cards.serve.app import make_catalog_app
         from cards.serve.logs import configure
         from cards.serve.server import bind, run

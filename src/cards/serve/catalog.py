@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cards.errors import check
+from cards.serve.api_key import named_keys
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
-from cards.serve.limits import Meters, named_keys
+from cards.serve.limits import Meters
 from cards.serve.metrics import Metrics
 from cards.serve.options import ServerOptions
 from cards.serve.readiness import Readiness

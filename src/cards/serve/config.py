@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cards.errors import SettingError, UnknownNameError, check
-from cards.serve.limits import ApiKey
+from cards.serve.api_key import ApiKey
 from cards.serve.weights import Bounds
 from cards.settings import option_text
 

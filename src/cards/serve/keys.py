@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
+from cards.serve.api_key import ApiKey, named_keys
 from cards.serve.errors import ApiError
-from cards.serve.limits import ApiKey, named_keys
 
 COOKIE = "cards_session"
 MAX_WRONG, WAIT = 10, 60  # different wrong keys that an address can try in this number of seconds

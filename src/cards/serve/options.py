@@ -7,7 +7,7 @@ from typing import Literal
 
 from cards.errors import check
 from cards.prompts import ChatOptions
-from cards.serve.limits import ApiKey, named_keys
+from cards.serve.api_key import ApiKey, named_keys
 from cards.settings import CONCURRENCY, setting
 
 OnRewardFailure = Literal["closed", "plain"]

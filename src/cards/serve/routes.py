@@ -12,11 +12,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 
+from cards.serve.api_key import ANYONE
 from cards.serve.catalog import Catalog
 from cards.serve.errors import ApiError
 from cards.serve.formatters import FORMAT, ChatFormatter, CompletionFormatter, ResponseFormatter
 from cards.serve.generation import ChoiceEvent, Generation
-from cards.serve.limits import ANYONE
 from cards.serve.record import Record
 from cards.serve.responses import ChatCompletion, Completion, ErrorBody, ModelBody, ModelList, documented
 from cards.serve.responses_format import ResponsesAnswer, ResponsesFormatter

@@ -11,7 +11,7 @@ from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.rewards.base import Reward
 from cards.rewards.combine import WeightedSum
-from cards.serve.limits import NAME
+from cards.serve.api_key import NAME
 
 Bounds = Mapping[str, tuple[float, float]]
 
