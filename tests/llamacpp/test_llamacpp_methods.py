@@ -16,11 +16,12 @@ from cards.backends.llamacpp.engine import LlamaEngine
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
 from cards.engines.base import Engine
+from cards.engines.prompt_lookup import PromptLookupEngine, is_lookup
 from cards.engines.speculative import SpeculativeEngine
 from cards.events import Result
 from cards.methods import CARDS
 from cards.methods.base import Method
-from cards.registry import load_engine, load_reward, make_method, with_models
+from cards.registry import load_engine, load_reward, make_method, method_class, with_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")]
 
@@ -45,6 +46,11 @@ def rounded(value: Any) -> Any:
     return pytest.approx(value, abs=2e-3, rel=1e-3) if isinstance(value, float) else value
 
 
+def runs_here(case: Case) -> bool:
+    """Return whether a case needs no single layers, which llama.cpp does not give."""
+    return "skip_layers" not in case.engine and "layers" not in method_class(case.method).needs
+
+
 async def test_cards_decides_as_with_transformers_for_50_seeds(
     engine: LlamaEngine, tiny: TransformersEngine, tiny_reward: ClassifierReward
 ) -> None:
@@ -56,7 +62,7 @@ async def test_cards_decides_as_with_transformers_for_50_seeds(
         assert told(found) == told(wanted), f"seed {seed}"
 
 
-@pytest.mark.parametrize("name", [name for name, case in METHODS.items() if "skip_layers" not in case.engine])
+@pytest.mark.parametrize("name", [name for name, case in METHODS.items() if runs_here(case)])
 async def test_a_method_decides_as_with_transformers(
     name: str, engine: LlamaEngine, tiny: TransformersEngine, gguf_folder: Path
 ) -> None:
@@ -81,7 +87,10 @@ def drafted(engine: Engine, case: Case, translate: bool, folder: Path) -> Engine
     """Return the engine with the draft of a case."""
     if "draft" not in case.engine:
         return engine
-    return SpeculativeEngine(engine, engine_of(translate, folder, case.engine["draft"]), case.engine.get("gamma", 4))
+    name, gamma = case.engine["draft"], case.engine.get("gamma", 4)
+    if is_lookup(name):
+        return PromptLookupEngine.named(name, engine, gamma)
+    return SpeculativeEngine(engine, engine_of(translate, folder, name), gamma)
 
 
 def engine_of(translate: bool, folder: Path, name: str) -> Engine:
