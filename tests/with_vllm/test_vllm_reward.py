@@ -118,7 +118,7 @@ def test_what_cannot_work_is_refused_before_vllm_starts(of_three: Path) -> None:
     bidirectional = shutil.copytree(of_three, of_three.with_name("bidirectional"))
     (bidirectional / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="its attention is not causal"):
-        VLLMReward.load(str(bidirectional))
+        VLLMReward.load(str(bidirectional), output="kind")
 
 
 async def test_a_text_that_scores_differently_in_a_batch_is_refused(reward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
