@@ -61,6 +61,21 @@ def encode_question(engine: Engine, text: str) -> Prompt:
     return engine.encode([Message(role="user", content=text)] if engine.chats else text + "\n")
 
 
+def choice_tokens(engine: Engine, text: str) -> list[int]:
+    """Return the ids of the tokens that read as the text, with or without a space before it."""
+    return sorted({ids[0] for form in (text, f" {text}") if len(ids := engine.tokenize(form)) == 1})
+
+
+async def choice_scores(engine: Engine, question: str, lead: str, choices: Sequence[Sequence[int]]) -> list[float]:
+    """Return log sum exp of the logits of the tokens of each choice, as the token after a question and the lead of a reply."""
+    import numpy as np
+
+    asked = encode_question(engine, question)
+    lead = lead if asked.text[-1:].isspace() else f" {lead}"
+    [logits] = await engine.logits(asked, Response(lead, engine.tokenize(lead)))
+    return [float(np.logaddexp.reduce(logits[list(tokens)].astype(np.float64))) for tokens in choices]
+
+
 def encode_prompt(engine: Engine, prompt: Prompt) -> Prompt:
     """Return the prompt encoded by the engine. Messages are rendered with its chat template, if it has one."""
     if prompt.messages is None or not engine.chats:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Prompt, Response
-from cards.rewards.engines import EngineReward, encode_question
+from cards.rewards.engines import EngineReward, choice_scores, choice_tokens
 from cards.rewards.self_evaluation import conversation
 
 QUESTION = """\
@@ -45,8 +45,7 @@ class GradeReward(EngineReward):
         self.context = None  # the question has more tokens than the prompt and the response
         check("{conversation}" in question, "question must contain {conversation}.")
         self.question, self.lead = question, lead
-        forms = [(digit, f" {digit}") for digit in "0123456789"]
-        self.digits = [sorted({ids[0] for form in pair if len(ids := self.model.tokenize(form)) == 1}) for pair in forms]
+        self.digits = [choice_tokens(self.model, digit) for digit in "0123456789"]
         check(all(self.digits), f"The digits must be single tokens of {self.model.name!r}. Use another model.")
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
@@ -55,9 +54,7 @@ class GradeReward(EngineReward):
     async def _rate(self, prompt: Prompt, response: Response) -> float:
         import numpy as np
 
-        asked = encode_question(self.model, self.question.replace("{conversation}", conversation(prompt, response)))
-        lead = self.lead if asked.text[-1:].isspace() else f" {self.lead}"
-        [logits] = await self.model.logits(asked, Response(lead, self.model.tokenize(lead)))
-        scores = np.array([np.logaddexp.reduce(logits[ids].astype(np.float64)) for ids in self.digits])
+        asked = self.question.replace("{conversation}", conversation(prompt, response))
+        scores = np.array(await choice_scores(self.model, asked, self.lead, self.digits))
         p = np.exp(scores - np.logaddexp.reduce(scores))
         return float(p @ np.arange(10)) / 9

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cards.engines.base import Engine
 from cards.errors import check
 from cards.events import Message, Prompt, Response
-from cards.rewards.engines import EngineReward, encode_question
+from cards.rewards.engines import EngineReward, choice_scores, choice_tokens
 from cards.rewards.scale import sigmoid
 
 QUESTION = """\
@@ -56,7 +56,7 @@ class SelfEvaluation(EngineReward):
         missing = ", ".join(name for name in ("{conversation}", "{a}", "{b}") if name not in question)
         check(not missing, f"question must contain {{conversation}}, {{a}} and {{b}}, but {missing} is missing.")
         self.question, self.good, self.bad, self.lead = question, good, bad, lead
-        self.letters = [_letter_tokens(self.model, letter) for letter in "AB"]
+        self.letters = [choice_tokens(self.model, letter) for letter in "AB"]
         check(all(self.letters), f"A and B must be single tokens of {self.model.name!r}. Use another model.")
 
     async def rate(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[float]:
@@ -71,15 +71,10 @@ class SelfEvaluation(EngineReward):
 
     async def _probability_of_a(self, transcript: str, a: str, b: str) -> float:
         """Return P(A) / (P(A) + P(B)) for the statements a and b."""
-        import numpy as np
-
         values = {"conversation": transcript, "a": a, "b": b}
         text = re.sub(r"\{(conversation|a|b)\}", lambda match: values[match[1]], self.question)
-        prompt = encode_question(self.model, text)
-        lead = self.lead if prompt.text[-1:].isspace() else f" {self.lead}"
-        [logits] = await self.model.logits(prompt, Response(lead, self.model.tokenize(lead)))
-        score_a, score_b = (np.logaddexp.reduce(logits[letter].astype(np.float64)) for letter in self.letters)
-        return sigmoid(float(score_a - score_b))
+        score_a, score_b = await choice_scores(self.model, text, self.lead, self.letters)
+        return sigmoid(score_a - score_b)
 
 
 def conversation(prompt: Prompt, response: Response | None) -> str:
@@ -89,8 +84,3 @@ def conversation(prompt: Prompt, response: Response | None) -> str:
     written = prompt.begun + (response.text if response else "")
     turns = [*prompt.messages, *([Message(role="assistant", content=written)] if response or prompt.begun else [])]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in turns)
-
-
-def _letter_tokens(model: Engine, letter: str) -> list[int]:
-    """Return the ids of the tokens that read as the letter, with or without a space before it."""
-    return sorted({ids[0] for text in (letter, f" {letter}") if len(ids := model.tokenize(text)) == 1})

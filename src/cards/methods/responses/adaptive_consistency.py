@@ -12,7 +12,7 @@ from cards.events import Event, Response, Segment
 from cards.methods.base import Request, Sampled
 from cards.methods.responses.driver import propose_responses, verdicts
 from cards.methods.responses.path_consistency import confidence_of
-from cards.methods.responses.self_consistency import check_pattern, final_answer, leading_answer
+from cards.methods.responses.self_consistency import answer_pattern, check_pattern, final_answer, leading_answer
 from cards.rewards.base import Reward
 from cards.settings import setting
 
@@ -39,12 +39,7 @@ class AdaptiveConsistency(Sampled):
         0.95, help="Minimum probability that the leading answer wins.", above=0, at_most=1, typical=(0.5, 1)
     )
     window: int = setting(1, help="Number of responses sampled between tests.", at_least=1, typical=(1, 16), advanced=True)
-    pattern: str | None = setting(
-        None,
-        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression can run forever
-        advanced=True,
-    )
+    pattern: str | None = answer_pattern()
 
     def validate(self) -> None:
         check_pattern(self.pattern)

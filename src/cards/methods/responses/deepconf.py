@@ -12,7 +12,7 @@ from cards.engines.base import Engine
 from cards.events import Event, Proposed, Response, Scored, Segment
 from cards.methods.base import Request, Sampled, propose_all
 from cards.methods.responses.driver import propose_responses, rewards_of, verdicts
-from cards.methods.responses.self_consistency import check_pattern, final_answer, leading_answer
+from cards.methods.responses.self_consistency import answer_pattern, check_pattern, final_answer, leading_answer
 from cards.rewards.base import Reward
 from cards.rewards.confidence import ConfidenceReward
 from cards.settings import setting
@@ -56,12 +56,7 @@ class DeepConf(Sampled):
     consensus: float = setting(
         0.95, help="Share of the votes at which no more responses are sampled.", above=0, at_most=1, advanced=True
     )
-    pattern: str | None = setting(
-        None,
-        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression can run forever
-        advanced=True,
-    )
+    pattern: str | None = answer_pattern()
 
     def validate(self) -> None:
         check_pattern(self.pattern)

@@ -14,7 +14,7 @@ from cards.errors import check
 from cards.events import Event, Response, Segment
 from cards.methods.base import Request, Sampled
 from cards.methods.responses.driver import propose_responses, verdicts
-from cards.methods.responses.self_consistency import check_pattern, final_answer, leading_answer
+from cards.methods.responses.self_consistency import answer_pattern, check_pattern, final_answer, leading_answer
 from cards.rewards.base import Reward
 from cards.settings import setting
 
@@ -52,12 +52,7 @@ class PathConsistency(Sampled):
         typical=(0.5, 1),
         advanced=True,
     )
-    pattern: str | None = setting(
-        None,
-        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression can run forever
-        advanced=True,
-    )
+    pattern: str | None = answer_pattern()
     boundary: Boundary = setting(SENTENCES, help="Rule that ends a step; it must not read logits.", advanced=True)
 
     def validate(self) -> None:

@@ -10,7 +10,7 @@ from cards.engines.base import Engine
 from cards.events import Segment
 from cards.methods.base import argmax
 from cards.methods.responses.driver import ResponseMethod, rewards_of
-from cards.methods.responses.self_consistency import check_pattern, final_answer, leading_answer
+from cards.methods.responses.self_consistency import answer_pattern, check_pattern, final_answer, leading_answer
 from cards.rewards.base import Reward
 from cards.rewards.confidence import ConfidenceReward
 from cards.settings import setting
@@ -37,12 +37,7 @@ class SelfCertainty(ResponseMethod):
     power: float | None = setting(
         None, help="Exponent of the Borda vote on final answers (none: the most certain response).", at_least=0, typical=(0, 3)
     )
-    pattern: str | None = setting(
-        None,
-        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression can run forever
-        advanced=True,
-    )
+    pattern: str | None = answer_pattern()
 
     def validate(self) -> None:
         check_pattern(self.pattern)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cards.errors import SettingError
 from cards.events import Segment
@@ -16,6 +16,16 @@ from cards.settings import setting
 
 NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 DEFAULTS = (r"####\s*(.+)", r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", NUMBER)
+
+
+def answer_pattern() -> Any:
+    """Return the setting of the pattern that finds the final answer."""
+    return setting(
+        None,
+        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
+        client=False,  # a regular expression can run forever
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +44,7 @@ class SelfConsistency(ResponseMethod):
     summary: ClassVar[str] = "Sample n responses and return the first with the most frequent final answer."
     needs: ClassVar[frozenset[str]] = frozenset({"segments"})
 
-    pattern: str | None = setting(
-        None,
-        help="Regular expression of the final answer; the last match counts (none: ####, \\boxed{} or a number).",
-        client=False,  # a regular expression can run forever
-        advanced=True,
-    )
+    pattern: str | None = answer_pattern()
     beta: float | None = setting(
         None, help="Softness of the weights of votes by reward (none: equal weights).", above=0, typical=(0.05, 3)
     )
