@@ -80,7 +80,7 @@ def test_only_a_local_server_without_keys_checks_hosts_by_default(
     monkeypatch.setattr("cards.serve.server.bind", lambda host, port: None)
     monkeypatch.setattr("cards.serve.server.run", lambda *_: None)
     monkeypatch.setattr("cards.serve.logs.configure", lambda: None)
-    monkeypatch.setattr("cards.cli.serve.LoadedModels.load", lambda *_: [])
+    monkeypatch.setattr("cards.cli.serve_models.LoadedModels.load", lambda *_: [])
     monkeypatch.delenv("CARDS_SERVE_API_KEY", raising=False)
     ran = CliRunner().invoke(cards.cli.app, ["serve", "--port", "0", "--no-playground", "--method", "vanilla", *arguments])
     assert ran.exit_code == 0, ran.output
