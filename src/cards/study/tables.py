@@ -7,17 +7,20 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as ScreenTable
+from rich.text import Text
 
 if TYPE_CHECKING:
     from cards.study.statistics import Estimate
 
 NONE = "-"
 FORMAT = 1  # of JSON reports
+NAME_WIDTHS = 16, 24  # least and most characters of the first column of a split table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +31,55 @@ class Table:
 
 
 def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
-    """Print tables on standard output. `compact` folds wide cells and omits the empty line after each table."""
+    """Print tables on standard output, each under its title and followed by an empty line.
+
+    A table wider than the screen is split into several. `compact` folds wide cells instead.
+    """
     console = Console(highlight=False, markup=False)
-    for table in tables:
-        shown = ScreenTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for table in tables if compact else chain.from_iterable(split(wide, console.width) for wide in tables):
+        console.print(Text(table.title, style="bold"))
+        shown = ScreenTable(box=None, pad_edge=False)
         for index, column in enumerate(table.columns):
             if compact or not index:
-                width = None if compact else 16
+                width = None if compact else NAME_WIDTHS[0]
                 shown.add_column(column, justify="right" if index else "left", overflow="fold", min_width=width)
             else:
                 shown.add_column(column, justify="right", no_wrap=True)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
-        if not compact:
-            console.print()
+        console.print()
+
+
+def split(table: Table, width: int) -> list[Table]:
+    """Return the table as one or more tables whose columns fit `width` characters. Each has the first column."""
+    least, most = NAME_WIDTHS
+    room = width - min(most, max(least, *(len(row[0]) for row in table.rows)))
+    chunks: list[list[int]] = [[]]
+    left = room
+    for index in range(1, len(table.columns)):
+        needed = max(len(line[index]) for line in (table.columns, *table.rows)) + 2
+        if needed > left and chunks[-1]:
+            chunks.append([])
+            left = room
+        chunks[-1].append(index)
+        left -= needed
+
+    def part(line: list[str], chunk: list[int]) -> list[str]:
+        return [line[0], *(line[index] for index in chunk)]
+
+    titles = [table.title, *[f"{table.title} (more)"] * (len(chunks) - 1)]
+    return [
+        Table(title, part(table.columns, chunk), [part(row, chunk) for row in table.rows])
+        for title, chunk in zip(titles, chunks, strict=True)
+    ]
+
+
+def show_headline(text: str, style: str = "") -> None:
+    """Print the finding of a study, which comes before its tables, on standard output."""
+    console = Console(highlight=False, markup=False)
+    console.print(Text(text, style=f"bold {style}"))
+    console.print()
 
 
 def write_report(

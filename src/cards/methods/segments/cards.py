@@ -93,6 +93,11 @@ class CARDS(SegmentMethod):
         )
         self.segment_boundary(3.0)
 
+    @property
+    def remedy(self) -> str:
+        found: str = super(SegmentMethod, self).remedy  # slots break super() without arguments
+        return found if self.quantile is None else f"Lower quantile{self.softer}"
+
     def segment_boundary(self, suggested_threshold: float) -> Boundary:
         threshold = suggested_threshold if self.entropy_threshold is None else self.entropy_threshold
         return self.boundary or Entropy(self.min_segment, self.max_segment, threshold, self.measure)

@@ -62,6 +62,20 @@ def predictions(result: CalibrationResult) -> list[Row]:
     ]
 
 
+def headline(result: CalibrationResult) -> str:
+    """Return the finding in one sentence, followed by the reasons to doubt it."""
+    rated = result.choice.rates if result.trial is None else result.trial.measured
+    chosen = result.settings
+    named = ", ".join(f"{name} {chosen[name]:.3g}" for name in ("target", "beta", "alpha") if name in chosen)
+    plain = np.mean([reward for row in result.responses for reward in row["rewards"]])
+    known = "Predicted" if result.trial is None else "Confirmed" if result.confirmed else "Not confirmed"
+    finding = (
+        f"{known}: CARDS with {named} ({chosen['acceptance']} test) gets a mean reward of {rated['reward'].mean:.2f} at "
+        f"{rated['cost'].mean:.1f} times the cost of plain sampling, which gets {plain:.2f}."
+    )
+    return "\n".join([finding, *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons(result))])
+
+
 def tables(result: CalibrationResult) -> Iterator[Table]:
     """Yield tables of rewards, entropies, segment lengths, and the rates of each measured setting."""
     heads = [f"{level:.0%}" for level in LEVELS]
