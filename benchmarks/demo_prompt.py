@@ -4,8 +4,10 @@
 
 The prompts are 50 of the 64 that are part of the package, drawn with seed 0. Each gets one response by CARDS and one by
 best-of-n, both with seed 0, as `cards generate` gives them. n is the smallest that spends at least the FLOPs of CARDS on this
-prompt. The gain is the difference of the rewards that steer. The settings of CARDS are tried in the order of SETTINGS, and
-the first one with a positive median gain is used. The prompt is the one with the lower median gain, number 25 of 50.
+prompt. CARDS proposes one candidate at a time (width 1), because other widths give the same responses at a cost that depends
+on the speed of the machine. The gain is the difference of the rewards that steer, and 0 for equal texts. The settings of CARDS
+are tried in the order of SETTINGS, and the first one with a positive median gain is used. The prompt is the one with the
+lower median gain, number 25 of 50.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from cards.rewards.base import Reward
 from cards.study.prompts import read, sample
 
 SETTINGS = (
-    "cards",  # the default
-    "cards:acceptance=hard,alpha=1",  # the setting of docs/embedded.md
-    "cards:acceptance=hard,alpha=1,max_rejections=8",
-    "cards:acceptance=hard,alpha=1,target=1",
-    "best-of-n:n=2,inner=(cards:acceptance=hard,alpha=1)",
+    "cards:width=1",  # the default
+    "cards:acceptance=hard,alpha=1,width=1",  # the setting of docs/embedded.md
+    "cards:acceptance=hard,alpha=1,max_rejections=8,width=1",
+    "cards:acceptance=hard,alpha=1,target=1,width=1",
+    "best-of-n:n=2,inner=(cards:acceptance=hard,alpha=1,width=1)",
 )
 PROMPTS = 50
 
@@ -50,7 +52,7 @@ class Outcome:
 
     @property
     def gain(self) -> float:
-        return self.reward - self.best_of_n
+        return 0.0 if self.text == self.best_of_n_text else self.reward - self.best_of_n
 
 
 class Runs:

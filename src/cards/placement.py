@@ -16,10 +16,10 @@ from cards.engines.prompt_lookup import is_lookup
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.prompts import check_template
-from cards.registry import check_defaults, load_engine, load_reward, method_classes, models_of, read_mix
+from cards.registry import check_defaults, load_engine, load_reward, models_of, read_mix
 from cards.rewards.base import Reward
 from cards.rewards.loader import check_reward
-from cards.settings import check_settings, setting, settings_of
+from cards.settings import check_settings, setting
 
 MODEL = (
     "Language model: tiny, a folder, a GGUF file, a Hugging Face name (NAME or NAME@REVISION), vllm:NAME, or an http:// "
@@ -48,18 +48,9 @@ def reward_for(model: str, reward: str | None, methods: Iterable[Method] = ()) -
             name != "none" or "reward" not in method.needed,
             f"Method {method.name!r} needs a reward, "
             + ("but --reward is none. " if reward else f"and only the embedded models have a default one, not {model!r}. ")
-            + f"Choose one with --reward, or a method without a reward: {', '.join(_without_reward())}.",
+            + "Choose one with --reward, or a method that needs none, such as vanilla (see `cards methods`).",
         )
     return name
-
-
-def _without_reward() -> list[str]:
-    """Return the names of the methods that need neither a reward nor a second model."""
-    return [
-        name
-        for name, cls in method_classes().items()
-        if "reward" not in cls.needs and all(item.spec.loads is None for item in settings_of(cls).values())
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,8 @@ def test_the_same_rows_in_a_file_give_the_same_prompts(name: str, tmp_path: Path
     (tmp_path / "d.csv").write_text(table(rows), encoding="utf-8")
     expected = [PromptRecord(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
     (tmp_path / "e.json").write_text(lines, encoding="utf-8")  # JSON Lines under another name
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f.parquet")
+    columns = {name: None for row in rows for name in row}
+    parquet.write_table(pyarrow.Table.from_pylist([columns | row for row in rows]), tmp_path / "f.parquet")
     for file in ("a.jsonl", "b.jsonl.gz", "c.json", "d.csv", "e.json", "f.parquet"):
         assert read(f"{name}={tmp_path / file}") == expected, file
 

@@ -17,7 +17,7 @@ import typer
 from cards.batch.job import BatchJob, opened
 from cards.batch.journal import BatchJournal
 from cards.batch.progress import BatchProgress
-from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored
+from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored, suffix
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.cli.models import load_decoder
@@ -83,6 +83,7 @@ def batch(
         "--ray-address, --ray-workers and --ray-gpus need --ray: add it or leave them out.",
     )
     check(not (ray and str(source) == "-"), "A Ray cluster cannot read standard input: give a file that all machines can read.")
+    suffix(out)
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
     shaping = shape.shaping

@@ -110,8 +110,8 @@ def content(row: Any) -> str | tuple[Message, ...]:
     return check_messages(turns)
 
 
-def rows(path: Path) -> list[Any]:
-    """Return the rows of a file. Raises PromptError if the file cannot be read."""
+def rows(path: Path, kind_of_rows: str = "prompts") -> list[Any]:
+    """Return the rows of a file. Raises PromptError, naming the rows by their kind, if the file cannot be read."""
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
         if kind == ".parquet":
@@ -126,11 +126,11 @@ def rows(path: Path) -> list[Any]:
         if kind in (".jsonl", ".json"):  # many files of JSON Lines are named .json
             return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, EOFError) as error:
-        known = ", ".join(["tiny", *DATASETS])
+        known = f", or one of {', '.join(['tiny', *DATASETS])}" if kind_of_rows == "prompts" else ""
         reason = getattr(error, "strerror", None) or error
-        raise PromptError(f"The prompts {str(path)!r} cannot be read ({reason}). Give a file, or one of {known}.") from error
+        raise PromptError(f"The {kind_of_rows} {str(path)!r} cannot be read ({reason}). Give a file{known}.") from error
     except SettingError:  # pyarrow is missing
         raise
     except ValueError as error:
-        raise PromptError(f"The prompts {str(path)!r} are not {kind[1:].upper() or 'text'}: {error}") from error
+        raise PromptError(f"The {kind_of_rows} {str(path)!r} are not {kind[1:].upper() or 'text'}: {error}") from error
     return list(csv.DictReader(io.StringIO(text))) if kind == ".csv" else [t for t in text.splitlines() if t.strip()]

@@ -33,9 +33,10 @@ def headline(figures: Sequence[Figure], baseline: str, held_out: bool) -> str:
     if not wins:
         return f"{len({figure.row for figure in figures if figure.table == 'answers'})} systems were graded, and not compared."
     first = [figure for figure in figures if figure.table == wins[0].table]
-    shares = {name: {figure.row: figure.value for figure in first if figure.name == name} for name in ("wins", "losses", "p")}
-    best = max(shares["wins"], key=lambda row: shares["wins"][row] - shares["losses"][row])
-    won, lost, p = (shares[name].get(best) for name in ("wins", "losses", "p"))
+    names = ("wins", "losses", "gain", "p")
+    values = {name: {figure.row: figure.value for figure in first if figure.name == name} for name in names}
+    best = max(values["wins"], key=lambda row: (values["wins"][row] - values["losses"][row], values["gain"].get(row, 0.0)))
+    won, lost, _, p = (values[name].get(best) for name in names)
     assert won is not None
     assert lost is not None
     verdict = "is not clearly better than"
