@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from pathlib import Path
 
 NAMES = (
     "apple basket bell bird boat book bread bridge candle cat chair cloud coat coin dog door dream egg farmer field "
@@ -14,7 +12,7 @@ NAMES = (
     "well window winter wolf "
 )
 WORDS = NAMES.split()
-PROMPT = "Write a short story that contains the words {}, {} and {}.\n\nStory:"
+PROMPT = "Write a short story that contains the words {}, {} and {}.\n\nOnce upon a time"
 
 
 def required(prompt: str) -> list[str]:
@@ -34,8 +32,6 @@ def complete(prompt: str, response: str) -> float:
     return float(share(prompt, response) == 1)
 
 
-def write_prompts(path: Path, count: int = 200) -> None:
+def prompts(count: int = 200) -> list[dict[str, str]]:
     draw = random.Random(0)
-    prompts = [PROMPT.format(*draw.sample(WORDS, 3)) for _ in range(count)]
-    lines = [json.dumps({"id": f"words-{i}", "group": "words", "prompt": prompt}) for i, prompt in enumerate(prompts)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [{"id": f"words-{i}", "group": "words", "prompt": PROMPT.format(*draw.sample(WORDS, 3))} for i in range(count)]
