@@ -207,6 +207,7 @@ def test_more_than_a_fifth_of_fallbacks_gives_a_warning() -> None:
         ({"target": 100.0, "acceptance": "hard"}, "Lower target."),
         ({"acceptance": "hard"}, "Set a target below the one that the reward suggests."),
         ({"quantile": 1.0}, "Lower quantile or raise beta."),
+        ({"gain": 1.0, "acceptance": "hard"}, "Lower gain."),
     ],
 )
 def test_the_warning_names_the_settings_in_use(settings: dict[str, Any], advice: str) -> None:

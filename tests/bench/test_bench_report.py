@@ -110,7 +110,7 @@ def test_tables_say_the_same_in_all_forms(tmp_path: Path) -> None:
     assert cost.rows[1] == ["best-of-n:n=2", "2.0", "10.0", "20.0", "4G", "1.500", "2.000", "-", "50%"]
     assert text.rows[1] == ["best-of-n:n=2", ".80/1.00/1.00", ".00/.00/-", "-0.19", "8.00", "1.39", "0.19"]
     markdown, rows, machine = (path.read_text(encoding="utf-8") for path in write(found, tmp_path / "results.jsonl"))
-    assert "| best-of-n:n=2 | 2.0 | 10.0 | 20.0 | 4G | 1.500 | 2.000 | 25% | 50% |" in markdown
+    assert "| best-of-n:n=2 | 2.0 | 10.0 | 20.0 | 4G | 1.500 | 2.000 | - | 50% |" in markdown
     assert "model: m, reward: r, gold: g, prompts: p" in markdown
     parsed = list(csv.DictReader(io.StringIO(rows)))
     assert [float(r["score.mean"]) for r in parsed] == [0.5, 1.0, 1.0]

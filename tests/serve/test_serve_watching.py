@@ -193,7 +193,14 @@ def test_lines_for_people_have_an_address_to_click_and_the_outcome_of_requests()
 
     assert shown("listening", url=address("0.0.0.0", 8000)) == "listening at http://127.0.0.1:8000/ (Ctrl-C stops the server)"
     assert address("::1", 80) == "http://[::1]:80/"
-    request = {"id": "1", "request": "POST /v1/completions", "status": 200, "outcome": "ok", "method": "cards", "queued": 0.1}
+    request: dict[str, Any] = {
+        "id": "1",
+        "request": "POST /v1/completions",
+        "status": 200,
+        "outcome": "ok",
+        "method": "cards",
+        "queued": 0.1,
+    }
     line = shown("request", **request, answer_tokens=9, usage={}, seconds=1.234)
     assert line == "POST /v1/completions 200, cards, 9 tokens, 1.23 s"
     line = shown("request", **request | {"status": 400, "outcome": "refused", "error": "invalid"}, seconds=0.001)

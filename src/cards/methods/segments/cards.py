@@ -110,8 +110,9 @@ class CARDS(SegmentMethod):
 
     @property
     def remedy(self) -> str:
+        setting = "gain" if self.gain is not None else "quantile" if self.quantile is not None else None
         found: str = super(SegmentMethod, self).remedy  # slots break super() without arguments
-        return found if self.quantile is None else f"Lower quantile{self.softer}"
+        return found if setting is None else f"Lower {setting}{self.softer}"
 
     def segment_boundary(self, suggested_threshold: float) -> Boundary:
         threshold = suggested_threshold if self.entropy_threshold is None else self.entropy_threshold

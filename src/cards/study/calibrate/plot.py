@@ -66,16 +66,17 @@ def _settings(axis: Axes, result: CalibrationResult) -> None:
         lines.setdefault((kind, row["alpha"]), []).append((row["cost"], row["reward"]))
     kinds, alphas = (sorted({key[part] for key in lines}) for part in (0, 1))
     for (kind, alpha), points in sorted(lines.items()):
-        style = {"color": f"C{kinds.index(kind)}", "linestyle": plots.DASHES[alphas.index(alpha) % len(plots.DASHES)]}
-        axis.plot(*zip(*points, strict=True), **style, linewidth=1.3, alpha=0.8, label=f"{kind}, alpha {alpha:g}")
+        dashes, name = plots.DASHES[alphas.index(alpha) % len(plots.DASHES)], f"{kind}, alpha {alpha:g}"
+        x, y = zip(*points, strict=True)
+        axis.plot(x, y, color=f"C{kinds.index(kind)}", linestyle=dashes, linewidth=1.3, alpha=0.8, label=name)
     chosen = result.choice.rates
     for number, probe in enumerate(result.probes):
         pair = [(rates["cost"], rates["reward"]) for rates in (probe.predicted, probe.measured)]
         axis.plot([cost.mean for cost, _ in pair], [reward.mean for _, reward in pair], "k:", linewidth=1, zorder=4)
-        [(x, y)] = pair[1:]
-        name = None if number else "measured, joined to its prediction"
-        bars = plots.bars([y]), plots.bars([x])
-        axis.errorbar(x.mean, y.mean, *bars, fmt="ko", markersize=4, capsize=2, linewidth=0.8, zorder=4, label=name)
+        cost, reward = pair[1]
+        bars = plots.bars([reward]), plots.bars([cost])
+        label = None if number else "measured, joined to its prediction"
+        axis.errorbar(cost.mean, reward.mean, *bars, fmt="ko", markersize=4, capsize=2, linewidth=0.8, zorder=4, label=label)
     axis.plot(
         chosen["cost"].mean, chosen["reward"].mean, "*", color="gold", mec="black", markersize=13, zorder=5, label="chosen"
     )
