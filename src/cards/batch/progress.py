@@ -37,7 +37,7 @@ class BatchProgress:
         self.console, self.every, self.clock = console, every, clock
         self.decoded, self.broken, self.usage = 0, 0, Usage()  # in this run
         self._started = self._last_line = clock()
-        columns = (BarColumn(), Figures(self))
+        columns = (BarColumn(bar_width=16), Figures(self))
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=total, completed=done) if self._bar else None
 

@@ -137,6 +137,8 @@ def _run(job: BatchJob, method: Method, decode: Decode, retry_failed: bool) -> N
             failed = report.failed
     if complete and job.left:
         report = BatchProgress(job.total, job.total - len(job.left), failed, stderr_console())
+        if report.console.is_terminal:  # loading the models can take minutes
+            say(f"{len(job.left):,} of {job.total:,} rows to decode", "dim")
         with BatchJournal(job.files) as journal:
             complete = decode(job.left, journal, report)
         failed = report.failed
