@@ -22,7 +22,7 @@ def test_tables_stand_under_their_titles_with_space_between_them(
     monkeypatch.setenv("COLUMNS", "60")
     title = "a title that is longer than its table " * 2
     show_headline("found")
-    show_tables([Table(title, ["", "n"], [["a", "1"]])] * 2, compact=True)
+    show_tables([Table(title, ["", "n"], [["a", "1"]])] * 2)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == ["found", ""]
     assert " ".join(lines[2:4]) == title.strip()  # on as many lines as the screen needs
@@ -37,7 +37,7 @@ def test_a_wide_table_is_split_into_several_with_the_same_rows() -> None:
     assert [part.title for part in rest] == ["t (more)"] * len(rest) != []
     for part in (first, *rest):
         assert [row[0] for row in part.rows] == ["one", "two"]
-        assert 16 + sum(len(name) + 2 for name in part.columns[1:]) <= 60
+        assert 3 + sum(len(name) + 2 for name in part.columns[1:]) <= 60
     assert [name for part in (first, *rest) for name in part.columns[1:]] == columns[1:]
     assert split(table, 400) == [table]
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.mock_cli import Cards
 
 from cards.errors import RewardError
+from cards.study.calibrate.report import headline
+from cards.study.statistics import Estimate
 
 FEW = ["--answers", "4", "--nodes", "2", "--max-rejections", "5", "--max-tokens", "8", "--max-cost", "4"]
 
@@ -24,6 +28,29 @@ def measured_reward() -> float:
     report = json.loads(Path("profile.report.json").read_text())
     settings = report["profile"]["settings"]
     return next(float(probe["measured"]["reward"]["mean"]) for probe in report["probes"] if probe["settings"] == settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"beta": 0.25, "alpha": 1.0}, "target 0.5, beta 0.25, alpha 1 (soft test)"),
+        ({"acceptance": "hard"}, "target 0.5 (hard test)"),
+    ],
+)
+def test_the_headline_names_the_setting_and_what_it_brings(settings: dict[str, Any], named: str) -> None:
+    rates = {"reward": Estimate(0.75, 0.5, 1.0), "cost": Estimate(2.5, 2.0, 3.0)}
+    result: Any = SimpleNamespace(
+        choice=SimpleNamespace(rates=rates),
+        trial=None,
+        settings={"target": 0.5, **settings},
+        responses=[{"rewards": [0.0, 0.5]}],
+    )
+    finding, doubt = headline(result).split("\n")
+    assert (
+        finding
+        == f"Predicted: CARDS with {named} gets a mean reward of 0.75 at 2.5 times the cost of plain sampling, which gets 0.25."
+    )
+    assert doubt == "The settings were not tried: set --probes to 1 or more."
 
 
 def test_another_limit_goes_on(cli: Cards, prompts: str) -> None:

@@ -86,7 +86,7 @@ def calibrate(
         typer.echo(report, nl=False)
     else:
         show_headline(headline(result), "green" if result.confirmed else "yellow")
-        show_tables(tables(result), compact=True)
+        show_tables(tables(result))
         console = Console(highlight=False, markup=False)
         settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
         console.print(f"{'recommended' if result.confirmed else 'not confirmed'}: {settings}")

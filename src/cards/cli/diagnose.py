@@ -61,7 +61,7 @@ def diagnose(
         typer.echo(to_json(to_dict(found, judged), indent=2), nl=False)
     else:
         show_headline(judged.words, COLOURS[judged.grade])
-        show_tables(tables(found, judged), compact=True)
+        show_tables(tables(found, judged))
     if plot is not None:
         plots.save(found, plot)
         say(f"plot: {plot}", "dim")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NONE = "-"
 FORMAT = 1  # of JSON reports
-NAME_WIDTHS = 16, 24  # least and most characters of the first column of a split table
+NAME_WIDTH = 24  # characters after which cells of the first column are folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +30,37 @@ class Table:
     rows: list[list[str]]
 
 
-def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
+def show_tables(tables: Iterable[Table]) -> None:
     """Print tables on standard output, each under its title and followed by an empty line.
 
-    A table wider than the screen is split into several. `compact` folds wide cells instead.
+    A table wider than the screen is split into several.
     """
     console = Console(highlight=False, markup=False)
-    for table in tables if compact else chain.from_iterable(split(wide, console.width) for wide in tables):
+    for table in chain.from_iterable(split(whole, console.width) for whole in tables):
         console.print(Text(table.title, style="bold"))
         shown = ScreenTable(box=None, pad_edge=False)
-        for index, column in enumerate(table.columns):
-            if compact or not index:
-                width = None if compact else NAME_WIDTHS[0]
-                shown.add_column(column, justify="right" if index else "left", overflow="fold", min_width=width)
-            else:
-                shown.add_column(column, justify="right", no_wrap=True)
+        name, *columns = table.columns
+        shown.add_column(name, overflow="fold", min_width=min(NAME_WIDTH, longest(table, 0)))
+        for column in columns:
+            shown.add_column(column, justify="right", no_wrap=True)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
         console.print()
 
 
+def longest(table: Table, column: int) -> int:
+    """Return the number of characters of the longest cell of a column."""
+    return max(len(line[column]) for line in (table.columns, *table.rows))
+
+
 def split(table: Table, width: int) -> list[Table]:
     """Return the table as one or more tables whose columns fit `width` characters. Each has the first column."""
-    least, most = NAME_WIDTHS
-    room = width - min(most, max(least, *(len(row[0]) for row in table.rows)))
+    room = width - min(NAME_WIDTH, longest(table, 0))
     chunks: list[list[int]] = [[]]
     left = room
     for index in range(1, len(table.columns)):
-        needed = max(len(line[index]) for line in (table.columns, *table.rows)) + 2
+        needed = longest(table, index) + 2
         if needed > left and chunks[-1]:
             chunks.append([])
             left = room

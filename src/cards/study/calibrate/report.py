@@ -70,8 +70,8 @@ def headline(result: CalibrationResult) -> str:
     plain = np.mean([reward for row in result.responses for reward in row["rewards"]])
     known = "Predicted" if result.trial is None else "Confirmed" if result.confirmed else "Not confirmed"
     finding = (
-        f"{known}: CARDS with {named} ({chosen['acceptance']} test) gets a mean reward of {rated['reward'].mean:.2f} at "
-        f"{rated['cost'].mean:.1f} times the cost of plain sampling, which gets {plain:.2f}."
+        f"{known}: CARDS with {named} ({chosen.get('acceptance', 'soft')} test) gets a mean reward of "
+        f"{rated['reward'].mean:.2f} at {rated['cost'].mean:.1f} times the cost of plain sampling, which gets {plain:.2f}."
     )
     return "\n".join([finding, *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons(result))])
 
