@@ -84,8 +84,8 @@ def tables(result: CalibrationResult) -> Iterator[Table]:
         correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
         values = [f"{q:.2f}" for q in row["quantiles"]]
         rows.append([str(row["tokens"] or "end"), str(row["texts"]), *values, correlation])
-    columns = ["tokens", "responses", *heads, "correlation with the final reward"]
-    yield Table("rewards of plain responses, by number of tokens so far", columns, rows)
+    columns = ["tokens", "responses", *heads, "correlation"]
+    yield Table("rewards of plain responses by tokens so far, and their correlation with the final reward", columns, rows)
     if levels := entropies(result.responses):
         yield Table("entropy of the next token (nats)", heads, [[f"{q:.2f}" for q in levels]])
     rows = []
