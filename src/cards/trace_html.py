@@ -21,7 +21,7 @@ COLUMNS = ("verdict", "reward", "threshold", "text", "entropy", "tokens")
 # `all: revert` and the doubled prefix undo what notebooks and sites do to tables and details.
 STYLE = """
 .cards-trace { --accepted: 43, 123, 186; --fallback: 224, 123, 0; --line: rgba(128, 128, 128, 0.4);
-  max-width: 60rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+  max-width: 60em; font: 1em/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 .cards-trace .response { font-size: 1.1em; line-height: 2; }
 .cards-trace .response :is(details, summary, table, th, td) { all: revert; }
 .cards-trace .response summary:is(::before, ::after) { content: none; }
@@ -33,19 +33,19 @@ STYLE = """
 .cards-trace .response summary::-webkit-details-marker { display: none; }
 .cards-trace .response summary:hover, .cards-trace .response [open] > summary { border-bottom-color: currentColor; }
 .cards-trace .response summary:focus-visible { outline: 3px solid rgb(var(--accepted)); }
-.cards-trace .candidates { max-height: 22rem; overflow: auto; margin: 0.3rem 0 0.6rem; border: 1px solid var(--line);
-  border-radius: 0.3rem; }
-.cards-trace .response table { width: 100%; border-collapse: collapse; font-size: 0.8rem; line-height: 1.5;
+.cards-trace .candidates { max-height: 22em; overflow: auto; margin: 0.3em 0 0.6em; border: 1px solid var(--line);
+  border-radius: 0.3em; }
+.cards-trace .response table { width: 100%; border-collapse: collapse; font-size: 0.8em; line-height: 1.5;
   font-variant-numeric: tabular-nums; }
-.cards-trace .response :is(th, td) { padding: 0.15rem 0.6rem; border-top: 1px solid var(--line); color: inherit;
+.cards-trace .response :is(th, td) { padding: 0.15em 0.6em; border-top: 1px solid var(--line); color: inherit;
   font-weight: normal; text-align: right; vertical-align: top; white-space: nowrap; }
 .cards-trace .response thead th { border-top: 0; }
 .cards-trace .response :is(th:first-child, .text) { text-align: left; }
-.cards-trace .response .text { width: 100%; min-width: 8rem; white-space: pre-wrap; }
+.cards-trace .response .text { width: 100%; min-width: 8em; white-space: pre-wrap; }
 .cards-trace .response .accepted > :is(summary, th, td) { background: rgba(var(--accepted), 0.25); }
 .cards-trace .response .fallback > :is(summary, th, td) { background: rgba(var(--fallback), 0.3); }
 .cards-trace .response .fallback > summary { border-bottom: 2px dashed rgb(var(--fallback)); }
-.cards-trace .cost { margin: 0.3rem 0 0; font-size: 0.8rem; opacity: 0.8; }
+.cards-trace .cost { margin: 0.3em 0 0; font-size: 0.8em; opacity: 0.8; }
 """
 
 
@@ -67,7 +67,8 @@ def _segment(number: int, segment: Segment) -> str:
     return (
         f'<details class="{verdict}"><summary title="{_title(number, segment)}">'
         f"{escape(text) or '<i>no text</i>'}{sign}</summary>"
-        f'<div class="candidates"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+        f'<div class="candidates"><table class="rows"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        "</details>"
     )
 
 
