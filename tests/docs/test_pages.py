@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import cards.cli
 import cards.registry
 from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.rewards import ClassifierReward
-from cards.engines.base import Engine
 from cards.errors import UnreachableTargetWarning
 from cards.registry import method_classes
 
@@ -46,22 +45,30 @@ def named(value: object) -> str:
     return str(value.relative_to(DOCS).with_suffix("")) if isinstance(value, Path) else ""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Any:
-    """The embedded models are loaded once for all pages; a draft is its own, for it writes to other books."""
-    patch = pytest.MonkeyPatch()
-    engine, reward = cache(_engine), cache(ClassifierReward.load)
-    patch.setattr(TransformersEngine, "load", staticmethod(lambda name, **options: engine(name)))
-    patch.setattr(ClassifierReward, "load", staticmethod(lambda name, **options: reward(name)))
-    yield
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[list[Any]]:
+    """The embedded models are loaded once for all pages."""
+    patch, loaded = pytest.MonkeyPatch(), []
+
+    def once(load: Callable[[str], Any]) -> Callable[..., Any]:
+        @cache
+        def model(name: str) -> Any:
+            loaded.append(load(name))
+            return loaded[-1]
+
+        return lambda name, **options: model(name)
+
+    patch.setattr(TransformersEngine, "load", staticmethod(once(TransformersEngine.load)))
+    patch.setattr(ClassifierReward, "load", staticmethod(once(ClassifierReward.load)))
+    yield loaded
     patch.undo()
 
 
-_load: Callable[[str], Engine] = TransformersEngine.load
-
-
-def _engine(name: str) -> Engine:
-    return _load(name)
+@pytest.fixture(autouse=True)
+def cold(loaded_once: list[Any]) -> None:
+    """Every page begins with empty caches, as in a new process."""
+    for model in loaded_once:
+        model.forget()
 
 
 @pytest.mark.parametrize("name", method_classes())
