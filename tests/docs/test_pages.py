@@ -29,7 +29,7 @@ PROGRAM = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.M
 
 
 def commands(page: Path) -> list[tuple[str, str]]:
-    """Return the `cards` commands of a page and what they print, if it is shown. A backslash at the end of a line continues one."""
+    """Return the `cards` commands of a page and what they print, if it is shown. A backslash continues a line."""
     blocks = [text.replace(" \\\n", " ") for kind, text in BLOCK.findall(page.read_text()) if kind == "console"]
     return [found for block in blocks for found in re.findall(r"^\$ ((?:cards|echo) .+)\n((?:(?!\$ ).*\n)*)", block, re.M)]
 
