@@ -129,6 +129,6 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says:
 
 
 @pytest.mark.parametrize("settings", [{"quantile": 0.5}, {"gain": 0.5}])
-def test_a_cascade_has_neither_quantile_nor_gain(settings: dict[str, float]) -> None:
+def test_a_cascade_has_neither_quantile_nor_gain(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="Set target"):
         Cascade(**settings)
