@@ -67,7 +67,7 @@ def headline(result: CalibrationResult) -> str:
     rated = result.choice.rates if result.trial is None else result.trial.measured
     chosen = result.settings
     named = ", ".join(f"{name} {chosen[name]:.3g}" for name in ("target", "beta", "alpha") if name in chosen)
-    plain = np.mean([reward for row in result.responses for reward in row["rewards"]])
+    plain = round(float(np.mean([reward for row in result.responses for reward in row["rewards"]])), 2) + 0.0  # no -0.00
     known = "Predicted" if result.trial is None else "Confirmed" if result.confirmed else "Not confirmed"
     finding = (
         f"{known}: CARDS with {named} ({chosen.get('acceptance', 'soft')} test) gets a mean reward of "
