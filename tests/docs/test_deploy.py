@@ -49,3 +49,10 @@ def test_the_image_asks_for_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     [asked] = re.findall(r"^ARG EXTRAS=(.+)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.M)
     assert set(asked.split(",")) <= set(extras)
+
+
+def test_the_image_gets_all_that_the_wheel_includes() -> None:
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    for source in targets["wheel"]["force-include"]:
+        assert f"COPY {source} {source}\n" in dockerfile

@@ -38,7 +38,7 @@ COMMANDS = [(page, *found) for page in PAGES for found in commands(page)]
 PROGRAMS = [(page, *found) for page in PAGES for found in PROGRAM.findall(page.read_text())]
 FEW_TOKENS = ("generate", "compare")
 NAV = (ROOT / "mkdocs.yml").read_text().partition("How-to guides:")[2].partition("  - Methods:")[0]
-HOW_TO = re.findall(r"(\S+\.md)$", NAV, re.M)
+HOW_TO = re.findall(r"^ {6}- .+: (\S+\.md)$", NAV, re.M)
 
 
 def named(value: object) -> str:
@@ -85,7 +85,7 @@ def test_commands(page: Path, line: str, shown: str, tmp_path: Path, monkeypatch
     if arguments[0] in FEW_TOKENS and not shown:
         arguments += ["--max-tokens", "12"]
     ran = CliRunner().invoke(cards.cli.app, arguments, input=before.removeprefix("echo ") or "Typed at the terminal.")
-    unconfirmed = arguments[0] == "calibrate" and ran.exit_code == 1  # costs of few prompts differ between runs
+    unconfirmed = arguments[0] == "calibrate" and ran.exit_code == 1  # the cost of its trial depends on the machine's load
     assert ran.exit_code == 0 or unconfirmed, ran.stderr
     assert not shown or ran.stdout == shown
 
