@@ -86,7 +86,7 @@ class SegmentSampler:
     """
 
     passes: Callable[[float, float, float], bool]  # (reward, threshold, u)
-    threshold: Callable[[int], float]  # takes the number of response tokens, including the candidate's
+    schedule: Schedule
     limit: int
     extra: bool
     width: Width
@@ -117,10 +117,15 @@ class SegmentSampler:
             return replace(segment, candidates=len(candidates), rejected=rejected)
 
         def with_reward(segment: Segment, r: float) -> Segment:
-            return replace(segment, reward=r, threshold=self.threshold(len(response.token_ids) + len(segment.token_ids)))
+            return replace(
+                segment, reward=r, threshold=self.schedule.threshold(len(response.token_ids) + len(segment.token_ids))
+            )
+
+        def scored_event(number: int, segment: Segment) -> Scored:
+            return Scored(index, number, segment, self.schedule, float(u[number]) if number < self.limit else None)
 
         for number, segment in enumerate(pilots):
-            yield Scored(index, number, with_reward(segment, cast(float, segment.reward)))
+            yield scored_event(number, with_reward(segment, cast(float, segment.reward)))
         async with aclosing(self._candidates(request, ask, response, index, engine, reward, pilots)) as proposed:
             async for segment, (scored, r) in proposed:
                 number = len(candidates)
@@ -129,7 +134,7 @@ class SegmentSampler:
                 if scored:
                     segment = with_reward(segment, r)
                     if number >= len(pilots):
-                        yield Scored(index, number, segment)
+                        yield scored_event(number, segment)
                 candidates.append(segment)
                 scores.append((scored, r))
                 if number >= self.limit:
@@ -226,9 +231,7 @@ class SegmentMethod(AcceptanceMethod):
                 yield event
         target = self.target_reward(reward, pilots)
         schedule = Schedule.from_prompt(target, self.alpha, prompt_reward, request.max_tokens)
-        sampler = SegmentSampler(
-            self.verdict.passes, schedule.threshold, self.max_rejections, True, self.width, self.guide_filter
-        )
+        sampler = SegmentSampler(self.verdict.passes, schedule, self.max_rejections, True, self.width, self.guide_filter)
         index = 0
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)
