@@ -189,5 +189,3 @@ def test_a_run_that_is_left_frees_its_rows() -> None:
         assert_free(running)
         reward.held = False
         until(lambda: running.metric("cards_requests_total", outcome="left") == 1)
-
-
