@@ -142,7 +142,7 @@ function about(choice) {
   const tests = choice.text("acceptance") !== undefined, beta = real("beta");
   return {
     target: real("target") ?? current().target, entropy_threshold: current().entropy_threshold,
-    test: tests ? { alpha: real("alpha"), beta, kind: choice.text("acceptance"), temperature: real("temperature") ?? beta } : null,
+    test: tests ? { alpha: real("alpha"), beta, gain: real("gain"), kind: choice.text("acceptance"), temperature: real("temperature") ?? beta } : null,
   };
 }
 

@@ -20,11 +20,18 @@ export function retarget({ target, floor, length }, alpha, moved) {
   return { target: moved, floor: (1 - alpha) * promptReward + alpha * moved, length };
 }
 
-/** Return the tested candidates in order, each with its verdict under other settings; all after the first change are unknown. */
+/** Return whether the recorded thresholds follow from the target reward, so that it can be moved. */
+export const movable = (candidates, { gain }) =>
+  gain === undefined && candidates.every((one) => Math.abs(thresholdAt(one.schedule, one.start + one.tokens) - one.threshold) < 1e-6);
+
+/**
+ * Return the tested candidates in order, each with its verdict under other settings; all after the first change are unknown.
+ * A target of null leaves the thresholds as they are.
+ */
 export function retest(candidates, { alpha, kind }, target, beta) {
   let changed = false;
   return candidates.map((candidate) => {
-    const threshold = thresholdAt(retarget(candidate.schedule, alpha, target), candidate.start + candidate.tokens);
+    const threshold = target === null ? candidate.threshold : thresholdAt(retarget(candidate.schedule, alpha, target), candidate.start + candidate.tokens);
     const passed = passes(candidate.reward, threshold, candidate.u, beta, kind);
     const differs = passed !== (candidate.verdict === "accepted"), known = !changed;
     changed ||= differs;
@@ -60,33 +67,33 @@ function dial(label, low, high, value, step, changed) {
   return { slider, element: h("label", { class: "dial" }, h("span", {}, label), slider, output) };
 }
 
-/** Return the place to move r* and beta. `settings` has alpha, beta, kind and temperature of the recorded run. */
+/** Return the place to move r* and beta. `settings` has alpha, beta, gain, kind and temperature of the recorded run. */
 export function verdicts(state, settings) {
   const tested = testedIn(state);
   const { target } = tested[0].schedule, rewards = tested.map(({ reward }) => reward);
   const low = Math.min(target, ...rewards), high = Math.max(target, ...rewards), pad = 0.2 * (high - low) || 1;
   const told = h("p", { class: "caption", role: "status" }), list = h("ol", { class: "verdicts" });
   const update = () => {
-    const moved = Number(star.slider.value), beta = Number(softness.slider.value);
+    const moved = star && Number(star.slider.value), beta = Number(softness.slider.value), given = `With ${star ? `r* = ${number(moved)} and ` : ""}beta = ${number(beta)}`;
     const results = retest(tested, settings, moved, beta), first = results.find(({ differs }) => differs);
     told.textContent = first
-      ? `With r* = ${number(moved)} and beta = ${number(beta)}, the first verdict to change is that of candidate ${first.candidate.candidate + 1} of segment ${first.candidate.position + 1}: `
+      ? `${given}, the first verdict to change is that of candidate ${first.candidate.candidate + 1} of segment ${first.candidate.position + 1}: `
         + `${first.candidate.verdict === "accepted" ? "rejected" : "accepted"} instead of ${first.candidate.verdict === "accepted" ? "accepted" : "rejected"}. All that follows would be decoded anew, so it is unknown.`
-      : `With r* = ${number(moved)} and beta = ${number(beta)}, no verdict changes. The response stays the same.`;
+      : `${given}, no verdict changes. The response stays the same.`;
     const positions = Object.values(Object.groupBy(results, ({ candidate }) => candidate.position));
     list.replaceChildren(...positions.map((group) => h("li", {}, h("span", { class: "soft" }, `Segment ${group[0].candidate.position + 1}`), group.map(chip))));
   };
-  const star = dial("Target reward r*", low - pad, high + pad, target, "any", update);
+  const star = movable(tested, settings) ? dial("Target reward r*", low - pad, high + pad, target, "any", update) : null;
   const softness = dial("Softness beta", Math.min(0.05, settings.beta), Math.max(3, settings.beta), settings.beta, "any", update);
   const reset = h("button", { type: "button", onclick: () => {
-    [[star, target], [softness, settings.beta]].forEach(([one, value]) => {
+    [[softness, settings.beta], ...(star ? [[star, target]] : [])].forEach(([one, value]) => {
       one.slider.value = value;
       one.slider.dispatchEvent(new Event("input"));
     });
     update();
   } }, "Reset");
   update();
-  return h("section", { "aria-label": "Other r* and beta" }, h("h4", {}, "Move r* and beta"), star.element, softness.element, h("div", { class: "actions" }, reset), told, list,
+  return h("section", { "aria-label": "Other r* and beta" }, h("h4", {}, star ? "Move r* and beta" : "Move beta"), star?.element ?? "", softness.element, h("div", { class: "actions" }, reset), told, list,
     h("p", { class: "soft" }, `The verdicts are exact up to and including the first one that changes. The candidates stay those that were drawn, at temperature ${number(settings.temperature)}.`));
 }
 
