@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, assert_free, serving, serving_entries
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
 from cards import CARDS
 from cards.backends.local.engine import TransformersEngine
@@ -278,7 +278,12 @@ def test_defaults_of_all_settings_are_read_as_the_method_has_them(stepped: Runni
 def test_a_conversation_goes_on_and_can_be_changed(stepped: Running, visit: Open) -> None:
     page = visit(stepped)
     bodies: list[Any] = []
-    page.on("request", lambda request: request.method == "POST" and bodies.append(json.loads(request.post_data or "{}")))
+
+    def record(request: Request) -> None:
+        if request.method == "POST":
+            bodies.append(json.loads(request.post_data or "{}"))
+
+    page.on("request", record)
     first = text_of(ended(page, "abc"))
     ended(page, "more")
     messages = [(message["role"], message["content"]) for message in bodies[-1]["messages"]]
@@ -426,6 +431,14 @@ def test_the_sliders_show_at_once_what_changes(stepped: Running, visit: Open) ->
     expect(panel.locator(".chip.differs")).to_have_count(0)
 
 
+def test_a_threshold_that_follows_the_rewards_leaves_only_beta_to_move(stepped: Running, visit: Open) -> None:
+    page = visit(stepped, fragment="#set.gain=0.5&set.target=none&max_tokens=24")
+    panel = look_inside(ended(page, "hello"), "What if")
+    expect(panel.get_by_role("slider", name="Softness beta")).to_be_visible()
+    expect(panel.get_by_role("slider", name="Target reward r*")).to_have_count(0)
+    expect(panel.locator(".caption").first).to_contain_text("no verdict changes")
+
+
 def test_tau_u_shows_the_recorded_boundaries_and_others(tiny_page: Running, visit: Open) -> None:
     page = visit(tiny_page, fragment="#set.entropy_threshold=3.5&seed=2&max_tokens=40")
     found = ended(page, PROMPT)
@@ -527,10 +540,13 @@ def test_it_is_accessible_at_every_width(
     for name in ("Film", "Plots", "Tree", "What if"):
         panel = look_inside(found, name)
         assert_accessible(page, name)
+        if IMAGES and (slider := panel.get_by_role("slider")).count():  # images in which something has happened
+            for _ in range(2):
+                slider.first.press("PageUp" if name == "Film" else "PageDown")
         if width == 1366 and scheme == "light":
             panel.screenshot(path=folder / f"playground-{name.lower().replace(' ', '-')}.png")
-    slider = page.locator("input[type=range]").first
-    assert slider.evaluate("element => getComputedStyle(element).colorScheme") == "light dark"
+    track = page.locator("input[type=range]").first
+    assert track.evaluate("element => getComputedStyle(element).colorScheme") == "light dark"
 
 
 def test_everything_can_be_done_by_keyboard(stepped: Running, visit: Open) -> None:

@@ -120,7 +120,7 @@ export function boundaries({ tokens, entropies: values, rule }, recorded, sugges
   const tau = dial("Entropy threshold tau_u", 0, Math.max(used.threshold, ...values) * 1.05, used.threshold, "any", update);
   update();
   return h("section", { "aria-label": "Other tau_u" }, h("h4", {}, "Move tau_u"), tau.element, told, text,
-    h("p", { class: "soft" }, "These are the boundaries of this text. A run with this tau_u also cuts the rejected candidates elsewhere, so from the first change on it can keep another text."), figure);
+    h("p", { class: "soft" }, "These are the boundaries of this text. A run with this tau_u also cuts the rejected candidates elsewhere, so it can keep another text."), figure);
 }
 
 /** Return the numbers of the tokens at which segments of these lengths begin, without the first. */
