@@ -7,7 +7,7 @@
 # make llamacpp    install llama-cpp-python; the first time pip compiles it, which takes 6-12 minutes on two cores
 # make real-pair   train the models of the study with a real LM (docs/real.md), which takes about an hour on two cores
 # make lint        run ruff and mypy
-# make docs        build the site in ./site
+# make docs        build the site in ./site, in a separate environment without torch
 # make clean       remove everything that these targets create
 # CI runs lint, llamacpp, test-vllm, test-clients with the light ones, and test.
 #
@@ -24,7 +24,8 @@ VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
 CLIENTS ?=
 FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
-QUESTION ?= What did you think of the new Star Wars film?
+QUESTION ?= My team lost again and I feel terrible. Cheer me up.
+N ?= 11
 
 .PHONY: demo test test-fast test-vllm test-clients test-cuda llamacpp real-pair lint docs clean
 
@@ -32,8 +33,14 @@ demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
 	@$(BIN)/cards generate "$(QUESTION)" --method vanilla </dev/null
 	@echo
+	@echo '$$ cards generate "$(QUESTION)" --method best-of-n --n $(N)'
+	@$(BIN)/cards generate "$(QUESTION)" --method best-of-n --n $(N) </dev/null
+	@echo
 	@echo '$$ cards generate "$(QUESTION)" --trace'
 	@$(BIN)/cards generate "$(QUESTION)" --trace </dev/null
+	@echo
+	@echo 'best-of-n with n = 11 spends the compute of CARDS on this prompt. Of 50 prompts, this one has the median gain.'
+	@echo 'Over all 50, CARDS gets a mean reward of 1.12, and best-of-n 0.94 at equal compute (benchmarks/demo_prompt.py).'
 
 test: $(VENV)/.installed-dev
 	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest
@@ -56,8 +63,8 @@ llamacpp: $(VENV)/.installed-dev
 real-pair: llamacpp
 	@PYTHONPATH=benchmarks:training $(BIN)/python training/real_pair.py
 
-docs: $(VENV)/.installed-dev
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+docs: $(VENV)-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --site-dir site
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check
@@ -93,6 +100,11 @@ $(VENV)-vllm/.installed: pyproject.toml
 	@$(VLLM_PIP) install ./packages/tiny --editable '.[local]' pytest pytest-asyncio pytest-timeout scipy
 	@touch $@
 
+$(VENV)-docs/.installed: pyproject.toml
+	@$(PYTHON) -m venv $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip -qq --disable-pip-version-check install --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-vllm .venv-clients site .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-docs .venv-clients site .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

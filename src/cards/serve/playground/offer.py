@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cards.boundaries import Boundary
+from cards.example import PROMPT
 from cards.methods.base import FAMILIES, Method
 from cards.registry import method_classes
 from cards.serve.catalog import Catalog
@@ -13,10 +14,10 @@ from cards.serve.service import Service
 from cards.settings import BOUNDARIES, NUMBERS, WHOLE_NUMBERS, Setting, settings_of
 
 EXAMPLES = [  # about topics that the embedded LM knows; the first one is in the prompt field at the start
+    PROMPT,
     "What did you think of the new Star Wars film?",
     "Which album should I listen to first?",
     "Is basketball more fun to watch than tennis?",
-    "What makes a good film?",
 ]
 KINDS: dict[Any, str] = {bool: "bool", int: "integer", float: "number", str: "text", Boundary: "text", type(None): "none"}
 KINDS |= {NUMBERS: "numbers", WHOLE_NUMBERS: "numbers"}
