@@ -11,6 +11,7 @@ from cards.trace_html import trace_html
 from cards.usage import Role, Usage
 
 if TYPE_CHECKING:
+    from cards.acceptance import Schedule
     from cards.fingerprint import Fingerprint
 
 FORMAT = 1  # version of the JSON format of results
@@ -92,14 +93,24 @@ class CandidateEvent:
 
 @dataclass(frozen=True, slots=True)
 class Proposed(CandidateEvent):
-    """The candidate was drawn by the LM or a draft."""
+    """The candidate was drawn by the LM or a draft.
+
+    `parent` is (position, candidate) of the candidate that it continues; None stands for the accepted segments.
+    """
 
     by: Role = "lm"
+    parent: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored(CandidateEvent):
-    """The candidate has a reward, and the threshold that it is compared with (None if there is none)."""
+    """The candidate has a reward, and the threshold that it is compared with (None if there is none).
+
+    `schedule` gives the threshold at other lengths, and `u` is the random number of the acceptance test, if there is one.
+    """
+
+    schedule: Schedule | None = None
+    u: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

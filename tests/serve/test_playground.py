@@ -1,83 +1,64 @@
-"""What the page is made of: controls from settings, runs from events, and HTML from runs."""
+"""What the page gets from the server: models, methods and settings, and runs with their traces and inspections."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-from contextlib import aclosing
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
-from xml.etree import ElementTree
 
-import gradio as gr
+import httpx
 import pytest
-from helpers.mock_models import CARDS_IN_THREES, Hangs, assert_free, count_of_b, mock
-from helpers.running_server import Switch
+from helpers.mock_models import CARDS_IN_THREES, mock
+from helpers.running_server import Running, Switch, assert_free, serving, serving_entries, until
 
 from cards import CARDS, Decoder
-from cards.backends.local.engine import TransformersEngine
-from cards.errors import SettingError
-from cards.events import Accepted, Fallback, Proposed, Rejected, Scored, Segment
+from cards.acceptance import Schedule, Verdict
+from cards.boundaries import Entropy
+from cards.errors import RewardError
 from cards.methods import BestOfN, Vanilla
+from cards.methods.search.smc import SMC
 from cards.registry import make_method, method_classes
-from cards.serve.catalog import Catalog
-from cards.serve.options import ServerOptions
-from cards.serve.playground.controls import control, values_of, visible_settings
-from cards.serve.playground.meters import figures, table_html
-from cards.serve.playground.plots import plots_html, ticks
-from cards.serve.playground.runs import Run
-from cards.serve.playground.segments import response_html
-from cards.serve.playground.view import run_html
-from cards.serve.service import Entry, Service
-from cards.serve.tracing import Tracing
+from cards.serve.inspection import entropy_rule
+from cards.serve.playground.offer import describe, visible_settings
+from cards.serve.service import Entry
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
+RUN = "/playground/v1/completions"
+BODY: dict[str, Any] = {"prompt": "abc", "max_tokens": 12, "seed": 3}
 
 
-def a_run(prompt: str = "hi", decoder: Decoder | None = None, max_tokens: int = 12) -> Run:
-    return Run(decoder.method.name if decoder else "cards", prompt, 0, max_tokens, decoder)
+@pytest.fixture(scope="module")
+def page() -> Iterator[Running]:
+    with serving(mock(), Switch(), CARDS_IN_THREES, playground=True) as running:
+        yield running
 
 
-def service_of(decoder: Decoder, **options: Any) -> Service:
-    entry = Entry("mock", decoder.engine, decoder.reward, decoder.method)
-    return Catalog([entry], ServerOptions(**options), Tracing()).default
+def run(running: Running, **fields: Any) -> dict[str, Any]:
+    """Return the first choice of a run with a trace and an inspection."""
+    about = {"trace": True, "inspect": True, **fields.pop("cards", {})}
+    answer = running.post(RUN, json={**BODY, **fields, "cards": about})
+    assert answer.status_code == 200, answer.text
+    choice: dict[str, Any] = answer.json()["choices"][0]
+    return choice | {"usage": answer.json()["usage"]}
 
 
-async def ended(run: Run, decoder: Decoder, **options: Any) -> Run:
-    run.method = decoder.method.name
-    async with aclosing(run.frames(service_of(decoder, **options))) as frames:
-        async for _ in frames:
-            pass
-    return run
+def test_every_method_is_offered_with_its_family_and_sentence(page: Running) -> None:
+    offered = page.get("/playground/offer").json()
+    [model] = offered["models"]
+    assert (model["name"], model["method"], model["target"], model["reward"]) == ("mock", "cards", 0.0, "switch")
+    known = {method["name"]: method for method in model["methods"]}
+    assert known.keys() == page.service.methods.offered.keys()
+    for name, method in known.items():
+        cls = method_classes()[name]
+        assert (method["family"], method["summary"]) == (cls.family, cls.summary)
+        assert cls.family in offered["families"]
 
 
-SERVICE = service_of(Decoder(mock(), count_of_b, CARDS_IN_THREES))
-
-
-@pytest.fixture
-async def run() -> Run:
-    """An answer with refused candidates."""
-    decoder = Decoder(mock(), count_of_b, CARDS_IN_THREES)
-    return await ended(a_run(), decoder)
-
-
-@pytest.mark.parametrize("name", method_classes())
-def test_settings_have_controls_that_hold_their_defaults(name: str) -> None:
-    method = make_method(name)
-    settings = visible_settings(method)
-    controls = [control(setting) for setting in settings]
-    assert values_of(settings, [c.value for c in controls]) == {}
-    for setting, made in zip(settings, controls, strict=True):
-        if isinstance(made, gr.Slider):
-            assert made.minimum <= getattr(method, setting.name) <= made.maximum
-            assert make_method(name, **values_of(settings, [_moved(c, made) for c in controls]))
-
-
-def _moved(one: gr.components.Component, other: gr.Slider) -> object:
-    """The value of a control, of one of them with a step to the side."""
-    step = -other.step if other.value == other.maximum else other.step
-    return one.value + step if one is other else one.value
+def test_settings_start_with_the_values_of_the_server() -> None:
+    settings = {s.name: describe(s) for s in visible_settings(CARDS(beta=0.25, max_rejections=99, top_k=None))}
+    assert (settings["beta"]["default"], settings["top_k"]["default"]) == ("0.25", "none")
+    assert settings["beta"]["range"] == [0.05, 3, 0.05] or settings["beta"]["range"] == (0.05, 3, 0.05)
+    assert settings["acceptance"]["words"] == ["soft", "hard"]
+    assert settings["boundary"]["choices"][:2] == ["entropy", "fixed:8"]
 
 
 def test_models_and_what_a_server_keeps_to_itself_are_not_offered() -> None:
@@ -85,288 +66,126 @@ def test_models_and_what_a_server_keeps_to_itself_are_not_offered() -> None:
     assert not names & {"proposer", "guide", "guides", "aligned", "reference", "amateur", "process", "pattern"}
 
 
-def test_controls_start_with_the_values_of_the_server() -> None:
-    settings = visible_settings(CARDS(beta=0.25, max_rejections=99, top_k=None))
-    made: dict[str, Any] = {s.name: control(s) for s in settings}
-    assert (made["beta"].value, made["max_rejections"].value, made["max_rejections"].maximum) == (0.25, 99, 99)
-    assert made["top_k"].value == ""
+def test_all_models_of_the_server_are_offered() -> None:
+    engine = mock()
+    entries = [Entry("one", engine, Switch(), CARDS_IN_THREES), Entry("two", engine, None, Vanilla(), aliases=("2",))]
+    with serving_entries(entries, playground=True) as running:
+        models = running.get("/playground/offer").json()["models"]
+        assert [(model["name"], model["reward"], model["method"]) for model in models] == [
+            ("one", "switch", "cards"),
+            ("two", None, "vanilla"),
+        ]
+        assert "best-of-n" not in {method["name"] for method in models[1]["methods"]}
 
 
-def test_values_are_those_that_were_changed() -> None:
-    settings = visible_settings(CARDS())
-    given = {s.name: control(s).value for s in settings}
-    given |= {
-        "beta": 1,
-        "target": "2.5",
-        "boundary": "fixed:8",
-        "acceptance": "hard",
-        "top_k": "",
-        "width": "4",
-        "min_segment": 3.0,
+def test_a_run_is_a_request_to_the_api(page: Running) -> None:
+    direct = page.post(json=BODY).json()
+    assert run(page)["text"] == direct["choices"][0]["text"]
+    chat = {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 4}
+    assert page.post("/playground/v1/chat/completions", json=chat).json()["object"] == "chat.completion"
+    wrong = page.post(RUN, json={**BODY, "cards": {"settings": {"max_rejections": 10**6}}})
+    assert (wrong.status_code, "at most" in wrong.json()["error"]["message"]) == (400, True)
+
+
+def test_verdicts_follow_from_what_the_trace_records(page: Running) -> None:
+    """So the page can tell which verdicts other settings would change."""
+    trace = run(page, cards={"settings": {"target": 2.5}})["cards"]["trace"]
+    scored = {(e["position"], e["candidate"]): e for e in trace if e["event"] == "scored"}
+    verdict, kept = Verdict(CARDS_IN_THREES.beta), 0
+    outcomes = [e for e in trace if e["event"] in ("accepted", "rejected")]
+    assert {e["event"] for e in outcomes} == {"accepted", "rejected"}
+    for event in outcomes:
+        test = scored[event["position"], event["candidate"]]
+        threshold = Schedule(**test["schedule"]).threshold(kept + event["tokens"])
+        assert threshold == event["threshold"]
+        assert verdict.passes(event["reward"], threshold, test["u"]) == (event["event"] == "accepted")
+        kept += event["tokens"] * (event["event"] == "accepted")
+
+
+def test_the_trace_says_which_candidate_continues_which(page: Running) -> None:
+    trace = run(page, cards={"method": "smc", "settings": {"boundary": "fixed:3", "beta": 0.2}})["cards"]["trace"]
+    parents = {(e["position"], e["candidate"]): e["parent"] for e in trace if e["event"] == "proposed"}
+    assert all((parent is None) == (key[0] == 0) for key, parent in parents.items())
+    assert len({tuple(parent) for (position, _), parent in parents.items() if position == 1}) > 1
+    path = [(e["position"], e["candidate"]) for e in trace if e["event"] == "accepted"]
+    assert [parents[key] for key in path[1:]] == [list(key) for key in path[:-1]]
+
+
+def test_the_inspection_has_the_entropy_that_ended_each_segment(tiny: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "What makes a good film?"}], "seed": 1, "max_tokens": 40}
+    about = {"inspect": True, "trace": True, "settings": {"entropy_threshold": 3.0}}
+    choice = tiny.post("/v1/chat/completions", json={**body, "cards": about}).json()["choices"][0]
+    found, segments = choice["cards"]["inspection"], choice["cards"]["segments"]
+    assert found["rule"] == {"threshold": 3.0, "minimum": 4, "maximum": 64, "measure": "entropy"}
+    assert "".join(found["tokens"]) == choice["message"]["content"]
+    assert len(found["tokens"]) == len(found["entropies"]) == sum(segment["tokens"] for segment in segments)
+    end, checked = 0, 0
+    for segment in segments:
+        end += segment["tokens"]
+        if segment["entropy"] is not None:
+            checked += 1
+            assert found["entropies"][end] == pytest.approx(segment["entropy"], abs=1e-3)
+    assert checked
+
+
+def test_an_inspection_is_not_part_of_the_usage(page: Running) -> None:
+    about = {"method": "vanilla"}
+    with_it, without = (run(page, cards=about | {"inspect": inspect}) for inspect in (True, False))
+    assert with_it["cards"]["inspection"]["reward"] == float(with_it["text"].count("a"))
+    assert with_it["cards"]["reward"] is None
+    assert "inspection" not in without["cards"]
+    timed = {name for name in without["usage"] if "seconds" in name} | {"prompt_tokens_details", "lm_cached_tokens", "flops"}
+    timed |= {"lm_prefill_tokens"}
+    assert {k: v for k, v in with_it["usage"].items() if k not in timed} == {
+        k: v for k, v in without["usage"].items() if k not in timed
     }
-    values = values_of(settings, list(given.values()))
-    assert values == {
-        "boundary": "fixed:8",
-        "beta": 1.0,
-        "target": 2.5,
-        "acceptance": "hard",
-        "top_k": None,
-        "width": 4,
-        "min_segment": 3,
-    }
 
 
-def test_a_bad_value_is_named_without_flags() -> None:
-    settings = visible_settings(CARDS())
-    given = ["high" if s.name == "target" else s.default_text for s in settings]
-    with pytest.raises(SettingError, match=r"^target must be a number or none, got 'high'\.$"):
-        values_of(settings, given)
-
-
-async def test_a_run_ends_as_the_decoder_ends(run: Run) -> None:
-    decoder = run.decoder
-    assert decoder is not None
-    result = await decoder.agenerate("hi", max_tokens=12, trace=True)
-    assert run.ending == "token limit reached"
-    assert run.result.text == result.text
-    assert run.result.segments == result.segments
-    assert run.reward == result.reward
-    assert figures(run)["RM calls"] == str(result.usage.rm_calls)
-    assert figures(run)["wasted"] == str(result.usage.lm_wasted_tokens) != "0"
-
-
-async def test_the_answer_of_a_method_without_reward_is_graded_off_the_books() -> None:
-    run = await ended(a_run(), Decoder(mock(), count_of_b, Vanilla(temperature=1.0, top_k=None)))
-    assert run.result.reward is None
-    assert run.reward == run.result.text.count("b") / 2
-    assert run.result.usage.rm_calls == 0
-
-
-@pytest.mark.parametrize("prompt", ["", "  \n"])
-async def test_an_empty_prompt_is_refused_in_words(prompt: str) -> None:
-    run = await ended(a_run(prompt), Decoder(mock(), count_of_b, CARDS_IN_THREES))
-    assert run.ending == "failed"
-    assert "prompt is empty" in run_html(run)
-
-
-async def test_a_bad_setting_is_refused_in_words() -> None:
-    def settings() -> dict[str, Any]:
-        raise SettingError("beta must be <positive>.")
-
-    run = a_run()
-    assert [r.ending for r in [r async for r in run.frames(SERVICE, settings)]][-1] == "failed"
-    assert "beta must be &lt;positive&gt;." in run_html(run)
-
-
-async def test_a_mistake_of_ours_is_not_hidden() -> None:
-    def settings() -> dict[str, Any]:
-        raise KeyError("ours")
-
-    run = a_run()
-    with pytest.raises(KeyError, match="ours"):
-        [r async for r in run.frames(SERVICE, settings)]
-    assert 'data-state="ended"' in run_html(run)
-
-
-async def test_stopping_keeps_what_was_accepted_and_frees_the_rows(letters: TransformersEngine) -> None:
-    reward = Hangs(after=3)
-    run = a_run(max_tokens=60)
-    decoder = Decoder(letters, reward, CARDS(beta=1.0, max_segment=4, min_segment=4, width=2))
-    async with aclosing(run.frames(service_of(decoder))) as frames:
-        async for _ in frames:
-            if reward.waiting.is_set() and run.task is not None and not run.task.done():
-                kept = run.result.text
-                run.task.cancel()
-    assert (run.ending, run.result.text) == ("stopped", kept)
-    assert len(run.segments) >= 1
-    assert run.result.usage.lm_wasted_tokens > 0
-    assert run.result.usage.seconds == run.result.usage.seconds > 0  # the clock has stopped
-    await assert_free(letters)
-
-
-async def test_leaving_frees_the_rows(letters: TransformersEngine) -> None:
-    reward = Hangs(after=1)
-    run = a_run(max_tokens=60)
-    decoder = Decoder(letters, reward, CARDS(beta=1.0, max_segment=4, min_segment=4, width=2))
-    async with aclosing(run.frames(service_of(decoder))) as frames:
-        await anext(frames)
-        await reward.waiting.wait()
-    await assert_free(letters)
-    assert run.task is not None
-    assert run.task.done()
-
-
-def folded(*events: Proposed | Scored | Rejected | Accepted | Fallback) -> Run:
-    run = a_run()
-    for event in events:
-        run.add(event)
-    return run
-
-
-GOOD = Segment(" good <b>", (1, 2), 3.5, reward=1.0, threshold=0.5)
-BAD = Segment(" bad & worse", (3,), 4.0, reward=-1.0, threshold=0.25)
-LAST = Segment(" last", (4,), None, reward=0.0, threshold=0.25)
-
-
-def test_an_open_segment_shows_every_candidate_and_its_verdict() -> None:
-    taken = Segment(BAD.text, (3,), 4.0, reward=-1.0, threshold=0.25, fallback=True, rejected=(GOOD, LAST))
-    html = response_html(folded(Rejected(0, 0, GOOD), Rejected(0, 1, BAD), Fallback(0, 1, taken)))
-    assert re.findall(r'<tr class="(\w+)">', html) == ["fallback", "rejected", "untested"]
-    assert "&lt;b&gt;" in html
-    assert "<b>" not in html
-    assert " bad &amp; worse" in html
-    assert re.search(r'class="cp-seg below fallback".*<sup aria-label="fallback">', html)
-    row = html[html.index('<tr class="rejected">') :]
-    assert re.findall(r'data-name="(\w+)">([^<]+)<', row)[:4] == [
-        ("reward", "1.00"),
-        ("threshold", "0.50"),
-        ("entropy", "3.50"),
-        ("tokens", "2"),
-    ]
-
-
-def test_colour_is_the_reward_against_the_threshold() -> None:
-    html = response_html(folded(Accepted(0, 0, GOOD), Accepted(1, 0, BAD), Accepted(2, 0, Segment(" plain", (5,)))))
-    assert re.findall(r"cp-seg (\w+) accepted", html) == ["above", "below", "plain"]
-    assert re.findall(r"--m:(\d+)", html) == ["40", "100", "0"]
-
-
-def test_the_candidate_under_way_is_visible_settings() -> None:
-    run = folded(Scored(0, 0, BAD), Rejected(0, 0, BAD), Scored(0, 1, GOOD))
-    html = response_html(run)
-    assert "good &lt;b&gt;" in html
-    assert "1 rejected" in html
-    run.add(Accepted(0, 1, GOOD))
-    assert "rejected</span>" not in response_html(run)
-
-
-def test_plots_hold_every_candidate_inside_their_frame() -> None:
-    run = folded(Rejected(0, 0, BAD), Accepted(0, 1, Segment(" good", (1, 2), 3.5, reward=1.0, threshold=0.5, rejected=(BAD,))))
-    run.add(Scored(1, 0, LAST))
-    reward, entropy = (ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", plots_html(run)))
-    assert [c.get("class") for c in reward.iter("circle")] == ["other", "other", "accepted"]
-    assert [c.get("class") for c in entropy.iter("circle")] == ["other", "accepted"]
-    places = [float(c.get(a, "").rstrip("%")) for c in [*reward.iter("circle"), *entropy.iter("circle")] for a in ("cx", "cy")]
-    assert all(0 <= place <= 100 for place in places)
-    heights = {c.get("class"): float(c.get("cy", "").rstrip("%")) for c in reward.iter("circle")}
-    assert heights["accepted"] < heights["other"]  # higher rewards are higher up
-    assert any(line.get("class") == "threshold" for line in reward.iter("line"))
-
-
-def test_there_is_no_plot_of_nothing() -> None:
-    assert plots_html(folded(Accepted(0, 0, Segment("plain", (1,))))) == ""
-
-
-async def test_plots_know_target_and_entropy_threshold(run: Run) -> None:
-    assert run.target == 1.5
-    assert run.entropy_threshold is None  # its segments have a fixed length
-    decoder = Decoder(mock(), count_of_b, CARDS(target=2.0, entropy_threshold=2.5))
-    assert a_run(decoder=decoder).entropy_threshold == 2.5
-    assert a_run(decoder=Decoder(mock(), count_of_b, BestOfN())).entropy_threshold is None
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.03, 0.04), (0, 37), (-5, 1200), (2.1, 2.2), (0, 5.9)])
-def test_ticks_are_few_and_round(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 6
-    assert all(low <= tick <= high for tick in found)
-    assert len({round(b - a, 9) for a, b in pairwise(found)}) <= 1
-
-
-async def test_the_table_has_a_row_for_each_method(run: Run) -> None:
-    decoder = Decoder(mock(), count_of_b, BestOfN())
-    html = table_html([run, await ended(a_run(decoder=decoder), decoder)])
-    assert re.findall(r'<th scope="row">([^<]+)<', html) == ["cards", "best-of-n"]
-    assert html.count("<td") == 2 * len(figures(run))
-    assert table_html([]) == ""
-
-
-async def test_frames_show_the_meters_while_it_runs() -> None:
-    reward = Hangs(after=3)
-    run = a_run()
-    decoder = Decoder(mock(), reward, CARDS_IN_THREES)
-    async with aclosing(run.frames(service_of(decoder))) as frames:
-        async for _ in frames:
-            html = run_html(run)
-            assert 'data-state="running"' in html
-            if reward.waiting.is_set():
-                break
-            await asyncio.sleep(0)
-    assert int(figures(run)["kept"]) > 0
-
-
-def outcome(service: Service, name: str) -> float | None:
-    return service.metrics.registry.get_sample_value(
-        "cards_requests_total", {"model": "mock", "method": "cards", "outcome": name}
-    )
-
-
-async def test_a_run_waits_for_admission_like_a_request(letters: TransformersEngine) -> None:
-    service = service_of(Decoder(letters, None, Vanilla()), max_running=1, max_queue=0)
-    refused, taken = (Run("vanilla", "hi", 0, 4) for _ in range(2))
-    await service.gate.enter(1)
-    [run async for run in refused.frames(service)]
-    assert "The queue is full" in refused.error
-    service.gate.leave()
-    [run async for run in taken.frames(service)]
-    assert (taken.error, service.gate.idle) == ("", True)
-
-
-async def test_a_run_ends_at_the_deadline_of_the_server() -> None:
-    run = await ended(a_run(), Decoder(mock(), Hangs(after=3), CARDS_IN_THREES), deadline=0.2)
-    assert run.ending == "deadline reached"
-    assert run.segments
+def test_a_reward_that_fails_in_the_inspection_does_not_cost_the_response() -> None:
+    reward = Switch()
+    reward.broken = True
+    with serving(mock(), reward, CARDS_IN_THREES, playground=True) as running:
+        choice = run(running, cards={"method": "vanilla"})
+        assert len(choice["text"]) == 12
+        assert "inspection" not in choice["cards"]
+    with pytest.raises(RewardError):
+        Decoder(mock(), reward, CARDS_IN_THREES)("abc", max_tokens=3)
 
 
 @pytest.mark.parametrize(
-    ("options", "prompt", "words"),
-    [({"limit_prompt": 3}, "hello " * 9, "at most 3 tokens"), ({"limit_tokens": 11}, "hi", "at most 11")],
+    ("method", "threshold"),
+    [(CARDS(), 3.0), (CARDS(entropy_threshold=2.5), 2.5), (SMC(), 3.0), (CARDS_IN_THREES, None), (BestOfN(), None)],
+    ids=["suggested", "given", "smc", "fixed", "best-of-n"],
 )
-async def test_a_run_has_the_limits_of_a_request(options: dict[str, Any], prompt: str, words: str) -> None:
-    run = await ended(a_run(prompt), Decoder(mock(), count_of_b, CARDS_IN_THREES), **options)
-    assert run.ending == "failed"
-    assert words in run.error
+def test_the_rule_is_that_of_methods_that_end_segments_by_entropy(method: Any, threshold: float | None) -> None:
+    rule = entropy_rule(Decoder(mock(), Switch(), method))
+    assert (None if rule is None else rule.threshold) == threshold
+    assert rule is None or isinstance(rule, Entropy)
+    inner = entropy_rule(Decoder(mock(), Switch(), BestOfN(inner=CARDS(entropy_threshold=1.5))))
+    assert inner is not None
+    assert inner.threshold == 1.5
 
 
-async def test_a_setting_has_the_limits_of_a_request() -> None:
-    run = a_run()
-    [r async for r in run.frames(SERVICE, lambda: {"max_rejections": 10**6})]
-    assert "at most" in run.error
+def test_runs_count_in_metrics_and_limits_as_requests_do() -> None:
+    with serving(mock(), Switch(), CARDS_IN_THREES, playground=True, api_keys=("key",), limit_key_requests=2) as running:
+        client = httpx.Client(base_url=running.url, timeout=60)
+        client.post("/login", data={"key": "key"})
+        bearer = {"Authorization": "Bearer key"}
+        assert client.post("/v1/completions", json=BODY, headers=bearer).status_code == 200
+        assert client.post(RUN, json=BODY).status_code == 200
+        refused = client.post(RUN, json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "key_requests")
+        until(lambda: running.metric("cards_requests_total", outcome="ok") == 2)
+        client.close()
 
 
-async def test_a_boundary_can_be_changed() -> None:
-    run = a_run()
-    [r async for r in run.frames(SERVICE, lambda: {"boundary": "fixed:2"})]
-    assert run.error == ""
-    assert {len(segment.token_ids) for segment in run.segments} == {2}
-
-
-async def test_runs_are_counted_and_logged_like_requests(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "cards.serve")
-    service = service_of(Decoder(mock(), count_of_b, CARDS_IN_THREES))
-    [run async for run in a_run().frames(service)]
-    [run async for run in a_run("").frames(service)]
-    lines = [record.fields for record in caplog.records if record.getMessage() == "request"]  # type: ignore[attr-defined]
-    assert [(line["request"], line["outcome"], line.get("answer_tokens")) for line in lines] == [
-        ("playground", "ok", 12),
-        ("playground", "refused", None),
-    ]
-    assert outcome(service, "ok") == 1
-
-
-async def test_a_stopped_run_counts_as_left() -> None:
-    service = service_of(Decoder(mock(), Hangs(after=1), CARDS_IN_THREES))
-    run = a_run()
-    async with aclosing(run.frames(service)) as frames:
-        async for _ in frames:
-            if service.gate.running and run.task:
-                run.task.cancel()
-    assert outcome(service, "left") == 1
-
-
-async def test_a_response_without_its_reward_is_marked() -> None:
+def test_a_run_that_is_left_frees_its_rows() -> None:
     reward = Switch()
-    reward.broken = True
-    run = await ended(a_run(), Decoder(mock(), reward, CARDS_IN_THREES), on_reward_failure="plain")
-    assert run.ending == "token limit reached"
-    assert "not aligned" in run_html(run)
+    with serving(mock(), reward, CARDS_IN_THREES, playground=True) as running:
+        reward.held = True
+        opened = running.send({**BODY, "stream": True, "max_tokens": 60}, RUN)
+        until(lambda: running.service.engine.requests or reward.asked)
+        opened.close()
+        assert_free(running)
+        reward.held = False
+        until(lambda: running.metric("cards_requests_total", outcome="left") == 1)

@@ -1,27 +1,20 @@
-"""Access control of the playground: keys, origins, and the routes of Gradio that are open."""
+"""Access control of the playground: keys, origins, and what the page may load."""
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from helpers.mock_models import CARDS_IN_THREES, mock
 from helpers.running_server import Running, Switch, serving
-from starlette.routing import Mount
+from starlette.datastructures import Headers
 
-pytest.importorskip("gradio", reason="the playground needs Gradio")
-from cards.serve.app import make_app
-from cards.serve.options import ServerOptions
-from cards.serve.playground.guard import PlaygroundGuard, same_origin
+from cards.serve.playground.files import FOLDER
+from cards.serve.playground.routes import same_origin
 
-pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
-FILE = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
+RUN = "/playground/v1/completions"
+BODY = {"prompt": "abc", "max_tokens": 3}
 
 
 @pytest.fixture(scope="module")
@@ -36,64 +29,39 @@ def locked() -> Iterator[Running]:
         yield running
 
 
-def gradio_routes() -> list[tuple[str, str]]:
-    """Every method and path of the installed Gradio, with values for parameters."""
-    app = make_app(mock(), Switch(), CARDS_IN_THREES, ServerOptions(playground=True))
-    mounted = app.routes[-1]
-    assert isinstance(mounted, Mount)
-    assert isinstance(mounted.app, PlaygroundGuard)
-    paths: dict[str, Any] = mounted.app.app.openapi()["paths"]  # type: ignore[attr-defined]
-    return [(method.upper(), re.sub(r"\{.*?\}", "x", path)) for path, methods in paths.items() for method in methods]
+def test_the_page_may_load_and_contact_this_server_only(page: Running) -> None:
+    for path in ("/", *(f"/{file.name}" for file in FOLDER.iterdir())):
+        answer = page.get(path)
+        assert answer.status_code == 200
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert {policy[name] for name in ("script-src", "style-src", "connect-src", "img-src")} == {"'self'"}
+        assert (policy["frame-ancestors"], policy["base-uri"]) == ("'none'", "'none'")
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_only_the_routes_that_the_page_uses_are_open(page: Running) -> None:
-    routes = gradio_routes()
-    assert {("POST", "/gradio_api/upload"), ("GET", "/gradio_api/file=x"), ("GET", "/gradio_api/proxy=x")} <= {*routes}
-    endless = ("/gradio_api/heartbeat/x", "/gradio_api/queue/data")
-    answers = {route: httpx.request(route[0], page.url + route[1], timeout=60) for route in routes if route[1] not in endless}
-    refused = {route for route, answer in answers.items() if answer.status_code == 404}
-    assert answers.keys() - refused == {
-        ("GET", "/"),
-        ("HEAD", "/"),
-        ("GET", "/favicon.ico"),
-        ("GET", "/theme.css"),
-        ("POST", "/gradio_api/cancel"),
-        ("POST", "/gradio_api/queue/join"),
-    }
+@pytest.mark.parametrize("path", ["/../routes.py", "/%2e%2e/routes.py", "/..%2froutes.py", "/nothing", "/playground/", "/page"])
+def test_there_are_no_other_files(page: Running, path: str) -> None:
+    answer = page.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("origin", [None, "http://evil.example", "null"])
-def test_nobody_can_upload_a_file(page: Running, origin: str | None, tmp_path: Path) -> None:
-    headers = {} if origin is None else {"Origin": origin}
-    answer = page.post("/gradio_api/upload", files={"files": b"content"}, headers=headers)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
-
-
-@pytest.mark.parametrize("value", [FILE, [FILE], {"path": "http://127.0.0.1:1/x", "meta": FILE["meta"]}])
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict"])
-def test_an_input_that_names_a_file_is_refused(page: Running, path: str, value: Any) -> None:
-    answer = page.post(path, json={"data": [value], "fn_index": 0, "session_hash": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_body")
-
-
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel"])
+@pytest.mark.parametrize("path", [RUN, "/playground/v1/chat/completions"])
 def test_pages_of_other_origins_are_refused(page: Running, path: str) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Origin": page.url, "Sec-Fetch-Site": "cross-site"}):
-        answer = page.post(path, json={"data": []}, headers=headers)
+        answer = page.post(path, json=BODY | {"messages": [{"role": "user", "content": "a"}]}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
         assert "access-control-allow-origin" not in answer.headers
-    assert page.post(path, json={"data": []}, headers={"Origin": page.url}).status_code != 403
+    assert page.post(RUN, json=BODY, headers={"Origin": page.url}).status_code == 200
 
 
-def test_open_pages_leave_connections_to_the_api() -> None:
-    heartbeat = b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with serving(mock(), Switch(), CARDS_IN_THREES, playground=True, limit_connections=6) as running, ExitStack() as stack:
-        for _ in range(3):
-            opened = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60))
-            opened.sendall(heartbeat)
-            assert opened.recv(4096).startswith(b"HTTP/1.1 200")
-        assert running.get("/theme.css").json()["error"]["code"] == "busy"
-        assert running.get("/health").status_code == 200
+def test_other_hosts_are_refused() -> None:
+    with serving(mock(), Switch(), CARDS_IN_THREES, playground=True, allowed_hosts=("localhost",)) as running:
+        for path in ("/", "/app.js", "/playground/offer"):
+            assert httpx.get(running.url + path, headers={"Host": "evil.example"}).status_code == 403
+            assert httpx.get(running.url + path, headers={"Host": "localhost:1"}).status_code == 200
+        assert httpx.post(running.url + RUN, json=BODY, headers={"Host": "evil.example"}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -108,17 +76,17 @@ def test_open_pages_leave_connections_to_the_api() -> None:
     ],
 )
 def test_an_origin_is_the_same_by_the_browsers_word_or_by_its_host(headers: dict[str, str], same: bool) -> None:
-    assert same_origin(httpx.Headers(headers)) is same  # type: ignore[arg-type]
+    assert same_origin(Headers(headers)) is same
 
 
 def test_without_a_key_there_is_only_the_page_that_asks_for_one(locked: Running) -> None:
     first = locked.get("/")
     assert (first.status_code, first.headers["location"]) == (303, "login")
     assert "API key" in locked.get("/login").text
-    for path in ("/theme.css", "/gradio_api/queue/data?session_hash=a", "/assets/x", "/openapi.json"):
+    for path in ("/app.js", "/style.css", "/index.html", "/playground/offer", "/openapi.json"):
         assert locked.get(path).status_code == 401
-    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/upload"):
-        assert locked.post(path, json={"data": []}).status_code == 401
+    for path in (RUN, "/playground/v1/chat/completions"):
+        assert locked.post(path, json=BODY).status_code == 401
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "first second", "firs"])
@@ -139,5 +107,7 @@ def test_a_key_opens_the_page_by_a_cookie_that_does_not_open_the_api(locked: Run
     assert "SameSite=lax" in cookie
     session = {"Cookie": cookie.partition(";")[0]}
     assert "CARDS playground" in httpx.get(locked.url, headers=session).text
-    assert locked.post(json={"prompt": "a"}, headers=session).status_code == 401
+    assert locked.post(RUN, json=BODY, headers=session).status_code == 200
+    assert locked.post(RUN, json=BODY, headers=session | {"Origin": "http://evil.example"}).status_code == 403
+    assert locked.post(json=BODY, headers=session).status_code == 401
     assert httpx.get(locked.url, headers={"Cookie": session["Cookie"][:-1]}).status_code == 303

@@ -126,7 +126,6 @@ def test_addresses_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_guesses_in_headers_cookies_and_logins_count_together() -> None:
-    pytest.importorskip("gradio", reason="the login page belongs to the playground")
     with serving(mock(), Switch(), CARDS_IN_THREES, api_keys=("first", "second"), playground=True) as running:
         url = running.url
         for i in range(3):

@@ -197,8 +197,7 @@ def test_the_example_of_the_page_works(tiny: Running, capsys: pytest.CaptureFixt
     assert "'finish':" in capsys.readouterr().out
 
 
-async def test_the_playground_comes_after_the_api() -> None:  # async: without a loop Gradio makes one, and leaves it open
-    pytest.importorskip("gradio")
+def test_the_playground_comes_after_the_api() -> None:
     with serving(mock(), Switch(), CARDS_IN_THREES, playground=True) as running:
         assert "CARDS playground" in running.get("/").text
         assert running.get("/v1/models").json()["data"][0]["id"] == "mock"

@@ -134,13 +134,11 @@ def test_every_line_of_a_running_server_is_json(tmp_path: Path) -> None:
             lines.append(json.loads(process.stderr.readline()))
         with httpx.Client(base_url=f"http://127.0.0.1:{lines[-1]['port']}", timeout=60) as client:
             client.post("/login", data={"key": "secret"})
-            broken = {"data": [], "fn_index": 0, "session_hash": "a"}  # too few inputs, which Gradio prints
-            assert client.post("/gradio_api/run/predict", json=broken).status_code == 500
+            assert client.post("/playground/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
             client.post("/v1/completions", content=b"{", headers={"Authorization": "Bearer secret"})
         process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=60)
         assert all(json.loads(line)["message"] for line in rest.splitlines())
-        assert "Traceback" in rest
     finally:
         process.kill()
         process.communicate()

@@ -170,8 +170,7 @@ def test_no_refusal_echoes_a_huge_value(tiny: Running, body: dict[str, Any]) -> 
     assert len(answer.content) < 5000
 
 
-async def test_unknown_urls_are_told_in_openais_form_also_beside_the_playground() -> None:
-    pytest.importorskip("gradio")
+def test_unknown_urls_are_told_in_openais_form_also_beside_the_playground() -> None:
     for playground in (False, True):
         with serving(mock(), Switch(), CARDS_IN_THREES, playground=playground) as running:
             for answer in (running.get("/v1/nothing"), running.post("/v1/embeddings", json={})):

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,13 +66,9 @@ def serve(
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with accepted API keys, one per line.")] = None,
     playground: Annotated[
-        bool | None,
-        typer.Option(
-            "--playground/--no-playground",
-            help="Serve the playground at /; with API keys, the page asks for one.",
-            show_default="on if Gradio is installed",
-        ),
-    ] = None,
+        bool,
+        typer.Option("--playground/--no-playground", help="Serve the playground at /; with API keys, the page asks for one."),
+    ] = True,
     otel: Annotated[
         Literal["console", "otlp"] | None,
         typer.Option(help="Export OpenTelemetry spans: print them, or send them to OTEL_EXPORTER_OTLP_ENDPOINT."),
@@ -114,9 +109,8 @@ def serve(
         raise MissingExtraError(f"The server needs {error.name}", "serve") from error
     read = None if config is None else ServerConfig.read(config, option_names(ctx))
     keys: tuple[str | ApiKey, ...] = accepted_keys(api_key, api_key_file, () if read is None else read.keys)
-    shown = find_spec("gradio") is not None if playground is None else playground
     hosts = options.allowed_hosts if keys or host not in LOCAL else (*LOCAL, *options.allowed_hosts)
-    options = replace(options, api_keys=keys, playground=shown, allowed_hosts=hosts)
+    options = replace(options, api_keys=keys, playground=playground, allowed_hosts=hosts)
     if read is not None and read.models:
         check_single_options(ctx, settings)
         entries = list(read.models)

@@ -97,6 +97,8 @@ async def continue_after(
     method = replace(method, **wrapped) if wrapped else method  # type: ignore[type-var]
     async with aclosing(method.stream(rest, engine, None if reward is None else whole(reward))) as events:
         async for event in events:
+            if isinstance(event, Proposed) and event.parent is not None:
+                event = replace(event, parent=(event.parent[0] + count, event.parent[1]))
             yield replace(event, position=event.position + count) if isinstance(event, CandidateEvent) else event
 
 

@@ -1,4 +1,4 @@
-"""The FastAPI app: OpenAI's API, health, metrics and the optional playground for models, rewards and methods."""
+"""The FastAPI app: OpenAI's API, health, metrics and the playground for models, rewards and methods."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cards.serve.guard import Guard
 from cards.serve.keys import Keys
 from cards.serve.login import login
 from cards.serve.options import ServerOptions
+from cards.serve.playground import mount
 from cards.serve.record import Recorder
 from cards.serve.responses import Status, documented
 from cards.serve.routes import routes
@@ -39,7 +40,7 @@ def make_app(
 ) -> FastAPI:
     """Return the app for these models, which the caller closes. `app.state.service` is its Service.
 
-    Raises MismatchError if the method cannot run on the models, and MissingExtraError if the playground needs Gradio.
+    Raises MismatchError if the method cannot run on the models.
     """
     options = options or ServerOptions()
     return make_catalog_app([Entry(options.name or public(engine.name), engine, reward, method)], options, tracing)
@@ -70,11 +71,9 @@ def make_catalog_app(entries: Sequence[Entry], options: ServerOptions, tracing: 
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS
         )
     if options.playground:
-        from cards.serve.playground import mount
-
         if options.api_keys:
             app.include_router(login(keys))
-        mount(app, service)
+        mount(app, catalog)
     return app
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 from cards.engines.base import Engine
 from cards.engines.detokenizer import Detokenizer
-from cards.events import Accepted, Done, Event, Fallback, Prompt, Result, Segment
+from cards.events import Accepted, Done, Event, Fallback, Prompt, Proposed, Result, Scored, Segment
 from cards.serve.errors import ApiError, api_error
 from cards.serve.generation import Choice, ChoiceEvent, GenerationRequest
 from cards.serve.logprobs import TokenLogprob
@@ -118,6 +118,9 @@ class ResponseFormatter(ABC):
         extra |= {"seed": result.seed, "reward": result.reward, "finish": result.finish_reason}
         extra |= {"aligned": choice.unaligned is None}
         extra |= {"reason": api_error(choice.unaligned).detail} if choice.unaligned else {}
+        if choice.inspection is not None:
+            tokens = token_texts(self.request.decoder.engine, choice.prompt.token_ids, result.token_ids)
+            extra["inspection"] = {"tokens": tokens} | asdict(choice.inspection)
         reason = REASONS.get(result.finish_reason, result.finish_reason)
         return {"index": choice.index, "finish_reason": reason, "logprobs": logprobs, "cards": {"format": FORMAT} | extra}
 
@@ -192,11 +195,18 @@ def summary(segment: Segment) -> Fields:
 
 
 def trace(event: Event) -> Fields:
-    """Return an event with its candidate, reward and threshold."""
+    """Return an event with its candidate, reward and threshold, and what only events of its kind have."""
     assert not isinstance(event, Done)
     segment = event.segment
-    fields = {"event": type(event).__name__.lower(), "position": event.position, "candidate": event.candidate}
-    return fields | {"text": segment.text, "reward": segment.reward, "threshold": segment.threshold}
+    fields: Fields = {"event": type(event).__name__.lower(), "position": event.position, "candidate": event.candidate}
+    fields |= {name: getattr(segment, name) for name in ("text", "reward", "threshold", "entropy")}
+    fields |= {"tokens": len(segment.token_ids)}
+    match event:
+        case Proposed(by=by, parent=parent):
+            fields |= {"by": by, "parent": parent}
+        case Scored(schedule=schedule, u=u):
+            fields |= {"schedule": schedule and asdict(schedule), "u": u}
+    return fields
 
 
 def token_texts(engine: Engine, before: Sequence[int], token_ids: Sequence[int]) -> list[str]:

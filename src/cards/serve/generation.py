@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 from cards.backends.http.client import RejectedRequestError
 from cards.decoder import Decoder
-from cards.errors import RewardError, UnavailableError
+from cards.errors import CardsError, RewardError, UnavailableError
 from cards.events import Accepted, Done, Event, Fallback, Message, Prompt, Response, Result
 from cards.serve.errors import ApiError
 from cards.serve.gate import Gate
+from cards.serve.inspection import Inspection, inspect
 from cards.serve.logprobs import TokenLogprob, logprobs_of
 from cards.serve.readiness import Readiness
 from cards.serve.tracing import Tracing
@@ -48,6 +49,7 @@ class Choice:
     stream: AsyncStream | None = None  # has the response so far
     result: Result | None = None
     logprobs: list[TokenLogprob] | None = None
+    inspection: Inspection | None = None
     unaligned: Exception | None = None
 
 
@@ -56,7 +58,8 @@ class GenerationRequest:
     """A validated request.
 
     `choices` has the same number of responses for each of `prompts`, in order. `deadline` is a value of `time.monotonic`;
-    `plain` is the decoder to use if the reward fails. `logprobs` is the number of alternatives to each token; with `echo` the
+    `plain` is the decoder to use if the reward fails. `inspect` asks for an
+    Inspection of each response. `logprobs` is the number of alternatives to each token; with `echo` the
     prompt precedes the response. `max_tokens` 0 means that nothing is decoded. `ignored` names fields without effect,
     `weights` those of the parts of the reward, if clients can set them.
     """
@@ -70,6 +73,7 @@ class GenerationRequest:
     shaping: Shaping
     deadline: float
     trace: bool
+    inspect: bool
     logprobs: int | None
     stream: bool
     echo: bool = False
@@ -234,11 +238,15 @@ class Generation:
                 self._queue.put_nowait((choice, event))
 
     async def _finish(self, choice: Choice, result: Result) -> None:
-        """Set the result, and the log-probabilities if they are requested, from one more pass of the LM."""
+        """Set the result, and the log-probabilities and the inspection if they are requested."""
         request, response = self.request, Response(result.text, result.token_ids)
         if request.logprobs is not None:
             with track_usage(choice.usage):
                 choice.logprobs = await logprobs_of(
                     request.decoder.engine, choice.prompt, response, request.logprobs, request.echo
                 )
+        if request.inspect:
+            with suppress(TimeoutError, CardsError):  # the response is complete without it
+                async with asyncio.timeout(request.deadline - time.monotonic()):
+                    choice.inspection = await inspect(request.decoder, choice.prompt, response, result.reward)
         choice.result = result

@@ -17,6 +17,7 @@ from cards.serve.options import ServerOptions
 
 LARGE_BODY = 2**16  # bytes
 API_PATHS = ("/v1/", "/tokenize", "/detokenize")  # and /tokenizer_info
+RUNS = "/playground/v1/"  # requests to the API from the playground
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 

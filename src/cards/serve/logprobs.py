@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,16 +56,26 @@ async def logprobs_of(engine: Engine, prompt: Prompt, response: Response, count:
         values = await engine.logprobs(prompt, response)
         return [TokenLogprob(_finite(float(value))) for value in values]
     ids = prompt.token_ids + response.token_ids
-    first = 1 if echo else len(prompt.token_ids)
     found = [TokenLogprob(None)] if echo else []
+    async for start, logits in logits_before(engine, prompt, response, 1 if echo else len(prompt.token_ids)):
+        found += await asyncio.to_thread(_read, engine, ids, start, logits, count)
+    return found
+
+
+async def logits_before(
+    engine: Engine, prompt: Prompt, response: Response, first: int
+) -> AsyncIterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the logits [tokens, vocabulary] before the tokens of prompt + response from number `first` on, in parts.
+
+    The number of the first token of each part comes with it.
+    """
+    ids = prompt.token_ids + response.token_ids
     step = max(1, MAX_LOGITS // (engine.vocab_size or 2**17))
     for start in range(first, len(ids), step):
         end = min(start + step, len(ids))
         before = max(0, end - 1 - len(prompt.token_ids))  # tokens of the response before the last token of this part
         asked = prompt if end > len(prompt.token_ids) else replace(prompt, token_ids=ids[: end - 1])
-        logits = await engine.logits(asked, Response(token_ids=response.token_ids[:before]), end - start)
-        found += await asyncio.to_thread(_read, engine, ids, start, logits, count)
-    return found
+        yield start, await engine.logits(asked, Response(token_ids=response.token_ids[:before]), end - start)
 
 
 def _read(engine: Engine, ids: Sequence[int], start: int, logits: NDArray[np.float32], count: int) -> list[TokenLogprob]:

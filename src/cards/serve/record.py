@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cards.serve.errors import ApiError, api_error, ending
 from cards.serve.generation import NOT_ENCODED, Generation
-from cards.serve.guard import API_PATHS, path_of
+from cards.serve.guard import API_PATHS, RUNS, path_of
 from cards.usage import Usage
 
 log = logging.getLogger("cards.serve")
@@ -30,7 +30,7 @@ class Record:
     """One request. `status` was sent to the client; `error` may have happened afterwards."""
 
     id: str
-    request: str  # HTTP method and path, or `playground`
+    request: str  # HTTP method and path
     arrived: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     status: int | None = None
@@ -124,7 +124,7 @@ class Recorder:
             await record.error.response(scope, receive, send_recorded)
         finally:
             record.key = scope["state"].get("key")
-            if path_of(scope).startswith(API_PATHS):
+            if path_of(scope).startswith((*API_PATHS, RUNS)):
                 report(record, self.observe, self.log_prompts)
 
 

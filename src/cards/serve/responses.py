@@ -43,8 +43,20 @@ class SegmentBody(BaseModel):
     tokens: int
 
 
+class ScheduleBody(BaseModel):
+    """The threshold after t tokens is min(target, floor + t (target - floor) / length)."""
+
+    target: float
+    floor: float
+    length: int
+
+
 class TraceBody(BaseModel):
-    """An event of decoding, if the request has `cards.trace`."""
+    """An event of decoding, if the request has `cards.trace`.
+
+    `by` and `parent`, the position and number of the candidate that it continues, are of proposed candidates. `schedule` and
+    `u`, the random number of the acceptance test, are of scored ones.
+    """
 
     event: str
     position: int
@@ -52,6 +64,30 @@ class TraceBody(BaseModel):
     text: str
     reward: float | None
     threshold: float | None
+    entropy: float | None
+    tokens: int
+    by: str | None = None
+    parent: tuple[int, int] | None = None
+    schedule: ScheduleBody | None = None
+    u: float | None = None
+
+
+class RuleBody(BaseModel):
+    """The rule by which uncertainty ends segments."""
+
+    threshold: float
+    minimum: int
+    maximum: int | None
+    measure: str
+
+
+class InspectionBody(BaseModel):
+    """Measurements of a complete response, if the request has `cards.inspect`. They are not part of the usage."""
+
+    tokens: list[str]
+    entropies: list[float] | None
+    rule: RuleBody | None
+    reward: float | None
 
 
 class ChoiceCards(BaseModel):
@@ -65,6 +101,7 @@ class ChoiceCards(BaseModel):
     reason: str | None = None
     segments: list[SegmentBody]
     trace: list[TraceBody] | None = None
+    inspection: InspectionBody | None = None
 
 
 class Cards(BaseModel):

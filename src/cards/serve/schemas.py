@@ -134,13 +134,14 @@ class OpenModel(BaseModel):
 
 
 class CardsFields(OpenModel):
-    """How to decode: method, settings, weights of the parts of the reward by name, whether to return all candidates (`trace`),
-    and a deadline in seconds."""
+    """How to decode: method, settings, weights of the parts of the reward by name, whether to return all candidates (`trace`)
+    and the entropy of each token (`inspect`), and a deadline in seconds."""
 
     method: str | None = None
     settings: dict[str, Any] = {}
     weights: dict[str, Number] | None = None
     trace: Flag = False
+    inspect: Flag = False
     deadline: Number | None = Field(default=None, gt=0)
 
 

@@ -143,6 +143,7 @@ class Service:
             shaping=shaping,
             deadline=arrived + min(limits.deadline, body.cards.deadline or limits.deadline),
             trace=body.cards.trace,
+            inspect=body.cards.inspect,
             logprobs=body.alternatives,
             stream=bool(body.stream),
             echo=body.wants_echo,

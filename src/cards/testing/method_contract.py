@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -103,6 +104,18 @@ class MethodContract:
             assert [event.segment.finish_reason is None for event in kept] == [True] * (len(kept) - 1) + [False]
             assert all(event.segment.fallback == isinstance(event, Fallback) for event in kept)
             assert events[-1] is kept[-1]
+            self.check_parents(events, [(event.position, event.candidate) for event in kept])
+
+    def check_parents(self, events: Sequence[Event], kept: Sequence[tuple[int, int]]) -> None:
+        """Assert that candidates continue earlier ones, and that kept candidates continue each other."""
+        parents = {(event.position, event.candidate): event.parent for event in events if isinstance(event, Proposed)}
+        seen: set[tuple[int, int]] = set()
+        for (position, candidate), parent in parents.items():
+            assert parent is None or (parent in seen and parent[0] < position)
+            seen.add((position, candidate))
+        for before, key in pairwise([None, *kept]):
+            assert key is not None
+            assert parents[key] in (None, before)
 
     def test_the_result_is_the_fold_of_the_events(self, decoder: Decoder) -> None:
         for prompt in self.prompts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from cards.engines.base import Engine
-from cards.events import Accepted, Done, Event, Fallback, Rejected, Response, Scored, Segment
+from cards.events import Accepted, Done, Event, Fallback, Proposed, Rejected, Response, Scored, Segment
 from cards.methods.base import Method, Request
 from cards.rewards.base import Reward
 from cards.sampling import inner_seed
@@ -70,6 +70,8 @@ class Drawing:
             async for event in events:
                 assert not isinstance(event, Done)
                 event = replace(event, candidate=event.candidate * self.count + number)
+                if isinstance(event, Proposed):
+                    event = replace(event, parent=self._parent(event, number, drawn))
                 if isinstance(event, Accepted | Fallback):
                     drawn.kept.append(event)
                     drawn.response += event.segment
@@ -82,6 +84,13 @@ class Drawing:
             last = drawn.kept[-1]
             drawn.kept[-1] = replace(last, segment=replace(last.segment, reward=score))
             yield Scored(last.position, last.candidate, drawn.kept[-1].segment)
+
+    def _parent(self, event: Proposed, number: int, drawn: Drawn) -> tuple[int, int] | None:
+        """Return the candidate that a candidate of response `number` continues, with its number in the events."""
+        if event.parent is not None:
+            position, candidate = event.parent
+            return position, candidate * self.count + number
+        return (drawn.kept[-1].position, drawn.kept[-1].candidate) if drawn.kept else None
 
 
 async def merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

@@ -84,7 +84,7 @@ class Search:
                     continue
                 for segment in next(continuations):
                     key = index, next(numbers)
-                    yield candidates.add(key, segment)
+                    yield candidates.add(key, segment, particle.path)
                     grown.append(Particle(particle.response + segment, (*particle.path, key), tree=particle.tree))
             done = all(p.finished for p in grown)
             scorer = reward if done or self.guide is None else self.guide
@@ -113,11 +113,11 @@ class Candidates:
     segments: dict[Key, Segment] = field(default_factory=dict)
     undecided: list[Key] = field(default_factory=list)
 
-    def add(self, key: Key, segment: Segment) -> Event:
-        """Add a candidate, and return its event."""
+    def add(self, key: Key, segment: Segment, path: Sequence[Key]) -> Event:
+        """Add a candidate that continues the last one of `path`, and return its event."""
         self.segments[key] = segment
         self.undecided.append(key)
-        return Proposed(*key, segment)
+        return Proposed(*key, segment, parent=path[-1] if path else None)
 
     def score(self, key: Key, score: float) -> Event:
         """Set the reward of a candidate, and return its event."""

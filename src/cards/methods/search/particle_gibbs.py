@@ -75,7 +75,7 @@ class StepParticles(SearchMethod):
                 ]
                 for i, [segment] in zip(growing, await propose_all(engine, *asks), strict=True):
                     key = index, iteration * self.particles + i
-                    yield candidates.add(key, segment)
+                    yield candidates.add(key, segment, particles[i].path)
                     particles[i] = Particle(particles[i].response + segment, (*particles[i].path, key))
                 if pinned:
                     particles[0] = self.beginning(reference, index + 1, candidates)

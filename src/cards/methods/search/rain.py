@@ -96,7 +96,7 @@ class RAIN(SearchMethod):
                 for (segment, count), response, r in zip(segments.items(), responses, rewards, strict=True):
                     key = depth, counts[depth]
                     counts[depth] += count
-                    yield candidates.add(key, segment)
+                    yield candidates.add(key, segment, leaf.path)
                     yield candidates.score(key, r)
                     leaf.children.append(Node(response, (*leaf.path, key), count / self.children))
                     back_up([*path, leaf.children[-1]], to_probability(r, reward.scale))

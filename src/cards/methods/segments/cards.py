@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
@@ -128,11 +128,11 @@ class CARDS(SegmentMethod):
                     if isinstance(event, Proposed):  # Scored needs the threshold, which the pilots determine
                         yield event
 
-    def threshold(self, schedule: Schedule, reached: float | None) -> Callable[[int], float]:
+    def next_schedule(self, schedule: Schedule, reached: float | None) -> Schedule:
         if self.gain is None:
-            return schedule.threshold
+            return schedule
         required_reward = schedule.target if reached is None else reached + self.gain
-        return lambda tokens: required_reward
+        return Schedule(required_reward, required_reward, schedule.length)
 
     def target_reward(self, reward: Reward, pilots: Sequence[Segment]) -> float:
         if self.gain is not None and self.quantile is None:

@@ -97,7 +97,7 @@ class SegmentSampler:
     """
 
     passes: Callable[[float, float, float], bool]  # (reward, threshold, u)
-    threshold: Callable[[int], float]  # takes the number of response tokens, including the candidate's
+    schedule: Schedule
     limit: int
     extra: bool
     width: Width
@@ -128,10 +128,15 @@ class SegmentSampler:
             return replace(segment, candidates=len(candidates), rejected=rejected)
 
         def with_reward(segment: Segment, r: float) -> Segment:
-            return replace(segment, reward=r, threshold=self.threshold(len(response.token_ids) + len(segment.token_ids)))
+            return replace(
+                segment, reward=r, threshold=self.schedule.threshold(len(response.token_ids) + len(segment.token_ids))
+            )
+
+        def scored_event(number: int, segment: Segment) -> Scored:
+            return Scored(index, number, segment, self.schedule, float(u[number]) if number < self.limit else None)
 
         for number, segment in enumerate(pilots):
-            yield Scored(index, number, with_reward(segment, cast(float, segment.reward)))
+            yield scored_event(number, with_reward(segment, cast(float, segment.reward)))
         async with aclosing(self._candidates(request, ask, response, index, engine, reward, pilots)) as proposed:
             async for segment, (scored, r) in proposed:
                 number = len(candidates)
@@ -140,7 +145,7 @@ class SegmentSampler:
                 if scored:
                     segment = with_reward(segment, r)
                     if number >= len(pilots):
-                        yield Scored(index, number, segment)
+                        yield scored_event(number, segment)
                 candidates.append(segment)
                 scores.append((scored, r))
                 if number >= self.limit:
@@ -226,9 +231,9 @@ class SegmentMethod(AcceptanceMethod):
         """Return the target reward r*. Raises SettingError if none is known."""
         return target_of(self.target, reward)
 
-    def threshold(self, schedule: Schedule, reached: float | None) -> Callable[[int], float]:
-        """Return the threshold of the next segment by the number of response tokens; `reached` is the reward so far."""
-        return schedule.threshold
+    def next_schedule(self, schedule: Schedule, reached: float | None) -> Schedule:
+        """Return the schedule of the threshold of the next segment; `reached` is the reward so far."""
+        return schedule
 
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
@@ -241,14 +246,12 @@ class SegmentMethod(AcceptanceMethod):
                 yield event
         target = self.target_reward(reward, pilots)
         schedule = Schedule.from_prompt(target, self.alpha, prompt_reward, request.max_tokens)
-        sampler = SegmentSampler(
-            self.verdict.passes, schedule.threshold, self.max_rejections, True, self.width, self.guide_filter
-        )
+        sampler = SegmentSampler(self.verdict.passes, schedule, self.max_rejections, True, self.width, self.guide_filter)
         index, reached = 0, None if pilots else prompt_reward
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)
             first = pilots if index == 0 else ()
-            sampler = replace(sampler, threshold=self.threshold(schedule, reached))
+            sampler = replace(sampler, schedule=self.next_schedule(schedule, reached))
             async with aclosing(sampler.stream(request, ask, response, index, engine, reward, first)) as events:
                 async for event in events:
                     if isinstance(event, Accepted | Fallback):

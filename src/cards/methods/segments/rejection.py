@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from cards.acceptance import Schedule
 from cards.engines.base import Engine
 from cards.events import Event, Response
 from cards.methods.base import Request, required, target_of
@@ -33,7 +34,8 @@ class RejectionSampling(AcceptanceMethod):
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
         target = target_of(self.target, reward)
-        sampler = SegmentSampler(self.verdict.passes, lambda tokens: target, self.max_candidates, False, self.width)
+        constant = Schedule(target, target, request.max_tokens)
+        sampler = SegmentSampler(self.verdict.passes, constant, self.max_candidates, False, self.width)
         ask = replace(request.ask(Response()), sampling=self.sampling)
         async for event in sampler.stream(request, ask, Response(), 0, engine, reward):
             yield event
