@@ -131,8 +131,25 @@ class PackedStep:
         return packed if self.unpack is None else packed[self.unpack]
 
 
+class Step(Protocol):
+    """One packed forward pass, in which `attend` computes the attention of each layer (see `PackedStep`)."""
+
+    position: Tensor
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor: ...
+
+
 @contextmanager
-def use_step(step: PackedStep) -> Iterator[None]:
+def use_step(step: Step) -> Iterator[None]:
     """Make `step` the current step of this thread."""
     _local.step = step
     try:
@@ -141,7 +158,7 @@ def use_step(step: PackedStep) -> Iterator[None]:
         del _local.step
 
 
-def current_step() -> PackedStep | None:
+def current_step() -> Step | None:
     """Return the current step of this thread, if there is one."""
     return getattr(_local, "step", None)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn, rms_norm
 from torch.nn.functional import embedding, linear, silu
 from transformers import PreTrainedModel
 
-from cards.backends.local.attention import PackedStep, current_step
+from cards.backends.local.attention import Step, current_step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # others may have factors that the verification cannot detect
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -50,7 +50,7 @@ def lean_forward(model: PreTrainedModel, head: nn.Module | None, length: int) ->
     sine = sine.clone()
     sine[..., : width // 2].neg_()  # a roll by half the width is then the rotation
 
-    def attention(layer: LeanLayer, x: Tensor, cosine: Tensor, sine: Tensor, step: PackedStep) -> Tensor:
+    def attention(layer: LeanLayer, x: Tensor, cosine: Tensor, sine: Tensor, step: Step) -> Tensor:
         qkv = linear(x, *layer.qkv).view(len(x), -1, width)
         qk, v = qkv[:, : -layer.values], qkv[:, -layer.values :]
         if layer.norms is not None:
@@ -62,7 +62,7 @@ def lean_forward(model: PreTrainedModel, head: nn.Module | None, length: int) ->
     layers = [LeanLayer(layer, width) for layer in base.layers]
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
-        step = cast(PackedStep, current_step())
+        step = cast(Step, current_step())
         hidden = embedding(input_ids[0], base.embed_tokens.weight)
         rotation = cosine[position_ids[0]], sine[position_ids[0]]
         for layer in layers:

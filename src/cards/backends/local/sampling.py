@@ -66,7 +66,8 @@ def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:
     """
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     if type(boundary).uncertainty is not Entropy.uncertainty:
-        return torch.tensor([boundary.uncertainty(row) for row in logits.numpy(force=True)], dtype=torch.float64)
+        values = [boundary.uncertainty(row) for row in logits.numpy(force=True)]
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)
     assert isinstance(boundary, Entropy)
     if boundary.measure == "evidential":
         kept = (logits > -torch.inf).sum(-1)
