@@ -233,9 +233,7 @@ def varlen(
     hidden = keys > position.unsqueeze(1)
     if window_size[0] >= 0:
         hidden |= keys < position.unsqueeze(1) - window_size[0]
-    k, v = (
-        part[block_table[row, 0].long(), : len(keys)].repeat_interleave(heads // part.shape[2], 2) for part in (key, value)
-    )
+    k, v = (part[block_table[row, 0].long(), : len(keys)].repeat_interleave(heads // part.shape[2], 2) for part in (key, value))
     scores = torch.einsum("thd,tkhd->thk", query, k) * (scale if scale is not None else query.shape[-1] ** -0.5)
     return torch.einsum("thk,tkhd->thd", scores.masked_fill(hidden.unsqueeze(1), -torch.inf).softmax(-1), v)
 

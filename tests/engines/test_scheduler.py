@@ -296,6 +296,13 @@ def test_the_pace_of_steps_of_one_size_is_the_guess() -> None:
     assert pace.row_cost == 0.3
 
 
+def test_the_pace_keeps_what_it_learned_from_other_steps() -> None:
+    pace = Pace(guess=0.5)
+    for i in range(1000):
+        pace.observe(1 + i % 7 if i < 100 else 4, 2.0 + 0.1 * (1 + i % 7 if i < 100 else 4))
+    assert pace.row_cost == pytest.approx(0.05)
+
+
 def test_a_caller_who_has_closed_the_loop_is_told_nothing() -> None:
     async def ask() -> PendingResult:
         return PendingResult()

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from cards.backends.local import graphs, proof
 
-
 SHAPED_BY_DATA = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
 
 

@@ -114,24 +114,21 @@ class Pace:
     """A least-squares estimate, over recent steps, of the cost of a row relative to the fixed cost of a step."""
 
     def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
-        self.guess, self.memory = guess, memory
+        self.row_cost, self.memory = guess, memory  # the time that one more row adds to a step, as a fraction of the fixed time
         self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # weighted sums of 1, rows, seconds, rows^2, rows * seconds
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Add a measured step."""
+        """Add a measured step. While the numbers of rows are too similar, the last estimate stays."""
         new = (1.0, rows, seconds, rows * rows, rows * seconds)
         self.sums = tuple(self.memory * a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
-
-    @property
-    def row_cost(self) -> float:
-        """The time that one more row adds to a step, as a fraction of the fixed time."""
         n, x, y, xx, xy = self.sums
         spread = n * xx - x * x
-        if n < 20 or spread < 0.1 * x * x:  # too few steps, or too similar
-            return self.guess
+        if n < 20 or spread < 0.02 * x * x:
+            return
         slope = (n * xy - x * y) / spread
         fixed = (y - slope * x) / n
-        return min(1.0, max(0.001, slope / fixed)) if slope > 0 and fixed > 0 else self.guess
+        if slope > 0 and fixed > 0:
+            self.row_cost = min(1.0, max(0.001, slope / fixed))
 
 
 Look = Callable[[Sequence[Row], Outputs], Sequence[Any]]
@@ -228,11 +225,12 @@ class Scheduler(Composite):
             stops = np.cumsum(wanted).tolist()
             complete = [end == len(row.tokens) and not isinstance(row, Tail) for (row, _), end in zip(batch, ends, strict=True)]
             rows = [row for (row, _), whole in zip(batch, complete, strict=True) if whole]
-            last = output
-            if len(rows) < len(output):
-                last = self.slots.cache.select(output, [stop - 1 for stop, whole in zip(stops, complete, strict=True) if whole])
-            looks = self.look(rows, last) if rows else []
-            if not rows:
+            looks: Sequence[Any] = ()
+            if rows:
+                at = [stop - 1 for stop, whole in zip(stops, complete, strict=True) if whole]
+                last = output if len(rows) == len(output) else self.slots.cache.select(output, at)
+                looks = self.look(rows, last)
+            else:
                 self.slots.cache.wait()
             self._account(batch, time.perf_counter() - start)  # before callers see the outputs
             for (row, _), end, stop, count in zip(batch, ends, stops, wanted, strict=True):

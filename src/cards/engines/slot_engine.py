@@ -20,7 +20,6 @@ from cards.errors import CardsError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, invalid_logits, uniforms
 
-
 Look = tuple[float | None, int | None]  # of a candidate: uncertainty about its next token, if its boundary asks, and the token
 
 
@@ -166,9 +165,7 @@ class SlotEngine(Engine):
             if boundary.reads_logits and candidate.drawn >= boundary.minimum:
                 by_boundary.setdefault(boundary, []).append((candidate, i))
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
-        asked = [
-            self._uncertainty(boundary, self._rows_of(logits, members)) for boundary, members in by_boundary.items()
-        ]
+        asked = [self._uncertainty(boundary, self._rows_of(logits, members)) for boundary, members in by_boundary.items()]
         for sampling, members in by_sampling.items():
             u = [c.uniforms[c.drawn] for c, _ in members]
             allowed = self._allowed(self._rows_of(logits, members), [candidate for candidate, _ in members])

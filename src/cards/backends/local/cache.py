@@ -46,7 +46,8 @@ class TorchCache(Cache):
         self.paged = paged
         self.room = -(-length // PAGE) * PAGE if paged else length  # positions of a slot in memory
         self.graphs = StepGraphs(self._decode, rows, length, device) if graphs else None
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values [slots, room, heads, dim]
+        self.flat: dict[int, tuple[Tensor, Tensor]] = {}  # the same as [slots * room, heads, dim]
         self.key_multiple = 1 if device.type == "cpu" else KEY_MULTIPLE
         self.max_distance = SPREAD if device.type == "cpu" else rows  # in slots, between neighbouring rows of a group
         self.use(forward)
@@ -88,6 +89,7 @@ class TorchCache(Cache):
 
     def clear(self) -> None:
         self.layers.clear()
+        self.flat.clear()
         if self.graphs is not None:
             self.graphs.clear()
 
@@ -99,12 +101,18 @@ class TorchCache(Cache):
         """The size of all keys and values in bytes, after the first step."""
         return sum(part.nbytes for layer in self.layers.values() for part in layer)
 
-    def _layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of a layer. They start as zeros, because masked entries must be finite too."""
+    def _store(self, layer: int, place: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values of a layer, and return all of its keys and values (see `PackedStep`)."""
         if layer not in self.layers:
-            keys, values = (x.new_zeros(self.rows, self.room, *x.shape[1:]) for x in (key, value))
-            self.layers[layer] = keys, values
+            self._allocate(layer, key, value)
+        for flat, new in zip(self.flat[layer], (key, value), strict=True):
+            flat.index_copy_(0, place, new)
         return self.layers[layer]
+
+    def _allocate(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Allocate the keys and values of a layer. They start as zeros, because masked entries must be finite too."""
+        keys, values = (x.new_zeros(self.rows, self.room, *x.shape[1:]) for x in (key, value))
+        self.layers[layer], self.flat[layer] = (keys, values), (keys.flatten(0, 1), values.flatten(0, 1))
 
     def _replay(self, graphs: StepGraphs, rows: Sequence[Read]) -> Tensor:
         """Return the outputs of a decoding step by a graph. Rows up to the shape of the graph repeat the first row."""
@@ -126,21 +134,21 @@ class TorchCache(Cache):
         step: Step
         if self.paged:
             table, (ends, starts, key_starts) = slots.int(), inputs[4 * count :].int().split([count, count + 1, count + 1])
-            step = PagedStep(place, position, table.unsqueeze(1), ends, starts, key_starts, 1, keys, self._layer)
+            step = PagedStep(place, position, table.unsqueeze(1), ends, starts, key_starts, 1, keys, self._store)
         elif SPREAD * count >= self.rows:  # all slots, without a copy of their keys and values
             group = Group(slice(0, self.rows), self.rows, keys, False, inputs[4 * count :].unsqueeze(1))
-            step = PackedStep(place, position, [group], slots, self._layer)
+            step = PackedStep(place, position, [group], slots, self._store)
         else:
-            step = PackedStep(place, position, [Group(slots, count, keys, False, slice(0, count))], None, self._layer)
+            step = PackedStep(place, position, [Group(slots, count, keys, False, slice(0, count))], None, self._store)
         with use_step(step):
             return self.forward(ids.unsqueeze(0), position.unsqueeze(0), last)
 
     def _pack(self, rows: Sequence[Read], outputs: Sequence[int]) -> tuple[Step, Tensor, Tensor]:
         packed = Packed(rows, outputs, self.room)
         if self.paged:
-            return pack_paged(packed, self.device, self._layer)
+            return pack_paged(packed, self.device, self._store)
         options = {"length": self.length, "key_multiple": self.key_multiple, "max_distance": self.max_distance}
-        return pack_groups(packed, self.device, self._layer, **options)
+        return pack_groups(packed, self.device, self._store, **options)
 
 
 def explain_error(error: Exception, device: torch.device) -> Exception:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from cards.backends.local.attention import Step, current_step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # others may have factors that the verification cannot detect
+SMALL = 2**20  # bytes of a weight that stays in the cache of a CPU core
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -51,12 +52,13 @@ def lean_forward(model: PreTrainedModel, head: nn.Module | None, length: int) ->
     sine[..., : width // 2].neg_()  # a roll by half the width is then the rotation
 
     def attention(layer: LeanLayer, x: Tensor, cosine: Tensor, sine: Tensor, step: Step) -> Tensor:
-        qkv = linear(x, *layer.qkv).view(len(x), -1, width)
-        qk, v = qkv[:, : -layer.values], qkv[:, -layer.values :]
+        qk, v = (
+            linear(x, *layer.qkv).view(-1, layer.heads + layer.values, width).split_with_sizes([layer.heads, layer.values], 1)
+        )
         if layer.norms is not None:
             qk = rms_norm(qk, (width,), None, epsilon) * layer.norms
         qk = (qk * cosine).addcmul_(qk.roll(width // 2, -1), sine)
-        q, k = qk[:, : -layer.values], qk[:, -layer.values :]
+        q, k = qk.split_with_sizes([layer.heads - layer.values, layer.values], 1)
         return step.attend(layer.index, q, k, v, layer.scaling, layer.window).flatten(1)
 
     layers = [LeanLayer(layer, width) for layer in base.layers]
@@ -80,9 +82,12 @@ class LeanLayer:
 
     def __init__(self, layer: Any, width: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        for part in (attention.o_proj, mlp.down_proj):
+            part.weight.data = in_fast_order(part.weight.data)
         self.index, self.scaling = attention.layer_idx, attention.scaling
         self.qkv = fuse(attention, [attention.q_proj, attention.k_proj, attention.v_proj])
         self.values, queries = attention.v_proj.out_features // width, attention.q_proj.out_features // width
+        self.heads = queries + self.values  # of queries and keys
         self.window = getattr(attention if hasattr(attention, "sliding_window") else attention.config, "sliding_window", None)
         self.norms: Tensor | None = None  # of each query and key head
         if hasattr(attention, "q_norm"):
@@ -95,7 +100,7 @@ class LeanLayer:
 def fuse(owner: nn.Module, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Return the weights and biases of several linear maps of the same input as one map. The parts become views of it."""
     if not hasattr(owner, "_cards_joined"):
-        tensors = [torch.cat([part.weight.data for part in parts])]
+        tensors = [in_fast_order(torch.cat([part.weight.data for part in parts]))]
         if parts[0].bias is not None:
             tensors.append(torch.cat([part.bias.data for part in parts]))
         for fused, name in zip(tensors, ("weight", "bias"), strict=False):
@@ -103,6 +108,12 @@ def fuse(owner: nn.Module, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | Non
                 getattr(part, name).data = view
         owner._cards_joined = (*tensors, None)[:2]  # type: ignore[assignment]
     return cast("tuple[Tensor, Tensor | None]", owner._cards_joined)
+
+
+def in_fast_order(weight: Tensor) -> Tensor:
+    """Return the weight with its inputs outermost in memory, if it is small: on a CPU, products with few rows are faster so."""
+    small = weight.device.type == "cpu" and weight.nbytes <= SMALL
+    return weight.t().contiguous().t() if small else weight
 
 
 def add_linear(hidden: Tensor, x: Tensor, part: tuple[Tensor, Tensor | None]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 
 import numpy as np
@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cards.backends.local.attention import Group, PackedStep
+from cards.backends.local.attention import Group, PackedStep, Store
 from cards.backends.local.paged import PagedStep
 from cards.backends.local.transfer import to_device
 from cards.engines.slots import Read
 
 SPREAD = 2  # a view of the cache with idle rows is cheaper than a copy of the rows up to this ratio of slots to rows
 
-Layers = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # see PackedStep.cache
 Index = NDArray[np.int64]
 
 
@@ -40,18 +39,18 @@ class Packed:
         self.last = np.array([i for end, n in zip(self.ends, outputs, strict=True) for i in range(end - n, end)], np.int64)
 
 
-def pack_paged(packed: Packed, device: torch.device, layers: Layers) -> tuple[PagedStep, Tensor, Tensor]:
+def pack_paged(packed: Packed, device: torch.device, store: Store) -> tuple[PagedStep, Tensor, Tensor]:
     """Return the step for paged attention, the packed token ids [tokens], and the indices `last` [outputs]."""
     per_row = [packed.slots, packed.keys, [0, *packed.ends], [0, *accumulate(packed.keys)]]
     arrays = [packed.place, packed.position, packed.ids, packed.last, *(np.array(part, np.int64) for part in per_row)]
     place, position, ids, last, *others = to_device(arrays, device)
     slots, keys, token_starts, key_starts = (part.int() for part in others)
     most = max(packed.counts), max(packed.keys)
-    return PagedStep(place, position, slots.unsqueeze(1), keys, token_starts, key_starts, *most, layers), ids, last
+    return PagedStep(place, position, slots.unsqueeze(1), keys, token_starts, key_starts, *most, store), ids, last
 
 
 def pack_groups(
-    packed: Packed, device: torch.device, layers: Layers, *, length: int, key_multiple: int, max_distance: int
+    packed: Packed, device: torch.device, store: Store, *, length: int, key_multiple: int, max_distance: int
 ) -> tuple[PackedStep, Tensor, Tensor]:
     """Return the step for attention in groups, the packed token ids [tokens], and the indices `last` [outputs].
 
@@ -69,11 +68,15 @@ def pack_groups(
             places, height = list(range(len(members))), len(members)
         width, longest = max(counts[i] for i in members), max(keys[i] for i in members)
         limit = min(-(-longest // key_multiple) * key_multiple, length)
-        tokens = np.full((height, width), -1)
-        for row, i in zip(places, members, strict=True):
-            tokens[row, : counts[i]] = np.arange(packed.ends[i] - counts[i], packed.ends[i])
-        order = tokens.ravel()
-        adjacent = bool((np.diff(order) == 1).all())
+        if width == 1 and members[-1] - members[0] + 1 == len(members) == height:  # most decoding steps
+            tokens = order = np.arange(packed.ends[members[0]] - 1, packed.ends[members[-1]])
+            adjacent = True
+        else:
+            tokens = np.full((height, width), -1)
+            for row, i in zip(places, members, strict=True):
+                tokens[row, : counts[i]] = np.arange(packed.ends[i] - counts[i], packed.ends[i])
+            order = tokens.ravel()
+            adjacent = bool((np.diff(order) == 1).all())
         shapes.append(
             (
                 slice(first, first + height) if view else np.array([slots[i] for i in members]),
@@ -96,7 +99,7 @@ def pack_groups(
         return part if isinstance(part, slice) else next(left)
 
     groups = [Group(on_device(rows), *shape, on_device(queries)) for rows, *shape, queries in shapes]
-    return PackedStep(place, position, groups, None if ordered else next(left), layers), ids, last
+    return PackedStep(place, position, groups, None if ordered else next(left), store), ids, last
 
 
 def _groups(slots: Sequence[int], counts: Sequence[int], max_distance: int) -> Iterable[list[int]]:

@@ -5,12 +5,12 @@ A cache slot is one page. The kernel reads the keys of each row up to its own en
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cards.backends.local.attention import Store
 from cards.errors import ModelError
 
 PAGE = 256  # the number of keys in a page must be a multiple of this
@@ -24,7 +24,7 @@ def has_pages(device: torch.device, dtype: torch.dtype) -> bool:
 
 @dataclass(slots=True)
 class PagedStep:
-    """One packed forward pass (see `PackedStep`, which has the same `place`, `position` and `cache`).
+    """One packed forward pass (see `PackedStep`, which has the same `place`, `position` and `store`).
 
     table: [rows, 1], slot of each row. ends: [rows], number of keys of each row. token_starts, key_starts: [rows + 1],
     cumulative numbers of new tokens and of keys. These four have type int32.
@@ -39,7 +39,7 @@ class PagedStep:
     key_starts: Tensor
     most_tokens: int
     most_keys: int
-    cache: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+    store: Store
 
     def attend(
         self,
@@ -56,9 +56,7 @@ class PagedStep:
 
         if softcap is not None:
             raise ModelError("its attention has a cap, which paged attention does not support")
-        keys, values = self.cache(layer, key, value)
-        keys.flatten(0, 1).index_copy_(0, self.place, key)
-        values.flatten(0, 1).index_copy_(0, self.place, value)
+        keys, values = self.store(layer, self.place, key, value)
         return varlen_attn(
             query.contiguous(),
             keys,

@@ -162,9 +162,7 @@ def longest_text(window: int) -> int:
 
 
 @torch.inference_mode()
-def verified_slots(
-    proof: Proof, outputs: Sequence[Output | None], size: CacheSize, *, graphs: bool = False
-) -> Slots:
+def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSize, *, graphs: bool = False) -> Slots:
     """Return slots that use the first of `outputs(input_ids, position_ids, last)` that the proof accepts.
 
     For each, paged attention and then graphs are left out if the proof rejects them.

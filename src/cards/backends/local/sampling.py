@@ -34,8 +34,14 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 def most_likely(logits: Tensor, count: int) -> Tensor:
     """Return the ids [rows, count] of the highest logits in ascending order. Of equal logits the first are taken.
 
-    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. Nothing is copied to the CPU.
+    count: less than the size of the vocabulary.
+    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. It is left out on a CPU if
+    there are no ties; to look for them on another device would take longer.
     """
+    if logits.device.type == "cpu":
+        best = logits.topk(count + 1, dim=-1)
+        if bool((best.values[:, -2] > best.values[:, -1]).all()):
+            return best.indices[:, :-1].sort(dim=-1).values
     top = logits.topk(count, dim=-1)
     lowest = top.values[:, -1:]
     ids = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
