@@ -2,6 +2,7 @@
 
     make real-pair                                            the models, in training/runs/real
     python benchmarks/real_study.py PLAN.toml ...             the plans are in benchmarks/real
+    python benchmarks/real_study.py --repeat 1 PLAN.toml ...  the same with other seeds, as plan NAME.1
 
 A method that the results already have is skipped, on any machine. Results of a plan are NAME.json, with the metrics of each
 method, and NAME.csv.gz, with the figures of each response; responses themselves stay next to the models. An interrupted
@@ -26,6 +27,7 @@ from cards.cli.models import load_models
 from cards.study.bench.plan import Plan, read
 from cards.study.bench.report import report
 from cards.study.bench.run import Bench, header
+from cards.study.evaluate.refusals import refuses
 from cards.study.journal import Row
 from cards.study.prompts import read as read_prompts
 from cards.study.session import opened
@@ -34,7 +36,8 @@ from workload import HERE, machine
 RUNS = HERE.parent / "training" / "runs" / "real"
 RESULTS = HERE / "results" / "real"
 USAGE = ("lm_steps", "rm_calls", "rounds", "lm_decoded_tokens", "draft_decoded_tokens", "rm_tokens", "flops", "seconds")
-FIELDS = ("label", "line", "id", "group", "seed", "finish_reason", "tokens", "reward", "gold", "logprob", *USAGE)
+SEED_STEP = 1_000_000  # between the seeds of two repetitions, as in benches
+FIELDS = ("label", "line", "id", "group", "seed", "finish_reason", "tokens", "reward", "gold", "logprob", "refused", *USAGE)
 
 
 def located(path: Path, runs: Path) -> Plan:
@@ -52,7 +55,8 @@ def _found(value: str | None, runs: Path) -> str | None:
 def figures(row: Row) -> dict[str, Any]:
     """Return the figures of a response without its text."""
     own = {name: row[name] for name in FIELDS if name in row}
-    return own | {"tokens": len(row["token_ids"])} | {name: row["usage"][name] for name in USAGE}
+    own |= {"tokens": len(row["token_ids"]), "refused": int(refuses(row["text"]))}
+    return own | {name: row["usage"][name] for name in USAGE}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -74,21 +78,23 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str]) -> None:
+def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repeat: int) -> None:
     """Run the methods of a plan that its results lack, one after another, until the time is over."""
     plan, end = located(path, runs), time.monotonic() + limit_seconds
+    plan = replace(plan, seed=plan.seed + SEED_STEP * repeat)
+    name = f"{path.stem}.{repeat}" if repeat else path.stem
     RESULTS.mkdir(parents=True, exist_ok=True)
-    target, table = RESULTS / f"{path.stem}.json", RESULTS / f"{path.stem}.csv.gz"
+    target, table = RESULTS / f"{name}.json", RESULTS / f"{name}.csv.gz"
     found = json.loads(target.read_text()) if target.exists() else {"methods": {}}
     arms = [arm for arm in arms_of(plan.methods) if arm.label not in found["methods"]]
     arms = [arm for arm in arms if not only or arm.method.name in only]
     if not arms:
-        print(f"{path.stem}: complete")
+        print(f"{name}: complete")
         return
     records = read_prompts(plan.prompts)
     assert plan.reward is not None
     models = load_models(plan.model, plan.reward, plan.gold, plan, [arm.method for arm in arms], plan.check_template)
-    with opened(runs / f"study-{path.stem}.jsonl", header(plan, models), "study") as session:
+    with opened(runs / f"study-{name}.jsonl", header(plan, models), "study") as session:
         bench = Bench(plan, models.fitting(records, plan, plan.max_tokens), models, session)
         for arm in arms:
             if time.monotonic() > end:
@@ -101,13 +107,13 @@ def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str]) -> No
             found["methods"][arm.label] = summary.to_dict() | {"cpu_seconds": time.process_time() - start}
             found |= {
                 "machine": machine("cpu", plan.dtype),
-                "plan": path.stem,
+                "plan": name,
                 "max_tokens": plan.max_tokens,
                 "prompts": len(bench.records),
             }
             target.write_text(json.dumps(found, indent=1) + "\n")
             write_rows(table, [*read_rows(table), *map(figures, own)])
-            print(f"{path.stem}: {arm.label} after {time.process_time() - start:.0f} s of CPU", flush=True)
+            print(f"{name}: {arm.label} after {time.process_time() - start:.0f} s of CPU", flush=True)
 
 
 def main() -> None:
@@ -116,9 +122,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of `make real-pair`")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no method after this time")
     parser.add_argument("--only", nargs="*", default=(), help="names of methods")
+    parser.add_argument("--repeat", type=int, default=0, help="number of the repetition; each has seeds of its own")
     args = parser.parse_args()
     for path in args.plans:
-        run(path, args.runs, 60 * args.minutes, args.only)
+        run(path, args.runs, 60 * args.minutes, args.only, args.repeat)
 
 
 if __name__ == "__main__":

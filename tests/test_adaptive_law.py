@@ -18,7 +18,7 @@ from cards.errors import SettingError
 from cards.methods.segments.cascade import Cascade
 from cards.testing import check_law, normalised
 
-BETA, PILOTS = 0.5, 3
+BETA, PILOTS, GAIN = 0.5, 3, -0.1
 
 
 def adaptive(**options: Any) -> CARDS:
@@ -69,6 +69,29 @@ def test_given_the_threshold_later_segments_follow_the_law_of_cards() -> None:
     check_law(observed, law, wrong=q)
 
 
+@pytest.mark.parametrize(("kind", "passing"), [("hard", hard), ("soft", soft)])
+def test_with_gain_each_segment_adds_to_the_reward_reached(kind: Any, passing: Callable[[float, float], float]) -> None:
+    method = adaptive(quantile=None, gain=GAIN, acceptance=kind)
+    found = [r.segments for r in results(method, 2, 1200) if len(r.segments) == 2 and not r.segments[1].fallback]
+    firsts = Counter(first.token_ids for first, _ in found)
+    prefix = max(firsts, key=firsts.__getitem__)
+    tau = value(reading(prefix)) + GAIN
+    seconds = [second for first, second in found if first.token_ids == prefix]
+    assert len(seconds) > 100
+    assert [s.threshold for s in seconds] == pytest.approx([tau] * len(seconds))
+    q = segments(1, after=prefix)
+    law = normalised({s: p * passing(value(reading(prefix + s)), tau) for s, p in q.items()})
+    check_law(Counter(s.token_ids for s in seconds), law, wrong=q)
+
+
+def test_gain_starts_at_the_reward_of_the_prompt_or_at_the_quantile_of_the_pilots() -> None:
+    alone = results(adaptive(quantile=None, gain=GAIN, acceptance="hard"), 2, 5, segments=1)
+    assert [r.segments[0].threshold for r in alone] == pytest.approx([value(reading(())) + GAIN] * 5)
+    piloted, quantile = (results(adaptive(acceptance="hard", **gain), 2, 5) for gain in ({"gain": GAIN}, {}))
+    assert [r.segments[0] for r in piloted] == [r.segments[0] for r in quantile]
+    assert [r.segments[1].threshold for r in piloted] == [pytest.approx(r.segments[0].reward + GAIN) for r in piloted]  # type: ignore[operator]
+
+
 def test_with_the_hard_test_the_highest_pilots_are_equally_likely() -> None:
     found = results(adaptive(acceptance="hard", pilots=5, boundary=FixedLength(3, 3)), 6, draws=200, segments=1)
     assert {r.segments[0].candidates for r in found} == {1, 2, 3}  # rank 3 of 5: three pass, so the third at the latest
@@ -95,6 +118,7 @@ def test_quantiles_are_order_statistics() -> None:
     [
         ({"quantile": 1.2}, "quantile must be between 0 and 1"),
         ({"quantile": 0.5, "target": 1.0}, "set only one"),
+        ({"gain": 0.5, "target": 1.0}, "set only one"),
         ({"quantile": 0.5, "pilots": 0}, "pilots must be at least 1"),
         ({"quantile": 0.5, "pilots": 9, "max_rejections": 8}, "max_rejections = 8"),
     ],
@@ -104,6 +128,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], says:
         CARDS(**settings)
 
 
-def test_a_cascade_has_no_quantile() -> None:
+@pytest.mark.parametrize("settings", [{"quantile": 0.5}, {"gain": 0.5}])
+def test_a_cascade_has_neither_quantile_nor_gain(settings: dict[str, float]) -> None:
     with pytest.raises(SettingError, match="Set target"):
-        Cascade(quantile=0.5)
+        Cascade(**settings)

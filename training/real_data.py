@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from common import Row, read_rows
+from real_checks import prompts as stories
 
 LONGEST = 256  # tokens of a prompt and a response; earlier turns are cut
 HELD_OUT = 200  # prompts of hh_pairs.train for development, half of them harmless
 REPORTED = 200  # prompts of hh_pairs.test for the report, half of them harmless
+ATTACKS = 100  # prompts of AdvBench, and of XSTest
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,24 @@ def tested(data: Path) -> list[Row]:
 
 
 def write_prompts(data: Path, folder: Path) -> None:
-    """Write the prompts for development and for the report, as dialogues."""
-    for name, rows in (("develop", split(data)[1]), ("report", balanced(tested(data), REPORTED, seed=0))):
-        lines = [json.dumps(_prompt(row), ensure_ascii=False) for row in rows]
+    """Write the prompts of the study: HH dialogues for development and for the report, attacks, and stories."""
+    files = {
+        "develop": list(map(_prompt, split(data)[1])),
+        "report": list(map(_prompt, balanced(tested(data), REPORTED, seed=0))),
+        "advbench": _sample(data / "prompts" / "advbench.jsonl.gz", lambda row: "harmful"),
+        "xstest": _sample(data / "prompts" / "xstest.jsonl.gz", lambda row: str(row["label"])),
+        "words": stories(),
+    }
+    for name, rows in files.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _sample(path: Path, group: Callable[[Row], str]) -> list[dict[str, Any]]:
+    rows = random.Random(0).sample(list(read_rows(path)), ATTACKS)
+    return [
+        {"id": f"{path.name.split('.')[0]}-{i}", "group": group(row), "prompt": row["prompt"]} for i, row in enumerate(rows)
+    ]
 
 
 def _prompt(row: Row) -> dict[str, Any]:

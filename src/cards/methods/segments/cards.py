@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
-from cards.acceptance import quantile_of
+from cards.acceptance import Schedule, quantile_of
 from cards.boundaries import Boundary, Entropy, Measure
 from cards.engines.base import Ask, Engine
 from cards.errors import check
@@ -42,6 +42,14 @@ class CARDS(SegmentMethod):
     always does, because no threshold is above r*. With alpha 1 and the hard test, each of the pilots - ceil(quantile pilots) +
     1 pilots of highest reward is equally likely. Later segments follow the law above, given r*. This option is ours.
 
+    With `gain`, the threshold follows the reward that the response y has reached, so each segment must add to it:
+
+        tau = r(x, y) + gain
+
+    Without fallbacks a segment then follows q(s) min(1, exp((r(x, y + s) - r(x, y) - gain) / beta)), normalized for each
+    prefix. A prompt whose responses all have low rewards needs no more candidates than others. `alpha` has no effect. With
+    `quantile`, r* is the threshold of the first segment. This option is ours.
+
     Differs from the published code: one KV cache and no second pass at a boundary; the end-of-text token ends the response;
     the reward of the prompt is counted; the test runs on the log scale; non-finite rewards are errors.
     """
@@ -56,6 +64,9 @@ class CARDS(SegmentMethod):
         help="Quantile of the rewards of a prompt's pilots that becomes its target reward (none: target is used).",
         at_least=0,
         at_most=1,
+    )
+    gain: float | None = setting(
+        None, help="Reward that each segment must add to the response so far (none: the rising threshold is used)."
     )
     pilots: int = setting(
         8,
@@ -84,6 +95,10 @@ class CARDS(SegmentMethod):
             f"quantile and target both set the target reward r*, got {self.quantile} and {self.target}: set only one.",
         )
         check(
+            self.gain is None or self.target is None,
+            f"gain replaces the target reward r*, got gain = {self.gain} and target = {self.target}: set only one.",
+        )
+        check(
             self.quantile is None or self.pilots <= self.max_rejections,
             f"pilots must be between 1 and max_rejections = {self.max_rejections}, got {self.pilots}.",
         )
@@ -107,7 +122,15 @@ class CARDS(SegmentMethod):
                     if isinstance(event, Proposed):  # Scored needs the threshold, which the pilots determine
                         yield event
 
+    def threshold(self, schedule: Schedule, reached: float | None) -> Callable[[int], float]:
+        if self.gain is None:
+            return schedule.threshold
+        required_reward = schedule.target if reached is None else reached + self.gain
+        return lambda tokens: required_reward
+
     def target_reward(self, reward: Reward, pilots: Sequence[Segment]) -> float:
+        if self.gain is not None and self.quantile is None:
+            return 0.0  # not used
         if self.quantile is None:
             return SegmentMethod.target_reward(self, reward, pilots)
         return quantile_of([cast(float, pilot.reward) for pilot in pilots], self.quantile)

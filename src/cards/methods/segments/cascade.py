@@ -47,10 +47,11 @@ class Cascade(CARDS):
 
     def validate(self) -> None:
         CARDS.validate(self)  # super() fails in a dataclass with slots
-        check(
-            self.quantile is None,
-            f"cascade has no quantile, got {self.quantile}: the guide rejects pilots before they are scored. Set target.",
-        )
+        for name, value in (("quantile", self.quantile), ("gain", self.gain)):
+            check(
+                value is None,
+                f"cascade has no {name}, got {value}: candidates that the guide rejects are not scored. Set target.",
+            )
 
     @property
     def guide_filter(self) -> GuideFilter:

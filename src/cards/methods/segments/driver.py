@@ -215,6 +215,10 @@ class SegmentMethod(AcceptanceMethod):
         """Return the target reward r*. Raises SettingError if none is known."""
         return target_of(self.target, reward)
 
+    def threshold(self, schedule: Schedule, reached: float | None) -> Callable[[int], float]:
+        """Return the threshold of the next segment by the number of response tokens; `reached` is the reward so far."""
+        return schedule.threshold
+
     async def stream(self, request: Request, engine: Engine, reward: Reward | None) -> AsyncGenerator[Event, None]:
         reward = required(reward, self)
         response, pilots = Response(), list[Segment]()
@@ -229,13 +233,14 @@ class SegmentMethod(AcceptanceMethod):
         sampler = SegmentSampler(
             self.verdict.passes, schedule.threshold, self.max_rejections, True, self.width, self.guide_filter
         )
-        index = 0
+        index, reached = 0, None if pilots else prompt_reward
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)
             first = pilots if index == 0 else ()
+            sampler = replace(sampler, threshold=self.threshold(schedule, reached))
             async with aclosing(sampler.stream(request, ask, response, index, engine, reward, first)) as events:
                 async for event in events:
                     if isinstance(event, Accepted | Fallback):
-                        response = response + event.segment
+                        response, reached = response + event.segment, event.segment.reward
                     yield event
             index += 1
