@@ -39,7 +39,7 @@ from cards.engines.scheduler import Scheduler
 from cards.engines.worker import DeviceWorker
 from cards.events import Prompt, Response
 from cards.sampling import Sampling
-from workload import HERE, machine, random_engine, random_pair
+from workload import HERE, machine, prompts, random_engine, random_pair
 
 T = TypeVar("T")
 TOTAL = 590  # seconds for all parts
@@ -163,7 +163,7 @@ def floor(engine: TransformersEngine, rows: int, context: int, speed_of_copy: fl
     """Return the seconds to read the weights and the cache of the rows once."""
     cache = cast(TorchCache, engine.scheduler.slots.cache)
     weights = sum(weight.nbytes for weight in engine.model.parameters())
-    return (weights + rows * context * cache.size / (cache.rows * cache.room)) / speed_of_copy
+    return float(weights + rows * context * cache.size / (cache.rows * cache.room)) / speed_of_copy
 
 
 def measure_steps(shape: str, scale: Scale, report: Report) -> None:
@@ -201,16 +201,16 @@ def measure_methods(scale: Scale, report: Report) -> None:
     best = cards.Decoder(arms.engine, arms.reward, cards.methods.BestOfN(n=8))
     plain: dict[int, float] = {}
     for requests in (1, scale.requests):
-        contestants: dict[str, Callable[[], Any]] = {
-            "generate": lambda n=requests: arms.in_worker(lambda: arms.generate(n)),
-            "vanilla": lambda n=requests: arms.vanilla(n),
-            "cards": lambda n=requests: arms.cards(n),
-            "best-of-8": lambda n=requests: arms.ours(best, n),
+        contestants: dict[str, Callable[[int], tuple[float, int, list[cards.Result]]]] = {
+            "generate": lambda n: arms.in_worker(lambda: arms.generate(n)),
+            "vanilla": arms.vanilla,
+            "cards": arms.cards,
+            "best-of-8": lambda n: arms.ours(best, n),
         }
         for arm, run in contestants.items():
-            run()  # warm-up
+            run(requests)  # warm-up
             rm.total = 0.0
-            seconds, tokens, results = run()
+            seconds, tokens, results = run(requests)
             entry = {"ms_per_kept_token": 1e3 * seconds / tokens}
             if results:
                 drawn = sum(result.usage.lm_decoded_tokens for result in results)
@@ -298,7 +298,8 @@ def measure_vllm(scale: Scale, report: Report) -> None:
         engine = VLLMEngine.load(folder, slots=scale.requests, context=512)
         engine.end_ids = frozenset()
         decoder = cards.Decoder(engine, None, cards.methods.Vanilla(temperature=0.7, top_k=40))
-        prompts = [engine.encode(prompt) for prompt in speed.prompts()[: scale.requests]]
+        chosen = prompts()[: scale.requests]
+        encoded = [engine.encode(prompt) for prompt in chosen]
 
         async def ask(tokens: Sequence[int], seed: int) -> None:
             sampling = {"temperature": 0.7, "top_k": 40, "seed": seed, "max_tokens": scale.max_tokens, "ignore_eos": True}
@@ -306,7 +307,7 @@ def measure_vllm(scale: Scale, report: Report) -> None:
                 pass
 
         async def all_plain() -> None:
-            await asyncio.gather(*(ask(prompt.token_ids, i) for i, prompt in enumerate(prompts)))
+            await asyncio.gather(*(ask(prompt.token_ids, i) for i, prompt in enumerate(encoded)))
 
         times: dict[str, list[float]] = {"vllm": [], "cards": []}
         for _ in range(4):  # the first warms up
@@ -314,7 +315,7 @@ def measure_vllm(scale: Scale, report: Report) -> None:
             engine.host.submit(all_plain).result()
             times["vllm"].append(time.perf_counter() - start)
             start = time.perf_counter()
-            decoder.batch(speed.prompts()[: scale.requests], max_tokens=scale.max_tokens)
+            decoder.batch(chosen, max_tokens=scale.max_tokens)
             times["cards"].append(time.perf_counter() - start)
         report.add("seconds", times)
         ratio = statistics.median(a / b for a, b in zip(times["cards"][1:], times["vllm"][1:], strict=True))

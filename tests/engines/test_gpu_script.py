@@ -22,5 +22,6 @@ def test_each_part_runs_and_writes_its_results(tmp_path: Path) -> None:
 
 
 def test_the_parts_fit_into_ten_minutes() -> None:
-    assert sum(seconds for seconds, _ in gpu.PARTS.values()) <= gpu.TOTAL + 120  # vLLM is rarely installed
-    assert gpu.TOTAL < 600
+    seconds = {part: seconds for part, (seconds, _) in gpu.PARTS.items()}
+    assert list(seconds)[-1] == "vllm"  # rarely installed; it gets what is left
+    assert sum(seconds.values()) - seconds["vllm"] <= gpu.TOTAL < 600

@@ -40,7 +40,6 @@ FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen3": (hf.Qwen3Config, {"head_dim": 8}),
 }
 PROMPTS = [words(range(3, 3 + n)) for n in (2, 9, 30, 14, 5, 21)]
-LENGTHS = [60, 20, 50, 3, 33, 40]
 
 
 @pytest.fixture
@@ -53,14 +52,14 @@ def cache_of(engine: TransformersEngine) -> TorchCache:
 
 
 def texts(engine: TransformersEngine) -> list[Any]:
-    """Decode prompts of several lengths together, in few slots, so that rows join and leave; then one alone, and candidates."""
+    """Decode a prompt alone, then several in fewer slots, so that rows join and leave, then one with what the cache holds."""
     engine.end_ids = frozenset()
     plain = Decoder(engine, None, Vanilla(temperature=0.8, top_k=30))
-    together = [plain(prompt, seed=i, max_tokens=n) for i, (prompt, n) in enumerate(zip(PROMPTS, LENGTHS, strict=True))]
+    results = [plain(PROMPTS[2], max_tokens=38)]
     engine.forget()
-    together += plain.batch(PROMPTS, max_tokens=40)
-    together.append(plain(PROMPTS[0], seed=8, max_tokens=10))  # with what the cache holds
-    return [result.token_ids for result in together]
+    results += plain.batch(PROMPTS, max_tokens=12)
+    results.append(plain(PROMPTS[0], seed=8, max_tokens=4))
+    return [result.token_ids for result in results]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,7 +73,7 @@ def test_texts_equal_those_without_graphs(family: str, recorded: RecordedGraphs)
     shapes = list(cache_of(engine).graphs.graphs)  # type: ignore[union-attr]
     assert {rows for rows, _ in shapes} == {1, 2, 4}
     assert {keys for _, keys in shapes} == {16, 32, 64, 96}
-    assert recorded.replayed > 10 * recorded.captured
+    assert recorded.replayed > 2 * recorded.captured
 
 
 def test_cards_and_best_of_n_write_the_same_text_with_graphs(llama_float64: Pair, recorded: RecordedGraphs) -> None:
@@ -96,9 +95,9 @@ def test_contrasted_layers_are_the_same_with_graphs(llama_float64: Pair, recorde
     found = []
     for graphs in (False, True):
         engine = llama_float64.engine(slots=2, graphs=graphs).contrast_layers((0, 1), 0.1)
-        found.append(Decoder(engine, None, Vanilla())(PROMPTS[1], seed=3, max_tokens=24).token_ids)
+        found.append(Decoder(engine, None, Vanilla())(PROMPTS[1], seed=3, max_tokens=12).token_ids)
     assert found[0] == found[1]
-    assert recorded.replayed > 10
+    assert recorded.replayed > 5
 
 
 def test_shapes_are_powers_of_two_up_to_the_cache() -> None:
@@ -181,12 +180,13 @@ class Waits:
 async def test_a_decoding_step_waits_for_the_device_once(
     graphs: bool, monkeypatch: pytest.MonkeyPatch, llama_float32: Pair, recorded: RecordedGraphs
 ) -> None:
+    monkeypatch.setattr("cards.backends.local.sampling.LOOKS_FOR_TIES", ())  # as on a GPU
     engine = llama_float32.engine(slots=4, graphs=graphs)
     engine.end_ids = frozenset()
     asks = [
-        Ask(engine.encode(PROMPTS[2]), Response(), 40, n=3, seed=seed, sampling=Sampling(0.8, 30, 0.9), boundary=boundary)
+        Ask(engine.encode(PROMPTS[2]), Response(), 16, n=3, seed=seed, sampling=Sampling(0.8, 30, 0.9), boundary=boundary)
         for seed in range(2)  # the first captures the graphs
-        for boundary in [Entropy(1, 40, threshold=99.0)]
+        for boundary in [Entropy(1, 16, threshold=99.0)]
     ]
     found: list[tuple[int, int]] = []
     waits = Waits(monkeypatch)
@@ -202,8 +202,8 @@ async def test_a_decoding_step_waits_for_the_device_once(
     for ask in asks:
         found.clear()
         async with aclosing(engine.propose(ask)) as batches:
-            assert [len(s.token_ids) async for batch in batches for s in batch] == [40] * 3
-    assert len(found) > 30
+            assert [len(s.token_ids) async for batch in batches for s in batch] == [16] * 3
+    assert len(found) > 10
     assert set(found) == {(1, 2)}  # the numbers that the host needs; the tokens of the pass, and the numbers to draw with
 
 
@@ -246,8 +246,9 @@ def paged_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral-windowed", "gemma3"])
+@pytest.mark.parametrize(
+    ("family", "graphs"), [("llama", True), ("mistral-windowed", True), ("gemma3", False), ("gpt2", False)]
+)
 def test_paged_attention_writes_the_same_texts(
     family: str, graphs: bool, monkeypatch: pytest.MonkeyPatch, recorded: RecordedGraphs
 ) -> None:

@@ -10,7 +10,8 @@ from helpers.families import SMALL, lm_slots, small_lm
 
 from cards.backends.configuration import context_length
 from cards.backends.local.attention import SlotAttention
-from cards.backends.local.cache import SPREAD, TorchCache
+from cards.backends.local.cache import TorchCache
+from cards.backends.local.packing import SPREAD
 from cards.backends.local.proof import lm_outputs
 from cards.engines.slots import Slots
 from cards.errors import ModelError, SettingError

@@ -25,7 +25,7 @@ class Recorder(TorchDispatchMode):
     """Records operations. One that waits for the device fails, as it does while a CUDA stream is captured."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cards.backends.local.attention import Step, current_step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # others may have factors that the verification cannot detect
-SMALL = 2**20  # bytes of a weight that stays in the cache of a CPU core
+SMALL = 2**21  # bytes of a weight that a CPU core keeps in its cache for the next rows
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -98,7 +98,9 @@ def pack_groups(
     def on_device(part: slice | Index) -> slice | Tensor:
         return part if isinstance(part, slice) else next(left)
 
-    groups = [Group(on_device(rows), *shape, on_device(queries)) for rows, *shape, queries in shapes]
+    groups = [
+        Group(on_device(rows), count, limit, unmasked, on_device(queries)) for rows, count, limit, unmasked, queries in shapes
+    ]
     return PackedStep(place, position, groups, None if ordered else next(left), store), ids, last
 
 

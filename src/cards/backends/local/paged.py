@@ -6,6 +6,7 @@ A cache slot is one page. The kernel reads the keys of each row up to its own en
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class PagedStep:
         if softcap is not None:
             raise ModelError("its attention has a cap, which paged attention does not support")
         keys, values = self.store(layer, self.place, key, value)
-        return varlen_attn(
+        output = varlen_attn(
             query.contiguous(),
             keys,
             values,
@@ -71,3 +72,4 @@ class PagedStep:
             seqused_k=self.ends,
             block_table=self.table,
         )
+        return cast(Tensor, output)

@@ -8,6 +8,8 @@ from torch import Tensor
 from cards.boundaries import Boundary, Entropy
 from cards.sampling import Sampling
 
+LOOKS_FOR_TIES = ("cpu",)  # types of devices on which reading a number does not wait
+
 
 def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return token ids [rows, k] in ascending order and their probabilities [rows, k] (float64) under the proposal.
@@ -35,10 +37,10 @@ def most_likely(logits: Tensor, count: int) -> Tensor:
     """Return the ids [rows, count] of the highest logits in ascending order. Of equal logits the first are taken.
 
     count: less than the size of the vocabulary.
-    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. It is left out on a CPU if
-    there are no ties; to look for them on another device would take longer.
+    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. On a CPU it is left out if
+    there are no ties. On another device, to wait for that answer would take longer.
     """
-    if logits.device.type == "cpu":
+    if logits.device.type in LOOKS_FOR_TIES:
         best = logits.topk(count + 1, dim=-1)
         if bool((best.values[:, -2] > best.values[:, -1]).all()):
             return best.indices[:, :-1].sort(dim=-1).values
