@@ -123,7 +123,7 @@ def quality(plan: str) -> str:
             row += [*map(text_of_share, wins(own, plain)), text_of(mean_of(gain)), text_of(at_matched_length(gain, longer))]
         cost = pair.own[:, 3].mean() / pair.base[:, 3].mean()
         rows.append([*row, f"{pair.own[:, 2].mean():.0f}", f"{cost:.1f}"])
-    return markdown(header, rows)
+    return markdown(header, rows) if rows else ""
 
 
 def texts(plan: str) -> str:
@@ -225,7 +225,33 @@ def efficiency(plan: str) -> str:
     return markdown(header, rows)
 
 
-TABLES: Mapping[str, Callable[[str], str]] = {f.__name__: f for f in (quality, texts, groups, compute, seconds, efficiency)}
+def refusals(plan: str) -> str:
+    """Share of responses that refuse, by their wording, for each group of prompts."""
+    found = rows_of(plan)
+    names = sorted({row["group"] for rows in found.values() for row in rows})
+    rows: Cells = []
+    for label, own in found.items():
+        shares = [by_prompt(own, ("refused",), name) for name in names]
+        rows.append([label, *(text_of_share(mean_of(np.array([v[0] for v in values.values()]))) for values in shares)])
+    return markdown(["refusals", *(f"{name} prompts" for name in names)], rows) if rows else ""
+
+
+def models(plan: str) -> str:
+    """The models of the pair: what they were trained on, and their figures on held-out rows."""
+    report = report_of(plan)
+    header = ["model", "figure", "value"]
+    rows = [
+        [name, key.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value)]
+        for name, figures in report.items()
+        if name != "methods"
+        for key, value in figures.items()
+    ]
+    return markdown(header, rows) if rows else ""
+
+
+TABLES: Mapping[str, Callable[[str], str]] = {
+    f.__name__: f for f in (quality, texts, groups, compute, seconds, efficiency, refusals, models)
+}
 
 
 def filled(page: str) -> str:

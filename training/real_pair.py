@@ -30,13 +30,18 @@ def stages(folder: Path, data: Path) -> dict[str, Callable[[], None]]:
 
 
 def run_stage(folder: Path, data: Path, stage: str) -> None:
-    """Run a stage that has not finished, and add its seconds of CPU to `cpu.json`."""
+    """Run a stage that has not finished, and write its seconds of CPU."""
     if (folder / f"{stage}.json").exists():
         return
     setup(0)
     stages(folder, data)[stage]()
-    path = folder / f"{stage}.cpu"
-    path.write_text(str(time.process_time()))
+    (folder / f"{stage}.cpu").write_text(str(time.process_time()))
+
+
+def result(folder: Path, stage: str) -> dict[str, float]:
+    """Return the figures of a finished stage, with the minutes of CPU of its last run."""
+    figures: dict[str, float] = json.loads((folder / f"{stage}.json").read_text())
+    return figures | {"cpu_minutes": float((folder / f"{stage}.cpu").read_text()) / 60}
 
 
 def main() -> None:
@@ -52,6 +57,7 @@ def main() -> None:
         return
 
     import real_model
+    import real_study
     from real_data import write_prompts
     from real_files import write_folders, write_lm, write_reward
     from real_train import FROZEN
@@ -68,8 +74,9 @@ def main() -> None:
     write_reward(base, folder, FROZEN)
     write_lm(base, folder, FROZEN)
     write_folders(folder, FROZEN)
-    report = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
-    print(json.dumps(report, indent=1))
+    report = json.dumps({stage: result(folder, stage) for stage in STAGES}, indent=1)
+    (real_study.RESULTS / "pair.json").write_text(report + "\n")
+    print(report)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from real_layers import Activations, batches, layout, lower_part, read, upper_pa
 FROZEN = 14  # of 18 layers
 CHECKPOINT = 40  # steps
 CHUNK = 256  # tokens whose logits are computed at once
-TUNED_ROWS = 2400  # rows whose chosen responses the LM is tuned on
+TUNED_ROWS = 1200  # rows whose chosen responses the LM is tuned on
 
 
 def load(folder: Path) -> tuple[Gemma3TextModel, PreTrainedTokenizerBase]:
