@@ -1,6 +1,7 @@
 """Every supported architecture gives in slots what it gives without a cache."""
 
 import random
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -101,6 +102,15 @@ def test_model_stays_usable_outside_the_engine() -> None:
     torch.testing.assert_close(model(ids).logits, plain(ids).logits)
     options = {"max_new_tokens": 8, "do_sample": False}
     assert model.generate(ids, **options).tolist() == plain.generate(ids, **options).tolist()
+
+
+@torch.inference_mode()
+def test_a_model_can_be_saved_after_its_weights_were_joined(tmp_path: Path) -> None:
+    plain, model = make("qwen2"), make("qwen2")
+    slots_of(model, rows=2)
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(hf.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, plain(ids).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -44,6 +44,7 @@ class TransformersEngine(SlotEngine):
 
     On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
     `threads` is the number of CPU threads for all models of this process on this device (see `worker_on`).
+    Make a new engine after a change of the model's weights.
     `graphs` runs decoding steps as CUDA graphs on CUDA devices, if the model allows it (see `StepGraphs`).
     A model whose layers do not run exactly in slots runs with its own cache, which is slower; a warning gives the reason.
     Raises ModelError if that is not exact either.

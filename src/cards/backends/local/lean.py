@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cards.backends.local.attention import Step, current_step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # others may have factors that the verification cannot detect
-SMALL = 2**21  # bytes of a weight that a CPU core keeps in its cache for the next rows
+SMALL = 2**21  # bytes of a weight on a CPU
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -82,8 +82,6 @@ class LeanLayer:
 
     def __init__(self, layer: Any, width: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        for part in (attention.o_proj, mlp.down_proj):
-            part.weight.data = in_fast_order(part.weight.data)
         self.index, self.scaling = attention.layer_idx, attention.scaling
         self.qkv = fuse(attention, [attention.q_proj, attention.k_proj, attention.v_proj])
         self.values, queries = attention.v_proj.out_features // width, attention.q_proj.out_features // width
@@ -93,27 +91,38 @@ class LeanLayer:
         if hasattr(attention, "q_norm"):
             self.norms = torch.stack([attention.q_norm.weight.data] * queries + [attention.k_norm.weight.data] * self.values)
         self.gate_up = fuse(mlp, [mlp.gate_proj, mlp.up_proj])
-        self.out, self.down = ((part.weight.t(), part.bias) for part in (attention.o_proj, mlp.down_proj))
+        self.out, self.down = ((in_fast_order(part.weight).t(), part.bias) for part in (attention.o_proj, mlp.down_proj))
         self.norm, self.post_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
 
 
 def fuse(owner: nn.Module, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Return the weights and biases of several linear maps of the same input as one map. The parts become views of it."""
-    if not hasattr(owner, "_cards_joined"):
-        tensors = [in_fast_order(torch.cat([part.weight.data for part in parts]))]
+    """Return the weights and biases of several linear maps of the same input as one map.
+
+    The parts become views of it, unless it is small: then it is a copy in a faster order.
+    """
+    fused: list[Tensor] | None = getattr(owner, "_cards_joined", None)
+    if fused is None:
+        fused = [torch.cat([part.weight.data for part in parts])]
         if parts[0].bias is not None:
-            tensors.append(torch.cat([part.bias.data for part in parts]))
-        for fused, name in zip(tensors, ("weight", "bias"), strict=False):
-            for part, view in zip(parts, torch.split(fused, [part.out_features for part in parts]), strict=True):
-                getattr(part, name).data = view
-        owner._cards_joined = (*tensors, None)[:2]  # type: ignore[assignment]
-    return cast("tuple[Tensor, Tensor | None]", owner._cards_joined)
+            fused.append(torch.cat([part.bias.data for part in parts]))
+        if is_small(fused[0]):
+            fused[0] = in_fast_order(fused[0])
+        else:
+            for tensor, name in zip(fused, ("weight", "bias"), strict=False):
+                for part, view in zip(parts, torch.split(tensor, [part.out_features for part in parts]), strict=True):
+                    getattr(part, name).data = view
+            owner._cards_joined = fused  # type: ignore[assignment]
+    return fused[0], fused[1] if len(fused) > 1 else None
+
+
+def is_small(weight: Tensor) -> bool:
+    """Return whether a copy of the weight is cheap, and faster in another order."""
+    return weight.device.type == "cpu" and weight.nbytes <= SMALL
 
 
 def in_fast_order(weight: Tensor) -> Tensor:
-    """Return the weight with its inputs outermost in memory, if it is small: on a CPU, products with few rows are faster so."""
-    small = weight.device.type == "cpu" and weight.nbytes <= SMALL
-    return weight.t().contiguous().t() if small else weight
+    """Return the weight, as a copy with its inputs outermost in memory if it is small: products with few rows are faster so."""
+    return weight.data.t().contiguous().t() if is_small(weight) else weight
 
 
 def add_linear(hidden: Tensor, x: Tensor, part: tuple[Tensor, Tensor | None]) -> Tensor:
