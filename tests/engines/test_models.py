@@ -12,6 +12,7 @@ from helpers.families import SMALL, lm_slots, small_lm
 from cards.backends.configuration import context_length
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import TorchCache
+from cards.backends.local.lean import SMALL
 from cards.backends.local.packing import SPREAD
 from cards.backends.local.proof import lm_outputs
 from cards.engines.slots import Slots
@@ -133,14 +134,16 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
 
 
 @torch.inference_mode()
-def test_weights_stay_what_they_were_and_two_engines_share_them() -> None:
+@pytest.mark.parametrize("small", [0, SMALL])
+def test_weights_stay_what_they_were_and_two_engines_share_large_ones(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cards.backends.local.lean.SMALL", small)
     plain, model = make("qwen2"), make("qwen2")
     for _ in range(2):
         slots_of(model, rows=2)
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
     q, k = (getattr(model.model.layers[0].self_attn, part).weight for part in ("q_proj", "k_proj"))
-    assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    assert (q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()) == (small == 0)
 
 
 def test_layers_in_the_hands_of_others_are_left_to_the_model() -> None:
