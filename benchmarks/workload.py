@@ -19,7 +19,7 @@ from cards.events import Message
 
 HERE = Path(__file__).parent
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
-    "random-tiny": (64, 128, 2, 4, 2, 20000),
+    "random-tiny": (128, 256, 2, 2, 1, 20000),
     "random-100m": (768, 2048, 12, 12, 12, 20000),
     "random-1b": (2048, 8192, 16, 32, 8, 128256),
     "random-8b": (4096, 14336, 32, 32, 8, 128256),

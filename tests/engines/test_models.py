@@ -12,7 +12,7 @@ from helpers.families import SMALL, lm_slots, small_lm
 from cards.backends.configuration import context_length
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import TorchCache
-from cards.backends.local.lean import SMALL
+from cards.backends.local.lean import COPIED
 from cards.backends.local.packing import SPREAD
 from cards.backends.local.proof import lm_outputs
 from cards.engines.slots import Slots
@@ -134,9 +134,9 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("small", [0, SMALL])
+@pytest.mark.parametrize("small", [0, COPIED])
 def test_weights_stay_what_they_were_and_two_engines_share_large_ones(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cards.backends.local.lean.SMALL", small)
+    monkeypatch.setattr("cards.backends.local.lean.COPIED", small)
     plain, model = make("qwen2"), make("qwen2")
     for _ in range(2):
         slots_of(model, rows=2)

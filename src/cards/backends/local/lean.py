@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cards.backends.local.attention import Step, current_step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # others may have factors that the verification cannot detect
-SMALL = 2**21  # bytes of a weight on a CPU
+COPIED = 2**21  # bytes of a weight on a CPU, up to which a copy in a faster order is made
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -117,7 +117,7 @@ def fuse(owner: nn.Module, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | Non
 
 def is_small(weight: Tensor) -> bool:
     """Return whether a copy of the weight is cheap, and faster in another order."""
-    return weight.device.type == "cpu" and weight.nbytes <= SMALL
+    return weight.device.type == "cpu" and weight.nbytes <= COPIED
 
 
 def in_fast_order(weight: Tensor) -> Tensor:
