@@ -7,7 +7,7 @@
 # make llamacpp    install llama-cpp-python; the first time pip compiles it, which takes 6-12 minutes on two cores
 # make real-pair   train the models of the study with a real LM (docs/real.md), which takes about an hour on two cores
 # make lint        run ruff and mypy
-# make docs        build the site in ./site
+# make docs        build the site in ./site, in a separate environment without torch
 # make clean       remove everything that these targets create
 # CI runs lint, llamacpp, test-vllm, test-clients with the light ones, and test.
 #
@@ -56,8 +56,8 @@ llamacpp: $(VENV)/.installed-dev
 real-pair: llamacpp
 	@PYTHONPATH=benchmarks:training $(BIN)/python training/real_pair.py
 
-docs: $(VENV)/.installed-dev
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+docs: $(VENV)-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --site-dir site
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check
@@ -93,6 +93,11 @@ $(VENV)-vllm/.installed: pyproject.toml
 	@$(VLLM_PIP) install ./packages/tiny --editable '.[local]' pytest pytest-asyncio pytest-timeout scipy
 	@touch $@
 
+$(VENV)-docs/.installed: pyproject.toml
+	@$(PYTHON) -m venv $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip -qq --disable-pip-version-check install --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-vllm .venv-clients site .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-docs .venv-clients site .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,7 @@
-"""Draw the pictures of docs/concepts.md from one response of the embedded models: `python benchmarks/pictures.py`."""
+"""Draw the pictures of docs/concepts.md and docs/index.md from one response of the embedded models.
+
+Run `python benchmarks/pictures.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ async def main() -> None:
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "cards", "axes.spines.top": False, "axes.spines.right": False})
     segments(decoder, result, entropies)
     thresholds(result)
+    (IMAGES / "trace.html").write_text(result._repr_html_() + "\n", encoding="utf-8")
     await decoder.aclose()
 
 

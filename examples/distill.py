@@ -6,7 +6,7 @@ segment that CARDS accepted and one that it rejected in its place. The reward mo
 did not then score plain samples for prompts that were not used in training. The table shows the win rates of each round.
 Each finished step is kept in --out, and the same command resumes from there.
 
-    pip install 'cards-decoding[dpo]'
+    pip install '.[dpo]'
     python examples/distill.py --rounds 3
 """
 

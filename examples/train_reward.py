@@ -5,7 +5,7 @@ on most of them. On the others, the table shows how often the chosen response ha
 both is read, and whether the differences are calibrated: under the Bradley-Terry model, the share of pairs in which the first
 response is chosen is sigmoid(difference of rewards). The median reward of chosen responses is stored as the suggested target.
 
-    pip install 'cards-decoding[dpo]'
+    pip install '.[dpo]'
     python examples/train_reward.py --pairs pairs.jsonl --model my-model --out my-reward
     cards generate "Hello" --model my-model --reward my-reward
 """

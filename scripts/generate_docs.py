@@ -1,5 +1,5 @@
-"""Generate documentation from the code: the list of modules, the reference, and the tables of methods, settings, clients
-and the load of the server.
+"""Generate documentation from code and results: the list of modules, the reference, and the tables of methods, settings,
+clients, the load of the server, and the choice of a method.
 
 Run `python scripts/generate_docs.py` after changing a module docstring, a method or a setting. With `--check` the script
 reports outdated pages and writes nothing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import inspect
 import json
 import re
@@ -49,6 +50,7 @@ REFERENCE = {
     ),
     "testing": ("Testing", ["testing"]),
 }
+BUDGETS = (4, 8, 16, 24)  # compute of a response, in plain samples
 METHOD_BASES = [
     "settings.setting",
     "methods.base",
@@ -171,6 +173,44 @@ def _in_use(part: dict[str, Any]) -> float:
     return float(sum(part["left_at_the_end"].values()))
 
 
+def choice_tables(name: str) -> str:
+    """Return the best settings within each budget, and the best setting of each method, from a bench's results NAME.csv."""
+    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    plain = next(float(row["flops"]) for row in rows if row["label"] == "vanilla")
+    rows = [row for row in rows if row["label"] != "vanilla"]
+    for row in rows:
+        row["cost"], row["method"] = f"{float(row['flops']) / plain:.1f}", row["label"].partition(":")[0]
+
+    def ranked(budget: float) -> list[dict[str, str]]:
+        """Return the best setting of each method within a budget, the best method first."""
+        best: dict[str, dict[str, str]] = {}
+        for row in sorted(rows, key=lambda row: -float(row["against.gain.mean"])):
+            if float(row["cost"]) <= budget:
+                best.setdefault(row["method"], row)
+        return list(best.values())
+
+    steered = {name for name, cls in method_classes().items() if "reward" in cls.needs}
+    lines = ["| Budget | First | Second | Third | `best-of-n` |", "|---|---|---|---|---|"]
+    for budget in BUDGETS:
+        found = [row for row in ranked(budget) if row["method"] in steered]
+        rivals = [row for row in found if row["method"] == "best-of-n"]
+        cells = [f"`{row['label']}` {_gain(row)}" for row in [*found[:3], *rivals]]
+        lines.append(f"| {budget} plain samples | {' | '.join(cells)} |")
+    lines += ["", "| Method at its best setting | Gain | Cost | Tokens | nll+ | Reward |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| `{row['label']}` | {_gain(row)} | {row['cost']} | {float(row['kept']):.0f} | {float(row['excess_nll']):.1f} "
+        f"| {'yes' if row['method'] in steered else 'no'} |"
+        for row in ranked(BUDGETS[-1])
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gain(row: dict[str, str]) -> str:
+    mean, low, high = (float(row[f"against.gain.{part}"]) for part in ("mean", "low", "high"))
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def with_tables(text: str, tables: dict[str, str]) -> str:
     """Return a page with each table replaced between `<!-- NAME -->` and `<!-- /... -->`."""
     for name, table in tables.items():
@@ -190,6 +230,10 @@ def pages() -> dict[Path, str]:
     texts[clients] = with_tables(clients.read_text(encoding="utf-8"), {"clients": clients_table()})
     serve = DOCS / "serve.md"
     texts[serve] = with_tables(serve.read_text(encoding="utf-8"), {"load": load_table()})
+    choice = DOCS / "which-method.md"
+    text = choice.read_text(encoding="utf-8")
+    tables = {f"choice: {name}": choice_tables(name) for name in re.findall(r"^<!-- choice: ([\w-]+) -->", text, re.M)}
+    texts[choice] = with_tables(text, tables)
     for name, cls in method_classes().items():
         page = DOCS / "methods" / f"{name}.md"
         texts[page] = with_tables(page.read_text(encoding="utf-8"), {f"settings: {name}": settings_table(cls)})

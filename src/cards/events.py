@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from cards.trace_html import trace_html
 from cards.usage import Role, Usage
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ class Result:
     def to_json(self, indent: int | None = None) -> str:
         """Return the fields as JSON, with the version of the format."""
         return json.dumps({"format": FORMAT, **self.to_dict()}, ensure_ascii=False, indent=indent)
+
+    def _repr_html_(self) -> str:
+        """Return the response with its candidates for notebooks."""
+        return trace_html(self)
 
 
 @dataclass(frozen=True, slots=True)

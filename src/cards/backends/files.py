@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cards.backends.hub import Repository
 from cards.backends.quiet import quiet
-from cards.errors import MissingExtraError, ModelError, UnknownNameError, require
+from cards.errors import ModelError, SettingError, UnknownNameError, require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def locate(name: str, kind: Kind, token: str | None = None) -> ModelFolder:
     folders = EMBEDDED | {"tiny": kind}
     folder = TINY / folders[name] if name in folders else Path(name)
     if name in folders and not folder.is_dir():
-        raise MissingExtraError("The embedded models are not installed", "local")
+        raise SettingError("The embedded models are not installed: pip install ./packages/tiny, in a clone of CARDS.")
     if folder.is_dir():
         return ModelFolder(name, folder, frozenset(str(path.relative_to(folder)) for path in folder.rglob("*")))
     if folder.exists():
