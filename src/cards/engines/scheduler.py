@@ -123,7 +123,7 @@ class Pace:
         self.sums = tuple(self.memory * a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
         n, x, y, xx, xy = self.sums
         spread = n * xx - x * x
-        if n < 20 or spread < 0.02 * x * x:
+        if n < 20 or spread < 0.1 * x * x:
             return
         slope = (n * xy - x * y) / spread
         fixed = (y - slope * x) / n
