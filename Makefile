@@ -24,7 +24,8 @@ VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
 CLIENTS ?=
 FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
-QUESTION ?= What did you think of the new Star Wars film?
+QUESTION ?= My team lost again and I feel terrible. Cheer me up.
+N ?= 11
 
 .PHONY: demo test test-fast test-vllm test-clients test-cuda llamacpp real-pair lint docs clean
 
@@ -32,8 +33,14 @@ demo: $(VENV)/.installed
 	@echo '$$ cards generate "$(QUESTION)" --method vanilla'
 	@$(BIN)/cards generate "$(QUESTION)" --method vanilla </dev/null
 	@echo
+	@echo '$$ cards generate "$(QUESTION)" --method best-of-n --n $(N)'
+	@$(BIN)/cards generate "$(QUESTION)" --method best-of-n --n $(N) </dev/null
+	@echo
 	@echo '$$ cards generate "$(QUESTION)" --trace'
 	@$(BIN)/cards generate "$(QUESTION)" --trace </dev/null
+	@echo
+	@echo 'best-of-n with n = 11 spends the compute of CARDS on this prompt. Of 50 prompts, this one has the median gain.'
+	@echo 'Over all 50, CARDS gets a mean reward of 1.12, and best-of-n 0.94 at equal compute (benchmarks/demo_prompt.py).'
 
 test: $(VENV)/.installed-dev
 	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest

@@ -12,6 +12,7 @@ from helpers.mock_models import CARDS_IN_THREES, count_of_b, mock
 
 from cards import CARDS, Accepted, Decoder, Done, FixedLength
 from cards.backends.local.engine import TransformersEngine
+from cards.decoder import unreachable
 from cards.engines.mock import MockEngine
 from cards.errors import (
     BatchError,
@@ -22,9 +23,10 @@ from cards.errors import (
     UnknownNameError,
     UnreachableTargetWarning,
 )
-from cards.methods import RejectionSampling, Vanilla
+from cards.methods import BestOfN, RejectionSampling, Vanilla
 from cards.rewards import FunctionReward
 from cards.sampling import seed_at
+from cards.usage import Usage
 
 
 def test_a_call_a_stream_and_a_batch_give_the_same_answer() -> None:
@@ -196,6 +198,24 @@ def test_more_than_a_fifth_of_fallbacks_gives_a_warning() -> None:
         result = Decoder(mock(), count_of_b, impossible)("a", max_tokens=9)
     assert [s.fallback for s in result.segments] == [True] * 3
     assert [s.candidates for s in result.segments] == [3] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"target": 100.0}, "Lower target or raise beta."),
+        ({"target": 100.0, "acceptance": "hard"}, "Lower target."),
+        ({"acceptance": "hard"}, "Set a target below the one that the reward suggests."),
+        ({"quantile": 1.0}, "Lower quantile or raise beta."),
+        ({"gain": 1.0, "acceptance": "hard"}, "Lower gain."),
+    ],
+)
+def test_the_warning_names_the_settings_in_use(settings: dict[str, Any], advice: str) -> None:
+    method = CARDS(**settings)
+    for nested in (method, BestOfN(inner=method)):
+        assert unreachable(Usage(accepted=1, fallbacks=1), nested).endswith(f"for each segment. {advice}")
+    assert unreachable(Usage(accepted=9, fallbacks=1), method) == ""
+    assert unreachable(Usage(accepted=1, fallbacks=1), Vanilla()) == ""
 
 
 def test_no_warning_where_segments_pass() -> None:

@@ -17,6 +17,12 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_all(typed: str, meant: s
     assert "best-of-n, cards, vanilla" in message
 
 
+def test_a_long_list_is_shown_only_without_a_guess() -> None:
+    known = [f"name-{letter}" for letter in "abcdefghijklmnopqrstuvw"]
+    assert str(UnknownNameError("method", "name-aa", known)) == "Unknown method 'name-aa'. Did you mean 'name-a'?"
+    assert "name-v, name-w" in str(UnknownNameError("method", "zzz", known))
+
+
 def test_an_unknown_name_near_to_nothing_suggests_nothing() -> None:
     message = str(UnknownNameError("method", "zzz", ["cards"], "Read the guide."))
     assert "Did you mean" not in message

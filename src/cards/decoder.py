@@ -171,7 +171,7 @@ class Decoder(Composite):
         result = fold.result("deadline" if ended_early else None)
         if ended_early:
             result = with_held_text(result)
-        warn_if_unreachable(result)
+        warn_if_unreachable(result, self.method)
         yield Done(result)
 
     async def abatch(
@@ -293,17 +293,22 @@ def with_held_text(result: Result) -> Result:
     return replace(result, text=result.text + result.segments[-1].held, segments=(*before, last))
 
 
-def warn_if_unreachable(result: Result) -> None:
+def warn_if_unreachable(result: Result, method: Method) -> None:
     """Warn if so many segments are fallbacks that the model probably cannot reach the target reward."""
-    rate = result.usage.fallback_rate
     tested = any(segment.threshold is not None for segment in result.segments)  # against a target reward
-    if tested and rate is not None and rate > HIGH_FALLBACK:
-        warnings.warn(
-            f"{rate:.0%} of the segments are fallbacks because no candidate passed: this model probably cannot reach the "
-            "target reward, and the method acts as best-of-n for each segment. Lower target or raise beta.",
-            UnreachableTargetWarning,
-            stacklevel=2,
-        )
+    if tested and (text := unreachable(result.usage, method)):
+        warnings.warn(text, UnreachableTargetWarning, stacklevel=2)
+
+
+def unreachable(usage: Usage, method: Method) -> str:
+    """Return the warning for so many fallbacks that the target reward is probably out of reach; empty if there are fewer."""
+    rate = usage.fallback_rate
+    if rate is None or rate <= HIGH_FALLBACK or not method.remedy:
+        return ""
+    return (
+        f"{rate:.0%} of the segments are fallbacks because no candidate passed: this model probably cannot reach the "
+        f"target reward, and the method acts as best-of-n for each segment. {method.remedy}"
+    )
 
 
 def _as_reward(reward: str | Reward | Scorer | None) -> Reward | None:

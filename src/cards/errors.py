@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"(https?://)(?:[^/?#\s]*@)?([^?#\s]*)(?:\?[^#\s]*)?", re.IGNORECASE)
 MAX_NAME = 80  # characters of a name in a message
+MAX_KNOWN = 20  # names in a message that has a guess already
 
 
 class CardsError(Exception):
@@ -57,7 +58,8 @@ class UnknownNameError(CardsError, ValueError):
         name = public_name(name)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(known)}.{' ' + hint if hint else ''}")
+        listed = f" Known: {', '.join(known)}." if not near or len(known) <= MAX_KNOWN else ""
+        super().__init__(f"Unknown {kind} {name!r}.{guess}{listed}{' ' + hint if hint else ''}")
 
 
 class PromptError(CardsError, ValueError):

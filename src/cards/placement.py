@@ -1,4 +1,4 @@
-"""Options of model loaders: device, dtype, cache slots, context, CPU threads and draft."""
+"""Options of model loaders: device, dtype, cache slots, context, chat template, CPU threads and draft."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cards.engines.loader import EMBEDDED, Checked, check_engine, is_embedded
 from cards.engines.prompt_lookup import is_lookup
 from cards.errors import MismatchError, UnknownNameError, check
 from cards.methods.base import Method
+from cards.prompts import check_template
 from cards.registry import check_defaults, load_engine, load_reward, models_of, read_mix
 from cards.rewards.base import Reward
 from cards.rewards.loader import check_reward
@@ -28,25 +29,28 @@ REWARD = "Reward: a model, named like --model, another kind of reward (docs/rewa
 GOLD = "Reward model used only for grading, or none."
 REWARD_UNSET = "tiny for the embedded models"
 DRAFTING = ("draft", "gamma", "skip_layers")
+ON_TOP = (*DRAFTING, "mix", "chat_template")  # options for the language model alone
 MIX = "Mixture that replaces the LM: a token-level method with its models, such as proxy-tuning:tuned=A,untuned=B."
 
 
 def reward_for(model: str, reward: str | None, methods: Iterable[Method] = ()) -> str:
     """Return the name of the reward of a command. The default is the embedded reward, but only for the embedded models.
 
-    Raises SettingError if there is no default and one of the methods needs a reward, or a setting needs another default, and
+    Raises SettingError if one of the methods needs a reward and there is none, or a setting needs another default, and
     UnknownNameError for a likely typing error in the name of an embedded model.
     """
+    name = reward or ("tiny" if is_embedded(model) else "none")
     if not is_embedded(model) and not Path(model).exists() and get_close_matches(model, EMBEDDED, cutoff=0.7):
         raise UnknownNameError("model", model, EMBEDDED)
     for method in methods:
         check_defaults(method, model)
         check(
-            reward is not None or is_embedded(model) or "reward" not in method.needed,
-            f"Method {method.name!r} needs a reward, and only the embedded models have a default one. Choose one for {model!r} "
-            "with --reward.",
+            name != "none" or "reward" not in method.needed,
+            f"Method {method.name!r} needs a reward, "
+            + ("but --reward is none. " if reward else f"and only the embedded models have a default one, not {model!r}. ")
+            + "Choose one with --reward, or a method that needs none, such as vanilla (see `cards methods`).",
         )
-    return reward or ("tiny" if is_embedded(model) else "none")
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,9 @@ class Placement:
     trust_remote_code: bool = setting(False, help="Run Python code that comes with models. Read it first.")
     slots: int | None = setting(None, help="Number of cache slots.", at_least=1, unset="chosen by the back end")
     context: int | None = setting(None, help="Maximum number of tokens of prompt and response.", at_least=2)
+    chat_template: str | None = setting(
+        None, help="Chat template for the language model: a .jinja file, or Jinja text.", unset="that of the model"
+    )
     mix: str | None = setting(None, help=MIX)
     threads: int | None = setting(
         None,
@@ -78,12 +85,14 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.chat_template is not None:
+            check_template(self.chat_template)
         if self.mix is not None:
             read_mix(self.mix)
         parse_options(self.llama)
 
     def load_engine(self, name: str) -> Engine:
-        """Load the LM of this name, with its mixture and its draft. Raises the errors of `load_engine`."""
+        """Load the LM of this name, with its chat template, its mixture and its draft. Raises the errors of `load_engine`."""
         return load_engine(name, **self.on_top, **self.options)
 
     def load_part(self, name: str) -> Engine:
@@ -108,8 +117,8 @@ class Placement:
         """
         found = {option: self._check(option, name) for option, name in names.items()}
         for chats in (checked.chats for checked in found.get("--model", ())):
-            if check_chats is not None and chats is not None:
-                check_chats(chats)
+            if check_chats is not None and (chats is not None or self.chat_template is not None):
+                check_chats(bool(chats) or self.chat_template is not None)
         parts = [("--draft", self.draft)] if self.draft and not is_lookup(self.draft) else []
         for method in [*methods, *([] if self.mix is None else [read_mix(self.mix)])]:
             for flag, name, kind in models_of(method):
@@ -133,13 +142,14 @@ class Placement:
     def options(self) -> dict[str, Any]:
         """The options that all loaders accept, without those at their defaults."""
         given = {item.name: getattr(self, item.name) for item in fields(Placement) if getattr(self, item.name) != item.default}
-        return {name: value for name, value in given.items() if name not in (*DRAFTING, "mix", "llama")} | self._llama
+        return {name: value for name, value in given.items() if name not in (*ON_TOP, "llama")} | self._llama
 
     @property
     def on_top(self) -> dict[str, Any]:
-        """The options of `load_engine` for the mixture and the draft, if there are any."""
+        """The options of `load_engine` for the chat template, the mixture and the draft, if there are any."""
         drafting = {name: getattr(self, name) for name in DRAFTING} if self.draft or self.skip_layers else {}
-        return drafting | ({} if self.mix is None else {"mix": self.mix})
+        template = {} if self.chat_template is None else {"chat_template": check_template(self.chat_template)}
+        return drafting | template | ({} if self.mix is None else {"mix": self.mix})
 
     @property
     def record(self) -> dict[str, Any]:

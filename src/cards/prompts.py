@@ -110,7 +110,10 @@ class ChatOptions:
     def check_template(self, chats: bool) -> None:
         """Raise PromptError if an option needs a chat template. `chats` is whether the model has one."""
         if not chats and self.needs_template:
-            raise PromptError("The model has no chat template, which system messages and template variables need: remove them.")
+            raise PromptError(
+                "The model has no chat template, which system messages and template variables need: remove them, or give one "
+                "with --chat-template."
+            )
 
     def prompt(self, given: str | Sequence[Message], chats: bool) -> str | list[Message]:
         """Return a prompt for a Decoder. `chats` is whether the model has a chat template. Raises PromptError."""
@@ -157,6 +160,13 @@ def read_template(template: str) -> str:
         check(Path(template).is_file(), f"The chat template must be an existing file, got {template!r}.")
         return Path(template).read_text(encoding="utf-8")
     return template
+
+
+def check_template(template: str) -> str:
+    """Return a chat template as `read_template` does. Raises SettingError if it is not Jinja that prints something."""
+    text = read_template(template)
+    check("{{" in text, f"The chat template must be a .jinja file or Jinja text with {{{{ }}}}, got {template!r}.")
+    return text
 
 
 def check_text(prompt: str) -> str:

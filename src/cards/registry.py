@@ -39,6 +39,12 @@ def method_class(name: str) -> type[Method]:
     return method_classes()[name]
 
 
+def has_tests(name: str) -> bool:
+    """Return whether the method of this name tests candidates. It does not if the name is unknown."""
+    cls = method_classes().get(name)
+    return cls is not None and cls.tests
+
+
 def make_method(name: str, **settings: Any) -> Method:
     """Make a method from its name and settings. A method among them can be text. Raises UnknownNameError or SettingError."""
     cls = method_class(name)
@@ -100,7 +106,8 @@ def load_engine(name: str, *, mix: str | Mixture | None = None, **options: Any) 
     draft: a smaller LM with the same tokenizer, or its name, that drafts `gamma` tokens; `ngram` copies drafts from the text
     (`ngram:N`: after a match of up to N tokens). skip_layers: draft with the model
     itself, without this fraction of its layers. Speculative sampling with either is exact: it does not change the distribution
-    of responses. options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
+    of responses. chat_template: a .jinja file, or Jinja text, that renders messages instead of the model's own template.
+    options: options of the back end, such as device, dtype, slots, context, trust_remote_code (run Python code
     that comes with the model) and token (of the Hugging Face Hub; by default HF_TOKEN or the login is used).
     `llama` has further ones for the GGUF files among the models, by name.
     A Hugging Face name may have a revision: `NAME@REVISION`.
@@ -108,7 +115,7 @@ def load_engine(name: str, *, mix: str | Mixture | None = None, **options: Any) 
     """
     rule = read_mix(mix) if isinstance(mix, str) else mix
     if isinstance(rule, Method):
-        own = {key: value for key, value in options.items() if key not in ("draft", "gamma", "skip_layers")}
+        own = {key: value for key, value in options.items() if key not in ("draft", "gamma", "skip_layers", "chat_template")}
         rule = cast(Mixture, with_loaded(rule, partial(load_engine, **own)))
     return load_plain(name, mix=rule, **options)
 

@@ -34,6 +34,16 @@ def test_a_bar_where_somebody_looks() -> None:
     assert "4 of 4 rows, 0 failed" in printed.getvalue()
 
 
+def test_a_bar_has_figures_before_the_first_row_is_decoded() -> None:
+    now, printed = 0.0, io.StringIO()
+    console = Console(file=printed, width=120, force_terminal=True)
+    with BatchProgress(4, 0, 0, console, clock=lambda: now) as report:
+        now = 3.0
+        assert report._bar is not None
+        report._bar.refresh()
+    assert "0 of 4 rows, 0 failed, 0:00:03 so far" in printed.getvalue()
+
+
 def test_nothing_to_do() -> None:
     printed = io.StringIO()
     with BatchProgress(4, 4, 1, Console(file=printed, width=120)):

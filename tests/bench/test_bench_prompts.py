@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from cards.errors import MissingExtraError, PromptError
 from cards.events import Message
@@ -118,7 +120,10 @@ def test_the_same_rows_in_a_file_give_the_same_prompts(name: str, tmp_path: Path
     (tmp_path / "c.json").write_text(json.dumps(rows), encoding="utf-8")
     (tmp_path / "d.csv").write_text(table(rows), encoding="utf-8")
     expected = [PromptRecord(i, str(i), asked, group) for i, (_, asked, group) in enumerate(ROWS[name])]
-    for file in ("a.jsonl", "b.jsonl.gz", "c.json", "d.csv"):
+    (tmp_path / "e.json").write_text(lines, encoding="utf-8")  # JSON Lines under another name
+    columns = {name: None for row in rows for name in row}
+    parquet.write_table(pyarrow.Table.from_pylist([columns | row for row in rows]), tmp_path / "f.parquet")
+    for file in ("a.jsonl", "b.jsonl.gz", "c.json", "d.csv", "e.json", "f.parquet"):
         assert read(f"{name}={tmp_path / file}") == expected, file
 
 

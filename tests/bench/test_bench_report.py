@@ -61,7 +61,7 @@ def test_figures_are_those_computed_by_hand() -> None:
     assert (plain.label, two.label, four.label) == ("vanilla", "best-of-n:n=2", "best-of-n:n=4")
     assert (two.line, two.answers, two.kept, two.drawn, two.rm_tokens) == ("best-of-n", 2, 2.0, 10.0, 20.0)
     assert (two.flops, two.seconds, two.latency) == (4e9, 1.5, 2.0)
-    assert (two.acceptance, two.fallback) == (0.25, 0.5)
+    assert (two.acceptance, two.fallback) == (None, 0.5)  # best-of-n tests nothing, whatever the usage has
     assert two.score is not None
     assert two.reward is not None
     assert (two.score.mean, two.reward.mean) == (1.0, 2.0)
@@ -107,10 +107,10 @@ def test_tables_say_the_same_in_all_forms(tmp_path: Path) -> None:
     assert quality.rows[0] == ["vanilla", "2", "0.50 [-4.08, 5.08]", "1.00 [-8.17, 10.17]"]
     assert [r[0] for r in against.rows] == ["best-of-n:n=2", "best-of-n:n=4"]
     assert against.rows[0][1:] == ["0.50 [-4.08, 5.08]", "50% [9, 91]", "50% [9, 91]", "0% [0, 66]"]
-    assert cost.rows[1] == ["best-of-n:n=2", "2.0", "10.0", "20.0", "4G", "1.500", "2.000", "25%", "50%"]
+    assert cost.rows[1] == ["best-of-n:n=2", "2.0", "10.0", "20.0", "4G", "1.500", "2.000", "-", "50%"]
     assert text.rows[1] == ["best-of-n:n=2", ".80/1.00/1.00", ".00/.00/-", "-0.19", "8.00", "1.39", "0.19"]
     markdown, rows, machine = (path.read_text(encoding="utf-8") for path in write(found, tmp_path / "results.jsonl"))
-    assert "| best-of-n:n=2 | 2.0 | 10.0 | 20.0 | 4G | 1.500 | 2.000 | 25% | 50% |" in markdown
+    assert "| best-of-n:n=2 | 2.0 | 10.0 | 20.0 | 4G | 1.500 | 2.000 | - | 50% |" in markdown
     assert "model: m, reward: r, gold: g, prompts: p" in markdown
     parsed = list(csv.DictReader(io.StringIO(rows)))
     assert [float(r["score.mean"]) for r in parsed] == [0.5, 1.0, 1.0]

@@ -10,7 +10,8 @@ import pytest
 from helpers.mock_cli import Cards
 from pyarrow import parquet
 
-from cards.cli.batch import _recorder
+from cards.batch.journal import BatchJournal
+from cards.batch.work import Outcome
 from cards.errors import RewardError
 from cards.profile import Profile
 from cards.sampling import seed_at
@@ -87,19 +88,18 @@ def test_failed_rows_can_be_tried_again(cli: Cards, here: Path, name: str, monke
 def test_a_batch_goes_on_where_it_was(cli: Cards, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli("batch", "in.jsonl", "straight.jsonl", *SMALL)
 
-    def breaks(journal: Any, report: Any) -> Any:
-        write = _recorder(journal, report)
+    class FullDisk(BatchJournal):
+        written = 0
 
-        def writing(outcome: Any) -> None:
-            if report.decoded == 4:
+        def write(self, outcome: Outcome) -> None:
+            if self.written == 4:
                 raise OSError(28, "No space left")
-            write(outcome)
-
-        return writing
+            self.written += 1
+            super().write(outcome)
 
     for name in ("out.jsonl", "out.parquet"):
         with monkeypatch.context() as patch:
-            patch.setattr("cards.cli.batch._recorder", breaks)
+            patch.setattr("cards.cli.batch.BatchJournal", FullDisk)
             for _ in range(2):
                 assert isinstance(cli("batch", "in.jsonl", name, *SMALL).exception, OSError)
         assert cli("batch", "in.jsonl", name, *SMALL).exit_code == 1

@@ -69,10 +69,25 @@ def test_what_could_not_be_answered_is_not_part_of_it(talk: Talk, capsys: pytest
     assert capsys.readouterr().err.count("error: The prompt has 600 tokens.") == 1
 
 
-@pytest.mark.parametrize("option", ["--raw", "--json"])
-def test_a_chat_has_no_raw_text_and_no_json(cli: Cards, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+@pytest.mark.parametrize("options", [("--raw",), ()])
+def test_without_a_template_the_text_is_continued(
+    cli: Cards, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
     monkeypatch.setattr("cards.cli.stdin.at_terminal", lambda: True)
-    ran = cli("generate", option)
+    cli.engine.chats = bool(options)
+    ran = cli("generate", *options, "--max-tokens", "4", "-m", "vanilla", input="I like\na lot\n/reset\nit\n/exit\n")
+    assert ran.exit_code == 0, ran.stderr
+    first, second, third = [prompt.text for prompt in cli.engine.prompts]
+    assert (first, third) == ("I like", "it")
+    assert second.startswith("I like")
+    assert second.endswith("\na lot")
+    assert len(second) > len("I like\na lot")  # the response is part of the text
+    assert ("no chat template" in ran.stderr) == (not options)
+
+
+def test_a_chat_has_no_json(cli: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cards.cli.stdin.at_terminal", lambda: True)
+    ran = cli("generate", "--json")
     assert ran.exit_code == 2
     assert "A chat does not support" in ran.stderr
 

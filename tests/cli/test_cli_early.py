@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.random_models import language_model, reward_model, word_tokenizer
+from helpers.random_models import byte_tokenizer, language_model, reward_model, word_tokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification
 from typer.testing import CliRunner
 
@@ -24,7 +24,7 @@ from cards.rewards.loader import check_reward
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An LM without a chat template, and a reward model with the outputs `kind` and `rude`."""
+    """LMs without a chat template, one with another tokenizer, and a reward model with the outputs `kind` and `rude`."""
     folder = tmp_path_factory.mktemp("models")
     rm = reward_model("llama", labels=2)
     roberta: dict[str, Any] = {
@@ -36,9 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     encoder = RobertaForSequenceClassification(RobertaConfig(vocab_size=100, max_position_embeddings=128, **roberta))
     rm.config.id2label = {0: "kind", 1: "rude"}
-    for name, model in (("lm", language_model("llama")), ("rm", rm), ("encoder", encoder)):
+    for name, model in (("lm", language_model("llama")), ("other", language_model("llama")), ("rm", rm), ("encoder", encoder)):
         model.save_pretrained(folder / name)
-        word_tokenizer().save_pretrained(folder / name)
+        (byte_tokenizer() if name == "other" else word_tokenizer()).save_pretrained(folder / name)
     return folder
 
 
@@ -110,14 +110,41 @@ def test_a_missing_folder_and_a_damaged_configuration_are_reported_before_vllm(f
         check_vllm(str(tmp_path), "lm")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((), "which a chat needs"), (("w2", "--system", "w3"), "system messages")])
-def test_a_missing_chat_template_is_reported_before_weights_are_read(
-    folder: Path, arguments: tuple[str, ...], message: str
-) -> None:
-    command = ["generate", *arguments, "--model", str(folder / "lm"), "--method", "vanilla"]
+VANILLA = ("--method", "vanilla")
+EARLY = {
+    "a chat option without a template": ((*VANILLA, "--system", "w3"), "give one with --chat-template"),
+    "no such template": ((*VANILLA, "--chat-template", "none.jinja"), "The chat template must be an existing file"),
+    "no template": ((*VANILLA, "--chat-template", "chatml"), "must be a .jinja file or Jinja text"),
+    "no reward for a method": (("--reward", "none"), "Method 'cards' needs a reward, but --reward is none. Choose one"),
+    "no default reward": ((), "Method 'cards' needs a reward, and only the embedded models have a default one"),
+    "no reward for an inner method": (
+        ("--method", "budget-forcing:inner=(best-of-n:n=2)", "--reward", "none"),
+        "needs a reward",
+    ),
+    "another tokenizer of a draft": ((*VANILLA, "--draft", "{other}"), "have different tokenizers"),
+    "another tokenizer of a model in a setting": (
+        ("--method", "contrastive-decoding", "--amateur", "{other}"),
+        "have different tokenizers. Choose another model with --amateur",
+    ),
+    "another tokenizer in a mixture": ((*VANILLA, "--mix", "proxy-tuning:tuned={other},untuned={lm}"), "different tokenizers"),
+    "another tokenizer in an implicit reward": (("--reward", "implicit:{lm},{other}"), "have different tokenizers"),
+}
+
+
+@pytest.mark.parametrize("mistake", EARLY)
+def test_a_mistake_is_reported_before_weights_are_read(folder: Path, mistake: str) -> None:
+    arguments, message = EARLY[mistake]
+    models = {"lm": folder / "lm", "other": folder / "other"}
+    command = ["generate", "w2", "--model", str(folder / "lm"), *(argument.format(**models) for argument in arguments)]
     ran = CliRunner().invoke(cards.cli.app, command)
-    assert (ran.exit_code, ran.exception.__class__) == (2, SystemExit)
+    assert (ran.exit_code, ran.exception.__class__) == (2, SystemExit), ran.output
     assert message in " ".join(ran.stderr.split())
+
+
+def test_a_chat_template_for_a_base_model_is_accepted(folder: Path) -> None:
+    command = ["generate", "w2", "--model", str(folder / "lm"), *VANILLA, "--system", "w3"]
+    with pytest.raises(AssertionError, match="weights were read"):
+        CliRunner().invoke(cards.cli.app, [*command, "--chat-template", "{{ messages[0].content }}"], catch_exceptions=False)
 
 
 def test_a_chat_template_is_found_in_each_place_that_tokenizers_read(folder: Path, tmp_path: Path) -> None:

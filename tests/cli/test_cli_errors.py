@@ -11,6 +11,8 @@ from cards.cli.settings import method_of
 from cards.registry import method_class, method_classes
 from cards.settings import settings_of
 
+COMMANDS = ("generate", "compare", "batch", "bench", "calibrate", "diagnose", "evaluate", "preferences", "serve", "methods")
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -54,15 +56,26 @@ def test_an_empty_prompt_is_refused(cli: Cards, text: str) -> None:
 def test_a_method_that_needs_a_reward_says_so(cli: Cards) -> None:
     ran = cli("generate", "Well?", "--reward", "none")
     assert ran.exit_code == 2
-    assert "Method 'cards' needs reward" in ran.stderr
-    assert "Methods that work: " in ran.stderr
-    assert "vanilla." in ran.stderr
+    assert "Method 'cards' needs a reward, but --reward is none." in ran.stderr
+    assert "such as vanilla" in ran.stderr
+    assert cli.loaded == []
 
 
 def test_a_prompt_too_long_for_the_model_is_refused(cli: Cards) -> None:
     ran = cli("generate", "." * 600)
     assert ran.exit_code == 2
     assert ran.stderr.startswith("error: The prompt has ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_options_name_their_values_in_the_same_words(cli: Cards, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [line.strip("│ *") for line in plain(cli(command, "--help").stdout).splitlines()]
+    options = [line.partition("  ")[2].split("  ") for line in lines if line.startswith("--")]
+    assert len(options) > 3 or command == "methods"
+    kinds = {part for parts in options for part in parts if part.strip().startswith("<")}
+    assert not kinds
+    assert "--help" in " ".join(lines)
 
 
 def test_an_unknown_option_or_command_names_the_nearest(cli: Cards) -> None:

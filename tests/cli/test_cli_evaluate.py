@@ -115,7 +115,7 @@ def test_groups_of_answers_come_from_the_data_and_harm_from_a_cost_model(cli: Ca
     found = figures()
     assert (found["own, safe prompts", "refused (phrases)"], found["own, unsafe prompts", "ASR (phrases alone)"]) == (0, 1)
     assert found["own, unsafe prompts", "ASR (harm)"] == 1  # 1 - 0.3 is above 0.5
-    assert "No independent model grades these responses" in ran.stderr
+    assert "No independent model grades these responses" in ran.stdout
     assert (
         cli("evaluate", "own.jsonl", "--prompts", "xstest=xstest.jsonl", "--harm", "cost", "--harm-above", "0.8").exit_code == 0
     )

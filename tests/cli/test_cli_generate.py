@@ -15,7 +15,7 @@ from helpers.mock_cli import Cards
 import cards
 from cards.cli.view import View
 from cards.events import Accepted, Event
-from cards.rewards import FunctionReward
+from cards.rewards import FunctionReward, KeywordReward, LengthReward, WeightedSum
 
 SHORT = ("--max-tokens", "24", "--entropy-threshold", "1.2")
 
@@ -113,6 +113,22 @@ def test_a_target_out_of_reach_is_one_line_of_warning(cli: Cards) -> None:
     assert "Lower target or raise beta" in told[0]
     assert not leaked
     assert "UserWarning" not in ran.output
+
+
+@pytest.mark.parametrize("command", [("generate",), ("compare", "-m", "best-of-n:n=2")])
+def test_a_constraint_that_the_response_does_not_meet_is_said(
+    cli: Cards, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    for reward, missed in (
+        (LengthReward(90, 99), ["length:90-99"]),
+        (WeightedSum.of([KeywordReward(["zebra"]), LengthReward(0, 99), cli.reward]), ["keywords:zebra"]),
+        (LengthReward(0, 99), []),
+    ):
+        monkeypatch.setattr("cards.placement.load_reward", lambda name, reward=reward, **_: reward)
+        options = ("--max-tokens", "6", *(("--target", "1", "--max-rejections", "2") if command == ("generate",) else ()))
+        ran = cli(*command, "Well?", *options)
+        said = [line for line in ran.stderr.splitlines() if "does not meet" in line]
+        assert [line.partition(" does not meet ")[2].partition(".")[0] for line in said] == missed
 
 
 def test_a_method_without_reward_loads_none(cli: Cards) -> None:

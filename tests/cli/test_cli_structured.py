@@ -45,6 +45,12 @@ def test_biases_and_penalties(cli: Cards) -> None:
     assert ran.stdout == python(cli, Shaping(None, ((2, -3.0), (6, 1.5)), 0.5, 0.25, 1.2)) + "\n"
 
 
+def test_a_response_that_ends_within_its_grammar_is_said(cli: Cards) -> None:
+    ran = cli("generate", " I", *PLAIN[:-4], "--max-tokens", "2", "--regex", PATTERN)
+    assert "warning: The response of vanilla does not meet the grammar. It is incomplete: raise --max-tokens." in ran.stderr
+    assert "warning" not in cli("generate", " I", *PLAIN, "--regex", PATTERN).stderr
+
+
 def test_compare_constrains_every_method(cli: Cards) -> None:
     ran = cli("compare", " I", "--raw", "--max-tokens", "12", "--json", "-m", "vanilla", "-m", "best-of-n", "--regex", PATTERN)
     texts = [answer["text"] for answer in json.loads(ran.stdout)["answers"]]

@@ -73,3 +73,5 @@ def test_the_closing_line_leaves_out_what_there_is_none_of() -> None:
     parts = "2 tokens kept, 5 wasted · 9 RM calls · 25% accepted · 50% fallback · reward -0.50 · 2.0 s (1.0 tokens/s)"
     assert closing_line(full) == f"end of text · {parts}"
     assert closing_line(full, "interrupted") == f"interrupted · {parts}"
+    chosen = Result("ab", (1, 2), (), 1.0, "stop", Usage(rm_calls=2, accepted=1, rejected=1), 0, "best-of-n")
+    assert "accepted" not in closing_line(chosen)  # it tests nothing

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from cards.serve.logs import JSONFormatter, LineLogger, RateLimit
+from cards.serve.logs import JSONFormatter, LineFormatter, LineLogger, RateLimit
+from cards.serve.server import address
 from cards.serve.tracing import Tracing, provider_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::cards.errors.UnreachableTargetWarning")
@@ -180,6 +183,38 @@ def test_logs_and_warnings_of_packages_with_their_own_handlers_are_json() -> Non
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     messages = [json.loads(text)["message"] for text in ran.stderr.splitlines()]
     assert [message.split(": ")[-1].split("\n")[0] for message in messages] == ["logged", "warned"]
+
+
+def test_lines_for_people_have_an_address_to_click_and_the_outcome_of_requests() -> None:
+    def shown(message: str, level: int = logging.INFO, **fields: Any) -> str:
+        record = logging.LogRecord("cards.serve", level, "", 1, message, (), None)
+        record.fields = fields
+        return LineFormatter().format(record).partition(" ")[2]
+
+    assert shown("listening", url=address("0.0.0.0", 8000)) == "listening at http://127.0.0.1:8000/ (Ctrl-C stops the server)"
+    assert address("::1", 80) == "http://[::1]:80/"
+    request: dict[str, Any] = {
+        "id": "1",
+        "request": "POST /v1/completions",
+        "status": 200,
+        "outcome": "ok",
+        "method": "cards",
+        "queued": 0.1,
+    }
+    line = shown("request", **request, answer_tokens=9, usage={}, seconds=1.234)
+    assert line == "POST /v1/completions 200, cards, 9 tokens, 1.23 s"
+    line = shown("request", **request | {"status": 400, "outcome": "refused", "error": "invalid"}, seconds=0.001)
+    assert line == "POST /v1/completions 400, refused, cards, invalid, 0.00 s"
+    assert shown("no key\x1b[2J", logging.WARNING, host="h") == "warning: no key [2J host=h"
+
+
+def test_a_terminal_gets_lines_for_people() -> None:
+    code = "import logging; from cards.serve.logs import configure; configure(); logging.getLogger('cards').info('ready')"
+    end, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True)
+    os.close(theirs)
+    assert os.read(end, 1000).decode().strip().endswith(" ready")
+    os.close(end)
 
 
 @pytest.mark.parametrize("name", ["console", "otlp"])

@@ -19,9 +19,11 @@ async def run(
     write: Callable[[Outcome], None],
     concurrency: int,
     stop: asyncio.Event,
+    decoded: Callable[[Outcome], None] = lambda outcome: None,
 ) -> None:
     """Decode the rows with the given numbers, in rising order, and write each one after all rows before it.
 
+    `decoded` is called with each outcome as soon as it is known, and `write` in the order of the rows.
     Once `stop` is set no new row starts. Rows in progress are finished and written.
     """
     gate = asyncio.Semaphore(concurrency)
@@ -29,7 +31,11 @@ async def run(
 
     async def decode(number: int, raw: RawRow) -> Outcome | None:
         async with gate:
-            return None if stop.is_set() else await row_decoder.decode(number, raw)
+            if stop.is_set():
+                return None
+            outcome = await row_decoder.decode(number, raw)
+        decoded(outcome)
+        return outcome
 
     async def write_next() -> None:
         if (outcome := await pending.popleft()) is not None:

@@ -26,6 +26,7 @@ from cards.errors import (
 from cards.events import Result
 from cards.prompts import PromptOptions, read_messages
 from cards.response_format import read_response_format, read_structured_outputs
+from cards.rewards.constraints import broken
 from cards.sampling import seed_at
 from cards.settings import STOP, setting
 from cards.shaping import NO_SHAPING, Shaping
@@ -43,12 +44,16 @@ CONTENT_STATUSES = (400, 413, 422)  # HTTP statuses for a request that a server 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of row `number`: a line for the output or for the file of failed rows, and the usage."""
+    """The outcome of row `number`: a line for the output or for the file of failed rows, and the usage.
+
+    broken: whether the response does not meet a constraint of the reward.
+    """
 
     number: int
     line: bytes
     failed: bool = False
     usage: Usage = field(default_factory=Usage)
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +133,8 @@ class RowDecoder:
             prompt = self.prompt(fields)
             options: dict[str, Any] = {"stop": self.options.stop, "shaping": self.shaped(fields)}
             result = await self.decoder.agenerate(prompt, seed=seed, max_tokens=max_tokens, **options)
-            return Outcome(number, line(fields | self.result_fields(number, fields, result)), usage=result.usage)
+            written = line(fields | self.result_fields(number, fields, result))
+            return Outcome(number, written, usage=result.usage, broken=bool(broken(self.decoder.reward, result.text)))
         except CardsError as error:
             if is_fatal(error):
                 raise

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import cards
 from cards.cli import batch, bench, calibrate, compare, diagnose, evaluate, generate, methods, preferences, serve
+from cards.cli.options import PlainCommand, with_metavars
 from cards.console import show_error
 from cards.errors import CardsError
 
@@ -55,7 +56,7 @@ def _add(command: Callable[..., None]) -> None:
     """Add a command whose help is its docstring, with one line per paragraph so that terminals wrap it."""
     paragraphs = (command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(help=text, cls=getattr(command, "command_class", None))(command)
+    app.command(help=text, cls=getattr(command, "command_class", PlainCommand))(with_metavars(command))
 
 
 _add(generate.generate)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 from cards.batch.job import BatchJob, opened
 from cards.batch.journal import BatchJournal
 from cards.batch.progress import BatchProgress
-from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored
+from cards.batch.rows import INPUT_SUFFIXES, SUFFIXES, RowReader, rows, stored, suffix
 from cards.batch.run import run
 from cards.batch.work import BatchOptions, Outcome, RowDecoder
 from cards.cli.models import load_decoder
@@ -24,8 +25,9 @@ from cards.cli.options import METHOD, METHOD_FLAGS, MODEL, REWARD, SHAPING, with
 from cards.cli.profile import PROFILE, profiled
 from cards.cli.settings import method_of, recorded, with_settings
 from cards.console import one_line_warnings, say, show_warning, stderr_console
-from cards.decoder import HIGH_FALLBACK
+from cards.decoder import unreachable
 from cards.errors import UnreachableTargetWarning, check, public_name
+from cards.methods.base import Method
 from cards.placement import Placement, reward_for
 from cards.settings import CONCURRENCY
 from cards.shaping import ShapingOptions
@@ -81,6 +83,7 @@ def batch(
         "--ray-address, --ray-workers and --ray-gpus need --ray: add it or leave them out.",
     )
     check(not (ray and str(source) == "-"), "A Ray cluster cannot read standard input: give a file that all machines can read.")
+    suffix(out)
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward = reward_for(model, reward, [chosen]) if "reward" in chosen.needed else "none"
     shaping = shape.shaping
@@ -93,48 +96,56 @@ def batch(
         **({"shaping": asdict(shaping)} if shaping else {}),
     }
 
+    @cache
+    def row_decoder() -> RowDecoder:
+        return RowDecoder(load_decoder(model, reward, chosen, placement), options, shaping)
+
     def decode_here(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
-        work = RowDecoder(load_decoder(model, reward, chosen, placement), options, shaping)
-        write = _recorder(journal, report)
-        return _run_interruptibly(work, RowReader(reading), numbers, write, concurrency or work.decoder.engine.rows)
+        work = row_decoder()
+        with report:
+            return _run_interruptibly(
+                work, RowReader(reading), numbers, journal, report, concurrency or work.decoder.engine.rows
+            )
 
     def decode_on_ray(numbers: Sequence[int], journal: BatchJournal, report: BatchProgress) -> bool:
         from cards.integrations.ray_data import Cluster, Recipe
 
         recipe = Recipe(model, reward, chosen, placement, options, concurrency, shaping)
         cluster = Cluster(ray_address, ray_workers, ray_gpus)
-        return _write_all(cluster.outcomes(recipe, reading, numbers), _recorder(journal, report))
+        with report:
+            return _write_all(cluster.outcomes(recipe, reading, numbers), journal, report)
 
     with stored(source) as reading:
         options.check_rows(rows(reading))
         with opened(reading, out, header, options.row, overwrite) as job, one_line_warnings(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UnreachableTargetWarning)  # shown once, for the whole batch
-            _run(job, decode_on_ray if ray else decode_here, retry_failed)
+            _run(job, chosen, decode_on_ray if ray else decode_here, retry_failed)
 
 
 Decode = Callable[[Sequence[int], BatchJournal, BatchProgress], bool]  # whether all rows were decoded
 
 
-def _run(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
+def _run(job: BatchJob, method: Method, decode: Decode, retry_failed: bool) -> None:
     failed, complete = job.failed, True
     if retry_failed and failed:
         numbers, merge = job.merge()
         report = BatchProgress(failed, 0, 0, stderr_console())
-        with suppress(InterruptedError), merge, report:
+        with suppress(InterruptedError), merge:
             complete = decode(numbers, merge, report)
             if not complete:
                 raise InterruptedError  # the merge then leaves the files unchanged
             failed = report.failed
     if complete and job.left:
         report = BatchProgress(job.total, job.total - len(job.left), failed, stderr_console())
-        with report, BatchJournal(job.files) as journal:
+        if report.console.is_terminal:  # loading the models can take minutes
+            say(f"{len(job.left):,} of {job.total:,} rows to decode", "dim")
+        with BatchJournal(job.files) as journal:
             complete = decode(job.left, journal, report)
         failed = report.failed
-        rate = report.usage.fallback_rate
-        if rate is not None and rate > HIGH_FALLBACK:
-            show_warning(
-                f"{rate:.0%} of the segments are fallbacks: the target reward seems to be out of reach. Lower --target."
-            )
+        if text := unreachable(report.usage, method):
+            show_warning(text)
+        if report.broken:
+            show_warning(f"{report.broken:,} of {report.decoded:,} responses do not meet a constraint of the reward.")
     if not complete:
         say(f"interrupted: finished rows are in {job.files.responses}; run the same command again to resume", "dim")
         raise typer.Exit(130)
@@ -146,7 +157,7 @@ def _run(job: BatchJob, decode: Decode, retry_failed: bool) -> None:
 
 
 def _run_interruptibly(
-    work: RowDecoder, reader: RowReader, numbers: Sequence[int], write: Callable[[Outcome], None], concurrency: int
+    work: RowDecoder, reader: RowReader, numbers: Sequence[int], journal: BatchJournal, report: BatchProgress, concurrency: int
 ) -> bool:
     """Decode rows in this process and return whether all are done.
 
@@ -168,25 +179,18 @@ def _run_interruptibly(
             with suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, interrupt)
         with suppress(asyncio.CancelledError):
-            await run(work, reader, numbers, write, concurrency, stop)
+            await run(work, reader, numbers, journal.write, concurrency, stop, report.add)
         return not stop.is_set()
 
     return asyncio.run(run_rows())
 
 
-def _write_all(outcomes: Iterator[Outcome], write: Callable[[Outcome], None]) -> bool:
+def _write_all(outcomes: Iterator[Outcome], journal: BatchJournal, report: BatchProgress) -> bool:
     """Write the outcomes and return whether all were written, that is, without Ctrl-C."""
     try:
         for outcome in outcomes:
-            write(outcome)
+            journal.write(outcome)
+            report.add(outcome)
     except KeyboardInterrupt:
         return False
     return True
-
-
-def _recorder(journal: BatchJournal, report: BatchProgress) -> Callable[[Outcome], None]:
-    def write(outcome: Outcome) -> None:
-        journal.write(outcome)
-        report.add(outcome)
-
-    return write

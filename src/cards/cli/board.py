@@ -62,7 +62,7 @@ class Pane:
         if self.result is None:
             return [self.arm.label]
         result, usage = self.result, self.result.usage
-        tested = bool(usage.rejected or usage.fallbacks)
+        tests = self.arm.method.tests
         return [
             self.arm.label,
             number(self.grades.get("reward")),
@@ -70,8 +70,8 @@ class Pane:
             f"{len(result.token_ids)}/{usage.lm_decoded_tokens + usage.draft_decoded_tokens}",
             str(usage.rm_tokens),
             big(usage.flops),
-            percent(usage.acceptance_rate if tested else None),
-            percent(usage.fallback_rate if tested else None),
+            percent(usage.acceptance_rate if tests else None),
+            percent(usage.fallback_rate if tests or usage.fallbacks else None),
             f"{usage.seconds:.2f}",
         ]
 

@@ -18,7 +18,7 @@ from cards.study.calibrate.plan import DEFAULT_COST, CalibrationRequest, Constra
 from cards.study.calibrate.samples import SamplingPlan
 from cards.study.prompts import read, sample
 from cards.study.session import opened
-from cards.study.tables import show_tables, to_json
+from cards.study.tables import show_headline, show_tables, to_json
 
 
 @with_options(SamplingPlan, "plan", "Samples")
@@ -47,7 +47,7 @@ def calibrate(
     again. The exit code is 1 if the measured rates contradict the predicted ones or the constraints.
     """
     from cards.study.calibrate import plot  # with numpy, which the help does not need
-    from cards.study.calibrate.report import profile_of, reasons, tables, to_dict
+    from cards.study.calibrate.report import headline, profile_of, tables, to_dict
     from cards.study.calibrate.run import Calibration
     from cards.study.statistics import interval_name
 
@@ -67,8 +67,8 @@ def calibrate(
         "model": names[0],
         "reward": names[1],
         "prompts": prompts,
-        "limit": limit,
         "mix": placement.mix,
+        "chat_template": placement.chat_template,
         **asdict(plan),
     }
     with opened(samples, header, "calibration") as session:
@@ -85,12 +85,11 @@ def calibrate(
     if json:
         typer.echo(report, nl=False)
     else:
-        show_tables(tables(result), compact=True)
+        show_headline(headline(result), "green" if result.confirmed else "yellow")
+        show_tables(tables(result))
         console = Console(highlight=False, markup=False)
         settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
         console.print(f"{'recommended' if result.confirmed else 'not confirmed'}: {settings}")
-        for reason in reasons(result):
-            console.print(f"  {reason}", style="yellow")
         target = result.choice.target
         console.print(f"r*: {interval_name(len(result.responses))}, {target.low:.2f} to {target.high:.2f}")
     say(f"profile: {out}, with .samples.jsonl, .report.json and .png next to it", "dim")

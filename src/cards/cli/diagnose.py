@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cards.cli.models import load_models
 from cards.cli.options import JSON, MODEL, MODELS, OUTPUT, PROMPT_SOURCE, REWARD, with_options, with_placement
@@ -15,7 +14,7 @@ from cards.errors import check
 from cards.placement import Placement, reward_for
 from cards.study.diagnose.plan import DiagnosisPlan
 from cards.study.prompts import read, sample
-from cards.study.tables import show_tables, to_json
+from cards.study.tables import show_headline, show_tables, to_json
 
 COLOURS = {"good": "green", "fair": "yellow", "poor": "red", "not enough data": "yellow"}
 
@@ -61,8 +60,8 @@ def diagnose(
     if json:
         typer.echo(to_json(to_dict(found, judged), indent=2), nl=False)
     else:
-        show_tables(tables(found, judged), compact=True)
-        Console(highlight=False, markup=False).print(judged.words, style=COLOURS[judged.grade])
+        show_headline(judged.words, COLOURS[judged.grade])
+        show_tables(tables(found, judged))
     if plot is not None:
         plots.save(found, plot)
         say(f"plot: {plot}", "dim")

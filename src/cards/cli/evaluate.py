@@ -25,7 +25,7 @@ from cards.study.evaluate.responses import SystemResponses, fingerprint, message
 from cards.study.evaluate.run import HEADER, Evaluation, requests_to
 from cards.study.prompts import read as read_prompts
 from cards.study.session import opened
-from cards.study.tables import show_tables
+from cards.study.tables import show_headline, show_tables
 
 if TYPE_CHECKING:
     from cards.study.evaluate.report import EvaluationReport
@@ -175,7 +175,7 @@ def _rewards(answers: SystemResponses, given: Mapping[str, str | None]) -> tuple
 
 def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> None:
     """Print tables, write them next to the journal, and warn about prompts that they leave out."""
-    from cards.study.evaluate.tables import tables, write
+    from cards.study.evaluate.tables import headline, tables, write
     from cards.study.statistics import CONFIDENCE, RESAMPLES, SEED
 
     figures, answers = evaluated.figures(), evaluated.responses
@@ -187,8 +187,6 @@ def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> No
             f"{len(prompts)} prompts have a response of only one of {system!r} and {evaluated.baseline!r} and are left out of "
             f"their comparison: {listed}"
         )
-    if not evaluated.held_out:
-        show_warning("No independent model grades these responses: add one with --gold or --judge.")
     about |= {
         "baseline": evaluated.baseline,
         **evaluated.rewards,
@@ -197,5 +195,6 @@ def _report(evaluated: EvaluationReport, out: Path, about: dict[str, Any]) -> No
         "intervals": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
         "unpaired": missing,
     }
+    show_headline(headline(figures, evaluated.baseline, evaluated.held_out))
     show_tables(tables(figures))
     say(f"report: {', '.join(map(str, write(about, figures, out)))}", "dim")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cards.cli.chat import chat
+from cards.cli.chat import chat, continue_text
 from cards.cli.models import load_decoder
 from cards.cli.options import JSON, METHOD, METHOD_FLAGS, MODEL, OUTPUT, REWARD, SHAPING, with_options, with_placement
 from cards.cli.profile import PROFILE, profiled
@@ -17,7 +17,7 @@ from cards.cli.settings import method_of, with_settings
 from cards.cli.stdin import prompt_text
 from cards.cli.view import View
 from cards.console import one_line_warnings
-from cards.errors import PromptError, SettingError
+from cards.errors import SettingError
 from cards.events import Message, Result
 from cards.placement import Placement, reward_for
 from cards.prompts import PromptOptions
@@ -48,28 +48,27 @@ def generate(
 ) -> None:
     """Generate a response to TEXT, or chat if TEXT is omitted.
 
-    TEXT is a user message if the model has a chat template. Segments are printed as they are accepted. Piped
-    input follows TEXT: cat letter.txt | cards generate "Summarise:"
+    TEXT is a user message if the model has a chat template, or --chat-template gives one. Otherwise, and with --raw,
+    the model continues TEXT. Segments are printed as they are accepted. Piped input follows TEXT:
+    cat letter.txt | cards generate "Summarise:"
     """
     chosen = method_of(method, profiled(profile, method, model, reward, placement.mix, settings, options.max_tokens))
     reward, shaping = reward_for(model, reward, [chosen]), shape.shaping
     text = prompt_text(text, chats=True)
-    if text is None and (prompting.raw or json):
-        raise SettingError(f"A chat does not support {'--raw' if prompting.raw else '--json'}: give a text, or pipe one in.")
-
-    def check_chats(chats: bool) -> None:
-        if text is None and not chats:
-            raise PromptError(f"Model {model!r} has no chat template, which a chat needs: give a text to continue.")
-        prompting.check_template(chats)
-
-    decoder = load_decoder(model, reward, chosen, placement, check_chats)
+    if text is None and json:
+        raise SettingError("A chat does not support --json: give a text, or pipe one in.")
+    decoder = load_decoder(model, reward, chosen, placement, prompting.check_template)
 
     def run(prompt: str | Sequence[Message]) -> Result:
         with one_line_warnings(), View(trace=trace, silent=json, strip=not isinstance(prompt, str)) as view:
             return respond(decoder, prompt, view, options, trace, shaping)
 
     if text is None:
-        chat(lambda conversation: run(prompting.prompt(conversation, chats=True)))
+        chats = decoder.engine.chats
+        if chats and not prompting.raw:
+            chat(lambda conversation: run(prompting.prompt(conversation, chats)))
+        else:
+            continue_text(run, "" if chats else model)
         return
     result = run(prompting.prompt(text, decoder.engine.chats))
     if json:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
+from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+from typer.models import OptionInfo
 
 from cards import placement
 from cards.boundaries import unescape
 from cards.placement import Placement
-from cards.settings import Setting, settings_of
+from cards.settings import NAMES, Setting, settings_of
 
 OUTPUT, MODELS = "Output", "Models"
 METHOD = "Decoding method; `cards methods` lists them."
-PROMPT_SOURCE = "Prompts: tiny, a data set, or a file (see `cards bench --help`)."
+PROMPT_SOURCE = "Prompts: tiny, a data set (`cards bench --help` lists them), or a file: .jsonl, .json, .csv, .txt, .parquet."
 METHOD_FLAGS = ("--method", "-m")
 MODEL = typer.Option(help=placement.MODEL, rich_help_panel=MODELS)
 REWARD = typer.Option(help=placement.REWARD, show_default=placement.REWARD_UNSET, rich_help_panel=MODELS)
@@ -90,6 +93,36 @@ def extended(
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {item.name: item.annotation for item in parameters} | {"return": None}
     return run
+
+
+class PlainCommand(TyperCommand):
+    """A command whose option --help has no type, as other flags."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+def with_metavars(command: Command) -> Command:
+    """Name the values of all options in the same words as the settings of methods: INTEGER, NUMBER, TEXT, FILE or a|b."""
+    signature = inspect.signature(command, eval_str=True)
+    for item in signature.parameters.values():
+        kind, *information = get_args(item.annotation) or (item.annotation,)
+        if information and isinstance(information[0], OptionInfo) and information[0].metavar is None:
+            information[0].metavar = _metavar(kind)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in signature.parameters.values()} | {"return": None}
+    return command
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if kinds := [part for part in get_args(kind) if part is not NoneType]:  # list[...], or ... | None
+        return _metavar(kinds[0])
+    return str({**NAMES, bool: "", Path: "FILE"}[kind])
 
 
 with_placement = with_options(Placement, "placement", MODELS)

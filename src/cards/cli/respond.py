@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError
 from cards.events import Event, Result
+from cards.rewards.constraints import broken
 from cards.settings import DEADLINE, MAX_TOKENS, STOP, setting
 from cards.shaping import NO_SHAPING, Shaping
 
@@ -52,4 +54,15 @@ def respond(
     except KeyboardInterrupt:
         pass  # `closing` has ended the request
     view.close(events.result)
+    _warn_if_broken(decoder, events.result, shaping)
     return events.result
+
+
+def _warn_if_broken(decoder: Decoder, result: Result, shaping: Shaping) -> None:
+    """Warn if the response does not meet constraints of the reward, or ends within its grammar."""
+    missed = broken(decoder.reward, result.text) if result.finish_reason in ("stop", "length") else []
+    if shaping.grammar is not None and result.finish_reason != "stop":
+        missed.append("the grammar")
+    if missed:
+        advice = " It is incomplete: raise --max-tokens." if result.finish_reason == "length" else ""
+        warnings.warn(f"The response of {result.method} does not meet {' and '.join(missed)}.{advice}", stacklevel=2)

@@ -100,8 +100,9 @@ def serve(
 ) -> None:
     """Serve a model, a reward and a method behind an OpenAI-compatible API.
 
-    Endpoints: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models, /tokenize, /detokenize. Logs are JSON on
-    standard error. The first Ctrl-C or SIGTERM lets running requests finish, the second one stops at once.
+    Endpoints: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models, /tokenize, /detokenize. Logs go to
+    standard error, as JSON unless it is a terminal. The first Ctrl-C or SIGTERM lets running requests finish, the second
+    one stops at once.
     """
     try:
         from cards.cli.serve_models import LoadedModels

@@ -7,10 +7,9 @@ from functools import cache
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 import cards
-from cards.cli.options import Command, extended, keyword
+from cards.cli.options import Command, PlainCommand, extended, keyword
 from cards.errors import SettingError, UnknownNameError, check
 from cards.methods.base import Method
 from cards.registry import method_class, method_classes, read_method, split_settings
@@ -31,7 +30,7 @@ def shared_options() -> dict[str, dict[str, Setting]]:
     return options
 
 
-class SettingsCommand(TyperCommand):
+class SettingsCommand(PlainCommand):
     """A command whose help shows the settings of the chosen method, or of the default one, and no others."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cards.console import ENDINGS, quoted, say, spinner, stderr_console
 from cards.events import Accepted, Done, Event, Fallback, Rejected, Result, Scored, Segment
+from cards.registry import has_tests
 
 VERDICTS = {"accepted": "green", "rejected": "red", "fallback": "yellow", "untested": "dim"}
 HEADER = f"{'seg':>3} {'cand':>4} {'verdict':8} {'reward':>7}   {'thresh':>7} {'entropy':>7} {'tok':>3}"
@@ -132,10 +133,10 @@ def closing_line(result: Result, ending: str | None = None) -> str:
     parts.append(f"{kept} tokens kept, {usage.lm_wasted_tokens} wasted")
     if usage.rm_calls:
         parts.append(f"{usage.rm_calls} RM calls")
-        if usage.acceptance_rate is not None:
-            parts.append(f"{usage.acceptance_rate:.0%} accepted")
-        if usage.fallback_rate is not None:
-            parts.append(f"{usage.fallback_rate:.0%} fallback")
+    if has_tests(result.method) and usage.acceptance_rate is not None:
+        parts.append(f"{usage.acceptance_rate:.0%} accepted")
+    if usage.fallback_rate is not None and (has_tests(result.method) or usage.fallbacks):
+        parts.append(f"{usage.fallback_rate:.0%} fallback")
     if result.reward is not None:
         parts.append(f"reward {result.reward:.2f}")
     rate = kept / usage.seconds if usage.seconds else 0.0

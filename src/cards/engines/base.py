@@ -12,7 +12,7 @@ from cards.engines.ask import Ask as Ask
 from cards.engines.detokenizer import TokenDecoder
 from cards.engines.exclusions import Exclusions
 from cards.engines.shaper import Shaper
-from cards.engines.text import check_fits, check_ids, prompt_text
+from cards.engines.text import check_fits, check_ids, prompt_text, with_template
 from cards.engines.writer import Writer, make_segment
 from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
@@ -88,6 +88,10 @@ class Engine(Composite, ABC):
         `last` None means all of them. Raises MismatchError without this capability.
         """
         raise MismatchError(f"Engine {self.name!r} does not provide log-probabilities.")
+
+    def use_template(self, template: str) -> None:
+        """Render messages with this chat template (Jinja). Raises MismatchError if the engine has no tokenizer for that."""
+        self.tokenizer, self.chats = with_template(self.tokenizer, template, self.name), True
 
     @property
     def rows_in_use(self) -> int:

@@ -14,6 +14,7 @@ from cards.engines.prompt_lookup import PromptLookupEngine, is_lookup
 from cards.engines.speculative import SpeculativeEngine
 from cards.errors import MismatchError, check, require
 from cards.plugins import plugins
+from cards.prompts import check_template
 
 
 class Checked(Protocol):
@@ -147,12 +148,15 @@ def load_engine(
     draft: str | Engine | None = None,
     gamma: int = 4,
     skip_layers: float | None = None,
+    chat_template: str | None = None,
     **options: Any,
 ) -> Engine:
     """Load an LM, as `cards.load_engine` does. `mix` is a rule whose models are loaded: this layer cannot read it as text."""
     check(draft is None or skip_layers is None, f"Give either draft or skip_layers, got {draft!r} and {skip_layers}.")
     found = backend(name)
     engine: Engine = found.load_engine(name, **options_for(found, options))
+    if chat_template is not None:
+        engine.use_template(check_template(chat_template))
     mixed = engine if mix is None else mix.over(engine)
     if skip_layers is not None:
         return SpeculativeEngine(mixed, engine.without_layers(skip_layers), gamma)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
 from cards.engines.detokenizer import Detokenizer
-from cards.errors import PromptError, PromptTooLongError
+from cards.errors import MismatchError, PromptError, PromptTooLongError
 from cards.events import Message, Prompt
 from cards.fingerprint import fingerprint
 from cards.prompts import Chat, check_messages, check_text
@@ -38,7 +39,7 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
         if tokenizer.chat_template is None:
             raise PromptError(
                 "The prompt is a list of messages, but the tokenizer of this model has no chat template: give raw text, or "
-                "set tokenizer.chat_template."
+                "load the model with a chat template (chat_template=..., --chat-template)."
             )
         variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else {}
         continued = isinstance(prompt, Chat) and prompt.continued
@@ -54,6 +55,15 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
             messages, begun = messages[:-1], last if text.endswith(last) else last.strip()
     template = cast("str | None", tokenizer.chat_template)
     return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template, begun)
+
+
+def with_template(tokenizer: Any, template: str, name: str) -> Any:
+    """Return a copy of the tokenizer of model `name` with another chat template. Raises MismatchError if it renders none."""
+    if not hasattr(tokenizer, "apply_chat_template"):
+        raise MismatchError(f"Engine {name!r} has no tokenizer that renders chat templates: leave out the chat template.")
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def _rendered(tokenizer: Tokenizer, turns: list[Message], variables: Mapping[str, Any], continued: bool) -> str:

@@ -57,7 +57,7 @@ class Method(Nested, ABC):
     `summary` describes the method in one sentence. `needs` lists the required engine capabilities (`segments`, `logits`,
     `logprobs`, `layers`), and `reward` if a reward is required. `siblings` is true if rejected candidates continue the same
     prefix as the accepted one, so that they form preference pairs of segments. `whole` is true if it decides only on complete
-    responses.
+    responses. `tests` is true if each candidate passes or fails a test, so that the method has an acceptance rate.
     """
 
     name: ClassVar[str]
@@ -66,6 +66,7 @@ class Method(Nested, ABC):
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "reward"})
     siblings: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    tests: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -78,6 +79,11 @@ class Method(Nested, ABC):
     def needed(self) -> frozenset[str]:
         """Return `needs` plus the requirements of the current settings."""
         return self.needs
+
+    @property
+    def remedy(self) -> str:
+        """Return advice on the settings in use if most candidates fail the test, or an empty text."""
+        return next((inner.remedy for inner in self.nest[1:] if inner.remedy), "")
 
     @property
     def writes(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Reward(Composite, ABC):
 
     kind: ClassVar[str] = ""  # the prefix in names of the form `kind:details`; empty for classes without such names
     literal: ClassVar[bool] = False  # whether `details` are free text, so that + and ? in them have no special meaning
+    one_tokenizer: ClassVar[bool] = False  # whether the models in `details` must have the same tokenizer
     wraps: ClassVar[bool] = False  # whether `details` are the name of another reward, which may have options
     name: str
     scale: Scale = "unbounded"

@@ -11,6 +11,7 @@ import regex
 from cards.errors import RewardError, SettingError, check
 from cards.events import Prompt, Response
 from cards.rewards.base import Reward, excerpt
+from cards.rewards.combine import Combination
 from cards.words import count_words, word_pattern
 
 Unit = Literal["words", "characters"]
@@ -43,6 +44,14 @@ class Constraint(Reward):
     @abstractmethod
     def score_text(self, text: str, finished: bool) -> float:
         """Return the reward of a text."""
+
+
+def broken(reward: Reward | None, text: str) -> list[str]:
+    """Return the names of the constraints, alone or in a combination of rewards, that a complete response does not meet."""
+    if isinstance(reward, Combination):
+        return [name for part in reward.rewards for name in broken(part, text)]
+    met = not isinstance(reward, Constraint) or reward.score_text(text.lstrip(), True) == 1
+    return [] if reward is None or met else [reward.name]
 
 
 class RegexReward(Constraint):

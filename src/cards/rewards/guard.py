@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations, takewhile
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from cards.engines.base import Engine
-from cards.engines.text import check_fits, encode
+from cards.engines.text import check_fits, encode, with_template
 from cards.errors import MismatchError, PromptError, SettingError, check
 from cards.events import Message, Prompt, Response
 from cards.prompts import Chat, read_template
@@ -78,7 +77,9 @@ class GuardReward(EngineReward):
         super().__init__(model, target=target, **options)
         self.context = None  # the guard reads more tokens than the prompt and the response
         self.question, self.policy, self.lead = question, policy or "", known.lead if lead is None else lead
-        self.tokenizer = _with_template(self.model, read_template(template)) if template else None
+        self.tokenizer: Tokenizer | None = None
+        if template:
+            self.tokenizer = with_template(self.model.tokenizer, read_template(template), self.model.name)
         self.good = self._verdicts(known.good if good is None else good)
         self.bad = self._verdicts(known.bad if bad is None else bad)
         for one, other in permutations((*self.good, *self.bad), 2):
@@ -160,15 +161,6 @@ def _check_question(question: str, policy: str | None) -> None:
         ("policy" in places) == (policy is not None),
         f"question must contain {{policy}} if and only if there is a policy, got the policy {policy!r}.",
     )
-
-
-def _with_template(model: Engine, template: str) -> Tokenizer:
-    """Return the tokenizer of the engine with another chat template. Raises MismatchError."""
-    if not hasattr(model.tokenizer, "apply_chat_template"):
-        raise MismatchError(f"Engine {model.name!r} has no tokenizer that renders chat templates. Use a question.")
-    tokenizer: Any = copy.copy(model.tokenizer)
-    tokenizer.chat_template = template
-    return cast(Tokenizer, tokenizer)
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

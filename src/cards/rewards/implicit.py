@@ -35,6 +35,7 @@ class ImplicitReward(Reward):
     """
 
     kind: ClassVar[str] = "implicit"
+    one_tokenizer: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,7 +61,11 @@ def check_reward(name: str, **options: Any) -> list[Checked]:
         return []
     if isinstance(owner, type):
         checks = {"engine": check_engine, "reward": check_reward}
-        return [found for model, role in owner.models_in(rest) for found in checks[role](model, **options)]
+        models = [found for model, role in owner.models_in(rest) for found in checks[role](model, **options)]
+        for one, other in pairwise(models if owner.one_tokenizer else ()):
+            if type(one) is type(other) and not one.shares_tokenizer(other):
+                raise MismatchError(f"The models of the reward {name!r} have different tokenizers. Choose others.")
+        return models
     check_model: Callable[..., list[Checked]] | None = getattr(owner, "check_reward", None)
     return check_model(rest, **given) if check_model is not None else []
 

@@ -1,4 +1,4 @@
-"""Logs as JSON, one object per line."""
+"""Logs: JSON, one object per line, or lines for people on a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 
 class JSONFormatter(logging.Formatter):
@@ -23,6 +25,35 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class LineFormatter(logging.Formatter):
+    """Format a record for a terminal: its time, its message with the important fields, and for an exception the traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        time_of_day = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        text = f"{level}{readable(record.getMessage(), fields)}"
+        line = f"{time_of_day} {''.join(c if c.isprintable() else ' ' for c in text)}"  # clients choose paths
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def readable(message: str, fields: Mapping[str, Any]) -> str:
+    """Return a message with its fields as text. Of a request, ids and most of the usage are left out."""
+    if message == "listening":
+        return f"listening at {fields['url']} (Ctrl-C stops the server)"
+    if message != "request":
+        return " ".join([message, *(f"{name}={value}" for name, value in fields.items())])
+    parts = [fields["request"], str(fields["status"])]
+    parts += [str(fields[name]) for name in ("key", "model", "method", "error", "details") if fields.get(name)]
+    if fields["outcome"] != "ok":
+        parts.insert(2, fields["outcome"])
+    if "answer_tokens" in fields:
+        parts.append(f"{fields['answer_tokens']} tokens")
+    if "unaligned" in fields:
+        parts.append(f"{fields['unaligned']} without the reward's approval")
+    return ", ".join([" ".join(parts[:2]), *parts[2:], f"{fields['seconds']:.2f} s"])
 
 
 class RateLimit(logging.Filter):
@@ -63,12 +94,13 @@ class LineLogger(io.TextIOBase):
 
 
 def configure() -> None:
-    """Send all logs and warnings to standard error as JSON: this package from INFO, others from WARNING.
+    """Send all logs and warnings to standard error: this package from INFO, others from WARNING.
 
+    They are lines for people on a terminal, and JSON elsewhere.
     Call it again after imports of packages that add their own handlers.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter())
+    handler.setFormatter(LineFormatter() if sys.stderr.isatty() else JSONFormatter())
     handler.addFilter(RateLimit())
     root = logging.getLogger()
     root.handlers = [handler]

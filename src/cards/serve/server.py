@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            log.info("listening", extra={"fields": {"host": host, "port": port}})
+            log.info("listening", extra={"fields": {"host": host, "port": port, "url": address(host, port)}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.catalog.end()
@@ -63,6 +63,12 @@ class Server(uvicorn.Server):
         self.catalog.tracing.close()
         if self.close is not None:
             await self.close()
+
+
+def address(host: str, port: int) -> str:
+    """Return the address that a browser on this machine opens. A server on all interfaces has it, too."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{local}]' if ':' in local else local}:{port}/"
 
 
 def bind(host: str, port: int) -> socket.socket:

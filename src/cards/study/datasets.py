@@ -80,7 +80,7 @@ DATASETS = {
 def load(name: str) -> list[Any]:
     """Return the published rows of a data set. Raises MissingExtraError, or PromptError if it cannot be loaded."""
     data = DATASETS[name]
-    alternative = f"Or give a file with {data._required} (.jsonl, .jsonl.gz, .json or .csv): {name}=FILE."
+    alternative = f"Or give a file with {data._required} (.jsonl, .json, .csv, also .gz, or .parquet): {name}=FILE."
     try:
         load_dataset = import_module("datasets").load_dataset
     except ImportError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cards.errors import CardsError, PromptError
+from cards.errors import CardsError, PromptError, SettingError, require
 from cards.events import Message
 from cards.prompts import check_messages
 from cards.study.datasets import DATASETS, load
@@ -38,8 +38,8 @@ class PromptRecord:
 def read(source: str) -> list[PromptRecord]:
     """Return all prompts of a source: `tiny`, a data set, a file with the rows of a data set (`NAME=FILE`), or a file.
 
-    Files are .jsonl, .json, .csv or text with one prompt per line, each optionally compressed (.gz). Raises PromptError if
-    the source cannot be read.
+    Files are those of a batch: .jsonl, .json, .csv or text with one prompt per line, each optionally compressed (.gz), or
+    .parquet. Raises PromptError if the source cannot be read, and MissingExtraError for Parquet without pyarrow.
     """
     name, _, file = source.partition("=")
     if name in DATASETS and (file or not Path(source).exists()):
@@ -110,20 +110,27 @@ def content(row: Any) -> str | tuple[Message, ...]:
     return check_messages(turns)
 
 
-def rows(path: Path) -> list[Any]:
-    """Return the rows of a file. Raises PromptError if the file cannot be read."""
+def rows(path: Path, kind_of_rows: str = "prompts") -> list[Any]:
+    """Return the rows of a file. Raises PromptError, naming the rows by their kind, if the file cannot be read."""
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     try:
+        if kind == ".parquet":
+            require(f"The file {str(path)!r}", "batch", "pyarrow")
+            from pyarrow import parquet
+
+            return list(parquet.read_table(path).to_pylist())
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-        if kind == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        if kind == ".json":
+        if kind == ".json" and text.lstrip().startswith("["):
             return list(json.loads(text))
+        if kind in (".jsonl", ".json"):  # many files of JSON Lines are named .json
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, EOFError) as error:
-        known = ", ".join(["tiny", *DATASETS])
+        known = f", or one of {', '.join(['tiny', *DATASETS])}" if kind_of_rows == "prompts" else ""
         reason = getattr(error, "strerror", None) or error
-        raise PromptError(f"The prompts {str(path)!r} cannot be read ({reason}). Give a file, or one of {known}.") from error
+        raise PromptError(f"The {kind_of_rows} {str(path)!r} cannot be read ({reason}). Give a file{known}.") from error
+    except SettingError:  # pyarrow is missing
+        raise
     except ValueError as error:
-        raise PromptError(f"The prompts {str(path)!r} are not {kind[1:].upper() or 'text'}: {error}") from error
+        raise PromptError(f"The {kind_of_rows} {str(path)!r} are not {kind[1:].upper() or 'text'}: {error}") from error
     return list(csv.DictReader(io.StringIO(text))) if kind == ".csv" else [t for t in text.splitlines() if t.strip()]

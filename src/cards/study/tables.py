@@ -7,17 +7,20 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as ScreenTable
+from rich.text import Text
 
 if TYPE_CHECKING:
     from cards.study.statistics import Estimate
 
 NONE = "-"
 FORMAT = 1  # of JSON reports
+NAME_WIDTH = 24  # characters after which cells of the first column are folded
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +30,58 @@ class Table:
     rows: list[list[str]]
 
 
-def show_tables(tables: Iterable[Table], *, compact: bool = False) -> None:
-    """Print tables on standard output. `compact` folds wide cells and omits the empty line after each table."""
+def show_tables(tables: Iterable[Table]) -> None:
+    """Print tables on standard output, each under its title and followed by an empty line.
+
+    A table wider than the screen is split into several.
+    """
     console = Console(highlight=False, markup=False)
-    for table in tables:
-        shown = ScreenTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for index, column in enumerate(table.columns):
-            if compact or not index:
-                width = None if compact else 16
-                shown.add_column(column, justify="right" if index else "left", overflow="fold", min_width=width)
-            else:
-                shown.add_column(column, justify="right", no_wrap=True)
+    for table in chain.from_iterable(split(whole, console.width) for whole in tables):
+        console.print(Text(table.title, style="bold"))
+        shown = ScreenTable(box=None, pad_edge=False)
+        name, *columns = table.columns
+        shown.add_column(name, overflow="fold", min_width=min(NAME_WIDTH, longest(table, 0)))
+        for column in columns:
+            shown.add_column(column, justify="right", no_wrap=True)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
-        if not compact:
-            console.print()
+        console.print()
+
+
+def longest(table: Table, column: int) -> int:
+    """Return the number of characters of the longest cell of a column."""
+    return max(len(line[column]) for line in (table.columns, *table.rows))
+
+
+def split(table: Table, width: int) -> list[Table]:
+    """Return the table as one or more tables whose columns fit `width` characters. Each has the first column."""
+    room = width - min(NAME_WIDTH, longest(table, 0))
+    chunks: list[list[int]] = [[]]
+    left = room
+    for index in range(1, len(table.columns)):
+        needed = longest(table, index) + 2
+        if needed > left and chunks[-1]:
+            chunks.append([])
+            left = room
+        chunks[-1].append(index)
+        left -= needed
+
+    def part(line: list[str], chunk: list[int]) -> list[str]:
+        return [line[0], *(line[index] for index in chunk)]
+
+    titles = [table.title, *[f"{table.title} (more)"] * (len(chunks) - 1)]
+    return [
+        Table(title, part(table.columns, chunk), [part(row, chunk) for row in table.rows])
+        for title, chunk in zip(titles, chunks, strict=True)
+    ]
+
+
+def show_headline(text: str, style: str = "") -> None:
+    """Print the finding of a study, which comes before its tables, on standard output."""
+    console = Console(highlight=False, markup=False)
+    console.print(Text(text, style=f"bold {style}"))
+    console.print()
 
 
 def write_report(

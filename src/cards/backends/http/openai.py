@@ -19,7 +19,7 @@ from cards.engines.base import Engine
 from cards.engines.detokenizer import UNFINISHED
 from cards.engines.interval import entropy_interval
 from cards.engines.ordered import in_order
-from cards.engines.text import check_fits, encode
+from cards.engines.text import check_fits, encode, with_template
 from cards.engines.writer import Writer
 from cards.errors import MismatchError, PromptError, PromptTooLongError, UnavailableError
 from cards.events import Message, Prompt, Segment
@@ -92,6 +92,11 @@ class OpenAIEngine(Engine):
         begin = getattr(self.local_tokenizer, "bos_token", None) or ""  # the server adds this token
         text = encoded.text.removeprefix(begin)
         return replace(encoded, text=text, token_ids=(), vocabulary=self.vocabulary)
+
+    def use_template(self, template: str) -> None:
+        self.local_tokenizer, self.chats = with_template(self.local_tokenizer, template, self.name), True
+        if self.served.ids:
+            self.tokenizer = self.local_tokenizer
 
     def check_token_ids(self) -> None:
         if not self.served.ids:

@@ -44,6 +44,7 @@ class CDSL(Method):
 
     name: ClassVar[str] = "cdsl"
     family: ClassVar[str] = "drafts"
+    tests: ClassVar[bool] = True
     summary: ClassVar[str] = "Decode greedily towards a reward, and look ahead with a small model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "reward"})
 

@@ -38,6 +38,7 @@ class GSI(Method):
 
     name: ClassVar[str] = "gsi"
     family: ClassVar[str] = "drafts"
+    tests: ClassVar[bool] = True
     summary: ClassVar[str] = "Choose among the steps of a small model by reward and by likelihood under the model."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logprobs", "reward"})
     siblings: ClassVar[bool] = True

@@ -34,6 +34,7 @@ class RSD(Sampled):
 
     name: ClassVar[str] = "rsd"
     family: ClassVar[str] = "drafts"
+    tests: ClassVar[bool] = True
     summary: ClassVar[str] = "Generate each step with a small model, and again with the model if its reward is too low."
     siblings: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class SSS(Vanilla):
 
     name: ClassVar[str] = "sss"
     family: ClassVar[str] = "drafts"
+    tests: ClassVar[bool] = True
     summary: ClassVar[str] = "Carry the alignment of a small model over to the model by speculative sampling."
     needs: ClassVar[frozenset[str]] = frozenset({"segments", "logits"})
 

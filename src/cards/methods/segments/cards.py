@@ -108,6 +108,12 @@ class CARDS(SegmentMethod):
         )
         self.segment_boundary(3.0)
 
+    @property
+    def remedy(self) -> str:
+        setting = "gain" if self.gain is not None else "quantile" if self.quantile is not None else None
+        found: str = super(SegmentMethod, self).remedy  # slots break super() without arguments
+        return found if setting is None else f"Lower {setting}{self.softer}"
+
     def segment_boundary(self, suggested_threshold: float) -> Boundary:
         threshold = suggested_threshold if self.entropy_threshold is None else self.entropy_threshold
         return self.boundary or Entropy(self.min_segment, self.max_segment, threshold, self.measure)

@@ -27,6 +27,7 @@ class AcceptanceMethod(Truncated):
     """Base class of methods that accept a candidate by a test of its reward."""
 
     family: ClassVar[str] = "segments"
+    tests: ClassVar[bool] = True
 
     target: float | None = setting(None, help="Target reward r* (none: suggested by the reward model).")
     beta: float = setting(0.7, help="Softness of the acceptance test; lower is stricter.", above=0, typical=(0.05, 3))
@@ -41,6 +42,16 @@ class AcceptanceMethod(Truncated):
         choices=("auto", "1", "2", "4", "8", "16"),
         advanced=True,
     )
+
+    @property
+    def remedy(self) -> str:
+        lower = "Lower target" if self.target is not None else "Set a target below the one that the reward suggests"
+        return lower + self.softer
+
+    @property
+    def softer(self) -> str:
+        """Return the end of `remedy`: a hard test has no beta."""
+        return " or raise beta." if self.acceptance == "soft" else "."
 
     @property
     def verdict(self) -> Verdict:

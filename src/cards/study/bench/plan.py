@@ -17,7 +17,7 @@ from cards.study.datasets import DATASETS
 
 PROMPTS = (
     f"Prompts: tiny, a data set ({', '.join(DATASETS)}), NAME=FILE for a local copy of a data set, or a file: .jsonl, "
-    ".json, .csv (also .gz), or text with one prompt per line."
+    ".json, .csv, .txt with one prompt per line (also .gz), or .parquet."
 )
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.toml"))}
 

@@ -19,19 +19,20 @@ MARKERS = "osD^vP*X<>hp"
 
 def save(report: BenchReport, stem: Path) -> list[Path]:
     """Draw STEM.png and STEM.svg. Raises MissingExtraError if matplotlib is missing."""
-    panels: list[tuple[str, Callable[[ArmSummary], float | None]]] = [
-        ("compute per response, LM and RM (FLOPs)", lambda s: s.flops),
-        ("wall-clock time per response in its batch (s)", lambda s: s.seconds),
+    panels: list[tuple[str, str, Callable[[ArmSummary], float | None]]] = [
+        ("compute", "compute per response, LM and RM (FLOPs)", lambda s: s.flops),
+        ("time", "wall-clock time per response in its batch (s)", lambda s: s.seconds),
     ]
-    panels = [panel for panel in panels if any(panel[1](s) for s in report.summaries)]  # function rewards count no FLOPs
+    panels = [panel for panel in panels if any(panel[2](s) for s in report.summaries)]  # function rewards count no FLOPs
     names = {summary.line for summary in report.summaries}
     columns = max(1, min(4, 130 // max(map(len, names), default=130)))  # of the legend
     legend = ceil(len(names) / columns)  # lines
     count = max(1, len(panels))
     figure, axes = plots.panels(count, 1 + 5.5 * count, 4.4 + 0.2 * legend, "bench")
-    for axis, (title, cost) in zip(axes, panels, strict=False):
+    for axis, (heading, title, cost) in zip(axes, panels, strict=False):
         _draw(axis, [(summary, cost(summary)) for summary in report.summaries])
         axis.set_xlabel(title)
+        axis.set_title(f"Quality against {heading}", fontsize=10)
     axes[0].set_ylabel(f"{'gold reward' if report.graded == 'gold' else 'reward'} (mean, 95% interval)")
     handles, labels = axes[0].get_legend_handles_labels()
     if labels:
@@ -57,7 +58,8 @@ def _draw(axis: Axes, points: list[tuple[ArmSummary, float | None]]) -> None:
         marker, colour = MARKERS[number % len(MARKERS)], f"C{number % 10}"
         name = f"{line}, by {' and '.join(sorted(names))}" if names else line
         x = [cost for _, cost in line_points]
-        axis.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.4, label=name)
+        dashes = plots.DASHES[number % len(plots.DASHES)]
+        axis.plot(x, y, color=colour, marker=marker, linestyle=dashes, markersize=6, linewidth=1.4, alpha=0.85, label=name)
         axis.errorbar(x, y, plots.bars(scores), color=colour, fmt="none", capsize=2, linewidth=1, alpha=0.45)
         for text, (_, cost), height in zip(varied, line_points, y, strict=True):
             short = ",".join(part.partition("=")[2] for part in text.split(","))

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from cards.errors import UnknownNameError
+from cards.registry import has_tests
 from cards.study.bench import metrics
 from cards.study.journal import Row
 from cards.study.statistics import Comparison, Estimate, ScoredResponse, compare, estimate
@@ -97,8 +98,8 @@ def _summary(rows: list[Row], base: list[Row], graded: str, tolerance: float) ->
         flops=usage.flops / len(rows) or None,
         seconds=_mean(row["batch"]["seconds"] / row["batch"]["requests"] for row in rows if "batch" in row),
         latency=usage.seconds / len(rows),
-        acceptance=usage.acceptance_rate,
-        fallback=usage.fallback_rate,
+        acceptance=usage.acceptance_rate if has_tests(rows[0]["method"]) else None,
+        fallback=usage.fallback_rate if usage.fallbacks or has_tests(rows[0]["method"]) else None,
         distinct=tuple(metrics.distinct(texts, n) for n in (1, 2, 3)),
         repetition=tuple(metrics.repetition(texts, n) for n in (2, 3, 4)),
         coherence=metrics.coherence((row["logprob"], row["logprob_other"], len(row["token_ids"])) for row in with_both),

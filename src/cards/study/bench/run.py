@@ -31,7 +31,8 @@ def header(plan: Plan, models: Models) -> dict[str, Any]:
     """Return the header of a results file: all that its rows must have in common."""
     loaded = {name: sys.modules[name] for name in ("torch", "transformers", "llama_cpp") if name in sys.modules}
     torch = loaded.get("torch")
-    same = ("prompts", *PROMPTING, "max_tokens", "stop", "concurrency", "device", "dtype", "slots", "context", "threads", "mix")
+    placed = ("device", "dtype", "slots", "context", "threads", "mix", "chat_template")
+    same = ("prompts", *PROMPTING, "max_tokens", "stop", "concurrency", *placed)
     return {
         "model": models.engine.name,
         "reward": models.reward.name if models.reward else "none",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def save(result: CalibrationResult, path: Path) -> None:
     """Draw the plots to a file. Raises MissingExtraError if matplotlib is missing."""
-    figure, (left, middle, right) = plots.panels(3, 14, 4.4, "calibrate")
+    figure, (left, middle, right) = plots.panels(3, 15, 4.8, "calibrate")
     _rewards(left, result)
     _entropies(middle, result)
     _settings(right, result)
@@ -38,7 +38,8 @@ def _rewards(axis: Axes, result: CalibrationResult) -> None:
     axis.plot(positions, [row["quantiles"][2] for row in rows], color="C0", marker="o", label="median")
     axis.axhline(result.choice.target.mean, color="C3", linewidth=1.2, label="chosen r*")
     axis.set_xticks(positions, [str(row["tokens"] or "end") for row in rows])
-    axis.set_xlabel("tokens of the plain response")
+    axis.set_title("Rewards of plain responses by length", fontsize=10)
+    axis.set_xlabel("tokens of the response so far")
     axis.set_ylabel("reward")
     axis.legend(frameon=False, fontsize=8)
 
@@ -48,9 +49,8 @@ def _entropies(axis: Axes, result: CalibrationResult) -> None:
     if values:
         axis.hist(values, bins=40, color="C0", alpha=0.5)
     axis.axvline(result.lengths.threshold, color="C3", linewidth=1.2)
-    axis.set_xlabel(
-        f"entropy of the next token (nats); tau_u = {result.lengths.threshold:.2f} gives {result.lengths.tokens:.1f} tokens"
-    )
+    axis.set_title(f"tau_u {result.lengths.threshold:.2f} gives segments of {result.lengths.tokens:.1f} tokens", fontsize=10)
+    axis.set_xlabel("entropy of the next token, or tau_u (nats)")
     axis.set_ylabel("tokens of plain responses")
     lengths = axis.twinx()
     thresholds, tokens = [option.threshold for option in result.options], [option.tokens for option in result.options]
@@ -59,20 +59,29 @@ def _entropies(axis: Axes, result: CalibrationResult) -> None:
 
 
 def _settings(axis: Axes, result: CalibrationResult) -> None:
-    lines: dict[str, list[tuple[float, float]]] = {}
+    """Draw a line per kind of test, dashed by alpha, and join each trial to the predicted rates of its setting."""
+    lines: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for row in predictions(result):
         kind = f"soft, beta {row['beta']:.2f}" if "beta" in row else "hard"
-        lines.setdefault(f"{kind}, alpha {row['alpha']:g}", []).append((row["cost"], row["reward"]))
-    for number, (name, points) in enumerate(sorted(lines.items())):
-        axis.plot(*zip(*points, strict=True), color=f"C{number % 10}", marker=".", markersize=4, linewidth=1, label=name)
+        lines.setdefault((kind, row["alpha"]), []).append((row["cost"], row["reward"]))
+    kinds, alphas = (sorted({key[part] for key in lines}) for part in (0, 1))
+    for (kind, alpha), points in sorted(lines.items()):
+        dashes, name = plots.DASHES[alphas.index(alpha) % len(plots.DASHES)], f"{kind}, alpha {alpha:g}"
+        x, y = zip(*points, strict=True)
+        axis.plot(x, y, color=f"C{kinds.index(kind)}", linestyle=dashes, linewidth=1.3, alpha=0.8, label=name)
     chosen = result.choice.rates
-    axis.plot(chosen["cost"].mean, chosen["reward"].mean, "*", color="C3", markersize=13, label="chosen")
-    if result.probes:
-        costs, rewards = ([probe.measured[name] for probe in result.probes] for name in ("cost", "reward"))
-        x, y = [cost.mean for cost in costs], [reward.mean for reward in rewards]
-        bars = plots.bars(rewards), plots.bars(costs)
-        axis.errorbar(x, y, *bars, fmt="ko", markersize=4, capsize=2, linewidth=0.8, label="measured (95% interval)")
+    for number, probe in enumerate(result.probes):
+        pair = [(rates["cost"], rates["reward"]) for rates in (probe.predicted, probe.measured)]
+        axis.plot([cost.mean for cost, _ in pair], [reward.mean for _, reward in pair], "k:", linewidth=1, zorder=4)
+        cost, reward = pair[1]
+        bars = plots.bars([reward]), plots.bars([cost])
+        label = None if number else "measured, joined to its prediction"
+        axis.errorbar(cost.mean, reward.mean, *bars, fmt="ko", markersize=4, capsize=2, linewidth=0.8, zorder=4, label=label)
+    axis.plot(
+        chosen["cost"].mean, chosen["reward"].mean, "*", color="gold", mec="black", markersize=13, zorder=5, label="chosen"
+    )
     plots.log_axis(axis, lambda x: f"{x:g}")
+    axis.set_title("Reward and cost of the settings, with 95% intervals", fontsize=10)
     axis.set_xlabel("cost of a response (plain sampling = 1)")
-    axis.set_ylabel("predicted mean reward")
+    axis.set_ylabel("mean reward")
     axis.legend(frameon=False, fontsize=7)

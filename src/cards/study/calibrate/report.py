@@ -62,6 +62,20 @@ def predictions(result: CalibrationResult) -> list[Row]:
     ]
 
 
+def headline(result: CalibrationResult) -> str:
+    """Return the finding in one sentence, followed by the reasons to doubt it."""
+    rated = result.choice.rates if result.trial is None else result.trial.measured
+    chosen = result.settings
+    named = ", ".join(f"{name} {chosen[name]:.3g}" for name in ("target", "beta", "alpha") if name in chosen)
+    plain = round(float(np.mean([reward for row in result.responses for reward in row["rewards"]])), 2) + 0.0  # no -0.00
+    known = "Predicted" if result.trial is None else "Confirmed" if result.confirmed else "Not confirmed"
+    finding = (
+        f"{known}: CARDS with {named} ({chosen.get('acceptance', 'soft')} test) gets a mean reward of "
+        f"{rated['reward'].mean:.2f} at {rated['cost'].mean:.1f} times the cost of plain sampling, which gets {plain:.2f}."
+    )
+    return "\n".join([finding, *(f"{reason[0].upper()}{reason[1:]}." for reason in reasons(result))])
+
+
 def tables(result: CalibrationResult) -> Iterator[Table]:
     """Yield tables of rewards, entropies, segment lengths, and the rates of each measured setting."""
     heads = [f"{level:.0%}" for level in LEVELS]
@@ -70,8 +84,8 @@ def tables(result: CalibrationResult) -> Iterator[Table]:
         correlation = "" if row["correlation"] is None or row["tokens"] is None else f"{row['correlation']:.2f}"
         values = [f"{q:.2f}" for q in row["quantiles"]]
         rows.append([str(row["tokens"] or "end"), str(row["texts"]), *values, correlation])
-    columns = ["tokens", "responses", *heads, "correlation with the final reward"]
-    yield Table("rewards of plain responses, by number of tokens so far", columns, rows)
+    columns = ["tokens", "responses", *heads, "correlation"]
+    yield Table("rewards of plain responses by tokens so far, and their correlation with the final reward", columns, rows)
     if levels := entropies(result.responses):
         yield Table("entropy of the next token (nats)", heads, [[f"{q:.2f}" for q in levels]])
     rows = []

@@ -30,7 +30,7 @@ class PairRecord:
 
 def read(path: Path) -> list[PairRecord]:
     """Read pairs: rows with a prompt, `chosen` and `rejected`, as text or messages. Raises PromptError."""
-    return parsed(rows(path), _pair, "pair", str(path))
+    return parsed(rows(path, "preference pairs"), _pair, "pair", str(path))
 
 
 async def preferred(engine: Engine, reward: Reward, pair: PairRecord, options: ChatOptions) -> list[float]:

@@ -27,9 +27,10 @@ def _prefixes(axis: Axes, measurements: Measurements) -> None:
     for number, (rule, positions) in enumerate(measurements.prefixes.items()):
         points = [(index + 0.08 * (number - 1), positions[name]["spearman"]) for index, name in enumerate(POSITIONS)]
         _line(axis, [(x, estimate) for x, estimate in points if estimate is not None], rule, number)
+    axis.set_title("Do rewards of incomplete responses predict the final ones?", fontsize=10)
     axis.set_xticks(range(len(POSITIONS)), list(POSITIONS))
     axis.set_xlabel("third of the response in which the prefix ends")
-    axis.set_ylabel("rank correlation with the reward of the complete response")
+    axis.set_ylabel("rank correlation with the final reward")
     axis.axhline(0, color="grey", linewidth=0.8)
     axis.set_ylim(-1.05, 1.05)
     axis.legend(frameon=False)
@@ -38,6 +39,7 @@ def _prefixes(axis: Axes, measurements: Measurements) -> None:
 def _preferences(axis: Axes, measurements: Measurements) -> None:
     _line(axis, [(float(part.rstrip("%")), estimate) for part, estimate in measurements.preferences.items()], None, 3)
     axis.axhline(0.5, color="grey", linewidth=0.8)
+    axis.set_title("Does the beginning identify the better response?", fontsize=10)
     axis.set_xlabel("part of both responses that is read (%)")
     axis.set_ylabel("accuracy on preference pairs")
 
@@ -47,4 +49,5 @@ def _line(axis: Axes, points: list[tuple[float, Estimate]], name: str | None, co
         x = [position for position, _ in points]
         estimates = [estimate for _, estimate in points]
         means = [estimate.mean for estimate in estimates]
-        axis.errorbar(x, means, plots.bars(estimates), marker="o", capsize=3, color=f"C{colour}", label=name)
+        style = plots.DASHES[colour % len(plots.DASHES)]
+        axis.errorbar(x, means, plots.bars(estimates), fmt=f"o{style}", capsize=3, color=f"C{colour}", label=name)

@@ -165,7 +165,7 @@ def _from_rows(path: Path, groups: Mapping[str, str]) -> list[SystemResponse]:
         identifier, reason = str(row.get("id", number)), row.get("finish_reason")
         return SystemResponse(system, prompt, messages, identifier, text.strip(), seed, group, reason)
 
-    return parsed(rows(path), parse, "row", str(path))
+    return parsed(rows(path, "responses"), parse, "row", str(path))
 
 
 def _by_prompt(responses: Iterable[SystemResponse]) -> dict[str, list[SystemResponse]]:

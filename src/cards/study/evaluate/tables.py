@@ -11,35 +11,40 @@ from cards.study.evaluate.figures import Figure
 from cards.study.statistics import Estimate
 from cards.study.tables import NONE, Table, interval, shares, write_report
 
-SCREEN_WIDTH, UNLIMITED_WIDTH = 80, 10**6  # characters
+SIGNIFICANT = 0.05  # p-values below it count as clear in the headline
 
 
-def tables(figures: Sequence[Figure], width: int = SCREEN_WIDTH) -> list[Table]:
-    """Return one table per title. A table wider than `width` characters is split into several."""
+def tables(figures: Sequence[Figure]) -> list[Table]:
+    """Return one table per title."""
     result = []
     for title in dict.fromkeys(figure.table for figure in figures):
         of_title = [figure for figure in figures if figure.table == title]
         cells = {(figure.row, figure.name): formatted(figure) for figure in of_title}
         rows, names = (list(dict.fromkeys(getattr(figure, kind) for figure in of_title)) for kind in ("row", "name"))
-        columns = {name: [name, *(cells.get((row, name), NONE) for row in rows)] for name in names}
-        for number, chunk in enumerate(_chunks(columns, width - max(16, *map(len, rows)))):
-            lines = [list(line) for line in zip(["", *rows], *chunk, strict=True)]
-            result.append(Table(f"{title} (more)" if number else title, lines[0], lines[1:]))
+        result.append(Table(title, ["", *names], [[row, *(cells.get((row, name), NONE) for name in names)] for row in rows]))
     return result
 
 
-def _chunks(columns: dict[str, list[str]], width: int) -> list[list[list[str]]]:
-    """Group columns into chunks that fit `width` characters."""
-    chunks: list[list[list[str]]] = []
-    left = 0
-    for column in columns.values():
-        needed = max(map(len, column)) + 2
-        if not chunks or needed > left:
-            chunks.append([])
-            left = width
-        chunks[-1].append(column)
-        left -= needed
-    return chunks
+def headline(figures: Sequence[Figure], baseline: str, held_out: bool) -> str:
+    """Return the main finding in one sentence: the system that wins most against the baseline, by the first grader."""
+    if not held_out:
+        return "No independent model grades these responses, so no system is better: add one with --gold or --judge."
+    wins = [figure for figure in figures if figure.name == "wins"]
+    if not wins:
+        return f"{len({figure.row for figure in figures if figure.table == 'answers'})} systems were graded, and not compared."
+    first = [figure for figure in figures if figure.table == wins[0].table]
+    names = ("wins", "losses", "gain", "p")
+    values = {name: {figure.row: figure.value for figure in first if figure.name == name} for name in names}
+    best = max(values["wins"], key=lambda row: (values["wins"][row] - values["losses"][row], values["gain"].get(row, 0.0)))
+    won, lost, _, p = (values[name].get(best) for name in names)
+    assert won is not None
+    assert lost is not None
+    verdict = "is not clearly better than"
+    if p is not None and p < SIGNIFICANT:
+        verdict = "is better than" if won > lost else "is worse than"
+    chance = "" if p is None else f" (p = {p:.2g})"
+    by = wins[0].table.partition(" against ")[0].partition(" on pairs ")[0]
+    return f"{best} {verdict} {baseline} by {by}: it wins {won:.0%} and loses {lost:.0%} of the pairs{chance}."
 
 
 def formatted(figure: Figure) -> str:
@@ -56,4 +61,4 @@ def write(about: Mapping[str, Any], figures: Sequence[Figure], path: Path) -> li
     """Write the report next to the journal, as Markdown, CSV and JSON. Return the paths."""
     header = {name: value for name, value in about.items() if isinstance(value, str)}
     rows = [asdict(figure) for figure in figures]
-    return write_report(path, header, tables(figures, UNLIMITED_WIDTH), rows, {**about, "figures": rows})
+    return write_report(path, header, tables(figures), rows, {**about, "figures": rows})
