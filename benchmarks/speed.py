@@ -72,7 +72,9 @@ class Arms:
             self.engine = TransformersEngine.load("tiny", device=str(device), dtype=args.dtype, **options)
             self.reward = ClassifierReward.load("tiny", device=str(device), dtype=args.dtype, **options)
         else:
-            self.engine, self.reward = DeviceWorker.on(device).call(lambda: random_pair(name, str(device), dtype, **options))
+            self.engine, self.reward = DeviceWorker.on(device).call(
+                lambda: random_pair(name, str(device), dtype, reward=args.reward, **options)
+            )
         self.engine.end_ids = frozenset()
         generation = self.engine.model.generation_config
         generation.eos_token_id, generation.pad_token_id = None, 0
@@ -94,12 +96,12 @@ class Arms:
         return DeviceWorker.on(self.engine.model.device).call(run)
 
     def cards(self, requests: int) -> tuple[float, int, list[Result]]:
-        return self._ours(cards.Decoder(self.engine, self.reward, self.method), requests)
+        return self.ours(cards.Decoder(self.engine, self.reward, self.method), requests)
 
     def vanilla(self, requests: int) -> tuple[float, int, list[Result]]:
-        return self._ours(cards.Decoder(self.engine, None, cards.methods.Vanilla()), requests)
+        return self.ours(cards.Decoder(self.engine, None, cards.methods.Vanilla()), requests)
 
-    def _ours(self, decoder: Decoder, requests: int) -> tuple[float, int, list[Result]]:
+    def ours(self, decoder: Decoder, requests: int) -> tuple[float, int, list[Result]]:
         chosen = prompts()[: self.single] if requests == 1 else prompts()[:requests]
         self.engine.forget()
         self.reward.forget()
@@ -210,6 +212,7 @@ def _books(books: dict[str, cards.Usage], read: dict[str, int]) -> dict[str, dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["tiny", "random-100m"])
+    parser.add_argument("--reward", default=None, help="Shape of the RM of random models. Default: that of the LM.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=32)

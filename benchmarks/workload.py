@@ -19,6 +19,7 @@ from cards.events import Message
 
 HERE = Path(__file__).parent
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
+    "random-tiny": (128, 256, 2, 2, 1, 20000),
     "random-100m": (768, 2048, 12, 12, 12, 20000),
     "random-1b": (2048, 8192, 16, 32, 8, 128256),
     "random-8b": (4096, 14336, 32, 32, 8, 128256),
@@ -55,10 +56,36 @@ def machine(device: str, dtype: str) -> dict[str, object]:
     }
 
 
-def random_pair(shape: str, device: str, dtype: torch.dtype, **options: Any) -> tuple[TransformersEngine, ClassifierReward]:
-    """Return a random, seeded Llama LM and RM with the embedded tokenizer; only their speed is meaningful."""
-    hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
+def random_pair(
+    shape: str, device: str, dtype: torch.dtype, *, reward: str | None = None, **options: Any
+) -> tuple[TransformersEngine, ClassifierReward]:
+    """Return a random, seeded Llama LM and RM with the embedded tokenizer; only their speed is meaningful.
+
+    reward: the shape of the RM, if it differs.
+    """
+    lm = _random_lm(shape, device, dtype)
+    rm = _random_model(LlamaForSequenceClassification, reward or shape, device, dtype)
     tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")
+    engine = TransformersEngine(lm, tokenizer, **options, name=shape)
+    return engine, ClassifierReward(rm, tokenizer, **options, name=reward or shape)
+
+
+def random_engine(shape: str, device: str, dtype: torch.dtype, **options: Any) -> TransformersEngine:
+    """Return a random, seeded Llama LM with the embedded tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "lm")
+    return TransformersEngine(_random_lm(shape, device, dtype), tokenizer, **options, name=shape)
+
+
+def _random_lm(shape: str, device: str, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    lm = _random_model(LlamaForCausalLM, shape, device, dtype)
+    with torch.no_grad():  # spread the logits, so that the entropy varies
+        lm.model.norm.weight.mul_(6.0)
+    return lm
+
+
+def _random_model(kind: Any, shape: str, device: str, dtype: torch.dtype) -> Any:
+    hidden, intermediate, layers, heads, key_heads, vocabulary = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -66,20 +93,18 @@ def random_pair(shape: str, device: str, dtype: torch.dtype, **options: Any) -> 
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=AutoTokenizer.from_pretrained(TINY / "lm").pad_token_id,
         id2label={0: "reward"},
         label2id={"reward": 0},
     )
-    torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    with torch.device(device):
-        lm, rm = LlamaForCausalLM(config), LlamaForSequenceClassification(config)
-    torch.set_default_dtype(torch.float32)
-    with torch.no_grad():  # spread the logits, so that the entropy varies
-        lm.model.norm.weight.mul_(6.0)
-    return TransformersEngine(lm, tokenizer, **options, name=shape), ClassifierReward(rm, tokenizer, **options, name=shape)
+    try:
+        with torch.device(device):
+            return kind(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _processor() -> str:

@@ -37,7 +37,7 @@ def test_models_whose_weights_or_slots_do_not_fit_say_what_to_lower(monkeypatch:
         patched.setattr(torch.nn.Module, "to", full)
         with pytest.raises(SettingError, match="'tiny' does not fit into the memory of cpu"):
             TransformersEngine.load("tiny", device="cpu")
-    monkeypatch.setattr(TorchCache, "_layer", full)
+    monkeypatch.setattr(TorchCache, "_allocate", full)
     for make in (llama_float32.engine, llama_float32.reward):  # a reward does not go on without slots then
         with pytest.raises(SettingError, match=r"The cache slots do not fit .* Lower slots or context"):
             make()

@@ -1,6 +1,7 @@
 """Every supported architecture gives in slots what it gives without a cache."""
 
 import random
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,9 @@ from helpers.families import SMALL, lm_slots, small_lm
 
 from cards.backends.configuration import context_length
 from cards.backends.local.attention import SlotAttention
-from cards.backends.local.cache import SPREAD, TorchCache
+from cards.backends.local.cache import TorchCache
+from cards.backends.local.lean import COPIED
+from cards.backends.local.packing import SPREAD
 from cards.backends.local.proof import lm_outputs
 from cards.engines.slots import Slots
 from cards.errors import ModelError, SettingError
@@ -102,6 +105,15 @@ def test_model_stays_usable_outside_the_engine() -> None:
     assert model.generate(ids, **options).tolist() == plain.generate(ids, **options).tolist()
 
 
+@torch.inference_mode()
+def test_a_model_can_be_saved_after_its_weights_were_joined(tmp_path: Path) -> None:
+    plain, model = make("qwen2"), make("qwen2")
+    slots_of(model, rows=2)
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(hf.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, plain(ids).logits)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_the_lean_pass_is_taken_where_it_fits(family: str) -> None:
@@ -122,14 +134,16 @@ def test_a_lean_pass_that_differs_is_not_taken() -> None:
 
 
 @torch.inference_mode()
-def test_weights_stay_what_they_were_and_two_engines_share_them() -> None:
+@pytest.mark.parametrize("small", [0, COPIED])
+def test_weights_stay_what_they_were_and_two_engines_share_large_ones(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cards.backends.local.lean.COPIED", small)
     plain, model = make("qwen2"), make("qwen2")
     for _ in range(2):
         slots_of(model, rows=2)
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
     q, k = (getattr(model.model.layers[0].self_attn, part).weight for part in ("q_proj", "k_proj"))
-    assert q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    assert (q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()) == (small == 0)
 
 
 def test_layers_in_the_hands_of_others_are_left_to_the_model() -> None:

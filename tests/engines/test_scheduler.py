@@ -70,16 +70,16 @@ class Bench:
     def __init__(self, rows: int = 3, length: int = 64, budget: int = 1024) -> None:
         self.cache = LastToken(rows, length)
         self.slots = Slots(self.cache)
-        self.scheduler = Scheduler(self.slots, self.consume, budget)
+        self.scheduler = Scheduler(self.slots, lambda rows, output: output[:, 0].tolist(), self.consume, budget)
         worker = self.scheduler.worker
         with worker.condition:
             worker.steppers = [ref for ref in worker.steppers if ref() is not self.scheduler]
         self.sizes = self.cache.sizes
         self.most_active = 0
 
-    def consume(self, rows: Sequence[Row], output: NDArray[np.float64]) -> Sequence[Row]:
-        for row, value in zip(rows, output, strict=True):
-            row.tokens.append(int(value[0]) + 1)
+    def consume(self, rows: Sequence[Row], output: NDArray[np.float64], looks: Sequence[float]) -> Sequence[Row]:
+        for row, value in zip(rows, looks, strict=True):
+            row.tokens.append(int(value) + 1)
             call = row.call
             assert isinstance(call, Waiter)
             if len(row.tokens) - row.given == call.count:
@@ -294,6 +294,13 @@ def test_the_pace_of_steps_of_one_size_is_the_guess() -> None:
     for _ in range(50):
         pace.observe(4, 1.0)
     assert pace.row_cost == 0.3
+
+
+def test_the_pace_keeps_what_it_learned_from_other_steps() -> None:
+    pace = Pace(guess=0.5)
+    for i in range(1000):
+        pace.observe(1 + i % 7 if i < 100 else 4, 2.0 + 0.1 * (1 + i % 7 if i < 100 else 4))
+    assert pace.row_cost == pytest.approx(0.05)
 
 
 def test_a_caller_who_has_closed_the_loop_is_told_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -36,13 +37,13 @@ def worker() -> Iterator[DeviceWorker]:
 async def threads_of_steps(engine: TransformersEngine) -> int:
     """The number of threads during a step of the engine."""
     seen: list[int] = []
-    consume = engine.scheduler.consume
+    look = engine.scheduler.look
 
-    def seeing(rows: Sequence[Row], logits: torch.Tensor) -> Sequence[Row]:
+    def seeing(rows: Sequence[Row], logits: torch.Tensor) -> Sequence[Any]:
         seen.append(torch.get_num_threads())
-        return consume(rows, logits)
+        return look(rows, logits)
 
-    engine.scheduler.consume = seeing
+    engine.scheduler.look = seeing
     await Decoder(engine, None, Vanilla()).agenerate("ab", max_tokens=2)
     await engine.aclose()
     return max(seen)

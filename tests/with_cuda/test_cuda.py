@@ -1,6 +1,9 @@
-"""On a GPU: the texts of the CPU, the oracle's verdicts, two devices, half precision. Run by `make test-cuda`."""
+"""On a GPU: the texts of the CPU, the oracle's verdicts, two devices, half precision, graphs. Run by `make test-cuda`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import torch
@@ -8,8 +11,11 @@ from helpers.cards_reference import Oracle, Settings
 from helpers.random_models import CONTEXT, END, Pair, words
 
 import cards
+from cards.backends.local.cache import TorchCache
 from cards.backends.local.engine import TransformersEngine
+from cards.backends.local.graphs import StepGraphs
 from cards.backends.local.rewards import ClassifierReward
+from cards.methods import Vanilla
 
 if not torch.cuda.is_available():
     pytest.skip("There is no GPU for torch here.", allow_module_level=True)
@@ -69,3 +75,49 @@ async def test_half_precision_rewards_are_near_those_of_float32(dtype: str) -> N
     for prompt, result in zip(PROMPTS, await decode.abatch(PROMPTS, max_tokens=32), strict=True):
         [score] = await exact.score(decode.engine.encode(prompt), [cards.Response(result.text, result.token_ids)])
         assert result.reward == pytest.approx(score, abs=0.2)
+
+
+def graphs_of(engine: cards.Engine) -> StepGraphs | None:
+    assert isinstance(engine, TransformersEngine)
+    return cast(TorchCache, engine.scheduler.slots.cache).graphs
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_texts_are_the_same_with_graphs(count: int) -> None:
+    found = []
+    for graphs in (False, True):
+        engine = TransformersEngine.load("tiny", device="cuda", dtype="float32", slots=8, context=256, graphs=graphs)
+        results = cards.Decoder(engine, None, Vanilla()).batch(PROMPTS[:count], max_tokens=48)
+        found.append([result.token_ids for result in results])
+        assert (graphs_of(engine) is not None) == graphs
+    assert found[0] == found[1]
+    assert len(graphs_of(engine).graphs) >= 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_uses_paged_attention_and_graphs(dtype: str) -> None:
+    engine = TransformersEngine.load("tiny", device="cuda", dtype=dtype, slots=8, context=256)
+    assert cast(TorchCache, engine.scheduler.slots.cache).paged
+    cards.Decoder(engine, None, Vanilla()).batch(PROMPTS[:3], max_tokens=16)
+    assert graphs_of(engine) is not None
+
+
+def test_a_decoding_step_waits_only_for_what_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine.load("tiny", device="cuda", dtype="bfloat16", slots=8, context=256)
+    decode = cards.Decoder(engine, None, Vanilla(top_k=30, top_p=0.9))
+    expected = decode(PROMPTS[0], max_tokens=24).token_ids  # captures the graphs
+    fetch = engine._fetch
+
+    def allowed(results: Sequence[torch.Tensor]) -> list[list[float]]:
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return fetch(results)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(engine, "_fetch", allowed)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        assert decode(PROMPTS[0], max_tokens=24).token_ids == expected
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

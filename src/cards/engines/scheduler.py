@@ -114,39 +114,38 @@ class Pace:
     """A least-squares estimate, over recent steps, of the cost of a row relative to the fixed cost of a step."""
 
     def __init__(self, guess: float = 0.085, memory: float = 0.99) -> None:
-        self.guess, self.memory = guess, memory
+        self.row_cost, self.memory = guess, memory  # the time that one more row adds to a step, as a fraction of the fixed time
         self.sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # weighted sums of 1, rows, seconds, rows^2, rows * seconds
 
     def observe(self, rows: int, seconds: float) -> None:
-        """Add a measured step."""
+        """Add a measured step. While the numbers of rows are too similar, the last estimate stays."""
         new = (1.0, rows, seconds, rows * rows, rows * seconds)
         self.sums = tuple(self.memory * a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
-
-    @property
-    def row_cost(self) -> float:
-        """The time that one more row adds to a step, as a fraction of the fixed time."""
         n, x, y, xx, xy = self.sums
         spread = n * xx - x * x
-        if n < 20 or spread < 0.1 * x * x:  # too few steps, or too similar
-            return self.guess
+        if n < 20 or spread < 0.1 * x * x:
+            return
         slope = (n * xy - x * y) / spread
         fixed = (y - slope * x) / n
-        return min(1.0, max(0.001, slope / fixed)) if slope > 0 and fixed > 0 else self.guess
+        if slope > 0 and fixed > 0:
+            self.row_cost = min(1.0, max(0.001, slope / fixed))
 
 
-Consume = Callable[[Sequence[Row], Outputs], Sequence[Row]]
+Look = Callable[[Sequence[Row], Outputs], Sequence[Any]]
+Consume = Callable[[Sequence[Row], Outputs, Sequence[Any]], Sequence[Row]]
 
 
 class Scheduler(Composite):
     """Runs rows through cache slots. `submit` is thread-safe; everything else runs in the worker thread of the device.
 
-    `consume(rows, outputs [rows, ...])` gets the rows that are completely read. It extends their tokens or marks them done, and
-    returns new rows, which are admitted first. `budget` is the maximum number of tokens of a step. It prevents long prompts
-    from delaying other requests.
+    `look(rows, outputs [rows, ...])` gets the rows that are completely read, and returns what it needs of each output. It is
+    the only part of a step that waits for the device. Then `consume(rows, outputs, looks)` extends their tokens or marks them
+    done, and returns new rows, which are admitted first. `budget` is the maximum number of tokens of a step. It prevents long
+    prompts from delaying other requests.
     """
 
-    def __init__(self, slots: Slots, consume: Consume, budget: int = 1024) -> None:
-        self.slots, self.consume, self.budget = slots, consume, budget
+    def __init__(self, slots: Slots, look: Look, consume: Consume, budget: int = 1024) -> None:
+        self.slots, self.look, self.consume, self.budget = slots, look, consume, budget
         self.inbox: deque[tuple[Callable[[], Sequence[Row]], PendingCall | None]] = deque()
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
@@ -223,19 +222,25 @@ class Scheduler(Composite):
             ends = [int(self.slots.held[row.slot]) + len(new) for row, new in batch]
             wanted = [row.wanted(end, len(new)) for (row, new), end in zip(batch, ends, strict=True)]
             output = self.slots.read([(row.slot, new) for row, new in batch], wanted)
+            stops = np.cumsum(wanted).tolist()
+            complete = [end == len(row.tokens) and not isinstance(row, Tail) for (row, _), end in zip(batch, ends, strict=True)]
+            rows = [row for (row, _), whole in zip(batch, complete, strict=True) if whole]
+            looks: Sequence[Any] = ()
+            if rows:
+                at = [stop - 1 for stop, whole in zip(stops, complete, strict=True) if whole]
+                last = output if len(rows) == len(output) else self.slots.cache.select(output, at)
+                looks = self.look(rows, last)
+            else:
+                self.slots.cache.wait()
             self._account(batch, time.perf_counter() - start)  # before callers see the outputs
-            rows, positions = [], []
-            for (row, _), end, stop, count in zip(batch, ends, np.cumsum(wanted).tolist(), wanted, strict=True):
+            for (row, _), end, stop, count in zip(batch, ends, stops, wanted, strict=True):
                 if isinstance(row, Tail):
                     part = output[stop - count : stop]
                     row.take(part if end == len(row.tokens) else self.slots.cache.join([part]), end)
                     if row.done:
                         row.finish(self.slots.cache.join(row.outputs))
-                elif end == len(row.tokens):
-                    rows.append(row)
-                    positions.append(stop - 1)
             if rows:
-                self._consume(rows, output if len(rows) == len(output) else output[positions])
+                self._admit_next(self.consume(rows, last, looks))
         except Exception as error:
             if not self.closed:
                 log.exception("A step of the model failed, and so did its requests.")
@@ -291,10 +296,11 @@ class Scheduler(Composite):
                     fresh.append(row)
         self.waiting.extendleft(reversed(later))
         if fresh:
-            self._consume(fresh, self.slots.cache.join([row.start for row in fresh]))
+            outputs = self.slots.cache.join([row.start for row in fresh])
+            self._admit_next(self.consume(fresh, outputs, self.look(fresh, outputs)))
 
-    def _consume(self, rows: Sequence[Row], output: Outputs) -> None:
-        self.waiting.extendleft(reversed(self.consume(rows, output)))
+    def _admit_next(self, rows: Sequence[Row]) -> None:
+        self.waiting.extendleft(reversed(rows))
 
     def _batch(self) -> list[tuple[Row, list[int]]]:
         """Return rows and the tokens that they read in this step: decoding rows first, then prompts in order of arrival."""

@@ -50,8 +50,8 @@ class SlotScorer(Composite):
     """A scorer for causal models in cache slots, which reads only the tokens that no slot holds."""
 
     def __init__(self, slots: Slots, combine: Combine, budget: int = 1024) -> None:
-        self.scheduler = Scheduler(slots, self._consume, budget)
-        self.parts, self.combine = (self.scheduler,), combine
+        self.scheduler = Scheduler(slots, lambda rows, outputs: combine(outputs), self._consume, budget)
+        self.parts = (self.scheduler,)
 
     async def score(self, rows: Sequence[list[int]]) -> list[float]:
         pending = PendingScores(rows)
@@ -68,9 +68,9 @@ class SlotScorer(Composite):
                 return [Row(pending, shared)]
         return texts
 
-    def _consume(self, rows: Sequence[Row], outputs: Outputs) -> list[Row]:
+    def _consume(self, rows: Sequence[Row], outputs: Outputs, rewards: Sequence[float]) -> list[Row]:
         admitted: list[Row] = []
-        for row, reward in zip(rows, self.combine(outputs), strict=True):
+        for row, reward in zip(rows, rewards, strict=True):
             row.done = True
             pending = cast(PendingScores, row.call)
             if isinstance(row, TextRow):

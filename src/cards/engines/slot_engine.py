@@ -20,12 +20,14 @@ from cards.errors import CardsError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.sampling import Sampling, invalid_logits, uniforms
 
+Look = tuple[float | None, int | None]  # of a candidate: uncertainty about its next token, if its boundary asks, and the token
+
 
 class SlotEngine(Engine):
     """An LM whose rows share the cache slots of a scheduler. Further rows wait for a free slot.
 
     A back end loads the model, calls `_start` with its slots, and computes with the outputs of its model in `_draw`,
-    `_uncertainty`, `_to_numpy` and `_logprobs`. All of these run in the worker thread.
+    `_uncertainty`, `_fetch`, `_to_numpy` and `_logprobs`. All of these run in the worker thread.
     """
 
     has: ClassVar[frozenset[str]] = frozenset({"segments", "logits", "logprobs", "shaping"})
@@ -34,20 +36,24 @@ class SlotEngine(Engine):
 
     def _start(self, slots: Slots, budget: int = 1024) -> None:
         """Run rows in these slots, with at most `budget` tokens in a step."""
-        self.scheduler = Scheduler(slots, self._consume, budget)
+        self.scheduler = Scheduler(slots, self._look, self._consume, budget)
         self.parts = (self.scheduler,)
         self._logits: OrderedDict[tuple[int, ...], Outputs] = OrderedDict()  # [1, vocabulary] after recent sequences
 
     @abstractmethod
-    def _draw(self, logits: Outputs, sampling: Sampling, u: Sequence[float]) -> list[int]:
+    def _draw(self, logits: Outputs, sampling: Sampling, u: Sequence[float]) -> Outputs:
         """Draw one token id per row by inverse CDF, with u in [0, 1): logits [rows, vocabulary] -> ids [rows].
 
         The id is -1 if the logits of the row contain NaN or +inf, or only -inf.
         """
 
     @abstractmethod
-    def _uncertainty(self, boundary: Boundary, logits: Outputs) -> list[float]:
+    def _uncertainty(self, boundary: Boundary, logits: Outputs) -> Outputs:
         """Return the boundary's uncertainty about each next token, [rows, vocabulary] -> [rows]."""
+
+    def _fetch(self, results: Sequence[Outputs]) -> Sequence[Sequence[float]]:
+        """Return results of `_uncertainty` and `_draw` as numbers of this process."""
+        return results
 
     @abstractmethod
     def _to_numpy(self, logits: Outputs) -> NDArray[np.float32]:
@@ -144,26 +150,46 @@ class SlotEngine(Engine):
             return [Row(proposal, proposal.prefix)]
         return proposal.candidates(logits)
 
-    def _consume(self, rows: Sequence[Row], logits: Outputs) -> list[Row]:
-        admitted: list[Row] = []
-        drawing: list[tuple[Candidate, int]] = []
-        for i, row in enumerate(rows):
-            if isinstance(row, Candidate):
-                drawing.append((row, i))
-            else:
-                row.done = True
-                kept = self._remember(row.tokens, logits[i : i + 1])
-                admitted += row.call.candidates(kept)  # type: ignore[attr-defined]
-        raw, logits = logits, self._shaped(logits, drawing)
-        drawing = self._stop_before([(c, i) for c, i in drawing if not c.call.cancelled], logits, raw)
+    def _look(self, rows: Sequence[Row], logits: Outputs) -> list[Look]:
+        """Return what the candidates need from the logits: one uncertainty, and the token that follows unless it ends them.
+
+        All of it is computed where the logits are, and fetched together, because each fetch waits for the device.
+        """
+        drawing = [(row, i) for i, row in enumerate(rows) if isinstance(row, Candidate)]
+        logits = self._shaped(logits, drawing)
+        drawing = [(candidate, i) for candidate, i in drawing if not candidate.call.cancelled]
+        by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
         by_sampling: dict[Sampling, list[tuple[Candidate, int]]] = {}
         for candidate, i in drawing:
+            boundary = candidate.call.ask.boundary
+            if boundary.reads_logits and candidate.drawn >= boundary.minimum:
+                by_boundary.setdefault(boundary, []).append((candidate, i))
             by_sampling.setdefault(candidate.call.ask.sampling, []).append((candidate, i))
+        asked = [self._uncertainty(boundary, self._rows_of(logits, members)) for boundary, members in by_boundary.items()]
         for sampling, members in by_sampling.items():
             u = [c.uniforms[c.drawn] for c, _ in members]
             allowed = self._allowed(self._rows_of(logits, members), [candidate for candidate, _ in members])
-            for (candidate, _), token in zip(members, self._draw(allowed, sampling, u), strict=True):
-                candidate.push(token)
+            asked.append(self._draw(allowed, sampling, u))
+        found: list[list[Any]] = [[None, None] for _ in rows]
+        columns = [0] * len(by_boundary) + [1] * len(by_sampling)
+        groups = [*by_boundary.values(), *by_sampling.values()]
+        for column, members, values in zip(columns, groups, self._fetch(asked), strict=True):
+            for (_, i), value in zip(members, values, strict=True):
+                found[i][column] = value
+        return [(value, None if token is None else int(token)) for value, token in found]
+
+    def _consume(self, rows: Sequence[Row], logits: Outputs, looks: Sequence[Look]) -> list[Row]:
+        admitted: list[Row] = []
+        for i, (row, (value, token)) in enumerate(zip(rows, looks, strict=True)):
+            if not isinstance(row, Candidate):
+                row.done = True
+                kept = self._remember(row.tokens, logits[i : i + 1])
+                admitted += row.call.candidates(kept)  # type: ignore[attr-defined]
+            elif value is not None and row.call.ask.boundary.ends_before(value):
+                self._remember(row.tokens, logits[i : i + 1])
+                row.end(value)
+            elif token is not None:
+                row.push(token)
         for call in {row.call for row in rows if isinstance(row, Candidate) and row.done}:
             call.deliver()
         return admitted
@@ -187,24 +213,6 @@ class SlotEngine(Engine):
             except CardsError as error:
                 candidate.call.abort(error)
         return logits
-
-    def _stop_before(self, drawing: list[tuple[Candidate, int]], logits: Outputs, raw: Outputs) -> list[tuple[Candidate, int]]:
-        """End the candidates whose boundary precedes the next token. Return the remaining candidates.
-
-        Boundaries read the shaped `logits`. `raw` logits are remembered.
-        """
-        by_boundary: dict[Boundary, list[tuple[Candidate, int]]] = {}
-        for candidate, i in drawing:
-            boundary = candidate.call.ask.boundary
-            if boundary.reads_logits and candidate.drawn >= boundary.minimum:
-                by_boundary.setdefault(boundary, []).append((candidate, i))
-        for boundary, members in by_boundary.items():
-            values = self._uncertainty(boundary, self._rows_of(logits, members))
-            for (candidate, i), value in zip(members, values, strict=True):
-                if boundary.ends_before(value):
-                    self._remember(candidate.tokens, raw[i : i + 1])
-                    candidate.end(value)
-        return [(candidate, i) for candidate, i in drawing if not candidate.done]
 
     def _rows_of(self, logits: Outputs, members: Sequence[tuple[Candidate, int]]) -> Outputs:
         """Return the logits of these candidates, each with its row."""

@@ -46,8 +46,8 @@ class Cache(ABC):
     def read(self, rows: Sequence[Read], counts: Sequence[int]) -> Outputs:
         """Run the model on new tokens of some rows, in ascending order of the rows, and store their keys and values.
 
-        Return the outputs at the last `counts` new tokens of each row, concatenated: [sum(counts), ...]. The computation has
-        finished when this returns. The next read may overwrite the outputs.
+        Return the outputs at the last `counts` new tokens of each row, concatenated: [sum(counts), ...]. The computation may
+        still run when this returns (see `wait`). The next read may overwrite the outputs.
         """
 
     @abstractmethod
@@ -57,6 +57,13 @@ class Cache(ABC):
     @abstractmethod
     def join(self, parts: Sequence[Outputs]) -> Outputs:
         """Concatenate the outputs of several reads."""
+
+    def select(self, outputs: Outputs, rows: list[int]) -> Outputs:
+        """Return some rows of the outputs."""
+        return outputs[rows]
+
+    def wait(self) -> None:  # noqa: B027 - most devices have nothing to wait for
+        """Wait until the computation of the last read has finished."""
 
     @abstractmethod
     def clear(self) -> None:

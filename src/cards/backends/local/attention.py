@@ -44,6 +44,9 @@ class SlotAttention:
             config._attn_implementation_internal = _own.pop(id(config))
 
 
+Store = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # see PackedStep
+
+
 @dataclass(slots=True)
 class Group:
     """Rows that attend in one call. They have similar numbers of new tokens T, so that padding to the longest costs little.
@@ -89,15 +92,15 @@ class PackedStep:
     place: [tokens], index of each packed token in the flattened cache.
     position: [tokens], position of each packed token in its row.
     unpack: [tokens], index of each packed token's output in the concatenated outputs of the groups; None if the orders agree.
-    cache(layer, key, value): return the keys and values of a layer, [slots, length, heads, dim] each. The first call
-    allocates them with the shape and dtype of `key` and `value`.
+    store(layer, place, key, value): write the keys and values [tokens, heads, dim] of a layer to these cache entries, and
+    return all of its keys and values, [slots, length, heads, dim] each.
     """
 
     place: Tensor
     position: Tensor
     groups: Sequence[Group]
     unpack: Tensor | None
-    cache: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+    store: Store
 
     def attend(
         self,
@@ -110,15 +113,15 @@ class PackedStep:
         softcap: float | None = None,
     ) -> Tensor:
         """Store keys and values [tokens, key heads, dim], and return the output for queries [tokens, heads, dim]."""
-        keys, values = self.cache(layer, key, value)
-        keys.flatten(0, 1).index_copy_(0, self.place, key)
-        values.flatten(0, 1).index_copy_(0, self.place, value)
-        heads, key_heads = query.shape[1], key.shape[1]
+        keys, values = self.store(layer, self.place, key, value)
+        heads, key_heads, dim = query.shape[1], key.shape[1], query.shape[2]
         ratio = heads // key_heads  # query heads that share a key head are folded into the query length
         outputs = []
         for group in self.groups:
             k, v = (cache[group.rows, : group.length].transpose(1, 2) for cache in (keys, values))
-            q = group.select(query).transpose(1, 2).reshape(group.count, key_heads, -1, query.shape[2])
+            q = group.select(query)
+            single = q.shape[1] == 1  # then no axes change places
+            q = (q if single else q.transpose(1, 2)).reshape(group.count, key_heads, -1, dim)
             mask = group.mask(self.position, window, ratio, query.dtype)
             if softcap is None:
                 out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
@@ -126,13 +129,33 @@ class PackedStep:
                 logits = (q @ k.transpose(-1, -2)) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
                 logits = torch.tanh(logits / softcap) * softcap
                 out = (logits if mask is None else logits + mask).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
-            outputs.append(out.reshape(group.count, heads, -1, out.shape[-1]).transpose(1, 2).flatten(0, 1))
+            if single:
+                outputs.append(out.reshape(group.count, heads, -1))
+            else:
+                outputs.append(out.reshape(group.count, heads, -1, out.shape[-1]).transpose(1, 2).flatten(0, 1))
         packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return packed if self.unpack is None else packed[self.unpack]
 
 
+class Step(Protocol):
+    """One packed forward pass, in which `attend` computes the attention of each layer (see `PackedStep`)."""
+
+    position: Tensor
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor: ...
+
+
 @contextmanager
-def use_step(step: PackedStep) -> Iterator[None]:
+def use_step(step: Step) -> Iterator[None]:
     """Make `step` the current step of this thread."""
     _local.step = step
     try:
@@ -141,7 +164,7 @@ def use_step(step: PackedStep) -> Iterator[None]:
         del _local.step
 
 
-def current_step() -> PackedStep | None:
+def current_step() -> Step | None:
     """Return the current step of this thread, if there is one."""
     return getattr(_local, "step", None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -21,11 +22,12 @@ from cards.backends.local.own_cache import OwnCache, own_slots
 from cards.backends.local.proof import lm_outputs, lm_proof, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
 from cards.backends.local.skipping import layers_to_skip, without_layers
+from cards.backends.local.transfer import to_device
 from cards.boundaries import Boundary
 from cards.engines.base import Engine
 from cards.engines.loader import is_embedded
 from cards.engines.scheduler import Row
-from cards.engines.slot_engine import SlotEngine
+from cards.engines.slot_engine import Look, SlotEngine
 from cards.engines.slots import Slots
 from cards.errors import ModelError
 from cards.fingerprint import fingerprint
@@ -42,6 +44,8 @@ class TransformersEngine(SlotEngine):
 
     On a CPU prefer `load` to passing a model: computation in other threads can slow down every step (see DeviceWorker.call).
     `threads` is the number of CPU threads for all models of this process on this device (see `worker_on`).
+    Make a new engine after a change of the model's weights.
+    `graphs` runs decoding steps as CUDA graphs on CUDA devices, if the model allows it (see `StepGraphs`).
     A model whose layers do not run exactly in slots runs with its own cache, which is slower; a warning gives the reason.
     Raises ModelError if that is not exact either.
     """
@@ -57,8 +61,10 @@ class TransformersEngine(SlotEngine):
         slots: int | None = None,
         context: int | None = None,
         threads: int | None = None,
+        graphs: bool = True,
         name: str | None = None,
     ) -> None:
+        self.graphs = graphs
         self.model, self.tokenizer = check_model(model).train(False), tokenizer
         self.name = name or model.name_or_path or type(model).__name__
         self.context = context_length(model, context)
@@ -84,7 +90,7 @@ class TransformersEngine(SlotEngine):
         proof = lm_proof(self.model, self.context)
         try:
             size = cache_size_on(self.model.device, rows, context, self.context)
-            return verified_slots(proof, lm_outputs(self.model, self.context), size)
+            return verified_slots(proof, lm_outputs(self.model, self.context), size, graphs=self.graphs)
         except ModelError as error:
             slots = own_slots(proof, SLOTS if rows is None else rows, self.context)
             way = "runs with its own cache, which is exact but slower"
@@ -103,6 +109,7 @@ class TransformersEngine(SlotEngine):
         slots: int | None = None,
         context: int | None = None,
         threads: int | None = None,
+        graphs: bool = True,
         **options: Any,
     ) -> TransformersEngine:
         """Load `tiny`, a folder, or a Hugging Face name. Options are `trust_remote_code` and `token`: see `load_engine`.
@@ -110,14 +117,14 @@ class TransformersEngine(SlotEngine):
         Raises UnknownNameError, ModelError or SettingError.
         """
         model, tokenizer = load(name, "lm", device=device, dtype=dtype, context=context, threads=threads, **options)
-        return cls(model, tokenizer, slots=slots, context=context, name=name)
+        return cls(model, tokenizer, slots=slots, context=context, graphs=graphs, name=name)
 
     def without_layers(self, share: float) -> TransformersEngine:
         if share not in self._without_layers:
             skipped = layers_to_skip(self.model, share)
             model, name = without_layers(self.model, skipped), f"{self.name} without {len(skipped)} layers"
             self._without_layers[share] = TransformersEngine(
-                model, self.tokenizer, slots=self.rows, context=self.context, name=name
+                model, self.tokenizer, slots=self.rows, context=self.context, graphs=self.graphs, name=name
             )
         return self._without_layers[share]
 
@@ -131,17 +138,26 @@ class TransformersEngine(SlotEngine):
     # The methods below run in the worker thread.
 
     @torch.inference_mode()
-    def _consume(self, rows: Sequence[Row], logits: Tensor) -> list[Row]:
-        return super()._consume(rows, logits)
+    def _look(self, rows: Sequence[Row], logits: Tensor) -> list[Look]:
+        return super()._look(rows, logits)
 
-    def _draw(self, logits: Tensor, sampling: Sampling, u: Sequence[float]) -> list[int]:
-        numbers = torch.tensor(u, dtype=torch.float64, device=logits.device)
-        tokens: list[int] = draw(logits, sampling, numbers).tolist()
-        return tokens
+    @torch.inference_mode()
+    def _consume(self, rows: Sequence[Row], logits: Tensor, looks: Sequence[Look]) -> list[Row]:
+        return super()._consume(rows, logits, looks)
 
-    def _uncertainty(self, boundary: Boundary, logits: Tensor) -> list[float]:
-        values: list[float] = uncertainty(boundary, logits).tolist()
-        return values
+    def _draw(self, logits: Tensor, sampling: Sampling, u: Sequence[float]) -> Tensor:
+        return draw(logits, sampling, to_device([np.array(u)], logits.device)[0])
+
+    def _uncertainty(self, boundary: Boundary, logits: Tensor) -> Tensor:
+        return uncertainty(boundary, logits)
+
+    def _fetch(self, results: Sequence[Tensor]) -> list[list[float]]:
+        numbers = torch.cat([result.double() for result in results]).tolist() if results else []
+        ends = accumulate(map(len, results))
+        return [numbers[end - len(result) : end] for end, result in zip(ends, results, strict=True)]
+
+    def _select(self, logits: Tensor, rows: list[int]) -> Tensor:
+        return logits[to_device([np.array(rows)], logits.device)[0]]
 
     def _to_numpy(self, logits: Tensor) -> NDArray[np.float32]:
         return _numpy(logits.float().clone())
@@ -161,12 +177,13 @@ class ContrastingEngine(TransformersEngine):
 
     def __init__(self, engine: TransformersEngine, layers: str | tuple[int, ...], plausibility: float) -> None:
         self.layers, self.plausibility = candidate_layers(engine.model, layers), plausibility
-        super().__init__(engine.model, engine.tokenizer, slots=engine.rows, context=engine.context, name=engine.name)
+        size: dict[str, Any] = {"slots": engine.rows, "context": engine.context}
+        super().__init__(engine.model, engine.tokenizer, **size, graphs=engine.graphs, name=engine.name)
 
     def _slots(self, rows: int | None, context: int | None) -> Slots:
         size = cache_size_on(self.model.device, rows, context, self.context)
         try:
-            return contrasting_slots(self.model, self.layers, self.plausibility, self.context, size)
+            return contrasting_slots(self.model, self.layers, self.plausibility, self.context, size, graphs=self.graphs)
         except ModelError as error:
             raise ModelError(f"The layers of {self.name!r} cannot be contrasted. {error}") from error
 

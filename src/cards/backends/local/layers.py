@@ -90,7 +90,13 @@ def contrast(final: Tensor, early: Tensor, plausibility: float) -> Tensor:
 
 @torch.inference_mode()
 def contrasting_slots(
-    model: PreTrainedModel, layers: Sequence[int], plausibility: float, context: int, size: CacheSize
+    model: PreTrainedModel,
+    layers: Sequence[int],
+    plausibility: float,
+    context: int,
+    size: CacheSize,
+    *,
+    graphs: bool = False,
 ) -> Slots:
     """Return slots whose outputs are the contrast of the last layer with one of these early layers.
 
@@ -118,6 +124,6 @@ def contrasting_slots(
 
     problem, window = obstacle(model, context)
     proof = Proof(model, reference, list(random_texts(model, context, window)), problem)
-    slots = verified_slots(proof, [output(0)], size)
-    cast(TorchCache, slots.cache).forward = output(plausibility)
+    slots = verified_slots(proof, [output(0)], size, graphs=graphs)
+    cast(TorchCache, slots.cache).use(output(plausibility))
     return slots

@@ -14,9 +14,10 @@ from torch import Tensor, nn, rms_norm
 from torch.nn.functional import embedding, linear, silu
 from transformers import PreTrainedModel
 
-from cards.backends.local.attention import PackedStep, current_step
+from cards.backends.local.attention import Step, current_step
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # others may have factors that the verification cannot detect
+COPIED = 2**21  # bytes of a weight on a CPU, up to which a copy in a faster order is made
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -50,19 +51,20 @@ def lean_forward(model: PreTrainedModel, head: nn.Module | None, length: int) ->
     sine = sine.clone()
     sine[..., : width // 2].neg_()  # a roll by half the width is then the rotation
 
-    def attention(layer: LeanLayer, x: Tensor, cosine: Tensor, sine: Tensor, step: PackedStep) -> Tensor:
-        qkv = linear(x, *layer.qkv).view(len(x), -1, width)
-        qk, v = qkv[:, : -layer.values], qkv[:, -layer.values :]
+    def attention(layer: LeanLayer, x: Tensor, cosine: Tensor, sine: Tensor, step: Step) -> Tensor:
+        qk, v = (
+            linear(x, *layer.qkv).view(-1, layer.heads + layer.values, width).split_with_sizes([layer.heads, layer.values], 1)
+        )
         if layer.norms is not None:
             qk = rms_norm(qk, (width,), None, epsilon) * layer.norms
         qk = (qk * cosine).addcmul_(qk.roll(width // 2, -1), sine)
-        q, k = qk[:, : -layer.values], qk[:, -layer.values :]
+        q, k = qk.split_with_sizes([layer.heads - layer.values, layer.values], 1)
         return step.attend(layer.index, q, k, v, layer.scaling, layer.window).flatten(1)
 
     layers = [LeanLayer(layer, width) for layer in base.layers]
 
     def output(input_ids: Tensor, position_ids: Tensor, last: Tensor) -> Tensor:
-        step = cast(PackedStep, current_step())
+        step = cast(Step, current_step())
         hidden = embedding(input_ids[0], base.embed_tokens.weight)
         rotation = cosine[position_ids[0]], sine[position_ids[0]]
         for layer in layers:
@@ -83,26 +85,44 @@ class LeanLayer:
         self.index, self.scaling = attention.layer_idx, attention.scaling
         self.qkv = fuse(attention, [attention.q_proj, attention.k_proj, attention.v_proj])
         self.values, queries = attention.v_proj.out_features // width, attention.q_proj.out_features // width
+        self.heads = queries + self.values  # of queries and keys
         self.window = getattr(attention if hasattr(attention, "sliding_window") else attention.config, "sliding_window", None)
         self.norms: Tensor | None = None  # of each query and key head
         if hasattr(attention, "q_norm"):
             self.norms = torch.stack([attention.q_norm.weight.data] * queries + [attention.k_norm.weight.data] * self.values)
         self.gate_up = fuse(mlp, [mlp.gate_proj, mlp.up_proj])
-        self.out, self.down = ((part.weight.t(), part.bias) for part in (attention.o_proj, mlp.down_proj))
+        self.out, self.down = ((in_fast_order(part.weight).t(), part.bias) for part in (attention.o_proj, mlp.down_proj))
         self.norm, self.post_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
 
 
 def fuse(owner: nn.Module, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Return the weights and biases of several linear maps of the same input as one map. The parts become views of it."""
-    if not hasattr(owner, "_cards_joined"):
-        tensors = [torch.cat([part.weight.data for part in parts])]
+    """Return the weights and biases of several linear maps of the same input as one map.
+
+    The parts become views of it, unless it is small: then it is a copy in a faster order.
+    """
+    fused: list[Tensor] | None = getattr(owner, "_cards_joined", None)
+    if fused is None:
+        fused = [torch.cat([part.weight.data for part in parts])]
         if parts[0].bias is not None:
-            tensors.append(torch.cat([part.bias.data for part in parts]))
-        for fused, name in zip(tensors, ("weight", "bias"), strict=False):
-            for part, view in zip(parts, torch.split(fused, [part.out_features for part in parts]), strict=True):
-                getattr(part, name).data = view
-        owner._cards_joined = (*tensors, None)[:2]  # type: ignore[assignment]
-    return cast("tuple[Tensor, Tensor | None]", owner._cards_joined)
+            fused.append(torch.cat([part.bias.data for part in parts]))
+        if is_small(fused[0]):
+            fused[0] = in_fast_order(fused[0])
+        else:
+            for tensor, name in zip(fused, ("weight", "bias"), strict=False):
+                for part, view in zip(parts, torch.split(tensor, [part.out_features for part in parts]), strict=True):
+                    getattr(part, name).data = view
+            owner._cards_joined = fused  # type: ignore[assignment]
+    return fused[0], fused[1] if len(fused) > 1 else None
+
+
+def is_small(weight: Tensor) -> bool:
+    """Return whether a copy of the weight is cheap, and faster in another order."""
+    return weight.device.type == "cpu" and weight.nbytes <= COPIED
+
+
+def in_fast_order(weight: Tensor) -> Tensor:
+    """Return the weight, as a copy with its inputs outermost in memory if it is small: products with few rows are faster so."""
+    return weight.data.t().contiguous().t() if is_small(weight) else weight
 
 
 def add_linear(hidden: Tensor, x: Tensor, part: tuple[Tensor, Tensor | None]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, cast
 
 import torch
@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from cards.backends.configuration import flops_per_token
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import TorchCache
+from cards.backends.local.graphs import has_graphs
 from cards.backends.local.lean import Output, lean_forward
 from cards.backends.local.memory import CacheSize
+from cards.backends.local.paged import has_pages
 from cards.backends.local.structure import obstacle
 from cards.engines.slots import Slots
 from cards.errors import CardsError, ModelError, SettingError
@@ -160,22 +162,27 @@ def longest_text(window: int) -> int:
 
 
 @torch.inference_mode()
-def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSize) -> Slots:
+def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSize, *, graphs: bool = False) -> Slots:
     """Return slots that use the first of `outputs(input_ids, position_ids, last)` that the proof accepts.
 
+    For each, paged attention and then graphs are left out if the proof rejects them.
     size: function from the bytes of the keys and values of a token to the number of slots and of tokens in each.
+    graphs: run decoding steps as graphs on devices that have them.
 
     Raises ModelError if there is none, SettingError if the slots do not fit into the memory, and the errors of `size`.
     """
     model = proof.model
     if proof.obstacle is not None:
         raise ModelError(f"{type(model).__name__} cannot be decoded in slots: {proof.obstacle}.")
-    *faster, slowest = [output for output in outputs if output is not None]
+    pages = [True, False] if has_pages(model.device, model.dtype) else [False]
+    replays = [True, False] if graphs and has_graphs(model.device) else [False]
+    *faster, slowest = product([output for output in outputs if output is not None], pages, replays)
     try:
-        for output in faster:
+        for output, paged, replayed in faster:
             with suppress(ModelError):
-                return _verified(proof, output, size)
-        return _verified(proof, slowest, size)
+                return _verified(proof, output, size, paged=paged, graphs=replayed)
+        output, paged, replayed = slowest
+        return _verified(proof, output, size, paged=paged, graphs=replayed)
     except torch.OutOfMemoryError as problem:
         raise SettingError(
             f"The cache slots do not fit into the memory of {model.device} next to {type(model).__name__}. Lower slots or "
@@ -183,11 +190,13 @@ def verified_slots(proof: Proof, outputs: Sequence[Output | None], size: CacheSi
         ) from problem
 
 
-def _verified(proof: Proof, output: Output, size: CacheSize) -> Slots:
+def _verified(proof: Proof, output: Output, size: CacheSize, *, paged: bool, graphs: bool) -> Slots:
     model = proof.model
-    trial = TorchCache(output, 1, max(ids.shape[1] for ids in proof.texts), model.device)
+    longest = max(ids.shape[1] for ids in proof.texts)
+    trial = TorchCache(output, 1, longest, model.device, paged=paged, graphs=graphs)
     proof.check("cannot be decoded in slots", (_in_slots(Slots(trial), *text) for text in proof.asked))
-    cache = TorchCache(output, *size(trial.size / trial.length), model.device)
+    graphs = trial.graphs is not None  # a model whose steps cannot be captured
+    cache = TorchCache(output, *size(trial.size / trial.room), model.device, paged=paged, graphs=graphs)
     cache.flops = flops_per_token(model)
     slots = Slots(cache)
     _in_slots(slots, proof.texts[0][:, :2], 1)  # allocates the keys and values of all slots

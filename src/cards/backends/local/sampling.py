@@ -8,6 +8,8 @@ from torch import Tensor
 from cards.boundaries import Boundary, Entropy
 from cards.sampling import Sampling
 
+LOOKS_FOR_TIES = ("cpu",)  # types of devices on which reading a number does not wait
+
 
 def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Return token ids [rows, k] in ascending order and their probabilities [rows, k] (float64) under the proposal.
@@ -34,8 +36,14 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 def most_likely(logits: Tensor, count: int) -> Tensor:
     """Return the ids [rows, count] of the highest logits in ascending order. Of equal logits the first are taken.
 
-    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. Nothing is copied to the CPU.
+    count: less than the size of the vocabulary.
+    `topk` takes arbitrary ones. So a second one ranks the ids that are tied for the last places. On a CPU it is left out if
+    there are no ties. On another device, to wait for that answer would take longer.
     """
+    if logits.device.type in LOOKS_FOR_TIES:
+        best = logits.topk(count + 1, dim=-1)
+        if bool((best.values[:, -2] > best.values[:, -1]).all()):
+            return best.indices[:, :-1].sort(dim=-1).values
     top = logits.topk(count, dim=-1)
     lowest = top.values[:, -1:]
     ids = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.float32)
@@ -66,7 +74,8 @@ def uncertainty(boundary: Boundary, logits: Tensor) -> Tensor:
     """
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     if type(boundary).uncertainty is not Entropy.uncertainty:
-        return torch.tensor([boundary.uncertainty(row) for row in logits.numpy(force=True)], dtype=torch.float64)
+        values = [boundary.uncertainty(row) for row in logits.numpy(force=True)]
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)
     assert isinstance(boundary, Entropy)
     if boundary.measure == "evidential":
         kept = (logits > -torch.inf).sum(-1)
