@@ -83,7 +83,7 @@ def enumerated(model: Model, sampling: Sampling, limit: int, ends: Callable[[Ids
         (5, near, Sampling(0.6, top_k=3)),
         (4, far, Sampling(1.0, top_p=0.8)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_answers_follow_the_targets_law_whatever_the_draft(gamma: int, draft: Model, sampling: Sampling) -> None:
     source = SpeculativeEngine(engine(next_token), engine(draft), gamma)
@@ -107,7 +107,7 @@ def test_segments_end_by_the_targets_uncertainty(draft: Model) -> None:
 @pytest.mark.parametrize(
     ("boundary", "stop"),
     [(Whole(), ()), (BY_ENTROPY, ()), (FixedLength(maximum=5), ()), (Punctuation(marks="b"), ()), (Whole(), ("ab", "cc"))],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_draft_that_equals_the_target_gives_the_text_of_plain_decoding(
     gamma: int, boundary: Boundary, stop: tuple[str, ...]

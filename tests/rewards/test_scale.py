@@ -50,7 +50,7 @@ def test_a_probability_is_never_squashed_and_other_rewards_are_once() -> None:
         (WeightedSum([reward("probability"), reward("probability")], [2.0, -1.0]), "unbounded"),
         (WeightedSum([reward("logit"), reward("logit")], [2.0, 1.0]), "logit"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_wrappers_and_combinations_pass_the_scale_on(made: Reward, scale: str) -> None:
     assert made.scale == scale
