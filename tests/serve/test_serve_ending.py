@@ -63,7 +63,7 @@ def test_a_stream_that_has_sent_text_ends_with_an_error() -> None:
     with serving(mock(), reward, CARDS_IN_THREES, drain=0.1) as running:
 
         async def hang(prompt: Any, responses: Any) -> list[float]:
-            reward.held = reward.asked >= 4
+            reward.held = any(len(response.token_ids) > 3 for response in responses)  # so the first segment is accepted
             return await Switch.rate(reward, prompt, responses)
 
         reward.rate = hang  # type: ignore[method-assign]
