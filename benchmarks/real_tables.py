@@ -103,6 +103,9 @@ def text_of_share(value: Estimate) -> str:
 
 
 def markdown(header: Sequence[str], rows: Cells) -> str:
+    """Return a table, or nothing if it has no rows."""
+    if not rows:
+        return ""
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(header), ["---"] * len(header), *rows])
 
 
@@ -123,7 +126,7 @@ def quality(plan: str) -> str:
             row += [*map(text_of_share, wins(own, plain)), text_of(mean_of(gain)), text_of(at_matched_length(gain, longer))]
         cost = pair.own[:, 3].mean() / pair.base[:, 3].mean()
         rows.append([*row, f"{pair.own[:, 2].mean():.0f}", f"{cost:.1f}"])
-    return markdown(header, rows) if rows else ""
+    return markdown(header, rows)
 
 
 def texts(plan: str) -> str:
@@ -233,7 +236,7 @@ def refusals(plan: str) -> str:
     for label, own in found.items():
         shares = [by_prompt(own, ("refused",), name) for name in names]
         rows.append([label, *(text_of_share(mean_of(np.array([v[0] for v in values.values()]))) for values in shares)])
-    return markdown(["refusals", *(f"{name} prompts" for name in names)], rows) if rows else ""
+    return markdown(["refusals", *(f"{name} prompts" for name in names)], rows)
 
 
 def models(plan: str) -> str:
@@ -243,10 +246,10 @@ def models(plan: str) -> str:
     rows = [
         [name, key.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value)]
         for name, figures in report.items()
-        if name != "methods"
+        if isinstance(figures, dict) and name != "methods"
         for key, value in figures.items()
     ]
-    return markdown(header, rows) if rows else ""
+    return markdown(header, rows)
 
 
 TABLES: Mapping[str, Callable[[str], str]] = {
