@@ -3,7 +3,7 @@
     python benchmarks/gpu.py           # at most 10 minutes; results in benchmarks/results/gpu
     python benchmarks/gpu.py --tiny    # the same on the CPU with very small models, to test this script
 
-Parts run in order of value, each in a process of its own with a time limit, and write their results as they go. Models have
+Parts run in order of value. Each has a separate process and a time limit, and writes its results as it goes. Models have
 random weights, which are made on the device, in the shapes of Llama 3 with 1B and 8B parameters. The floor of a step is the
 time to read the weights and the cache once, at the measured bandwidth of a copy.
 """

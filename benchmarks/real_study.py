@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of `make real-pair`")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no method after this time")
     parser.add_argument("--only", nargs="*", default=(), help="names of methods")
-    parser.add_argument("--repeat", type=int, default=0, help="number of the repetition; each has seeds of its own")
+    parser.add_argument("--repeat", type=int, default=0, help="number of the repetition; every repetition has different seeds")
     args = parser.parse_args()
     for path in args.plans:
         run(path, args.runs, 60 * args.minutes, args.only, args.repeat)

@@ -1,4 +1,4 @@
-"""What the pages show is what works and what it prints, on the embedded models; every method has a page."""
+"""Commands and programs on the pages run on the embedded models and print what the pages show; every method has a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page gets from the server: models, methods and settings, and runs with their traces and inspections."""
+"""The data that the server sends to the page: models, methods and settings, and runs with their traces and inspections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page can choose from: models, methods by family, and their settings."""
+"""The choices that the page offers: models, methods by family, and their settings."""
 
 from __future__ import annotations
 
