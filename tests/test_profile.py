@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cards import CARDS, CardsError
-from cards.profile import Profile
+from cards.profile import PACKAGED, Profile, located
 
 FOUND = Profile("tiny", "tiny", {"target": 1.5, "beta": 0.5, "acceptance": "hard", "temperature": None}, max_tokens=64)
 
@@ -52,3 +52,24 @@ def test_a_profile_is_for_its_models_only() -> None:
     FOUND.check_models("tiny", "tiny")
     with pytest.raises(CardsError, match="only for the reward 'tiny', got 'other'"):
         FOUND.check_models("tiny", "other")
+
+
+def test_the_published_profile_is_the_paper_s_and_for_all_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile = Profile.read(Path("published"))
+    profile.check_models("tiny", "anything", "some mixture")
+    assert not profile.warnings(64)
+    made = profile.make()
+    assert isinstance(made, CARDS)
+    assert (made.alpha, made.beta, made.acceptance, made.entropy_threshold, made.top_k) == (0.5, 0.7, "soft", 3.0, 40)
+    assert (made.min_segment, made.max_segment, made.max_rejections, made.sampling.temperature) == (4, 64, 20, 0.7)
+    assert made.target is None  # rewards have no common scale
+
+
+def test_a_file_of_the_same_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    FOUND.write(tmp_path / "published")
+    assert Profile.read(Path("published")) == FOUND
+    assert located("published", tmp_path) == tmp_path / "published"
+    assert located("published", tmp_path / "other") == PACKAGED / "published.json"
+    assert located("../published", tmp_path / "other") == tmp_path / "other" / "../published"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class Composite:
@@ -12,7 +13,12 @@ class Composite:
     Objects without parts override these methods.
     """
 
+    libraries: ClassVar[frozenset[str]] = frozenset()  # modules whose versions can change its results
     parts: Sequence[Composite] = ()
+
+    def all_libraries(self) -> frozenset[str]:
+        """Return the libraries of this object and of its parts."""
+        return self.libraries.union(*(part.all_libraries() for part in self.parts))
 
     def forget(self) -> None:
         """Clear the caches. Results do not change."""

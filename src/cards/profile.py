@@ -1,4 +1,4 @@
-"""Profiles: files with the settings that `cards calibrate` found for a model and a reward."""
+"""Profiles: files with the settings of a method, which `cards calibrate` writes for a model and a reward."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from cards.registry import make_method
 from cards.rewards.weights import PartStatistics
 
 FORMAT = 1  # format 0 has the same entries without a version
+PACKAGED = Path(__file__).parent / "profiles"
+
+
+def located(name: str | Path, folder: Path = Path()) -> Path:
+    """Return the path of a profile: a file of the folder, or else a profile of this name that comes with the package."""
+    path, packaged = folder / name, PACKAGED / f"{Path(name).name}.json"
+    return packaged if packaged.is_file() and str(name) == packaged.stem and not path.exists() else path
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A method and its settings for one model and one reward, with the origin of the settings.
+    """A method and its settings for one model and one reward, with the origin of the settings. An empty name means any model.
 
     `settings` are keyword arguments for `make_method`: numbers, texts, booleans or None. They depend on `max_tokens`, because
     the threshold of CARDS rises over that many tokens. `parts` has the mean and the covariance of the parts of a sum of
@@ -43,7 +50,7 @@ class Profile:
     def warnings(self, max_tokens: int | None) -> list[str]:
         """Return what to know before use: the settings are not confirmed, or were found for another token limit."""
         found = [f"The settings of the profile are not confirmed: {doubt}." for doubt in self.doubts]
-        if max_tokens not in (None, self.max_tokens):
+        if self.model and max_tokens not in (None, self.max_tokens):
             found.append(
                 f"The profile was made for at most {self.max_tokens} tokens, over which its threshold rises, but max_tokens is "
                 f"{max_tokens}: make another profile, or leave --max-tokens out."
@@ -65,20 +72,21 @@ class Profile:
     def check_models(self, model: str, reward: str | None, mix: str | None = None) -> None:
         """Raise SettingError if the profile belongs to other models. Rewards have no common scale."""
         check(
-            self.mix == (mix or ""),
+            not self.model or self.mix == (mix or ""),
             f"The profile is valid only for the mixture {self.mix or 'none'!r}, got {mix or 'none'!r}: make another profile "
             "with `cards calibrate`.",
         )
         for kind, expected, given in (("model", self.model, model), ("reward", self.reward, reward)):
             check(
-                given is not None and expected == public_name(given),
+                not expected or (given is not None and expected == public_name(given)),
                 f"The profile is valid only for the {kind} {expected!r}, got {given!r}: omit --{kind}, or make a profile for "
                 f"{given!r} with `cards calibrate`.",
             )
 
     @classmethod
     def read(cls, path: Path) -> Profile:
-        """Read a profile from a JSON file. Raises SettingError or UnknownNameError."""
+        """Read a profile from a JSON file, or one that comes with the package. Raises SettingError or UnknownNameError."""
+        path = located(path)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:

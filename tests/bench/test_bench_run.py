@@ -275,3 +275,10 @@ def test_methods_are_written_with_their_settings(specs: list[str], labels: list[
 def test_a_wrong_method_is_said_with_its_place(spec: str, said: str) -> None:
     with pytest.raises(CardsError, match=said):
         arms_of([spec])
+
+
+def test_the_header_names_the_libraries_of_the_models_only(bench: Bench) -> None:
+    """Whatever else this process has imported, such as torch."""
+    assert header(PLAN, bench.models)["versions"] == {"cards": cards.__version__}
+    own = header(PLAN, Models(cards.load_engine("tiny"), cards.load_reward("tiny")))["versions"]
+    assert own.keys() == {"cards", "torch", "transformers"}

@@ -74,3 +74,11 @@ def test_a_broken_file_is_one_line(cli: Cards, tmp_path: Path) -> None:
     assert ran.exit_code == 2
     assert "is not valid JSON" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_published_settings_come_with_the_package(cli: Cards) -> None:
+    published = ["--alpha", "0.5", "--beta", "0.7", "--acceptance", "soft", "--entropy-threshold", "3", "--top-k", "40"]
+    models = ["--model", "models/lm", "--reward", "models/rm", "--target", "0.8"]
+    found = answer(cli, "--profile", "published", *models)
+    assert text(found) == text(answer(cli, *published, "--max-tokens", "128", *models))
+    assert [name for name, _ in cli.loaded[:2]] == ["models/lm", "models/rm"]

@@ -1,4 +1,4 @@
-"""`--profile`: take options that are not given from a profile of `cards calibrate`."""
+"""`--profile`: take options that are not given from a profile."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _fill(ctx: typer.Context, path: Path | None) -> Path | None:
     """Make the models, length and method of the profile the defaults of the command. Runs before other options are parsed."""
     if path is not None:
         profile = Profile.read(path)
-        defaults: dict[str, Any] = {"model": profile.model, "reward": profile.reward, "max_tokens": profile.max_tokens}
-        defaults |= {"mix": profile.mix} if profile.mix else {}
+        named = {"model": profile.model, "reward": profile.reward, "mix": profile.mix}
+        defaults: dict[str, Any] = {option: name for option, name in named.items() if name} | {"max_tokens": profile.max_tokens}
         if any(option.name == "method" and not getattr(option, "multiple", False) for option in ctx.command.params):
             defaults["method"] = profile.method
         ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -30,7 +30,7 @@ PROFILE = typer.Option(
     "--profile",
     callback=_fill,
     is_eager=True,
-    help="Profile written by `cards calibrate`: defaults for method, settings and models.",
+    help="Profile written by `cards calibrate`, or `published` (the settings of the paper of CARDS): defaults for method, settings and models.",
 )
 
 

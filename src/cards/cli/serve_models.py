@@ -83,9 +83,9 @@ class Chosen:
         self.entry = entry
         self.profile = Profile.read(entry.profile) if entry.profile is not None else None
         profile = self.profile
-        self.model = entry.model or (profile.model if profile else "tiny")
+        self.model = entry.model or (profile.model if profile else "") or "tiny"
         name = entry.method or (profile.method if profile else "cards")
-        named = entry.reward or (profile.reward if profile else None)
+        named = entry.reward or (profile.reward if profile else None) or None
         self.method: Method = method_of(name, profiled(entry.profile, name, self.model, named, mix, entry.settings))
         self.reward = reward_for(self.model, named, [self.method])
         check(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cards.errors import SettingError, UnknownNameError, check
+from cards.profile import located
 from cards.serve.api_key import ApiKey
 from cards.serve.weights import Bounds
 from cards.settings import option_text
@@ -75,7 +76,7 @@ def _model(entry: Any, where: str, path: Path) -> ModelEntry:
     settings = _mapping(given.get("settings", {}), f"settings of {where}")
     given["settings"] = {str(key).replace("-", "_"): _text(value) for key, value in settings.items()}
     if "profile" in given:
-        given["profile"] = path.parent / given["profile"]
+        given["profile"] = located(given["profile"], path.parent)
     aliases = given.get("aliases", [])
     check(
         isinstance(aliases, list) and all(isinstance(one, str) and one for one in aliases),

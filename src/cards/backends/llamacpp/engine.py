@@ -30,6 +30,8 @@ log = logging.getLogger("cards")
 class LlamaEngine(SlotEngine):
     """An LM of a GGUF file whose rows share a KV cache of `slots` x `context` tokens. Further rows wait for a free slot."""
 
+    libraries = frozenset({"llama_cpp"})
+
     def __init__(self, model: GGUFModel, cache: LlamaCache, pool: RowPool) -> None:
         self.model, self.pool = model, pool
         self.name, self.tokenizer = model.name, model.tokenizer

@@ -29,6 +29,8 @@ class LlamaReward(Classifier):
     the prompt as the query and the response as the document, in the template of its file, unless `form` is set.
     """
 
+    libraries = frozenset({"llama_cpp"})
+
     @classmethod
     def load(
         cls,

@@ -50,6 +50,7 @@ class TransformersEngine(SlotEngine):
     Raises ModelError if that is not exact either.
     """
 
+    libraries = frozenset({"torch", "transformers"})
     has: ClassVar[frozenset[str]] = SlotEngine.has | {"layers"}
     tokenizer: PreTrainedTokenizerBase
 

@@ -20,6 +20,8 @@ log = logging.getLogger("cards")
 class ClassifierReward(SequenceClassifier):
     """A sequence classifier in this process. Causal models run in cache slots and reuse prefixes; encoders read full texts."""
 
+    libraries = frozenset({"torch", "transformers"})
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -34,6 +34,7 @@ class VLLMEngine(Engine):
     for a reward model.
     """
 
+    libraries = frozenset({"vllm"})
     has: ClassVar[frozenset[str]] = frozenset({"segments", "shaping"})
     tokenizer: PreTrainedTokenizerBase
 

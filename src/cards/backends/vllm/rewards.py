@@ -24,6 +24,8 @@ NOISE = 32  # roundings, relative to the largest output, by which two runs of a 
 class VLLMReward(SequenceClassifier):
     """A sequence classifier in vLLM. `model` has the configuration, but no weights."""
 
+    libraries = frozenset({"vllm"})
+
     def __init__(self, host: Host, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
         self.host, self.parts, self.flops = host, (host,), flops_per_token(model)

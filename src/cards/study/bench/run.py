@@ -29,8 +29,8 @@ REPETITION = 1_000_000  # distance between the seeds of two repetitions of a pro
 
 def header(plan: Plan, models: Models) -> dict[str, Any]:
     """Return the header of a results file: all that its rows must have in common."""
-    loaded = {name: sys.modules[name] for name in ("torch", "transformers", "llama_cpp") if name in sys.modules}
-    torch = loaded.get("torch")
+    libraries = {name: sys.modules[name] for name in sorted(models.all_libraries()) if name in sys.modules}
+    torch = libraries.get("torch")
     placed = ("device", "dtype", "slots", "context", "threads", "mix", "chat_template")
     same = ("prompts", *PROMPTING, "max_tokens", "stop", "concurrency", *placed)
     return {
@@ -38,7 +38,7 @@ def header(plan: Plan, models: Models) -> dict[str, Any]:
         "reward": models.reward.name if models.reward else "none",
         "gold": models.gold.name if models.gold else "none",
         **{name: list(value) if isinstance(value := getattr(plan, name), tuple) else value for name in same},
-        "versions": {"cards": cards.__version__} | {name: module.__version__ for name, module in loaded.items()},
+        "versions": {"cards": cards.__version__} | {name: module.__version__ for name, module in libraries.items()},
         "machine": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else platform.machine(),
     }
 
