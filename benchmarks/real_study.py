@@ -78,7 +78,7 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repeat: int) -> None:
+def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repeat: int, logprobs: bool) -> None:
     """Run the methods of a plan that its results lack, one after another, until the time is over."""
     plan, end = located(path, runs), time.monotonic() + limit_seconds
     plan = replace(plan, seed=plan.seed + SEED_STEP * repeat)
@@ -94,6 +94,7 @@ def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repea
     records = read_prompts(plan.prompts)
     assert plan.reward is not None
     models = load_models(plan.model, plan.reward, plan.gold, plan, [arm.method for arm in arms], plan.check_template)
+    models.logprobs = logprobs
     with opened(runs / f"study-{name}.jsonl", header(plan, models), "study") as session:
         bench = Bench(plan, models.fitting(records, plan, plan.max_tokens), models, session)
         for arm in arms:
@@ -123,9 +124,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no method after this time")
     parser.add_argument("--only", nargs="*", default=(), help="names of methods")
     parser.add_argument("--repeat", type=int, default=0, help="number of the repetition; every repetition has different seeds")
+    parser.add_argument("--no-logprobs", dest="logprobs", action="store_false", help="without perplexity and coherence")
     args = parser.parse_args()
     for path in args.plans:
-        run(path, args.runs, 60 * args.minutes, args.only, args.repeat)
+        run(path, args.runs, 60 * args.minutes, args.only, args.repeat, args.logprobs)
 
 
 if __name__ == "__main__":

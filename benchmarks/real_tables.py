@@ -252,8 +252,25 @@ def models(plan: str) -> str:
     return markdown(header, rows)
 
 
+def prefixes(name: str) -> str:
+    """Rank correlation within prompts of the rewards of incomplete and complete responses, for each rule that cuts them."""
+    rules = report_of(name).get("figures", {}).get("prefixes", {})
+    parts = ("all", "early", "middle", "late")
+    rows = [[rule, *(text_of_interval(found[part]["spearman"]) for part in parts)] for rule, found in rules.items()]
+    return markdown(["cut by", "all cuts", "first third", "second third", "last third"], rows)
+
+
+def findings(name: str) -> str:
+    """What `cards diagnose` finds about the reward model, with the grader as the gold reward."""
+    return "\n".join(f"- {found['words']}" for found in report_of(name).get("findings", ()))
+
+
+def text_of_interval(value: dict[str, float] | None) -> str:
+    return text_of(Estimate(**value)) if value else ""
+
+
 TABLES: Mapping[str, Callable[[str], str]] = {
-    f.__name__: f for f in (quality, texts, groups, compute, seconds, efficiency, refusals, models)
+    f.__name__: f for f in (quality, texts, groups, compute, seconds, efficiency, refusals, models, prefixes, findings)
 }
 
 

@@ -17,6 +17,7 @@ from real_checks import prompts as stories
 LONGEST = 256  # tokens of a prompt and a response; earlier turns are cut
 HELD_OUT = 200  # prompts of hh_pairs.train for development, half of them harmless
 REPORTED = 200  # prompts of hh_pairs.test for the report, half of them harmless
+READ = 1400  # characters of a prompt that all models can read with a response
 ATTACKS = 100  # prompts of AdvBench, and of XSTest
 
 
@@ -55,8 +56,8 @@ def tested(data: Path) -> list[Row]:
 def write_prompts(data: Path, folder: Path) -> None:
     """Write the prompts of the study: HH dialogues for development and for the report, attacks, and stories."""
     files = {
-        "develop": list(map(_prompt, split(data)[1])),
-        "report": list(map(_prompt, balanced(tested(data), REPORTED, seed=0))),
+        "develop": list(map(_prompt, _short(split(data)[1]))),
+        "report": list(map(_prompt, balanced(_short(tested(data)), REPORTED, seed=0))),
         "advbench": _sample(data / "prompts" / "advbench.jsonl.gz", lambda row: "harmful"),
         "xstest": _sample(data / "prompts" / "xstest.jsonl.gz", lambda row: str(row["label"])),
         "words": stories(),
@@ -71,6 +72,10 @@ def _sample(path: Path, group: Callable[[Row], str]) -> list[dict[str, Any]]:
     return [
         {"id": f"{path.name.split('.')[0]}-{i}", "group": group(row), "prompt": row["prompt"]} for i, row in enumerate(rows)
     ]
+
+
+def _short(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if len(row["prompt"]) <= READ]
 
 
 def _prompt(row: Row) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from real_layers import Activations, batches, layout, lower_part, read, upper_pa
 FROZEN = 14  # of 18 layers
 CHECKPOINT = 40  # steps
 CHUNK = 256  # tokens whose logits are computed at once
+SHARES = (0.25, 0.5, 0.75)  # parts of responses at which the accuracy on prefixes is measured
 TUNED_ROWS = 1200  # rows whose chosen responses the LM is tuned on
 
 
@@ -119,19 +120,28 @@ class Judge(nn.Module):
         self.head = nn.Linear(model.config.hidden_size, 1, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, pairs: Sequence[Pair], hidden: Tensor) -> Tensor:
-        """Return rewards [pairs, 2 responses, 2]: at the last token of the text, and at the end token after it."""
+    def forward(self, pairs: Sequence[Pair], hidden: Tensor, shares: Tensor) -> Tensor:
+        """Return rewards [pairs, 2 responses, 2 + shares].
+
+        They are at the last token of the text, at the end token after it, and after each share [pairs, shares] of the text.
+        """
         _, positions, mask = layout(pairs)
         states = read(self.layers, positions, mask, inputs_embeds=hidden)
-        ends = torch.tensor([[len(p.prompt) + len(p.responses[0]), len(p)] for p in pairs])
-        at = torch.stack([ends - 2, ends - 1], -1).flatten(1)
+        lengths = torch.tensor([[len(response) for response in p.responses] for p in pairs])
+        last = lengths.cumsum(1) + torch.tensor([[len(p.prompt)] for p in pairs]) - 1
+        within = (shares[:, None] * (lengths[..., None] - 1)).long().clamp(min=1)
+        at = torch.cat([torch.stack([last - 1, last], -1), (last - lengths)[..., None] + within], -1).flatten(1)
         picked = states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
-        rewards: Tensor = self.head(picked.float()).view(len(pairs), 2, 2)
+        rewards: Tensor = self.head(picked.float()).view(len(pairs), 2, -1)
         return rewards
 
 
 def train_reward(folder: Path, data: Path) -> None:
-    """Write `reward.pt` and `reward.json`, its accuracy on hh_pairs.test. Both positions that can end a text are trained."""
+    """Write `reward.pt` and `reward.json`, its accuracy on hh_pairs.test.
+
+    Both positions that can end a text are trained, and two random prefixes: a model that was trained without prefixes tells
+    prefixes apart at chance (accuracy 0.51 of halves).
+    """
     torch.manual_seed(0)
     model, tokenizer = load(folder / "transformers")
     rows, _ = split(data)
@@ -146,23 +156,27 @@ def train_reward(folder: Path, data: Path) -> None:
         judge,
         shuffled(pairs, range(len(pairs)), 1),
         folder / "reward.checkpoint",
-        [(layers, 3e-5), ([judge.head.weight], 2e-4)],
+        [(layers, 1e-4), ([judge.head.weight], 1e-3)],
     )
 
+    shares = torch.Generator().manual_seed(5)
+
     def loss(group: list[int]) -> Tensor:
-        rewards = judge([pairs[i] for i in group], activations[group])
-        value: Tensor = -logsigmoid(rewards[:, 0] - rewards[:, 1]).mean() + 0.01 * rewards.mean().square()
+        rewards = judge([pairs[i] for i in group], activations[group], torch.rand(len(group), 2, generator=shares))
+        losses = -logsigmoid(rewards[:, 0] - rewards[:, 1])
+        value: Tensor = losses[:, :2].mean() + 0.5 * losses[:, 2:].mean() + 0.01 * rewards.mean().square()
         value.backward()
-        return value.detach()
+        return losses[:, 1].mean().detach()
 
     training.run(loss)
-    gaps = torch.empty(len(held), 2)
+    gaps = torch.empty(len(held), 2 + len(SHARES))
     with torch.inference_mode():
         for group in batches(held, range(len(held))):
-            rewards = judge([held[i] for i in group], judged[group])
+            rewards = judge([held[i] for i in group], judged[group], torch.tensor([SHARES] * len(group)))
             gaps[group] = rewards[:, 0] - rewards[:, 1]
     report = {"pairs": len(pairs), "test_pairs": len(held), "accuracy": float((gaps[:, 1] > 0).float().mean())}
     report["accuracy_without_end_token"] = float((gaps[:, 0] > 0).float().mean())
+    report |= {f"accuracy_after_{share:.0%}": float((gaps[:, 2 + i] > 0).float().mean()) for i, share in enumerate(SHARES)}
     report["nll"] = float(softplus(-gaps[:, 1]).mean())
     for name in sorted({row["subset"] for row in test}):
         chosen = torch.tensor([row["subset"] == name for row in test])

@@ -282,3 +282,14 @@ def test_the_header_names_the_libraries_of_the_models_only(bench: Bench) -> None
     assert header(PLAN, bench.models)["versions"] == {"cards": cards.__version__}
     own = header(PLAN, Models(cards.load_engine("tiny"), cards.load_reward("tiny")))["versions"]
     assert own.keys() == {"cards", "torch", "transformers"}
+
+
+def test_prompts_that_were_skipped_do_not_shift_the_other_prompt(bench: Bench) -> None:
+    whole, _ = bench(replace(PLAN, methods=("vanilla",)))
+    bench.path.unlink()
+    left = [PROMPTS[0], PROMPTS[2]]
+    with opened(bench.path, header(PLAN, bench.models), "test") as session:
+        session.run(Work(PLAN, left, bench.models, session).run(arms_of(["vanilla"])), "answers", bench.models.run)
+    own, cut = ({row["number"]: row["logprob_other"] for row in rows} for rows in (whole, session.rows))
+    assert cut.keys() == {0, 2}
+    assert cut[0] != own[0]  # the prompt after it is number 2 now

@@ -30,6 +30,7 @@ T = TypeVar("T")
 class Models(Composite):
     """The engine and the reward that methods use, and the gold reward, which only grades.
 
+    `logprobs` False leaves out the log-probabilities of responses, each of which costs a pass over a prompt and the response.
     Models that settings name are loaded once. `forget` clears all caches, so that every method starts cold.
     """
 
@@ -37,6 +38,7 @@ class Models(Composite):
     reward: Reward | None = None
     gold: Reward | None = None
     placement: Placement = field(default_factory=Placement)
+    logprobs: bool = True
     loaded: dict[tuple[str, str], Any] = field(default_factory=dict)  # models that settings name, by loader and name
 
     def __post_init__(self) -> None:
@@ -110,6 +112,6 @@ class Models(Composite):
             grades[name] = None if reward is None else (await reward.score(encoded, [response]))[0]
         for name, context in (("logprob", prompt), ("logprob_other", other)):
             grades[name] = None
-            if context is not None and "logprobs" in self.engine.has and response.token_ids:
+            if self.logprobs and context is not None and "logprobs" in self.engine.has and response.token_ids:
                 grades[name] = float((await self.engine.logprobs(self.engine.encode(context), response)).sum())
         return grades

@@ -93,10 +93,12 @@ class Bench:
     async def _grade(self) -> None:
         """Grade all ungraded responses, including those of an earlier run."""
 
+        places = {record.number: place for place, record in enumerate(self.records)}  # prompts that are too long are missing
+
         async def grade(row: Row) -> None:
-            other = None
+            other, place = None, places.get(row["number"], 0)
             if len(self.records) > 1:
-                other = self._shaped(self.records[row["number"] - 1 if row["number"] else 1].prompt)
+                other = self._shaped(self.records[place - 1 if place else 1].prompt)
             response = Response(row["text"], tuple(row["token_ids"]), row["finish_reason"])
             row.update(await self.models.grades(self._shaped(row["prompt"]), other, response))
 
