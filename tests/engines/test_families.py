@@ -55,8 +55,8 @@ def test_a_chunk_beyond_the_context_is_no_obstacle() -> None:
     assert obstacle(model, 33)[0] is not None
 
 
-def llama(scale: float = 1.0, layers: int = 3) -> Any:
-    model = small_lm(hf.LlamaConfig, {"num_hidden_layers": layers, "tie_word_embeddings": False})
+def llama(scale: float = 1.0, layers: int = 3, seed: int = 0) -> Any:
+    model = small_lm(hf.LlamaConfig, {"num_hidden_layers": layers, "tie_word_embeddings": False}, seed=seed)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.mul_(scale)  # sharp attention amplifies rounding
@@ -70,6 +70,22 @@ def test_a_right_model_with_much_rounding_noise_is_accepted() -> None:
     exact = llama(scale=6, layers=10)(text).logits[0, -8:]
     assert ((model(text).logits[0, -8:] - exact).norm() / exact.norm()).item() > 0.1  # the noise itself
     lm_slots(model, 2, 64)
+
+
+def look_ahead(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """Let each token see the next one: of a text, only the last output depends on what follows."""
+    return output + torch.nn.functional.pad(output[:, 1:], (0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1, 3], ids=["", "more noise"])
+def test_a_model_that_reads_later_tokens_is_refused_and_no_other(scale: float, dtype: torch.dtype) -> None:
+    for seed in range(4):
+        model = llama(scale, layers=10, seed=seed).to(dtype)
+        lm_proof(model, 64)
+        model.get_input_embeddings().register_forward_hook(look_ahead)
+        with pytest.raises(ModelError, match="is not a causal LM: later tokens change its outputs"):
+            lm_proof(model, 64)
 
 
 @torch.inference_mode()
