@@ -30,7 +30,8 @@ PROFILE = typer.Option(
     "--profile",
     callback=_fill,
     is_eager=True,
-    help="Profile written by `cards calibrate`, or `published` (the settings of the paper of CARDS): defaults for method, settings and models.",
+    help="Profile written by `cards calibrate`, or `published` (the paper's settings of CARDS): defaults for method, settings "
+    "and models.",
 )
 
 
