@@ -38,8 +38,8 @@ class Models(Composite):
     reward: Reward | None = None
     gold: Reward | None = None
     placement: Placement = field(default_factory=Placement)
-    logprobs: bool = True
     loaded: dict[tuple[str, str], Any] = field(default_factory=dict)  # models that settings name, by loader and name
+    logprobs: bool = True
 
     def __post_init__(self) -> None:
         self.parts = [model for model in (self.engine, self.reward, self.gold) if model is not None]
