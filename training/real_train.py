@@ -140,7 +140,7 @@ def train_reward(folder: Path, data: Path) -> None:
     """Write `reward.pt` and `reward.json`, its accuracy on hh_pairs.test.
 
     Both positions that can end a text are trained, and two random prefixes: a model that was trained without prefixes tells
-    prefixes apart at chance (accuracy 0.51 of halves).
+    prefixes apart at chance (accuracy 0.51 after three quarters).
     """
     torch.manual_seed(0)
     model, tokenizer = load(folder / "transformers")
