@@ -261,7 +261,7 @@ def prefixes(name: str) -> str:
 
 
 def findings(name: str) -> str:
-    """What `cards diagnose` finds about the reward model, with the grader as the gold reward."""
+    """The findings of `cards diagnose` about the reward model. The grader is the gold reward."""
     return "\n".join(f"- {found['words']}" for found in report_of(name).get("findings", ()))
 
 

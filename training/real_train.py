@@ -159,10 +159,9 @@ def train_reward(folder: Path, data: Path) -> None:
         [(layers, 1e-4), ([judge.head.weight], 1e-3)],
     )
 
-    shares = torch.Generator().manual_seed(5)
-
     def loss(group: list[int]) -> Tensor:
-        rewards = judge([pairs[i] for i in group], activations[group], torch.rand(len(group), 2, generator=shares))
+        chance = torch.Generator().manual_seed(group[0])  # the same prefixes after an interruption
+        rewards = judge([pairs[i] for i in group], activations[group], torch.rand(len(group), 2, generator=chance))
         losses = -logsigmoid(rewards[:, 0] - rewards[:, 1])
         value: Tensor = losses[:, :2].mean() + 0.5 * losses[:, 2:].mean() + 0.01 * rewards.mean().square()
         value.backward()
