@@ -134,6 +134,10 @@ class CARDS(SegmentMethod):
         required_reward = schedule.target if reached is None else reached + self.gain
         return Schedule(required_reward, required_reward, schedule.length)
 
+    @property
+    def lm_ends(self) -> bool:
+        return self.gain is not None
+
     def target_reward(self, reward: Reward, pilots: Sequence[Segment]) -> float:
         if self.gain is not None and self.quantile is None:
             return 0.0  # not used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -92,6 +93,9 @@ class SegmentSampler:
     proposed `width` at a time but tested strictly in order, and none after the first that passes. The outcome therefore has
     the law of one candidate at a time, and the same seed gives the same outcome at every width.
 
+    With `lm_ends`, a candidate without text that ends the response is not tested: the first candidate of a segment passes, later
+    ones do not. So the response ends with the probability that the LM gives its end.
+
     A candidate that the guide rejects gets no reward. The fallback is the candidate with the highest reward, or, if no
     candidate passed the guide, the one with the highest reward of the guide.
     """
@@ -102,6 +106,7 @@ class SegmentSampler:
     extra: bool
     width: Width
     guide_filter: GuideFilter | None = None
+    lm_ends: bool = False
     verdicts: Counter[bool] = field(default_factory=Counter)  # True: accepted, False: rejected
 
     async def stream(
@@ -142,15 +147,19 @@ class SegmentSampler:
                 number = len(candidates)
                 if number >= len(pilots):
                     yield Proposed(index, number, segment)
+                only_ends = self.lm_ends and segment.finish_reason == "stop" and not segment.text
                 if scored:
-                    segment = with_reward(segment, r)
+                    segment = replace(segment, reward=r) if only_ends else with_reward(segment, r)
                     if number >= len(pilots):
                         yield scored_event(number, segment)
                 candidates.append(segment)
-                scores.append((scored, r))
+                scores.append((False, -math.inf) if only_ends else (scored, r))
                 if number >= self.limit:
                     continue
-                passed = scored and self.passes(r, cast(float, segment.threshold), float(u[number]))
+                if only_ends:
+                    passed = number == 0
+                else:
+                    passed = scored and self.passes(r, cast(float, segment.threshold), float(u[number]))
                 self.verdicts[passed] += 1
                 if passed:
                     yield Accepted(index, number, with_rejected(segment))
@@ -216,6 +225,11 @@ class SegmentMethod(AcceptanceMethod):
         """Return the rule that ends segments, given the entropy threshold tau_u that the LM suggests."""
 
     @property
+    def lm_ends(self) -> bool:
+        """Return whether the LM alone decides if the response ends after a segment."""
+        return False
+
+    @property
     def guide_filter(self) -> GuideFilter | None:
         """Return the test that precedes the reward, or None."""
         return None
@@ -246,7 +260,9 @@ class SegmentMethod(AcceptanceMethod):
                 yield event
         target = self.target_reward(reward, pilots)
         schedule = Schedule.from_prompt(target, self.alpha, prompt_reward, request.max_tokens)
-        sampler = SegmentSampler(self.verdict.passes, schedule, self.max_rejections, True, self.width, self.guide_filter)
+        sampler = SegmentSampler(
+            self.verdict.passes, schedule, self.max_rejections, True, self.width, self.guide_filter, self.lm_ends
+        )
         index, reached = 0, None if pilots else prompt_reward
         while response.finish_reason is None:
             ask = replace(request.ask(response), boundary=boundary, sampling=self.sampling)

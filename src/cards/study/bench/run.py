@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cards
-from cards.decoder import PromptLike
+from cards.decoder import Decoder, PromptLike
 from cards.errors import CardsError
-from cards.events import Response
+from cards.events import Response, Result, Segment
 from cards.prompts import FormOptions
 from cards.settings import settings_of
 from cards.study.bench.plan import Arm, Plan
@@ -22,6 +23,7 @@ from cards.study.journal import Row
 from cards.study.models import Models
 from cards.study.prompts import PromptRecord, sample
 from cards.study.session import Session
+from cards.usage import Usage
 
 PROMPTING = tuple(settings_of(FormOptions))
 REPETITION = 1_000_000  # distance between the seeds of two repetitions of a prompt
@@ -76,19 +78,22 @@ class Bench:
         repeated = [(record, k) for k in range(plan.seeds) for record in chosen]
         planned = [_row(arm, record, plan.seed + record.number + REPETITION * k) for record, k in repeated]
 
-        async def respond(row: Row) -> Row:
-            prompt = self._shaped(row["prompt"])
-            result = await decoder.agenerate(prompt, seed=row["seed"], max_tokens=plan.max_tokens, stop=plan.stop)
-            fields = {name: getattr(result, name) for name in ("text", "token_ids", "finish_reason")}
-            return row | fields | {"usage": result.usage.to_dict()}
-
         before, concurrency = len(rows), plan.concurrency or self.models.engine.rows
         self.models.forget()
         start = time.perf_counter()
-        await self.session.complete({key(row): row for row in planned}, respond, key, concurrency, title, _note)
+        await self.session.complete(
+            {key(row): row for row in planned}, partial(self.respond, decoder), key, concurrency, title, _note
+        )
         batch = {"seconds": time.perf_counter() - start, "requests": len(rows) - before}
         for row in rows[before:]:
             row["batch"] = batch
+
+    async def respond(self, decoder: Decoder, row: Row) -> Row:
+        """Return the row with its response and usage."""
+        plan = self.plan
+        prompt = self._shaped(row["prompt"])
+        result = await decoder.agenerate(prompt, seed=row["seed"], max_tokens=plan.max_tokens, stop=plan.stop)
+        return row | response_fields(result, result.usage)
 
     async def _grade(self) -> None:
         """Grade all ungraded responses, including those of an earlier run."""
@@ -109,6 +114,12 @@ class Bench:
 
     def _shaped(self, prompt: Any) -> PromptLike:
         return self.plan.prompt(prompt, self.models.engine.chats)
+
+
+def response_fields(response: Result | Segment, usage: Usage) -> dict[str, Any]:
+    """Return the fields of a row that describe its response and the cost."""
+    fields = {name: getattr(response, name) for name in ("text", "token_ids", "finish_reason")}
+    return fields | {"usage": usage.to_dict()}
 
 
 def _note(row: Row, error: CardsError) -> str:
