@@ -93,8 +93,8 @@ class SegmentSampler:
     proposed `width` at a time but tested strictly in order, and none after the first that passes. The outcome therefore has
     the law of one candidate at a time, and the same seed gives the same outcome at every width.
 
-    With `lm_ends`, a candidate without text that ends the response is not tested: the first candidate of a segment passes, later
-    ones do not. So the response ends with the probability that the LM gives its end.
+    With `lm_ends`, a candidate without text that ends the response is not tested: the first candidate of a segment passes,
+    later ones do not. So the response ends with the probability that the LM gives its end.
 
     A candidate that the guide rejects gets no reward. The fallback is the candidate with the highest reward, or, if no
     candidate passed the guide, the one with the highest reward of the guide.
