@@ -6,17 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, cast
 
 import pytest
-from helpers.letter_world import Ids, Law, reading, results, segments, value
+from helpers.letter_world import END, Ids, Law, engine, reading, results, segments, value
 
-from cards import CARDS, FixedLength
+from cards import CARDS, Decoder, FixedLength
 from cards.acceptance import quantile_of
 from cards.errors import SettingError
+from cards.methods import BestOfN
 from cards.methods.segments.cascade import Cascade
-from cards.testing import check_law, normalised
+from cards.testing import MockReward, check_law, normalised
 
 BETA, PILOTS, GAIN = 0.5, 3, -0.1
 
@@ -69,19 +70,49 @@ def test_given_the_threshold_later_segments_follow_the_law_of_cards() -> None:
     check_law(observed, law, wrong=q)
 
 
-@pytest.mark.parametrize(("kind", "passing"), [("hard", hard), ("soft", soft)])
-def test_with_gain_each_segment_adds_to_the_reward_reached(kind: Any, passing: Callable[[float, float], float]) -> None:
-    method = adaptive(quantile=None, gain=GAIN, acceptance=kind)
-    found = [r.segments for r in results(method, 2, 1200) if len(r.segments) == 2 and not r.segments[1].fallback]
-    firsts = Counter(first.token_ids for first, _ in found)
-    prefix = max(firsts, key=firsts.__getitem__)
-    tau = value(reading(prefix)) + GAIN
-    seconds = [second for first, second in found if first.token_ids == prefix]
-    assert len(seconds) > 100
-    assert [s.threshold for s in seconds] == pytest.approx([tau] * len(seconds))
-    q = segments(1, after=prefix)
-    law = normalised({s: p * passing(value(reading(prefix + s)), tau) for s, p in q.items()})
-    check_law(Counter(s.token_ids for s in seconds), law, wrong=q)
+def gain_law(passing: Callable[[float, float], float], gain: float, *, tests_ends: bool = False) -> Law:
+    """Of the first segment: the LM decides whether the response ends at once, and other segments must add to the reward."""
+    q, tau = segments(2), value(reading(())) + gain
+    weights = {s: p * passing(value(reading(s)), tau) for s, p in q.items()}
+    if tests_ends:
+        return normalised(weights)
+    end, rest = q[(END,)], normalised({s: weight for s, weight in weights.items() if s != (END,)})
+    return {(END,): end} | {s: (1 - end) * p for s, p in rest.items()}
+
+
+@pytest.mark.parametrize(("kind", "passing", "rise"), [("hard", hard, 0.3), ("soft", soft, 1.0)])
+def test_with_gain_each_segment_adds_to_the_reward_and_the_lm_ends_the_response(
+    kind: Any, passing: Callable[[float, float], float], rise: float
+) -> None:
+    method = adaptive(quantile=None, gain=rise, acceptance=kind, boundary=FixedLength(2, 2))
+    firsts = [result.segments[0] for result in results(method, 4, 2000, segments=1)]
+    for first in firsts:
+        assert first.threshold == (None if first.token_ids == (END,) else pytest.approx(value(reading(())) + rise))
+    observed = Counter(first.token_ids for first in firsts if not first.fallback)
+    check_law(observed, gain_law(passing, rise), wrong=segments(2))
+    check_law(observed, gain_law(passing, rise), wrong=gain_law(passing, rise, tests_ends=True))
+
+
+def test_with_gain_the_threshold_follows_the_reward_reached() -> None:
+    method = adaptive(quantile=None, gain=GAIN, acceptance="hard")
+    for result in results(method, 2, 20):
+        for before, after in pairwise(result.segments):
+            assert after.threshold in (None, pytest.approx(cast(float, before.reward) + GAIN))
+
+
+def test_without_any_target_no_segment_may_lower_the_reward() -> None:
+    free, known = MockReward(target=None), MockReward(target=1.0)
+    bare = CARDS()
+    assert bare.resolved(free) == CARDS(gain=0.0, acceptance="hard")
+    assert bare.resolved(known) == bare
+    for chosen in (CARDS(target=1.0), CARDS(quantile=0.5), CARDS(gain=0.5)):
+        assert chosen.resolved(free) == chosen
+    nested = BestOfN(n=2, inner=bare).resolved(free)
+    assert nested == BestOfN(n=2, inner=bare.resolved(free))
+    decoder = Decoder(engine(), free, bare)
+    explicit = Decoder(engine(), free, CARDS(gain=0.0, acceptance="hard"))
+    for seed in range(5):
+        assert decoder("?", max_tokens=6, seed=seed).segments == explicit("?", max_tokens=6, seed=seed).segments
 
 
 def test_gain_starts_at_the_reward_of_the_prompt_or_at_the_quantile_of_the_pilots() -> None:

@@ -60,8 +60,9 @@ class Decoder(Composite):
         method: str | Method = "cards",
     ) -> None:
         self.engine = load_engine(model) if isinstance(model, str) else model
-        self.method = with_models(read_spec(method) if isinstance(method, str) else method, self.engine)
         self.reward = _as_reward(reward)
+        chosen = with_models(read_spec(method) if isinstance(method, str) else method, self.engine)
+        self.method = chosen if self.reward is None else chosen.resolved(self.reward)
         self.parts = [model for model in (self.engine, self.reward, *self.method.models) if model is not None]
         check_match(self.method, self.engine, self.reward)
         self.thinking = next(thinking_rewards(self._rewards), None)

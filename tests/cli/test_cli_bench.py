@@ -87,9 +87,9 @@ def test_results_of_another_model_are_refused(bench: Cards) -> None:
 
 def test_failures_are_told_and_the_rest_is_reported(bench: Cards) -> None:
     bench.reward.target = None
-    ran = bench("bench", *SHORT, "-m", "cards")
+    ran = bench("bench", *SHORT, "-m", "rejection-sampling")
     assert ran.exit_code == 2
-    assert "error: cards, prompt 0, seed 0: No target reward" in ran.stderr
+    assert "error: rejection-sampling, prompt 0, seed 0: No target reward" in ran.stderr
     assert "3 responses failed" in ran.stderr.splitlines()[-1]
     assert "best-of-n:n=3" in ran.stdout
 

@@ -58,12 +58,12 @@ def test_json_has_every_result_and_its_grades(compare: Cards) -> None:
 
 def test_a_method_that_fails_leaves_the_others_alone(compare: Cards) -> None:
     compare.reward.target = None
-    ran = compare("compare", "Well?", "-m", "vanilla", "-m", "cards", "-m", "best-of-n:n=2", "--max-tokens", "8")
+    ran = compare("compare", "Well?", "-m", "vanilla", "-m", "stars", "-m", "best-of-n:n=2", "--max-tokens", "8")
     assert ran.exit_code == 2
     assert "error: No target reward" in ran.stdout
     assert "failed" in ran.stdout
-    assert [line.split()[0] for line in ran.stdout.splitlines()[-3:]] == ["vanilla", "cards", "best-of-n:n=2"]
-    printed = json.loads(compare("compare", "Well?", "-m", "cards", "-m", "vanilla", "--max-tokens", "8", "--json").stdout)
+    assert [line.split()[0] for line in ran.stdout.splitlines()[-3:]] == ["vanilla", "stars", "best-of-n:n=2"]
+    printed = json.loads(compare("compare", "Well?", "-m", "stars", "-m", "vanilla", "--max-tokens", "8", "--json").stdout)
     assert "No target reward" in printed["answers"][0]["error"]
     assert printed["answers"][1]["text"]
 

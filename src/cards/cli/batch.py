@@ -119,13 +119,16 @@ def batch(
         options.check_rows(rows(reading))
         with opened(reading, out, header, options.row, overwrite) as job, one_line_warnings(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UnreachableTargetWarning)  # shown once, for the whole batch
-            _run(job, chosen, decode_on_ray if ray else decode_here, retry_failed)
+            if ray:
+                _run(job, lambda: chosen, decode_on_ray, retry_failed)
+            else:
+                _run(job, lambda: row_decoder().decoder.method, decode_here, retry_failed)
 
 
 Decode = Callable[[Sequence[int], BatchJournal, BatchProgress], bool]  # whether all rows were decoded
 
 
-def _run(job: BatchJob, method: Method, decode: Decode, retry_failed: bool) -> None:
+def _run(job: BatchJob, method: Callable[[], Method], decode: Decode, retry_failed: bool) -> None:
     failed, complete = job.failed, True
     if retry_failed and failed:
         numbers, merge = job.merge()
@@ -142,7 +145,7 @@ def _run(job: BatchJob, method: Method, decode: Decode, retry_failed: bool) -> N
         with BatchJournal(job.files) as journal:
             complete = decode(job.left, journal, report)
         failed = report.failed
-        if text := unreachable(report.usage, method):
+        if text := unreachable(report.usage, method()):
             show_warning(text)
         if report.broken:
             show_warning(f"{report.broken:,} of {report.decoded:,} responses do not meet a constraint of the reward.")

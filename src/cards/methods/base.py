@@ -105,6 +105,11 @@ class Method(Nested, ABC):
         inner = [value for name in settings_of(self) if isinstance(value := getattr(self, name), Method)]
         return [self, *(method for one in inner for method in one.nest)]
 
+    def resolved(self, reward: Reward) -> Method:
+        """Return this method with the settings that it leaves to the reward, also in the methods among its settings."""
+        inner = {name: value.resolved(reward) for name in settings_of(self) if isinstance(value := getattr(self, name), Method)}
+        return replace(self, **inner) if inner else self
+
     @property
     def kl_bound(self) -> float | None:
         """Return an upper bound on KL(responses || proposal) in nats, or None if none is known."""

@@ -152,10 +152,12 @@ def _runs(method: Method, engine: Engine, reward: Reward | None) -> bool:
 
 
 def _runs_alone(method: Method, engine: Engine, reward: Reward | None) -> bool:
+    method = method if reward is None else method.resolved(reward)
     known = settings_of(method)
     boundary = getattr(method, "boundary", None)
+    own_target = any(getattr(method, name, None) is not None for name in ("quantile", "gain"))
     try:
-        if reward is not None and "target" in known and getattr(method, "quantile", None) is None:
+        if reward is not None and "target" in known and not own_target:
             target_of(getattr(method, "target", None), reward)
         if boundary is not None or "boundary" in known:
             engine.check_boundary(boundary or Entropy())

@@ -46,9 +46,14 @@ class CARDS(SegmentMethod):
 
         tau = r(x, y) + gain
 
-    Without fallbacks a segment then follows q(s) min(1, exp((r(x, y + s) - r(x, y) - gain) / beta)), normalized for each
-    prefix. A prompt whose responses all have low rewards needs no more candidates than others. `alpha` has no effect. With
-    `quantile`, r* is the threshold of the first segment. This option is ours.
+    A segment without text that ends the response is not tested: as the first candidate it passes, later it does not. Without
+    fallbacks the response ends after y with probability q(end). Otherwise the next segment follows
+    q(s) min(1, exp((r(x, y + s) - r(x, y) - gain) / beta)), normalized for each prefix. A prompt whose responses all have low
+    rewards needs no more candidates than others. `alpha` has no effect. With `quantile`, r* is the threshold of the first
+    segment. This option is ours.
+
+    If neither `target`, `quantile` nor `gain` is set and the reward suggests no target, CARDS runs with gain 0 and the hard
+    test: no segment may lower the reward.
 
     Differs from the published code: one KV cache and no second pass at a boundary; the end-of-text token ends the response;
     the reward of the prompt is counted; the test runs on the log scale; non-finite rewards are errors.
@@ -66,7 +71,9 @@ class CARDS(SegmentMethod):
         at_most=1,
     )
     gain: float | None = setting(
-        None, help="Reward that each segment must add to the response so far (none: the rising threshold is used)."
+        None,
+        help="Reward that each segment must add to the response so far (none: the rising threshold is used, or, if no target "
+        "is known, 0 with the hard test).",
     )
     pilots: int = setting(
         8,
@@ -108,8 +115,15 @@ class CARDS(SegmentMethod):
         )
         self.segment_boundary(3.0)
 
+    def resolved(self, reward: Reward) -> CARDS:
+        if self.target is None and self.quantile is None and self.gain is None and reward.target is None:
+            return replace(self, gain=0.0, acceptance="hard")
+        return self
+
     @property
     def remedy(self) -> str:
+        if self.gain == 0:
+            return ""  # nothing is out of reach: where no candidate adds reward, the best one is used
         setting = "gain" if self.gain is not None else "quantile" if self.quantile is not None else None
         found: str = super(SegmentMethod, self).remedy  # slots break super() without arguments
         return found if setting is None else f"Lower {setting}{self.softer}"

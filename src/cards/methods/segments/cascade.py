@@ -10,6 +10,7 @@ from cards.errors import SettingError, check
 from cards.methods.base import RewardLike, loaded
 from cards.methods.segments.cards import CARDS
 from cards.methods.segments.driver import GuideFilter
+from cards.rewards.base import Reward
 from cards.sampling import GUIDE_VERDICT, VERDICT
 from cards.settings import setting
 
@@ -52,6 +53,9 @@ class Cascade(CARDS):
                 value is None,
                 f"cascade has no {name}, got {value}: candidates that the guide rejects are not scored. Set target.",
             )
+
+    def resolved(self, reward: Reward) -> Cascade:
+        return self
 
     @property
     def guide_filter(self) -> GuideFilter:

@@ -138,7 +138,8 @@ class SegmentSampler:
             )
 
         def scored_event(number: int, segment: Segment) -> Scored:
-            return Scored(index, number, segment, self.schedule, float(u[number]) if number < self.limit else None)
+            tested = number < self.limit and segment.threshold is not None
+            return Scored(index, number, segment, self.schedule, float(u[number]) if tested else None)
 
         for number, segment in enumerate(pilots):
             yield scored_event(number, with_reward(segment, cast(float, segment.reward)))

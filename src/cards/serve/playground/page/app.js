@@ -140,9 +140,12 @@ function request(choice, column, text, settings = {}) {
 function about(choice) {
   const real = (name) => { const text = choice.text(name); return text === undefined || text === "none" ? undefined : Number(text); };
   const tests = choice.text("acceptance") !== undefined, beta = real("beta");
+  const target = real("target") ?? current().target;
+  const untold = target === null && choice.text("gain") === "none" && choice.text("quantile") === "none"; // then CARDS has gain 0 and the hard test
+  const gain = untold ? 0 : real("gain"), kind = untold ? "hard" : choice.text("acceptance");
   return {
-    target: real("target") ?? current().target, entropy_threshold: current().entropy_threshold,
-    test: tests ? { alpha: real("alpha"), beta, gain: real("gain"), kind: choice.text("acceptance"), temperature: real("temperature") ?? beta } : null,
+    target, entropy_threshold: current().entropy_threshold,
+    test: tests ? { alpha: real("alpha"), beta, gain, kind, temperature: real("temperature") ?? beta } : null,
   };
 }
 
