@@ -108,7 +108,7 @@ class Method(Nested, ABC):
     def resolved(self, reward: Reward) -> Method:
         """Return this method with the settings that it leaves to the reward, also in the methods among its settings."""
         inner = {name: value.resolved(reward) for name in settings_of(self) if isinstance(value := getattr(self, name), Method)}
-        return replace(self, **inner) if inner else self
+        return replace(self, **inner) if inner else self  # type: ignore[type-var]
 
     @property
     def kl_bound(self) -> float | None:
