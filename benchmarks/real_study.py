@@ -5,7 +5,7 @@
     python benchmarks/real_study.py --repeat 1 PLAN.toml ...  the same with other seeds, as plan NAME.1
 
 Best-of-n with several n draws the responses of the largest n; those of a smaller n are the first of them, with their part of
-the cost. So only the largest n has a time.
+the cost. So only the largest n has a time, unless --separate is given.
 
 A method that the results already have is skipped, on any machine. Results of a plan are NAME.json, with the metrics of each
 method, and NAME.csv.gz, with the figures of each response; responses themselves stay next to the models. An interrupted
@@ -132,7 +132,7 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repeat: int, logprobs: bool) -> None:
+def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repeat: int, logprobs: bool, separate: bool) -> None:
     """Run the methods of a plan that its results lack, one after another, until the time is over."""
     plan, end = located(path, runs), time.monotonic() + limit_seconds
     plan = replace(plan, seed=plan.seed + SEED_STEP * repeat)
@@ -151,7 +151,7 @@ def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repea
     models.logprobs = logprobs
     with opened(runs / f"study-{name}.jsonl", header(plan, models), "study") as session:
         prompts = models.fitting(records, plan, plan.max_tokens)
-        for group in shared(arms):
+        for group in [[arm] for arm in arms] if separate else shared(arms):
             if time.monotonic() > end:
                 break
             start = time.process_time()
@@ -185,10 +185,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no method after this time")
     parser.add_argument("--only", nargs="*", default=(), help="beginnings of the methods to run")
     parser.add_argument("--repeat", type=int, default=0, help="number of the repetition; every repetition has different seeds")
+    parser.add_argument("--separate", action="store_true", help="draw best-of-n anew for each n, to measure its time")
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false", help="without perplexity and coherence")
     args = parser.parse_args()
     for path in args.plans:
-        run(path, args.runs, 60 * args.minutes, args.only, args.repeat, args.logprobs)
+        run(path, args.runs, 60 * args.minutes, args.only, args.repeat, args.logprobs, args.separate)
 
 
 if __name__ == "__main__":
