@@ -152,7 +152,7 @@ class Engine(Composite, ABC):
             from cards.engines.matcher import token_grammar
 
             grammar = token_grammar(shaping.grammar, self.tokenizer, self.end_ids, self.vocab_size)
-        return Shaper(shaping, penalty, prompt.token_ids, grammar)
+        return Shaper(shaping, penalty, prompt.token_ids, grammar, prompt.thought.token_ids)
 
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""
