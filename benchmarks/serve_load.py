@@ -7,9 +7,9 @@
 `cards serve` runs in a separate process on the embedded pair. Load: each client sends a request, reads its stream to the end
 and sends the next one; after status 429 it waits as long as Retry-After says. Every second client asks for JSON of a schema. A
 response is complete if it has a finish reason and the end mark. Growth: requests of all kinds, some of which are refused or
-left early, with the memory after each thousand. Overhead: the same request is sent alone, alternately to the library in this
-process and to the server. The overhead of the server within one request is the time that its client waited minus the seconds
-in the usage of the response.
+left early, with the memory after each thousand; no schema is used twice. Overhead: the same request is sent alone, alternately
+to the library in this process and to the server. The overhead of the server within one request is the time that its client
+waited minus the seconds in the usage of the response.
 """
 
 from __future__ import annotations
@@ -176,8 +176,26 @@ def mixed(number: int) -> tuple[str, dict[str, Any]]:
         ("/detokenize", {"tokens": [chance.randrange(1000) for _ in range(20)]}),
         ("/v1/chat/completions", {"messages": messages, "cards": {"settings": {"nothing": 1}}}),
         ("/v1/completions", {"prompt": f"{number} {text * 3}", **tokens, "max_tokens": 64}),
+        ("/v1/chat/completions", {"messages": messages, "response_format": _numbered(number), **tokens, "max_tokens": 32}),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": messages,
+                "presence_penalty": chance.random(),
+                "frequency_penalty": chance.random(),
+                "repetition_penalty": 1 + chance.random() / 2,
+                "logit_bias": {str(chance.randrange(1000)): -100},
+                **tokens,
+            },
+        ),
     ]
     return kinds[number % len(kinds)]
+
+
+def _numbered(number: int) -> dict[str, Any]:
+    """Return a response format whose schema no other request has, so that caches of grammars are filled and emptied."""
+    schema = {"type": "object", "properties": {f"f{number}": {"type": "boolean"}}, "required": [f"f{number}"]}
+    return {"type": "json_schema", "json_schema": {"name": "numbered", "schema": schema}}
 
 
 async def growth(url: str, pid: int, count: int) -> dict[str, Any]:
@@ -187,7 +205,7 @@ async def growth(url: str, pid: int, count: int) -> dict[str, Any]:
 
     async def one(http: httpx.AsyncClient, number: int) -> None:
         path, body = mixed(number)
-        leaves = number % 8 == 7 and number % 3 == 0
+        leaves = body.get("max_tokens") == 64 and number % 3 == 0
         async with limit:
             try:
                 reply = await http.post(path, json=body, timeout=0.05 if leaves else 300)

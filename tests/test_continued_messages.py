@@ -13,7 +13,7 @@ from cards.engines.mock import MockEngine
 from cards.errors import PromptError
 from cards.events import Message
 from cards.methods import Vanilla
-from cards.prompts import Chat, ChatOptions, with_begun
+from cards.prompts import Chat, ChatOptions, rendered_as
 from cards.rewards.engines import encode_prompt
 from cards.rewards.self_evaluation import conversation
 
@@ -62,7 +62,7 @@ def test_other_models_get_the_message_to_continue(engine: TransformersEngine) ->
     prompt = continued(engine)
     assert encode_prompt(engine, prompt).token_ids == prompt.token_ids
     assert conversation(prompt, Response(" film", (1,))) == "User: How was it?\n\nAssistant: It was a film"
-    assert with_begun(TURNS[:1], "") == TURNS[:1]
+    assert rendered_as(engine.encode(TURNS[:1]), TURNS[:1]) == TURNS[:1]
 
 
 def test_defaults_for_chats_keep_the_message_open() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from cards.trace_html import trace_html
 from cards.usage import Role, Usage
@@ -23,22 +24,6 @@ class Message(TypedDict):
 
     role: str
     content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The input of the LM: its text, its tokens, and the messages it was rendered from (None for raw text).
-
-    `begun` is the beginning of the assistant's message, which the response continues. It is part of the text, but not of the
-    messages.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    messages: tuple[Message, ...] | None = None
-    vocabulary: Fingerprint | str = ""  # fingerprint of the tokenizer that made token_ids
-    template: str | None = None  # the chat template that rendered the messages
-    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +65,37 @@ class Response:
     def decoded(self) -> Response:
         """The response with the text of all its tokens."""
         return replace(self, text=self.text + self.held, held="") if self.held else self
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The input of the LM: its text, its tokens, and the messages it was rendered from (None for raw text).
+
+    `begun` is the beginning of the assistant's message, which the response continues. `thought` is a beginning of the response,
+    such as its thinking, that a method continues. It follows `begun`. Both are part of the text and the tokens, but not of the
+    messages.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    messages: tuple[Message, ...] | None = None
+    vocabulary: Fingerprint | str = ""  # fingerprint of the tokenizer that made token_ids
+    template: str | None = None  # the chat template that rendered the messages
+    begun: str = ""
+    chat_template_kwargs: Mapping[str, Any] | None = None  # further variables of the chat template
+    thought: Response = Response()
+
+    def followed_by(self, start: Response) -> Prompt:
+        """Return the prompt followed by a beginning of the response."""
+        thought = Response(self.thought.text + start.text, self.thought.token_ids + start.token_ids)
+        return replace(self, text=self.text + start.text, token_ids=self.token_ids + start.token_ids, thought=thought)
+
+    @property
+    def bare(self) -> Prompt:
+        """The prompt without `thought`."""
+        text = self.text[: len(self.text) - len(self.thought.text)]
+        token_ids = self.token_ids[: len(self.token_ids) - len(self.thought.token_ids)]
+        return replace(self, text=text, token_ids=token_ids, thought=Response())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cards.errors import PromptError, SettingError, check
-from cards.events import Message
+from cards.events import Message, Prompt
 from cards.settings import FORM, check_settings, setting
 
 FORMS = ("auto", "chat", "dialogue", "raw")
@@ -64,9 +64,10 @@ class Chat(list[Message]):
         return Chat(messages, chat_template_kwargs, answered=self.answered, continued=self.continued)
 
 
-def with_begun(messages: Sequence[Message], begun: str) -> Sequence[Message]:
-    """Return the messages, followed by the beginning of the assistant's message if there is one."""
-    return Chat([*messages, Message(role="assistant", content=begun)], {}, continued=True) if begun else messages
+def rendered_as(prompt: Prompt, messages: Sequence[Message]) -> Chat:
+    """Return messages to render as those of the prompt: with its template variables and its beginning of the response."""
+    begun = [Message(role="assistant", content=prompt.begun)] if prompt.begun else []
+    return Chat([*messages, *begun], prompt.chat_template_kwargs or {}, continued=bool(begun))
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, so that plans can combine it with other options

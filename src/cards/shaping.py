@@ -23,9 +23,9 @@ class Shaping:
         z(v) <- z(v) - frequency_penalty * c(v) - presence_penalty                        v in the response, c(v) times
         z(v) <- -inf                                                                      v that the grammar does not allow
 
-    Temperature, top_k, top_p and boundaries by entropy apply to the result. The response is all of it so far, not only the
-    current segment. `repetition_penalty` None is that of the model's generation config. `logit_bias` has pairs of token id
-    and bias; -inf excludes the token. Raises SettingError.
+    Temperature, top_k, top_p and boundaries by entropy apply to the result. The response is all of it so far, with its
+    thinking, not only the current segment. `repetition_penalty` None is that of the model's generation config. `logit_bias` has
+    pairs of token id and bias; -inf excludes the token. Raises SettingError.
     """
 
     grammar: Grammar | None = None

@@ -63,6 +63,10 @@ class TestSpeculativeLocal(EngineContract):
         yield engine
         await engine.aclose()
 
+    @pytest.mark.slow
+    async def test_proposals_under_a_grammar_follow_the_masked_law(self, engine: Engine) -> None:
+        await super().test_proposals_under_a_grammar_follow_the_masked_law(engine)
+
 
 MIXTURES: dict[str, Callable[[Engine, Engine], Mixture]] = {
     "proxy-tuning": lambda one, two: ProxyTuning(tuned=one, untuned=two, weight=0.4),
@@ -88,6 +92,10 @@ class TestMixtureOfLocalModels(EngineContract):
         engine = MixtureEngine(letter_engine(ends=True, slots=8), MIXTURES[request.param](guide, guide))
         yield engine
         await engine.aclose()
+
+    @pytest.mark.slow
+    async def test_proposals_under_a_grammar_follow_the_masked_law(self, engine: Engine) -> None:
+        await super().test_proposals_under_a_grammar_follow_the_masked_law(engine)
 
 
 class TestDraftOverAMixture(EngineContract):

@@ -16,6 +16,7 @@ from helpers.letter_world import BETA, END, REWARD, TARGET, Ids, engine, next_to
 from helpers.proposals import candidates
 
 from cards import CARDS, Decoder, Engine, Entropy, FixedLength, Response
+from cards.backends.vllm.options import ShapingSpec, shaping_options
 from cards.engines.base import Ask
 from cards.engines.mixture import MixtureEngine
 from cards.engines.mock import MockEngine
@@ -112,6 +113,7 @@ def test_cards_tests_segments_of_the_masked_proposal() -> None:
 
 # Penalties and biases.
 
+PLAIN = engine().encode("a")
 PENALTIES = Shaping(logit_bias=((0, 0.7), (1, -0.4)), presence_penalty=0.6, frequency_penalty=0.3, repetition_penalty=1.5)
 
 
@@ -141,6 +143,20 @@ def test_penalties_count_the_response_and_not_the_segment() -> None:
         wanted, plain = (law_of(model, 4, end=END, after=PROMPT) for model in (penalised, next_token))
         check_law(Counter(texts[-1]), wanted, wrong=plain)
     assert texts[0] != texts[2]  # other random numbers
+
+
+@pytest.mark.parametrize("shaping", [PENALTIES, replace(PENALTIES, grammar=Grammar.regex("[abc]*"))], ids=["plain", "grammar"])
+async def test_penalties_count_a_beginning_of_the_response_in_the_prompt(shaping: Shaping) -> None:
+    source, (first, rest) = engine(), ((1, 2, 1), (0, 1))
+    whole = await source.shaped_logits(source.encode("a"), Response(token_ids=first + rest), 1, source.shaper(shaping, PLAIN))
+    prompt = PLAIN.followed_by(Response("bcb", first))
+    options = shaping_options(Ask(prompt, Response(token_ids=rest), 4, shaping=shaping), source)
+    for shaper in (
+        source.shaper(shaping, prompt),
+        ShapingSpec.parse(options["cards_shaping"]).shaper(prompt.token_ids + rest, lambda: source),
+    ):
+        found = await source.shaped_logits(prompt, Response(token_ids=rest), 1, shaper)
+        assert found == pytest.approx(whole)
 
 
 def test_a_models_own_repetition_penalty_is_used_unless_a_request_sets_one() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cards import Accepted, Decoder, FixedLength, Proposed
 from cards.engines.mock import MockEngine
 from cards.errors import MismatchError, SettingError
+from cards.grammar import Grammar
 from cards.methods import CARDS, BestOfN, BudgetForcing, Vanilla
 from cards.methods.base import Method
 from cards.rewards import AfterThinking
@@ -118,6 +119,33 @@ def test_the_inner_method_has_its_own_random_numbers_and_events() -> None:
     assert [event.position for event in kept] == list(range(len(kept)))
     assert [event.by for event in events if isinstance(event, Proposed)][:3] == ["draft", "lm", "draft"]
     assert done.result.text == "".join(event.segment.text for event in kept)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("inner", [None, BestOfN(n=3, temperature=1.0), CARDS(target=0.0, boundary=FixedLength(maximum=1))])
+@pytest.mark.parametrize("settings", [{"most": 2}, {"least": 8}, {"most": 0}])
+def test_a_grammar_applies_to_the_answer_alone(settings: dict[str, Any], inner: Method | None) -> None:
+    pytest.importorskip("llguidance")
+    grammar = Grammar.regex("(xy|yx)x")  # without it, an answer has one letter
+    texts = set()
+    for seed in range(8):
+        method = BudgetForcing(**settings, temperature=1.0, inner=inner)
+        source = MockEngine(writer, TOKENS, end=".")
+        result = Decoder(source, MockReward(), method)("y", max_tokens=60, seed=seed, grammar=grammar)
+        thinking, marker, answer = result.text.partition("</think>")
+        assert thinking.startswith("<think>")
+        assert marker
+        assert (answer.strip() in ("xyx", "yxx"), result.finish_reason) == (True, "stop")
+        assert answer.count("\n") == (0 if "least" in settings else 2)  # of the forced marker
+        texts.add(answer.strip())
+    assert len(texts) == 2
+
+
+def writer(ids: tuple[int, ...]) -> list[float]:
+    """Think three x at a time, and answer with any token."""
+    if CLOSE in ids:
+        return [1 / 7] * 7
+    start = max((i for i, t in enumerate(ids) if t in (OPEN, WAIT)), default=-1)
+    return [float(t == (X if sum(t == X for t in ids[start + 1 :]) < 3 else CLOSE)) for t in range(7)]
 
 
 def test_settings_and_needs() -> None:

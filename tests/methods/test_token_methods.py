@@ -43,9 +43,10 @@ from cards.methods import (
     TransferQ,
 )
 from cards.methods.base import Method
+from cards.rewards import ValueReward
 from cards.rewards.base import Reward
 from cards.settings import settings_of
-from cards.testing import check_law
+from cards.testing import check_law, law_of
 
 MAX, CHUNK = 10, 4
 Make = Callable[[Engine, Engine], Method]  # of the LM and the other LM
@@ -228,6 +229,25 @@ def test_completions_of_an_aligned_model_count_as_the_draft() -> None:
     short = MockEngine(next_token, LETTERS, context=4)
     method = TransferQ(aligned=short, top_k=2, lookahead=3, chunk=None)
     assert len(Decoder(lm, count_of_b, method)("ab", max_tokens=6).token_ids) == 6  # beyond the context of the aligned LM
+
+
+@pytest.mark.slow
+def test_controlled_decoding_with_a_value_head_is_value_augmented_sampling() -> None:
+    """Each token follows softmax(logit + weight V), where the head gives V of all next tokens at once."""
+    lm, weight = mocks()[0], 1.5
+
+    def values(ids: Ids) -> list[float]:
+        return [value(reading((*ids, token))) + token for token in range(len(LETTERS))]
+
+    def tilted(ids: Ids) -> list[float]:
+        weights = [p * np.exp(weight * v) for p, v in zip(next_token(ids), values(ids), strict=True)]
+        return [float(w / sum(weights)) for w in weights]
+
+    head = ValueReward(MockEngine(values, LETTERS, end=LETTERS[LETTER_END], logits=True))
+    method = ControlledDecoding(weight=weight, top_k=len(LETTERS), temperature=1.0)
+    answers = Decoder(lm, head, method).batch(["a"] * 1000, max_tokens=2, progress=False)
+    laws = [law_of(model, 2, end=LETTER_END, after=(0,)) for model in (tilted, next_token)]
+    check_law(Counter(answer.token_ids for answer in answers), laws[0], wrong=laws[1])
 
 
 def test_fudge_with_a_probability_uses_it_as_it_is() -> None:

@@ -18,6 +18,7 @@ from cards.errors import MismatchError, check
 from cards.events import Message, Prompt, Response, Segment
 from cards.fingerprint import Fingerprint
 from cards.parts import Composite
+from cards.prompts import rendered_as
 from cards.shaping import NO_SHAPING, Shaping
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class Engine(Composite, ABC):
     @abstractmethod
     def encode(self, prompt: str | Sequence[Message]) -> Prompt:
         """Tokenize raw text, or messages rendered with the model's chat template. Raises PromptError."""
+
+    def encode_like(self, prompt: Prompt, given: str | Sequence[Message]) -> Prompt:
+        """Encode another raw text, or other messages, in place of those of a prompt. Raises PromptError.
+
+        The template variables and the beginning of the response stay: `begun` and `thought`.
+        """
+        encoded = self.encode(given if isinstance(given, str) else rendered_as(prompt, given))
+        return encoded.followed_by(prompt.thought) if prompt.thought.text or prompt.thought.token_ids else encoded
 
     @abstractmethod
     def propose(self, ask: Ask) -> AsyncGenerator[list[Segment], None]:
@@ -143,7 +152,7 @@ class Engine(Composite, ABC):
             from cards.engines.matcher import token_grammar
 
             grammar = token_grammar(shaping.grammar, self.tokenizer, self.end_ids, self.vocab_size)
-        return Shaper(shaping, penalty, prompt.token_ids, grammar)
+        return Shaper(shaping, penalty, prompt.token_ids, grammar, prompt.thought.token_ids)
 
     def without_layers(self, share: float) -> Engine:
         """Return an engine that skips this fraction of the model's layers, for drafts. Raises MismatchError or ModelError."""

@@ -76,7 +76,8 @@ class MockEngine(Engine):
         )
         if messages and isinstance(prompt, Chat) and prompt.continued:
             messages, begun, text = messages[:-1], messages[-1]["content"], text.removesuffix("\n")
-        encoded = Prompt(text, self.tokenize(text), messages, self.vocabulary, begun=begun)
+        variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else None
+        encoded = Prompt(text, self.tokenize(text), messages, self.vocabulary, None, begun, variables or None)
         return check_fits(encoded, self.name, self.context)
 
     def tokenize(self, text: str) -> tuple[int, ...]:

@@ -15,10 +15,21 @@ if TYPE_CHECKING:
 
 
 class Shaper:
-    """The shaping of one request: see `Shaping` for the formulas. `grammar` is its grammar over the tokens of the LM."""
+    """The shaping of one request: see `Shaping` for the formulas. `grammar` is its grammar over the tokens of the LM.
 
-    def __init__(self, shaping: Shaping, penalty: float, prompt: Sequence[int], grammar: TokenGrammar | None) -> None:
-        self.shaping, self.penalty, self.grammar = shaping, penalty, grammar
+    `thought` are the tokens at the end of the prompt that belong to the response. Penalties count them, and the grammar begins
+    after them.
+    """
+
+    def __init__(
+        self,
+        shaping: Shaping,
+        penalty: float,
+        prompt: Sequence[int],
+        grammar: TokenGrammar | None,
+        thought: Sequence[int] = (),
+    ) -> None:
+        self.shaping, self.penalty, self.grammar, self.thought = shaping, penalty, grammar, tuple(thought)
         self.prompt = frozenset(prompt) if penalty != 1 else frozenset[int]()
 
     def edit(self, row: Any, tokens: Sequence[int]) -> None:
@@ -38,7 +49,7 @@ class Shaper:
             values[~positive] *= self.penalty
             row[ids] = values
         if shaping.frequency_penalty or shaping.presence_penalty:
-            for count, ids in by_count(tokens).items():
+            for count, ids in by_count((*self.thought, *tokens)).items():
                 row[ids] -= shaping.frequency_penalty * count + shaping.presence_penalty
         self.mask(row, tokens)
 

@@ -30,7 +30,7 @@ def hold_back(text: str, stop: Sequence[str]) -> str:
 
 def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
     """Tokenize raw text unchanged, or messages with the chat template. Raises PromptError for invalid prompts."""
-    begun = ""
+    begun, variables = "", dict[str, Any]()
     if isinstance(prompt, str):
         messages, text = None, check_text(prompt)
         ids = tokenizer(prompt)["input_ids"]
@@ -41,9 +41,9 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
                 "The prompt is a list of messages, but the tokenizer of this model has no chat template: give raw text, or "
                 "load the model with a chat template (chat_template=..., --chat-template)."
             )
-        variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else {}
+        variables = prompt.chat_template_kwargs if isinstance(prompt, Chat) else variables
         continued = isinstance(prompt, Chat) and prompt.continued
-        if unused := [name for name in variables if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template))]:
+        if unused := [name for name in variables if not uses(tokenizer.chat_template, name)]:
             raise PromptError(f"The chat template of this model does not use the argument {unused[0]!r}: leave it out.")
         try:
             text = _rendered(tokenizer, list(messages), variables, continued)
@@ -54,7 +54,12 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> Prompt:
             last = messages[-1]["content"]
             messages, begun = messages[:-1], last if text.endswith(last) else last.strip()
     template = cast("str | None", tokenizer.chat_template)
-    return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template, begun)
+    return Prompt(text, tuple(cast("list[int]", ids)), messages, fingerprint(tokenizer), template, begun, variables or None)
+
+
+def uses(template: object, variable: str) -> bool:
+    """Return whether a chat template uses a variable."""
+    return re.search(rf"\b{re.escape(variable)}\b", str(template)) is not None
 
 
 def with_template(tokenizer: Any, template: str, name: str) -> Any:

@@ -86,8 +86,7 @@ async def continue_after(
     Its rewards score the whole response to the prompt.
     """
     prompt = request.prompt
-    extended = replace(prompt, text=prompt.text + thought.text, token_ids=prompt.token_ids + thought.token_ids)
-    rest = replace(request, prompt=extended, max_tokens=request.max_tokens - len(thought.token_ids))
+    rest = replace(request, prompt=prompt.followed_by(thought), max_tokens=request.max_tokens - len(thought.token_ids))
 
     def whole(reward: Reward) -> Reward:
         return Continuation(reward, prompt, thought)

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from cards.engines.base import Engine
 from cards.engines.loader import load_engine
+from cards.engines.text import uses
 from cards.errors import PromptError, RewardError
 from cards.events import Message, Prompt, Response
-from cards.prompts import with_begun
 from cards.rewards.base import Reward
 
 
@@ -77,7 +77,14 @@ async def choice_scores(engine: Engine, question: str, lead: str, choices: Seque
 
 
 def encode_prompt(engine: Engine, prompt: Prompt) -> Prompt:
-    """Return the prompt encoded by the engine. Messages are rendered with its chat template, if it has one."""
+    """Return the prompt encoded by the engine. Messages are rendered with its chat template, if it has one.
+
+    The template gets the variables that it uses of those of the LM's template.
+    """
     if prompt.messages is None or not engine.chats:
         return engine.encode(prompt.text)
-    return engine.encode(with_begun(prompt.messages, prompt.begun))
+    if variables := prompt.chat_template_kwargs:
+        template = engine.encode(prompt.messages).template
+        variables = {name: value for name, value in variables.items() if uses(template, name)}
+    thought = Response(prompt.thought.text, engine.tokenize(prompt.thought.text)) if prompt.thought.text else Response()
+    return engine.encode_like(replace(prompt, chat_template_kwargs=variables, thought=thought), prompt.messages)

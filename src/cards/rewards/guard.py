@@ -122,7 +122,7 @@ class GuardReward(EngineReward):
         written = prompt.begun + response.text
         if self.question is not None:
             values = {"conversation": conversation(prompt, response), "response": written.strip(), "policy": self.policy}
-            values["prompt"] = conversation(replace(prompt, begun=""), None)
+            values["prompt"] = conversation(replace(prompt, begun="", thought=Response()), None)
             text = re.sub(rf"\{{({'|'.join(CONTENT)})\}}", lambda match: values[match[1]], self.question)
             return encode_question(self.model, text)
         messages = prompt.messages or (Message(role="user", content=prompt.text),)

@@ -81,6 +81,7 @@ def conversation(prompt: Prompt, response: Response | None) -> str:
     """Return prompt and response as a transcript. None leaves out the response."""
     if prompt.messages is None:
         return prompt.text + (response.text if response else "")
-    written = prompt.begun + (response.text if response else "")
-    turns = [*prompt.messages, *([Message(role="assistant", content=written)] if response or prompt.begun else [])]
+    started = prompt.begun + prompt.thought.text
+    written = started + (response.text if response else "")
+    turns = [*prompt.messages, *([Message(role="assistant", content=written)] if response or started else [])]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in turns)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from cards.engines.base import Ask, Engine
 from cards.errors import CardsError, PromptError, SettingError
 from cards.events import Message, Response, Segment
 from cards.grammar import Grammar
-from cards.sampling import Sampling
+from cards.sampling import Sampling, distribution
 from cards.shaping import Shaping
+from cards.testing.laws import FIT_P, check_law, normalised, p_value, total_variation
 from cards.usage import Usage, booked_as, track_usage
+
+FLAT = Sampling(temperature=2.0)  # so that several texts are likely
 
 
 async def proposals(engine: Engine, ask: Ask) -> list[Segment]:
@@ -276,6 +280,54 @@ class EngineContract:
             assert (response.text in texts, response.finish_reason) == (True, "stop")
             found.add(response.text)
         assert len(found) > 1
+
+    async def test_proposals_under_a_grammar_follow_the_masked_law(self, engine: Engine) -> None:
+        if not {"shaping", "logits"} <= engine.has:
+            pytest.skip("This engine does not shape logits.")
+        pytest.importorskip("llguidance")
+        begun = [s.text[:3] for s in await proposals(engine, self.ask(engine, n=12, sampling=FLAT))]
+        texts = sorted({text for text in begun if len(text) == 3 and text.isascii()})[:5]
+        laws = [await self.laws_of_choice(engine, choice) for choice in combinations(texts, 3)]
+
+        def usable(pair: tuple[dict[str, float], dict[str, float]]) -> tuple[float, float]:
+            law, wrong = pair  # of all draws, each cell should expect more than MIN_EXPECTED
+            return total_variation(law, wrong) if min(*law.values(), *wrong.values()) > 0.015 else 0.0, min(law.values())
+
+        law, wrong = max(laws, key=usable)
+        draws = Counter[str]()
+        for seed in range(10):
+            ask = self.ask(engine, n=50, seed=seed, sampling=FLAT, shaping=Shaping(Grammar.choice(tuple(law))))
+            draws.update(s.text for s in await proposals(engine, ask))
+        assert p_value(draws, law) > FIT_P
+        if usable((law, wrong))[0] > 0.2:  # otherwise this model hardly tells the laws apart
+            check_law(draws, law, wrong=wrong)
+
+    async def laws_of_choice(self, engine: Engine, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the laws of texts of one length by enumeration of their tokens: the masked one, and that given the texts.
+
+        The first restricts the LM at each token to those that continue a text, the second to responses that are one of them.
+        """
+        prompt = self.ask(engine).prompt
+        law, given = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0.0)
+        [row] = await engine.logits(prompt, Response())
+        pieces = [(token, engine.extended(prompt, Response(), (token,)).text) for token in range(len(row))]
+        useful = [token for token, piece in pieces if piece and any(piece in text for text in texts)]
+
+        async def grow(ids: tuple[int, ...], written: str, p: float, q: float) -> None:
+            if written in law:
+                law[written] += p
+                given[written] += q
+                return
+            [row] = await engine.logits(prompt, Response(token_ids=ids))
+            share = distribution(row, FLAT)
+            longer = {token: engine.extended(prompt, Response(), (*ids, token)).text for token in useful}
+            following = {token: text for token, text in longer.items() if any(whole.startswith(text) for whole in texts)}
+            total = share[list(following)].sum()
+            for token, text in following.items():
+                await grow((*ids, token), text, p * share[token] / total, q * share[token])
+
+        await grow((), "", 1.0, 1.0)
+        return law, normalised(given)
 
     # Invalid prompts and asks.
 

@@ -92,8 +92,9 @@ def request_options(ask: Ask, stop: int) -> dict[str, str | int | float]:
 def shaping_options(ask: Ask, engine: Engine) -> dict[str, str | int | float]:
     """Return the options for the shaping of an ask; none if it changes no logits.
 
-    `prompt` is the number of prompt tokens: all others belong to the response. `ends` and `size` are the end tokens and the
-    size of the vocabulary, which decide with the tokenizer what a grammar allows.
+    `prompt` is the number of prompt tokens. All others belong to the response, and so do the last `thought` tokens of the
+    prompt: penalties count them, but a grammar begins after them. `ends` and `size` are the end tokens and the size of the
+    vocabulary, which decide with the tokenizer what a grammar allows.
     """
     shaper = engine.shaper(ask.shaping, ask.prompt)
     if shaper is None:
@@ -101,6 +102,7 @@ def shaping_options(ask: Ask, engine: Engine) -> dict[str, str | int | float]:
     shaping = ask.shaping
     fields = {
         "prompt": len(ask.prompt.token_ids),
+        "thought": len(shaper.thought) if shaping.presence_penalty or shaping.frequency_penalty else 0,
         "grammar": shaping.grammar and shaping.grammar.text,
         "bias": shaping.logit_bias,
         "presence": shaping.presence_penalty,
@@ -117,7 +119,8 @@ class ShapingSpec:
     """The shaping of a request, and what it needs to know of the prompt and the model."""
 
     shaping: Shaping
-    prompt: int  # number of tokens before the response
+    prompt: int  # number of tokens before those that the grammar reads
+    thought: int  # number of the last of these that belong to the response
     ends: frozenset[int]
     size: int | None
 
@@ -128,11 +131,8 @@ class ShapingSpec:
             given = json.loads(text)
             penalties = [float(given.pop(name, value)) for name, value in PENALTIES.items()]
             bias = tuple((int(token), float(number)) for token, number in given.pop("bias", ()))
-            prompt, ends, size = (
-                int(given.pop("prompt", 0)),
-                frozenset(map(int, given.pop("ends", ()))),
-                given.pop("size", None),
-            )
+            prompt, thought = int(given.pop("prompt", 0)), int(given.pop("thought", 0))
+            ends, size = frozenset(map(int, given.pop("ends", ()))), given.pop("size", None)
             grammar = given.pop("grammar", None)
             check(not given and (size is None or isinstance(size, int)), f"cards_shaping has unknown fields: {given}.")
             shaping = Shaping(None if grammar is None else Grammar(grammar), bias, *penalties)
@@ -140,7 +140,7 @@ class ShapingSpec:
             raise
         except (TypeError, ValueError, AttributeError) as error:
             raise SettingError(f"cards_shaping must be JSON as `shaping_options` makes it: {error}.") from error
-        return cls(shaping, prompt, ends, size)
+        return cls(shaping, prompt, thought, ends, size)
 
     def shaper(self, tokens: Sequence[int], tokenizer: Callable[[], Any]) -> Shaper:
         """Return the shaper for a request that begins with these tokens. Raises MismatchError or SettingError."""
@@ -149,7 +149,8 @@ class ShapingSpec:
             from cards.engines.matcher import token_grammar
 
             grammar = token_grammar(self.shaping.grammar, tokenizer(), self.ends, self.size)
-        return Shaper(self.shaping, self.shaping.repetition_penalty or 1.0, tokens[: self.prompt], grammar)
+        before, penalty = tokens[: self.prompt], self.shaping.repetition_penalty or 1.0
+        return Shaper(self.shaping, penalty, before, grammar, before[self.prompt - self.thought :])
 
 
 @dataclass(slots=True)

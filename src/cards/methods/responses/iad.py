@@ -12,7 +12,6 @@ from cards.errors import PromptError
 from cards.events import Event, Message, Prompt, Response, Segment
 from cards.methods.base import Request, Sampled, argmax, required
 from cards.methods.responses.driver import propose_responses, rewards_of, verdicts
-from cards.prompts import with_begun
 from cards.rewards.base import Reward
 from cards.settings import setting
 
@@ -71,7 +70,7 @@ def add_feedback(prompt: Prompt, candidates: Sequence[Segment], engine: Engine) 
         ]
         text = "\n".join([*lines, "Give a better answer.\n\n"])
         try:
-            longer = engine.encode(prepend(prompt, text))
+            longer = engine.encode_like(prompt, prepend(prompt, text))
             if len(longer.token_ids) + longest <= engine.context:
                 return longer
         except PromptError:  # longer than the context
@@ -81,11 +80,11 @@ def add_feedback(prompt: Prompt, candidates: Sequence[Segment], engine: Engine) 
 
 
 def prepend(prompt: Prompt, text: str) -> str | Sequence[Message]:
-    """Return the prompt with the text before its last message, or at its start if it is raw."""
+    """Return the raw text or the messages of the prompt with the text before its last message, or at its start if it is raw."""
     if prompt.messages is None:
-        return text + prompt.text
+        return text + prompt.bare.text
     *earlier, last = prompt.messages
-    return with_begun([*earlier, Message(role=last["role"], content=text + last["content"])], prompt.begun)
+    return [*earlier, Message(role=last["role"], content=text + last["content"])]
 
 
 def shorten(text: str, length: int) -> str:

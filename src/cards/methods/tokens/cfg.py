@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, ClassVar
 
 from cards.engines.base import Engine
 from cards.engines.mixture import Source, scaled
-from cards.events import Message, Prompt
+from cards.events import Message, Prompt, Response
 from cards.methods.tokens.driver import LogitsMethod
-from cards.prompts import with_begun
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class CFG(PromptContrast):
 
     s are logits, x is the prompt and x' the other prompt: `negative` in place of the system message, or in place of a raw
     text. Without `negative`, x' is x without its system message, or, if there is none, the last token of x, as in the paper.
-    guidance (gamma in the paper) 1 is plain sampling.
+    A beginning of the response, such as its thinking, follows both. guidance (gamma in the paper) 1 is plain sampling.
     """
 
     name: ClassVar[str] = "cfg"
@@ -54,11 +54,11 @@ class CFG(PromptContrast):
 
     def other_prompt(self, engine: Engine, prompt: Prompt) -> Prompt:
         if prompt.messages is None:
-            return engine.encode(self.negative) if self.negative else last_token(prompt)
+            return engine.encode_like(prompt, self.negative) if self.negative else last_token(engine, prompt)
         kept = without_system(prompt.messages)
         if self.negative:
-            return engine.encode(with_begun([Message(role="system", content=self.negative), *kept], prompt.begun))
-        return engine.encode(with_begun(kept, prompt.begun)) if 0 < len(kept) < len(prompt.messages) else last_token(prompt)
+            return engine.encode_like(prompt, [Message(role="system", content=self.negative), *kept])
+        return engine.encode_like(prompt, kept) if 0 < len(kept) < len(prompt.messages) else last_token(engine, prompt)
 
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         return self.away(self.guidance - 1, logits, *others)
@@ -69,6 +69,12 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
     return [message for message in messages if message["role"] != "system"]
 
 
-def last_token(prompt: Prompt) -> Prompt:
-    """Return the last token of a prompt as a prompt."""
-    return replace(prompt, text="", token_ids=prompt.token_ids[-1:], messages=None)
+def last_token(engine: Engine, prompt: Prompt) -> Prompt:
+    """Return the last token of a prompt as a prompt, with the beginning of the response if the prompt has one."""
+    bare = prompt.bare
+    end = len(bare.token_ids)
+    if prompt.begun:
+        before = engine.tokenize(bare.text.removesuffix(prompt.begun))
+        end = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, bare.token_ids, strict=False)))
+    kept = prompt.token_ids[max(end - 1, 0) :]
+    return replace(prompt, text="", token_ids=kept, messages=None, begun="", thought=Response())

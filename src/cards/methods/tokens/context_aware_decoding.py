@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from cards.engines.base import Engine
 from cards.events import Prompt
 from cards.methods.tokens.cfg import PromptContrast, without_system
-from cards.prompts import with_begun
 from cards.settings import setting
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ class ContextAwareDecoding(PromptContrast):
     def other_prompt(self, engine: Engine, prompt: Prompt) -> Prompt:
         if prompt.messages is not None:
             kept = without_system(prompt.messages)
-            return engine.encode(with_begun(kept, prompt.begun)) if 0 < len(kept) < len(prompt.messages) else prompt
-        context, _, question = prompt.text.rpartition(BLANK_LINE)
-        return engine.encode(question) if context.strip() and question.strip() else prompt
+            return engine.encode_like(prompt, kept) if 0 < len(kept) < len(prompt.messages) else prompt
+        context, _, question = prompt.bare.text.rpartition(BLANK_LINE)
+        return engine.encode_like(prompt, question) if context.strip() and question.strip() else prompt
 
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         return self.away(self.weight, logits, *others)

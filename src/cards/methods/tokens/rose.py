@@ -41,8 +41,8 @@ class ROSE(PromptContrast):
     def other_prompt(self, engine: Engine, prompt: Prompt) -> Prompt:
         reverse = REVERSE if self.reverse is None else self.reverse
         if prompt.messages is None:
-            return engine.encode(f"{reverse}\n\n{prompt.text}")
-        return engine.encode([Message(role="system", content=reverse), *without_system(prompt.messages)])
+            return engine.encode_like(prompt, f"{reverse}\n\n{prompt.bare.text}")
+        return engine.encode_like(prompt, [Message(role="system", content=reverse), *without_system(prompt.messages)])
 
     def combine(self, position: int, logits: Floats, *others: Floats) -> Floats:
         [reverse] = others
