@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from cards.backends.files import TINY
+from helpers.gguf_files import add_tokenizer
 from helpers.text_tokenizers import BYTES, SPECIAL, text_tokenizer
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -76,4 +78,47 @@ def write_llama(path: Path, kind: str, context: int = 256) -> Path:
     shapes |= {"blk.0.ffn_down": (width, inner), "blk.0.attn_norm": (width,), "blk.0.ffn_norm": (width,)}
     random = np.random.default_rng(0)
     write_file(writer, {f"{name}.weight": random.standard_normal(shape) * 0.3 for name, shape in shapes.items()})
+    return path
+
+
+def embedded_config() -> dict[str, Any]:
+    """Return the configuration of the embedded LM, which names its special tokens and the size of its vocabulary."""
+    config: dict[str, Any] = json.loads((TINY / "lm" / "config.json").read_text())
+    return config
+
+
+def write_model(path: Path, model: Any) -> Path:
+    """Convert a Gemma 3 or LFM2 of transformers, with the vocabulary of the embedded models."""
+    config = model.config
+    gemma = config.model_type == "gemma3_text"
+    arch = gguf.MODEL_ARCH.GEMMA3 if gemma else gguf.MODEL_ARCH.LFM2
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if gemma:
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        writer.add_head_count_kv([config.num_key_value_heads * (kind == "full_attention") for kind in config.layer_types])
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    add_tokenizer(writer, TINY / "lm", embedded_config())
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    weights = {}
+    for name, weight in model.state_dict().items():
+        values = weight.float().numpy()
+        if gemma and name.endswith("norm.weight"):  # Gemma multiplies by one more than the weight
+            values = values + 1
+        if name != "lm_head.weight":
+            weights[str(names.get_name(name, (".weight",)))] = values.squeeze()
+    write_file(writer, weights)
     return path
