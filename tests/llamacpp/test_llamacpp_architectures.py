@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from helpers.families import small_lm
+from helpers.gguf_files import write_mamba
 from helpers.gguf_random import embedded_config, write_model
 
+from cards.backends.llamacpp import plan as plan_module
+from cards.backends.llamacpp.cache import LlamaCache
 from cards.backends.llamacpp.engine import LlamaEngine
+from cards.backends.llamacpp.library import library
+from cards.backends.llamacpp.plan import Plan
 from cards.engines.base import Engine
 from cards.engines.slots import Slots
+from cards.errors import SettingError
 from cards.testing import EngineContract
 
 WINDOW = 16
@@ -84,6 +90,30 @@ async def test_a_text_longer_than_the_window_depends_on_it(tmp_path: Path) -> No
     assert changed[: WINDOW - 1].max() < 1e-4
     assert changed[WINDOW + 4 :].min() > 1e-2
     await engine.aclose()
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba"])
+async def test_the_memory_of_states_and_keys_is_counted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(write_mamba(tmp_path / "mamba.gguf")) if name == "mamba" else make(name, tmp_path, slots=1)[1].name
+    engine = LlamaEngine.load(file, threads=1, slots=3, context=64, dtype="float32")
+    slots: Slots = engine.scheduler.slots
+    text = range(10, 50)
+
+    def state_size() -> int:
+        slot, _ = slots.acquire(text, 0) or pytest.fail("an idle slot is there")
+        slots.read([(slot, text)])
+        return int(library().llama_state_seq_get_size(cast(LlamaCache, slots.cache).context, slot))
+
+    size = engine.scheduler.worker.call(state_size)
+    await engine.aclose()
+    plan = Plan.of(file, dtype="float32")
+    per_token, per_row = plan._bytes_per_token(), plan._bytes_per_row()
+    assert per_row > 0
+    assert 0.9 * size < len(text) * per_token + per_row <= size  # the size includes the numbers of the tokens
+    monkeypatch.setattr(plan_module, "memory_at_hand", lambda: int(200 * (64 * per_token + per_row)) - 1)
+    with pytest.raises(SettingError, match="200 slots of 64 tokens need"):
+        Plan.of(file, slots=200, context=64, dtype="float32")
+    Plan.of(file, slots=199, context=64, dtype="float32")
 
 
 class TestSlidingWindow(EngineContract):
