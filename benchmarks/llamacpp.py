@@ -157,7 +157,7 @@ def check(path: str, threads: int | None) -> None:
 
     Raises AssertionError if a response differs without a tie, or a text differs.
     """
-    sizes = {"n_batch": 512, "n_ubatch": 512}
+    sizes: dict[str, Any] = {"n_batch": 512, "n_ubatch": 512}
     engine = LlamaEngine.load(path, context=512, slots=1, threads=threads, flash_attn=False, **sizes)
     model = library().Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, swa_full=True, verbose=False, **sizes)
     kinds = Counter[str]()
@@ -205,7 +205,8 @@ def joins(engine: LlamaEngine, prompt: str) -> bool:
     text, token_ids = asyncio.run(respond())
     before = engine.encode(prompt).token_ids
     kept = [token for token in token_ids if token not in engine.end_ids]
-    return engine.tokenizer.decode(before) + text == engine.tokenizer.decode([*before, *kept])
+    whole: str = engine.tokenizer.decode([*before, *kept])
+    return bool(engine.tokenizer.decode(before) + text == whole)
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def state_bytes(model: Any, length: int) -> int:
     attention, mamba = (sum(kind == name for kind in config.layers_block_type) for name in ("attention", "mamba"))
     width = config.mamba_expand * config.hidden_size
     keys = 2 * length * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
-    return 4 * (attention * keys + mamba * width * (config.mamba_d_conv + config.mamba_d_state))
+    return int(4 * (attention * keys + mamba * width * (config.mamba_d_conv + config.mamba_d_state)))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.999])

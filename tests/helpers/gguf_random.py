@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cards.backends.files import TINY
 from helpers.gguf_files import add_tokenizer
 from helpers.text_tokenizers import BYTES, SPECIAL, text_tokenizer
 
-Weights = Mapping[str, NDArray[np.float32]]
+Weights = Mapping[str, NDArray[Any]]
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, kind: str) -> None:
@@ -48,9 +48,9 @@ def _state(model: Any) -> dict[str, Any]:
     return state
 
 
-def write_file(writer: gguf.GGUFWriter, weights: Weights | Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+def write_file(writer: gguf.GGUFWriter, weights: Weights) -> None:
     """Add tensors and write the file."""
-    for name, weight in dict(weights).items():
+    for name, weight in weights.items():
         writer.add_tensor(name, np.ascontiguousarray(weight, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
