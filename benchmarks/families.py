@@ -241,7 +241,7 @@ def table(results: dict[str, Any], kind: str) -> str:
 
 def reason(why: str) -> str:
     """Return the part of a message that says why, without the name of the model and numbers."""
-    for start in ("slots: ", "because ", "is not a causal LM: ", "forward pass fails: "):
+    for start in ("slots: ", "because ", "is not a causal LM: ", "forward pass fails: ", " fails: "):
         why = why.rpartition(start)[2]
     why = re.sub(r" by [0-9.e+-]+ \(accepted: [0-9.e+-]+\)", "", why)
     return why.replace("|", "\\|").rstrip(".")[:120]

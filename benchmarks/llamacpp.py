@@ -9,34 +9,45 @@ Contestants, each with 1, 8 and 32 requests of exactly --max-tokens tokens:
     plain         our plain sampling
     cards         our CARDS with a reward that counts words; its time is reported apart, and speed is of all drawn tokens
     generate      `generate` of transformers in bfloat16, from --folder
+    generate32    the same in float32
     transformers  our transformers engine in float32, from --folder
 
-Each repeat runs every contestant once; medians over the repeats are reported. --check compares greedy text with
-`create_completion`, and prints responses in ten languages.
+Each repeat runs every contestant once; medians over the repeats are reported.
+
+--check compares greedy responses with those of `create_completion`, with one slot and the same sizes of batches. A response
+that differs must do so at a tie of logits. It also compares the joined text of segments with the text of all their tokens, in
+ten languages. It fails if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cards import CARDS, Decoder
+from cards import CARDS, Decoder, FixedLength
 from cards.backends.llamacpp.engine import LlamaEngine
 from cards.backends.llamacpp.library import library
-from cards.engines.base import Engine
+from cards.engines.base import Ask, Engine
+from cards.events import Response
 from cards.methods import Vanilla
+from cards.methods.base import collect_segments
 from cards.registry import load_engine
 from cards.rewards import FunctionReward
+from cards.sampling import Sampling
 from workload import HERE, machine
 
 REQUESTS = (1, 8, 32)
+CHECKED = 48  # tokens of each response that --check compares
 TEXT = "Once upon a time, in a small village by the sea, there lived"
 LANGUAGES = (
     "中国的首都是北京。",
@@ -121,11 +132,11 @@ def cards_run(engine: Engine, max_tokens: int, scoring: list[float]) -> Run:
     return run
 
 
-def generate(folder: str, max_tokens: int) -> Run:
+def generate(folder: str, max_tokens: int, dtype: str) -> Run:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
 
     def run(count: int) -> tuple[float, int]:
@@ -141,18 +152,61 @@ def prompt_of(number: int) -> str:
     return f"{TEXT} {number}"
 
 
-def check(path: str, engine: LlamaEngine) -> None:
-    """Compare greedy text with that of llama-cpp-python, and print responses in ten languages."""
-    model = library().Llama(path, n_ctx=512, verbose=False)
-    decoder = Decoder(engine, None, Vanilla(temperature=0.0))
-    equal = 0
-    prompts: Sequence[str] = (TEXT, "The capital of France is", "1, 1, 2, 3, 5, 8, 13,", *LANGUAGES)
-    for prompt in prompts:
-        found = decoder(prompt, max_tokens=48).text
-        wanted = model.create_completion(prompt, max_tokens=48, temperature=0.0)["choices"][0]["text"]
-        equal += found == wanted
-        print(f"{'equal' if found == wanted else 'DIFFERS'}: {prompt}|{found!r}")
-    print(f"{equal} of {len(prompts)} greedy responses equal those of create_completion.")
+def check(path: str, threads: int | None) -> None:
+    """Compare greedy responses with those of llama-cpp-python, and the text of segments with that of all their tokens.
+
+    Raises AssertionError if a response differs without a tie, or a text differs.
+    """
+    sizes: dict[str, Any] = {"n_batch": 512, "n_ubatch": 512}
+    engine = LlamaEngine.load(path, context=512, slots=1, threads=threads, flash_attn=False, **sizes)
+    model = library().Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, swa_full=True, verbose=False, **sizes)
+    kinds = Counter[str]()
+    for prompt in (TEXT, "The capital of France is", "1, 1, 2, 3, 5, 8, 13,", *LANGUAGES):
+        kind = compared(engine, model, prompt)
+        kinds[kind.partition(" ")[0]] += 1
+        print(f"{kind}: {prompt}", flush=True)
+    print(f"Greedy responses and create_completion: {dict(kinds)}")
+    wrong = [prompt for prompt in LANGUAGES if not joins(engine, prompt)]
+    print(f"Text of segments: equal for {len(LANGUAGES) - len(wrong)} of {len(LANGUAGES)} languages")
+    assert not kinds["DIFFERENT"], "A greedy response differs without a tie."
+    assert not wrong, wrong
+
+
+def compared(engine: LlamaEngine, model: Any, prompt: str) -> str:
+    """Return "equal", or "tie" or "DIFFERENT" with the token and the difference of the two logits.
+
+    Logits are a tie if they are closer than the rounding of the keys and values, which are kept in float16.
+    """
+    result = Decoder(engine, None, Vanilla(temperature=0.0))(prompt, max_tokens=CHECKED)
+    if result.text == model.create_completion(prompt, max_tokens=CHECKED, temperature=0.0)["choices"][0]["text"]:
+        return "equal"
+    encoded = engine.encode(prompt)
+    expected = list(islice(model.generate(list(encoded.token_ids), temp=0.0), CHECKED))
+    for i, (token, other) in enumerate(zip(result.token_ids, expected, strict=False)):
+        if token != other:
+            logits = asyncio.run(engine.logits(encoded, Response(token_ids=tuple(expected[:i]))))[-1]
+            gap = abs(float(logits[token] - logits[other]))
+            kind = "tie" if gap <= 8 * np.finfo(np.float16).eps * float(np.abs(logits).max()) else "DIFFERENT"
+            return f"{kind} at token {i} (logits {gap:.2g} apart)"
+    return "DIFFERENT text of equal tokens"
+
+
+def joins(engine: LlamaEngine, prompt: str) -> bool:
+    """Return whether the texts of segments of 3 tokens join to what `decode` adds to the prompt."""
+
+    async def respond() -> tuple[str, tuple[int, ...]]:
+        encoded, response = engine.encode(prompt), Response()
+        while response.finish_reason is None:
+            left = CHECKED - len(response.token_ids)
+            ask = Ask(encoded, response, left, FixedLength(3), Sampling(), segment=len(response.token_ids))
+            response += (await collect_segments(engine, ask))[0]
+        return response.text, response.token_ids
+
+    text, token_ids = asyncio.run(respond())
+    before = engine.encode(prompt).token_ids
+    kept = [token for token in token_ids if token not in engine.end_ids]
+    whole: str = engine.tokenizer.decode([*before, *kept])
+    return bool(engine.tokenizer.decode(before) + text == whole)
 
 
 def main() -> None:
@@ -166,10 +220,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "llamacpp.json")
     options = parser.parse_args()
-    engine = LlamaEngine.load(options.file, context=512, threads=options.threads)
     if options.check:
-        check(options.file, engine)
+        check(options.file, options.threads)
         return
+    engine = LlamaEngine.load(options.file, context=512, threads=options.threads)
     engine.end_ids = frozenset()  # so that all responses have the same length
     scoring: list[float] = []
     runs: dict[str, Run] = {
@@ -179,7 +233,8 @@ def main() -> None:
         "cards": cards_run(engine, options.max_tokens, scoring),
     }
     if options.folder:
-        runs["generate"] = generate(options.folder, options.max_tokens)
+        runs["generate"] = generate(options.folder, options.max_tokens, "bfloat16")
+        runs["generate32"] = generate(options.folder, options.max_tokens, "float32")
         other = load_engine(options.folder, context=512, threads=options.threads, dtype="float32")
         other.end_ids = frozenset()
         runs["transformers"] = plain(other, options.max_tokens)

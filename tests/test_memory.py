@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers as hf
+from helpers.families import small_lm
 from helpers.random_models import language_model, reward_model, word_tokenizer
 from typer.testing import CliRunner
 
 import cards
 import cards.cli
 from cards.backends.local import loading, memory
+from cards.backends.local.engine import TransformersEngine
 from cards.backends.local.memory import weights_size
+from cards.backends.local.own_cache import OwnCache
 from cards.engines.loader import check_engine
 from cards.errors import SettingError
 from cards.memory import cache_size, memory_at_hand
@@ -42,6 +47,37 @@ def test_the_size_of_a_cache_is_as_requested_and_otherwise_what_fits(
 ) -> None:
     per_token = 1000.0
     assert cache_size(slots, context, longest, per_token, None if tokens is None else int(tokens * per_token)) == expected
+
+
+def test_bytes_that_a_slot_needs_at_any_length_count() -> None:
+    free = int(32 * (2048 + 100) * 1000 / 0.4) + 1
+    assert cache_size(None, None, 8192, 1000.0, free, 100_000.0) == (32, 2048)
+    assert cache_size(None, None, 8192, 1000.0, free - 1000, 100_000.0) == (16, 2048)
+    with pytest.raises(SettingError, match=r"8 slots of 512 tokens need 0\.8 GB, but 0\.1 GB"):
+        cache_size(8, 512, 8192, 1.0, GB // 10, 1e8)
+
+
+def state_bytes(model: Any, length: int) -> int:
+    """Return the bytes of Jamba's own cache after a text: keys and values, and the states of its Mamba layers."""
+    config = model.config
+    attention, mamba = (sum(kind == name for kind in config.layers_block_type) for name in ("attention", "mamba"))
+    width = config.mamba_expand * config.hidden_size
+    keys = 2 * length * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    return int(4 * (attention * keys + mamba * width * (config.mamba_d_conv + config.mamba_d_state)))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.999])
+def test_slots_with_the_models_own_cache_fit_into_the_memory(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "use_mamba_kernels": False}
+    model = small_lm(hf.JambaConfig, {**changes, "mamba_d_state": 8})
+    needed = 32 * 2 * state_bytes(model, 64)  # as many forks are kept as there are slots
+    monkeypatch.setattr(memory, "memory_at_hand", lambda: int(share * needed / 0.4) + 1)
+    engine = TransformersEngine(model, word_tokenizer(97), context=64)
+    assert type(engine.scheduler.slots.cache) is OwnCache
+    assert (engine.rows, engine.context) == (32 if share == 1 else 16, 64)
+    monkeypatch.setattr(memory, "memory_at_hand", lambda: needed // 2)
+    with pytest.raises(SettingError, match="32 slots of 64 tokens need"):
+        TransformersEngine(model, word_tokenizer(97), slots=32, context=64)
 
 
 @pytest.mark.parametrize(("slots", "context", "size"), [(64, 4096, "64 slots of 4096"), (None, None, "4 slots of 512")])

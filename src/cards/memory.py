@@ -22,21 +22,24 @@ def memory_at_hand(root: Path = ROOT) -> int | None:
     return min(known, default=None)
 
 
-def cache_size(slots: int | None, context: int | None, longest: int, per_token: float, free: int | None) -> tuple[int, int]:
+def cache_size(
+    slots: int | None, context: int | None, longest: int, per_token: float, free: int | None, per_row: float = 0.0
+) -> tuple[int, int]:
     """Return the number of slots and tokens of a cache: those requested, otherwise what fits into the memory.
 
     longest: maximum context of the model. per_token: bytes of the keys and values of a token. free: bytes of memory, if known.
+    per_row: bytes that a slot needs at any length, such as the state of a recurrent model.
     Raises SettingError if the requested cache does not fit.
     """
     check(slots is None or slots >= 1, f"slots must be at least 1, got {slots}.")
     rows, length = slots or SLOTS, context or min(longest, CONTEXT)
     if free is None:
         return rows, length
-    while slots is None and rows > FEWEST and rows * length * per_token > SHARE * free:
+    while slots is None and rows > FEWEST and rows * (length * per_token + per_row) > SHARE * free:
         rows //= 2
-    while context is None and length > SHORTEST and rows * length * per_token > SHARE * free:
+    while context is None and length > SHORTEST and rows * (length * per_token + per_row) > SHARE * free:
         length //= 2
-    needed = rows * length * per_token
+    needed = rows * (length * per_token + per_row)
     check(
         needed <= free,
         f"{rows} slots of {length} tokens need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of memory are free. Use fewer "

@@ -88,6 +88,13 @@ def test_a_model_that_reads_later_tokens_is_refused_and_no_other(scale: float, d
             lm_proof(model, 64)
 
 
+def test_a_pass_that_fails_is_not_reported_as_reading_later_tokens() -> None:
+    config = {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 12]}
+    model = small_lm(hf.ReformerConfig, config)  # it pads texts of 72 tokens to 128, above its limit
+    with pytest.raises(ModelError, match=r"^The forward pass of ReformerModelWithLMHead fails: Sequence Length: 128 has to be"):
+        lm_proof(model, 96)
+
+
 @torch.inference_mode()
 def test_an_error_of_one_position_is_compared_with_the_noise_of_one_position() -> None:
     model = llama(scale=4, layers=10).bfloat16()

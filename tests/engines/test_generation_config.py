@@ -147,11 +147,13 @@ def test_ids_beyond_the_vocabulary_and_end_tokens_as_words_are_left_out() -> Non
 def test_what_is_not_applied_is_named_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "_warned", set())
     model = lm(min_new_tokens=2, no_repeat_ngram_size=3, temperature=0.6, top_p=0.9, do_sample=True, suppress_tokens=[4])
+    model.generation_config.forced_bos_token_id = 7
     with caplog.at_level(logging.WARNING, "cards"):
         for _ in range(2):
             TransformersEngine(copy.deepcopy(model), word_tokenizer(), slots=2, name="some-model")
         TransformersEngine(lm(min_new_tokens=0), word_tokenizer(), slots=2, name="another")
     [record] = caplog.records
     assert record.getMessage() == (
-        "The generation config of model 'some-model' has no_repeat_ngram_size=3, min_new_tokens=2, which cards does not apply."
+        "The generation config of model 'some-model' has no_repeat_ngram_size=3, min_new_tokens=2, forced_bos_token_id=7, "
+        "which cards does not apply."
     )

@@ -13,7 +13,8 @@ from helpers.random_models import reward_model, word_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 import cards
-from cards.errors import ModelError
+from cards.errors import ModelError, RewardError
+from cards.events import Prompt, Response
 
 HEADER = """
 from dataclasses import dataclass
@@ -76,7 +77,13 @@ MODELS = {  # the class that loads it, its name, its code, its logits, and the p
 AUTO = {"AutoModel": AutoModel, "AutoModelForSequenceClassification": AutoModelForSequenceClassification}
 
 
-def save(folder: Path, kind: str, labels: int = 1) -> Any:
+# The second word of a turn names its role, and w7 that of the assistant.
+TEMPLATE = (
+    "{% for message in messages %}w3 {{ 'w7' if message.role == 'assistant' else 'w8' }} {{ message.content }} {% endfor %}"
+)
+
+
+def save(folder: Path, kind: str, labels: int = 1, template: str | None = None) -> Any:
     """Save a model of this kind with random weights, and return it as transformers loads it."""
     auto, name, code, logits, mark = MODELS[kind]
     config: Any = reward_model("llama", labels=labels).config
@@ -85,7 +92,9 @@ def save(folder: Path, kind: str, labels: int = 1) -> Any:
     folder.mkdir()
     (folder / "own.py").write_text(code.replace("LOGITS", logits).replace("MARK", mark))
     config.save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     model = AUTO[auto].from_config(AutoConfig.from_pretrained(folder), trust_remote_code=True)
     for weight in model.parameters():
@@ -116,5 +125,26 @@ def test_outputs_that_do_not_fit_the_configuration_are_refused_with_the_reason(t
 
 def test_a_model_that_cannot_read_every_text_is_refused_with_the_reason(tmp_path: Path) -> None:
     save(tmp_path / "rm", "gated, marker")
+    with pytest.raises(ModelError, match="The forward pass of RewardModelWithGating fails: 7 is not in list"):
+        cards.load_reward(str(tmp_path / "rm"), trust_remote_code=True)
+
+
+def test_a_model_that_looks_for_a_token_of_its_template_scores_dialogues(tmp_path: Path) -> None:
+    model = save(tmp_path / "rm", "gated, marker", template=TEMPLATE)
+    reward: Any = cards.load_reward(str(tmp_path / "rm"), trust_remote_code=True)
+    chat = Prompt("", (), ({"role": "user", "content": "w5 w9 w11"},))
+    responses = [Response(text, (0,)) for text in ("w12", "w12 w4 w6", "w10 w7 w2")]
+    found = asyncio.run(reward.rate(chat, responses))
+    rows = [[3, 8, 5, 9, 11, 3, 7, *(int(word[1:]) for word in response.text.split())] for response in responses]
+    with torch.inference_mode():
+        expected = [model(input_ids=torch.tensor([row])).logits.item() for row in rows]
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    with pytest.raises(RewardError, match="7 is not in list"):
+        asyncio.run(reward.rate(Prompt("w5", ()), [Response("w2", (0,))]))
+
+
+@pytest.mark.parametrize("template", [TEMPLATE.replace("w7", "w9"), "{{ messages[0].content }}", "{{ raise_exception('no') }}"])
+def test_a_model_that_cannot_read_its_template_is_refused(tmp_path: Path, template: str) -> None:
+    save(tmp_path / "rm", "gated, marker", template=template)
     with pytest.raises(ModelError, match="The forward pass of RewardModelWithGating fails: 7 is not in list"):
         cards.load_reward(str(tmp_path / "rm"), trust_remote_code=True)

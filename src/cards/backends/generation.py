@@ -12,14 +12,14 @@ from cards.engines.exclusions import Exclusions
 
 log = logging.getLogger("cards")
 # Parameters that change which tokens `generate` writes, with the value that switches each off. The settings of the method
-# replace do_sample, temperature, top_k and top_p, and `max_tokens` replaces the maximum lengths. forced_bos_token_id has no
-# effect after a prompt of several tokens.
+# replace do_sample, temperature, top_k and top_p, and `max_tokens` replaces the maximum lengths.
 IGNORED = {
     "no_repeat_ngram_size": 0,
     "sequence_bias": None,
     "guidance_scale": 1,
     "min_length": 0,
     "min_new_tokens": 0,
+    "forced_bos_token_id": None,  # `generate` writes it after a prompt of one token
     "forced_eos_token_id": None,
     "exponential_decay_length_penalty": None,
     "min_p": 0.0,

@@ -52,7 +52,7 @@ class Detokenizer:
             if token in self.silent or self._name(token) is None:  # ids beyond the vocabulary have no text
                 continue
             data = self._bytes(token)
-            if data is None or (data.isascii() and not self._context):  # tokenizers may drop a space at the start of a text
+            if data is None or (not self._context and _is_whole(data)):  # tokenizers may drop a space at the start of a text
                 run.append(token)
                 continue
             new += [self._added(run), self._utf8.decode(data)]
@@ -83,3 +83,12 @@ class Detokenizer:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _is_whole(data: bytes) -> bool:
+    """Return whether bytes are complete characters."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -79,7 +79,8 @@ class Plan:
             self.context is None or (self.context >= 2 and (stretched or self.context <= longest)),
             f"context must be between 2 and {longest} for {self.name!r}, got {self.context}.",
         )
-        rows, length = cache_size(self.slots, self.context, longest, self._bytes_per_token(), self.free_memory)
+        needed = self._bytes_per_token(), self.free_memory, self._bytes_per_row()
+        rows, length = cache_size(self.slots, self.context, longest, *needed)
         batch = options.fields.get("n_batch")
         check(batch is None or batch >= rows, f"n_batch must be at least the number of slots, {rows}, got {batch}.")
         return rows, length
@@ -95,6 +96,20 @@ class Plan:
             for name in ("key", "value")
         )
         return float(pairs) * per_pair or 1.0
+
+    def _bytes_per_row(self) -> float:
+        """Return the size of the state of a sequence, at most. llama.cpp keeps it in float32 for each layer with state."""
+
+        def size(key: str) -> int:
+            return int(self.header.own(key, 0))
+
+        width, inner, state = size("embedding_length"), size("ssm.inner_size"), size("ssm.state_size")
+        numbers = inner * state + max(0, size("ssm.conv_kernel") - 1) * (inner + 2 * size("ssm.group_count") * state)  # Mamba
+        numbers += max(0, size("shortconv.l_cache") - 1) * width  # LFM2
+        numbers += width * (size("wkv.head_size") + size("token_shift_count"))  # RWKV
+        heads = np.broadcast_to(self.header.own("attention.head_count_kv", 0), size("block_count") or 1)
+        layers = int((heads == 0).sum()) if (heads == 0).any() else len(heads)  # hybrids list their layers without attention
+        return 4.0 * layers * numbers
 
 
 def uses_gpu(device: str, options: Options) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from cards.memory import cache_size, memory_at_hand
 
 CacheSize = Callable[[float], tuple[int, int]]  # bytes of the keys and values of a token -> number of slots, tokens in each
+StateSize = Callable[[float, float], tuple[int, int]]  # the same, from these bytes and those that a slot needs at any length
 FLOATS = ("F64", "F32", "F16", "BF16")  # weights that loading converts
 BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}  # 1 for other types
 
@@ -27,6 +29,33 @@ def free_memory(device: torch.device) -> int | None:
 def cache_size_on(device: torch.device, slots: int | None, context: int | None, longest: int) -> CacheSize:
     """Return the function for the size of a cache on this device (see `cache_size`)."""
     return lambda per_token: cache_size(slots, context, longest, per_token, free_memory(device))
+
+
+def state_size_on(device: torch.device, slots: int | None, context: int | None, longest: int) -> StateSize:
+    """Return the function for the size of a cache with state on this device (see `cache_size`)."""
+    return lambda per_token, per_row: cache_size(slots, context, longest, per_token, free_memory(device), per_row)
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors inside an object, such as a model's own cache. Shared memory counts once."""
+    found: dict[int, int] = {}
+    seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is used twice
+    open_values = [value]
+    while open_values:
+        item = open_values.pop()
+        if id(item) in seen or isinstance(item, torch.nn.Module):
+            continue
+        seen[id(item)] = item
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, Mapping):
+            open_values += item.values()
+        elif isinstance(item, list | tuple | set):
+            open_values += item
+        else:
+            open_values += getattr(item, "__dict__", {}).values()
+    return sum(found.values())
 
 
 def weights_size(files: Iterable[Path], dtype: torch.dtype) -> int:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
 from cards.backends.local.cache import explain_error
+from cards.backends.local.memory import StateSize, tensor_bytes
 from cards.backends.local.proof import MORE, Proof, has_keep
 from cards.backends.local.structure import cache_argument
 from cards.engines.slots import Cache, Read, Slots
@@ -68,6 +69,19 @@ class OwnCache(Cache):
     def translate_error(self, error: Exception) -> Exception:
         return explain_error(error, self.device)
 
+    @torch.inference_mode()
+    def bytes_needed(self, texts: Sequence[Tensor]) -> tuple[float, float]:
+        """Return the bytes that a row needs for each token and at any length, measured with the shortest and longest text.
+
+        The measure is doubled, because as many forks are kept as there are rows.
+        """
+        if self.argument is None:
+            return 0.0, 0.0
+        short, long = (ids[0].tolist() for ids in (texts[0], texts[-1]))
+        few, many = (2 * tensor_bytes(self._forward(text, None, 1)[1]) for text in (short, long))
+        per_token = max(0.0, (many - few) / max(1, len(long) - len(short)))
+        return per_token, max(0.0, many - per_token * len(long))
+
     def _read(self, slot: int, start: int, new: tuple[int, ...]) -> Tensor:
         """Return the logits after each of the new tokens."""
         state = self.states[slot]
@@ -104,18 +118,24 @@ class OwnCache(Cache):
 
 
 @torch.inference_mode()
-def own_slots(proof: Proof, rows: int, context: int) -> Slots:
-    """Return slots that use the model's own cache, or read the whole text at each step if that cache is not exact."""
-    cache = OwnCache(proof.model, rows, context)
+def own_slots(proof: Proof, size: StateSize) -> Slots:
+    """Return slots that use the model's own cache, or read the whole text at each step if that cache is not exact.
+
+    size: function from the bytes of a token and of a slot at any length to the number of slots and of tokens in each.
+    Raises its errors.
+    """
+    longest = max(ids.shape[1] for ids in proof.texts)
+    cache = OwnCache(proof.model, 3, longest)
     slots = Slots(cache)
     try:
         proof.check("cannot be run with its own cache", (_stepped(slots, ids[0].tolist(), last) for ids, last in proof.asked))
     except ModelError as problem:
         cache.argument = None
         log.debug("%s", problem)
-    cache.clear()
-    slots.forget()
-    return slots
+    rows, length = size(*cache.bytes_needed(proof.texts))
+    final = OwnCache(proof.model, rows, length)
+    final.argument = cache.argument
+    return Slots(final)
 
 
 def _stepped(slots: Slots, row: list[int], last: int) -> Tensor:

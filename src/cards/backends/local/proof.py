@@ -47,14 +47,10 @@ class Proof:
         self, model: PreTrainedModel, reference: Reference, texts: Sequence[Tensor], obstacle: str | None = None
     ) -> None:
         self.model, self.reference, self.texts, self.obstacle = model, reference, texts, obstacle
-        try:
+        with own_pass(model):
             self.expected = [reference(model, ids) for ids in texts]
             with rounded_again(model):
                 self.rounded = [reference(model, ids) for ids in texts]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as problem:  # models bring their own code
-            raise ModelError(f"The forward pass of {type(model).__name__} fails: {problem}") from problem
 
     def accepted(self, quantile: float = 0.5) -> float:
         """Return the largest relative error that rounding explains, by the same quantile as in `error`."""
@@ -101,6 +97,17 @@ def _norms(outputs: Tensor) -> Tensor:
 
 
 @contextmanager
+def own_pass(model: PreTrainedModel) -> Iterator[None]:
+    """Raise ModelError for errors of the model's own forward pass, because models bring their own code."""
+    try:
+        yield
+    except (CardsError, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:
+        raise ModelError(f"The forward pass of {type(model).__name__} fails: {problem}") from problem
+
+
+@contextmanager
 def rounded_again(model: PreTrainedModel) -> Iterator[None]:
     """Change the output of each layer by its rounding error, as another order of the same operations does.
 
@@ -139,7 +146,8 @@ def lm_proof(model: PreTrainedModel, context: int) -> Proof:
     def followed(ids: Tensor, last: int, shift: int) -> Tensor:
         """Return the outputs of a text that other tokens follow: different ones for each shift, and equally many."""
         more = (ids[:, : min(MORE, context - ids.shape[1])] + shift) % model.config.get_text_config().vocab_size
-        return reference(model, torch.cat([ids, more], 1), last + more.shape[1])[:last]
+        with own_pass(model):
+            return reference(model, torch.cat([ids, more], 1), last + more.shape[1])[:last]
 
     proof = Proof(model, reference, list(random_texts(model, context, window)), problem)
     routed = any("expert" in name for name in model.config.get_text_config().to_dict())

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cards.backends.configuration import flops_per_token, vocab_size
-from cards.backends.forms import TypedRow
+from cards.backends.forms import MARK, TypedRow
 from cards.backends.local.attention import SlotAttention
 from cards.backends.local.cache import explain_error
 from cards.backends.local.lean import lean_forward
@@ -141,9 +141,16 @@ def rm_proof(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context
     def reference(model: PreTrainedModel, ids: Tensor) -> Tensor:
         return forward(model, ids.tolist(), 0, "single")
 
+    def proof_of(texts: Sequence[list[int]]) -> Proof:
+        return Proof(model, reference, [torch.tensor([text], device=model.device) for text in texts], problem)
+
     problem, window = obstacle(model, context) if is_causal(model) else (None, 0)
-    texts = [torch.tensor([text], device=model.device) for text in probes(model, tokenizer, context, window)]
-    proof = Proof(model, reference, texts, problem)
+    try:
+        proof = proof_of(probes(model, tokenizer, context, window))
+    except ModelError:  # some models look for a token of their chat template, as ArmoRM does
+        if not (dialogues := dialogue_probes(model, tokenizer, context, window)):
+            raise
+        proof = proof_of(dialogues)
     shape = tuple(proof.expected[0].shape[1:])
     if shape != (model.config.num_labels,):
         raise ModelError(
@@ -168,12 +175,41 @@ def probes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: 
     start, end = whole[:before], whole[before + len(bare) :]
     if model.config.is_encoder_decoder and model.config.eos_token_id not in end:
         end = [*end, model.config.eos_token_id]
+    contents = _random_contents(model, tokenizer, context - len(start) - len(end), window)
+    return [[*start, *content, *end] for content in contents]
+
+
+def dialogue_probes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int, window: int
+) -> list[list[int]] | None:
+    """Return texts as `probes` does, in which random messages have the tokens of the chat template around them.
+
+    Return None if there is no chat template, or it does not write a question and its response once each.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        turns = [{"role": role, "content": MARK} for role in ("user", "assistant")]
+        parts = cast(str, tokenizer.apply_chat_template(turns, tokenize=False)).split(MARK)
+    except Exception:  # templates raise errors of many kinds
+        return None
+    if len(parts) != 3:
+        return None
+    start, middle, end = (cast("list[int]", tokenizer(part, add_special_tokens=False)["input_ids"]) for part in parts)
+    contents = _random_contents(model, tokenizer, context - len(start) - len(middle) - len(end), window)
+    return [[*start, *ids[: len(ids) // 2], *middle, *ids[len(ids) // 2 :], *end] for ids in contents]
+
+
+def _random_contents(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int, window: int
+) -> Iterator[list[int]]:
+    """Yield random tokens that are not special, of several lengths up to `longest`."""
     special = {*tokenizer.all_special_ids, tokenizer.pad_token_id}
     known = min(vocab_size(model), len(tokenizer))
     choice = torch.tensor([i for i in range(known) if i not in special] or [0])
     random = torch.Generator().manual_seed(0)
-    lengths = [min(length, max(context - len(start) - len(end), 1)) for length in (5, 9, 9, longest_text(window))]
-    return [[*start, *choice[torch.randint(len(choice), (n,), generator=random)].tolist(), *end] for n in lengths]
+    for length in (5, 9, 9, longest_text(window)):
+        yield choice[torch.randint(len(choice), (min(length, max(longest, 1)),), generator=random)].tolist()
 
 
 def _token_types(texts: Sequence[list[int]]) -> Tensor:
