@@ -94,8 +94,15 @@ class Service:
 
     def decoder(self, method: str | None, settings: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Decoder:
         """Return a decoder on the server's models. Raises UnknownNameError or SettingError."""
-        reward, methods = self._weighted(tuple(sorted(weights.items()))) if weights else (self.reward, self.methods)
-        return Decoder(self.engine, reward, methods.make(method, settings))
+        found = Decoder(self.engine, self.reward, self.methods.make(method, settings))
+        if not weights:
+            return found
+        reward, methods = self._weighted(tuple(sorted(weights.items())))
+        weighted = Decoder(self.engine, reward, methods.make(method, settings))
+        # CARDS follows the rewards where no target is known, but the operator has chosen one
+        followed = _gains(weighted.method) == _gains(found.method)
+        check(followed, "The target reward does not follow these weights: set target with them.")
+        return weighted
 
     def _weigh(self, weights: tuple[tuple[str, float], ...]) -> tuple[Reward, OfferedMethods]:
         """Return the reward with a client's weights, and the methods with target rewards that follow them."""
@@ -206,6 +213,10 @@ class Service:
         """Return a decoder that samples plainly, with the sampling settings of the method."""
         sampling = getattr(method.nest[-1], "sampling", None)
         return Decoder(self.engine, None, Vanilla(**asdict(sampling)) if isinstance(sampling, Sampling) else Vanilla())
+
+
+def _gains(method: Method) -> list[float | None]:
+    return [getattr(one, "gain", None) for one in method.nest]
 
 
 def _max_characters(engine: Engine, limit_prompt: int | None) -> int | None:
