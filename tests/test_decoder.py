@@ -176,7 +176,7 @@ def test_a_method_that_needs_more_of_the_engine_is_refused_at_once() -> None:
 
 def test_a_target_that_nobody_knows_is_asked_for() -> None:
     with pytest.raises(SettingError, match=r"target.*set target"):
-        Decoder(mock(), count_of_b, CARDS())("a")
+        Decoder(mock(), count_of_b, RejectionSampling())("a")
 
 
 def test_the_target_of_the_reward_is_used_unless_the_method_has_its_own() -> None:
