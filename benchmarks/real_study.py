@@ -83,8 +83,9 @@ class SharingBench(Bench):
         super().__init__(*fields)
         self.smaller = smaller
         assert self.models.reward is not None
-        scorer: Any = self.models.reward.parts[0]  # type: ignore[attr-defined]
-        self.flops = self.models.engine.scheduler.slots.cache.flops + scorer.scheduler.slots.cache.flops  # type: ignore[attr-defined]
+        engine: Any = self.models.engine
+        scorer: Any = self.models.reward.parts[0]
+        self.flops = engine.scheduler.slots.cache.flops + scorer.scheduler.slots.cache.flops  # of a token in both models
 
     async def respond(self, decoder: Decoder, row: Row) -> Row:
         """Draw and score responses for a row of the largest n, and add the rows of the smaller ones to the journal."""
@@ -98,6 +99,7 @@ class SharingBench(Bench):
                     drawn.append(event.segment)
         usage = events.result.usage
         for arm in self.smaller:
+            assert isinstance(arm.method, BestOfN)
             n = arm.method.n
             saved = sum(len(segment.token_ids) for segment in drawn[n:])
             less = replace(
