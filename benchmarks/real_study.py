@@ -5,7 +5,7 @@
     python benchmarks/real_study.py --repeat 1 PLAN.toml ...  the same with other seeds, as plan NAME.1
 
 Best-of-n with several n draws the responses of the largest n; those of a smaller n are the first of them, with their part of
-the cost. So only the largest n has a time, unless --separate is given.
+the cost. So only the largest n has steps and a time, unless --separate is given.
 
 A method that the results already have is skipped, on any machine. Results of a plan are NAME.json, with the metrics of each
 method, and NAME.csv.gz, with the figures of each response; responses themselves stay next to the models. An interrupted
@@ -104,6 +104,7 @@ class SharingBench(Bench):
             saved = sum(len(segment.token_ids) for segment in drawn[n:])
             less = replace(
                 usage,
+                lm_steps=0,
                 lm_decoded_tokens=usage.lm_decoded_tokens - saved,
                 rm_tokens=usage.rm_tokens - saved,
                 rm_calls=n,

@@ -71,7 +71,7 @@ def test_given_the_threshold_later_segments_follow_the_law_of_cards() -> None:
 
 
 def gain_law(passing: Callable[[float, float], float], gain: float, *, tests_ends: bool = False) -> Law:
-    """Of the first segment: the LM decides whether the response ends at once, and other segments must add to the reward."""
+    """Return the law of the first segment. The LM decides whether the response ends at once. Other segments must add reward."""
     q, tau = segments(2), value(reading(())) + gain
     weights = {s: p * passing(value(reading(s)), tau) for s, p in q.items()}
     if tests_ends:

@@ -40,4 +40,4 @@ def small_lm(config: type, changes: dict[str, Any] | None = None, *, seed: int =
 
 def lm_slots(model: Any, rows: int, context: int, outputs: Sequence[Output | None] | None = None) -> Slots:
     """Return proved slots. Raises ModelError if the model does not run in slots."""
-    return verified_slots(lm_proof(model, context), outputs or lm_outputs(model, context), lambda _: (rows, context))
+    return verified_slots(lm_proof(model, context), outputs or lm_outputs(model, context), lambda *_: (rows, context))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cards.backends.files import TINY
-from helpers.gguf_files import add_tokenizer
+from helpers.gguf_files import add_sizes, add_tokenizer
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "roberta": "bert", "bert": "bert"}
 
@@ -26,12 +26,7 @@ def write_classifier(model: PreTrainedModel, path: Path, *, head: str = "none", 
     architecture = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, architecture)
     offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0  # of positions
-    writer.add_context_length(config.max_position_embeddings - offset)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
+    add_sizes(writer, config.to_dict(), config.max_position_embeddings - offset)
     if encoder:
         writer.add_layer_norm_eps(config.layer_norm_eps)
         writer.add_causal_attention(False)

@@ -48,16 +48,11 @@ def write_gguf(
     source = TINY / folder
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
+    add_sizes(writer, config, config["max_position_embeddings"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
     if "cards_entropy_threshold" in config:
         writer.add_float32("cards.entropy_threshold", config["cards_entropy_threshold"])
     add_tokenizer(writer, source, config)
@@ -71,6 +66,16 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_sizes(writer: gguf.GGUFWriter, config: Mapping[str, Any], context: int) -> None:
+    """Add the sizes that every architecture has, from a configuration of transformers."""
+    writer.add_context_length(context)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_vocab_size(config["vocab_size"])
 
 
 def write_adapter(path: Path, parts: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]], alpha: float) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cards.backends.files import TINY
-from helpers.gguf_files import add_tokenizer
+from helpers.gguf_files import add_sizes, add_tokenizer
 from helpers.text_tokenizers import BYTES, SPECIAL, text_tokenizer
 
 Weights = Mapping[str, NDArray[Any]]
@@ -93,12 +93,7 @@ def write_model(path: Path, model: Any) -> Path:
     gemma = config.model_type == "gemma3_text"
     arch = gguf.MODEL_ARCH.GEMMA3 if gemma else gguf.MODEL_ARCH.LFM2
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
+    add_sizes(writer, config.to_dict(), config.max_position_embeddings)
     if gemma:
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(config.head_dim)

@@ -94,15 +94,16 @@ class Service:
 
     def decoder(self, method: str | None, settings: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Decoder:
         """Return a decoder on the server's models. Raises UnknownNameError or SettingError."""
-        found = Decoder(self.engine, self.reward, self.methods.make(method, settings))
+        chosen = self.methods.make(method, settings)
         if not weights:
-            return found
+            return Decoder(self.engine, self.reward, chosen)
         reward, methods = self._weighted(tuple(sorted(weights.items())))
-        weighted = Decoder(self.engine, reward, methods.make(method, settings))
+        decoder = Decoder(self.engine, reward, methods.make(method, settings))
+        assert self.reward is not None  # it has the weights
         # CARDS follows the rewards where no target is known, but the operator has chosen one
-        followed = _gains(weighted.method) == _gains(found.method)
+        followed = _gains(decoder.method) == _gains(chosen.resolved(self.reward))
         check(followed, "The target reward does not follow these weights: set target with them.")
-        return weighted
+        return decoder
 
     def _weigh(self, weights: tuple[tuple[str, float], ...]) -> tuple[Reward, OfferedMethods]:
         """Return the reward with a client's weights, and the methods with target rewards that follow them."""

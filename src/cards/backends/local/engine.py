@@ -17,7 +17,7 @@ from cards.backends.configuration import context_length, end_ids, vocab_size
 from cards.backends.generation import exclusions, repetition_penalty, warn_of_ignored
 from cards.backends.local.layers import candidate_layers, contrasting_slots
 from cards.backends.local.loading import check_model, eight_bit, load, worker_on
-from cards.backends.local.memory import cache_size_on, state_size_on
+from cards.backends.local.memory import cache_size_on
 from cards.backends.local.own_cache import OwnCache, own_slots
 from cards.backends.local.proof import lm_outputs, lm_proof, verified_slots
 from cards.backends.local.sampling import draw, uncertainty
@@ -88,11 +88,11 @@ class TransformersEngine(SlotEngine):
         if getattr(self.model, "is_loaded_in_8bit", False):
             raise eight_bit(self.name)
         proof = lm_proof(self.model, self.context)
+        size = cache_size_on(self.model.device, rows, context, self.context)
         try:
-            size = cache_size_on(self.model.device, rows, context, self.context)
             return verified_slots(proof, lm_outputs(self.model, self.context), size, graphs=self.graphs)
         except ModelError as error:
-            slots = own_slots(proof, state_size_on(self.model.device, rows, context, self.context))
+            slots = own_slots(proof, size)
             way = "runs with its own cache, which is exact but slower"
             if cast(OwnCache, slots.cache).argument is None:
                 way = "reads the whole text at each step, which is exact but slow, because its own cache is not exact"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 
 from cards.memory import cache_size, memory_at_hand
 
-CacheSize = Callable[[float], tuple[int, int]]  # bytes of the keys and values of a token -> number of slots, tokens in each
-StateSize = Callable[[float, float], tuple[int, int]]  # the same, from these bytes and those that a slot needs at any length
 FLOATS = ("F64", "F32", "F16", "BF16")  # weights that loading converts
 BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}  # 1 for other types
 
@@ -26,14 +24,21 @@ def free_memory(device: torch.device) -> int | None:
     return memory_at_hand() if device.type == "cpu" else None
 
 
+class CacheSize(Protocol):
+    """The size of a cache: its number of slots, and the tokens in each."""
+
+    def __call__(self, per_token: float, per_row: float = 0.0, /) -> tuple[int, int]:
+        """Return it from the bytes of the keys and values of a token, and those that a slot needs at any length."""
+        ...
+
+
 def cache_size_on(device: torch.device, slots: int | None, context: int | None, longest: int) -> CacheSize:
     """Return the function for the size of a cache on this device (see `cache_size`)."""
-    return lambda per_token: cache_size(slots, context, longest, per_token, free_memory(device))
 
+    def size(per_token: float, per_row: float = 0.0) -> tuple[int, int]:
+        return cache_size(slots, context, longest, per_token, free_memory(device), per_row)
 
-def state_size_on(device: torch.device, slots: int | None, context: int | None, longest: int) -> StateSize:
-    """Return the function for the size of a cache with state on this device (see `cache_size`)."""
-    return lambda per_token, per_row: cache_size(slots, context, longest, per_token, free_memory(device), per_row)
+    return size
 
 
 def tensor_bytes(value: Any) -> int:

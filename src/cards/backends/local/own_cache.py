@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from cards.backends.configuration import flops_per_token
 from cards.backends.local.cache import explain_error
-from cards.backends.local.memory import StateSize, tensor_bytes
+from cards.backends.local.memory import CacheSize, tensor_bytes
 from cards.backends.local.proof import MORE, Proof, has_keep
 from cards.backends.local.structure import cache_argument
 from cards.engines.slots import Cache, Read, Slots
@@ -118,11 +118,10 @@ class OwnCache(Cache):
 
 
 @torch.inference_mode()
-def own_slots(proof: Proof, size: StateSize) -> Slots:
+def own_slots(proof: Proof, size: CacheSize) -> Slots:
     """Return slots that use the model's own cache, or read the whole text at each step if that cache is not exact.
 
-    size: function from the bytes of a token and of a slot at any length to the number of slots and of tokens in each.
-    Raises its errors.
+    Raises the errors of `size`.
     """
     longest = max(ids.shape[1] for ids in proof.texts)
     cache = OwnCache(proof.model, 3, longest)
