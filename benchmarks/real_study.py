@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def run(path: Path, runs: Path, limit_seconds: float, only: Sequence[str], repea
     target, table = RESULTS / f"{name}.json", RESULTS / f"{name}.csv.gz"
     found = json.loads(target.read_text()) if target.exists() else {"methods": {}}
     arms = [arm for arm in arms_of(plan.methods) if arm.label not in found["methods"]]
-    arms = [arm for arm in arms if not only or arm.label.startswith(tuple(only))]
+    arms = [arm for arm in arms if not only or any(fnmatchcase(arm.label, pattern) for pattern in only)]
     if not arms:
         print(f"{name}: complete")
         return
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("plans", type=Path, nargs="+")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of `make real-pair`")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no method after this time")
-    parser.add_argument("--only", nargs="*", default=(), help="beginnings of the methods to run")
+    parser.add_argument("--only", nargs="*", default=(), help="patterns of the methods to run, as in `cards:*`")
     parser.add_argument("--repeat", type=int, default=0, help="number of the repetition; every repetition has different seeds")
     parser.add_argument("--separate", action="store_true", help="draw best-of-n anew for each n, to measure its time")
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false", help="without perplexity and coherence")

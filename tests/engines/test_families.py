@@ -77,13 +77,19 @@ def look_ahead(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
     return output + torch.nn.functional.pad(output[:, 1:], (0, 0, 0, 1))
 
 
+def count_tokens(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """Let each token know how many follow, but not which ones."""
+    return output * (1 + output.shape[1] / 10)
+
+
+@pytest.mark.parametrize("later", [look_ahead, count_tokens])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scale", [1, 3], ids=["", "more noise"])
-def test_a_model_that_reads_later_tokens_is_refused_and_no_other(scale: float, dtype: torch.dtype) -> None:
+def test_a_model_that_reads_later_tokens_is_refused_and_no_other(scale: float, dtype: torch.dtype, later: Any) -> None:
     for seed in range(4):
         model = llama(scale, layers=10, seed=seed).to(dtype)
         lm_proof(model, 64)
-        model.get_input_embeddings().register_forward_hook(look_ahead)
+        model.get_input_embeddings().register_forward_hook(later)
         with pytest.raises(ModelError, match="is not a causal LM: later tokens change its outputs"):
             lm_proof(model, 64)
 
