@@ -80,17 +80,25 @@ def gain_law(passing: Callable[[float, float], float], gain: float, *, tests_end
     return {(END,): end} | {s: (1 - end) * p for s, p in rest.items()}
 
 
+@pytest.mark.parametrize("ends", ["lm", "reward"])
+@pytest.mark.parametrize("setting", ["gain", "target"])
 @pytest.mark.parametrize(("kind", "passing", "rise"), [("hard", hard, 0.3), ("soft", soft, 1.0)])
-def test_with_gain_each_segment_adds_to_the_reward_and_the_lm_ends_the_response(
-    kind: Any, passing: Callable[[float, float], float], rise: float
+def test_each_segment_reaches_the_threshold_and_the_lm_or_the_reward_ends_the_response(
+    kind: Any, passing: Callable[[float, float], float], rise: float, setting: str, ends: Any
 ) -> None:
-    method = adaptive(quantile=None, gain=rise, acceptance=kind, boundary=FixedLength(2, 2))
+    level = rise if setting == "gain" else value(reading(())) + rise
+    method = adaptive(quantile=None, acceptance=kind, boundary=FixedLength(2, 2), ends=ends, **{setting: level})
+    usual = "lm" if setting == "gain" else "reward"
+    assert replace(method, ends=None).lm_ends == replace(method, ends=usual).lm_ends
     firsts = [result.segments[0] for result in results(method, 4, 2000, segments=1)]
     for first in firsts:
-        assert first.threshold == (None if first.token_ids == (END,) else pytest.approx(value(reading(())) + rise))
+        untested = ends == "lm" and first.token_ids == (END,)
+        assert first.threshold == (None if untested else pytest.approx(value(reading(())) + rise))
     observed = Counter(first.token_ids for first in firsts if not first.fallback)
-    check_law(observed, gain_law(passing, rise), wrong=segments(2))
-    check_law(observed, gain_law(passing, rise), wrong=gain_law(passing, rise, tests_ends=True))
+    law, tested = (gain_law(passing, rise, tests_ends=tests) for tests in (ends == "reward", True))
+    check_law(observed, law, wrong=segments(2))
+    if ends == "lm":
+        check_law(observed, law, wrong=tested)
 
 
 def test_with_gain_the_threshold_follows_the_reward_reached() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 from cards.acceptance import Schedule, quantile_of
 from cards.boundaries import Boundary, Entropy, Measure
@@ -17,6 +17,8 @@ from cards.methods.responses.driver import propose_responses
 from cards.methods.segments.driver import SegmentMethod
 from cards.rewards.base import Reward
 from cards.settings import setting
+
+Ends = Literal["lm", "reward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +48,13 @@ class CARDS(SegmentMethod):
 
         tau = r(x, y) + gain
 
-    A segment without text that ends the response is not tested: as the first candidate it passes, later it does not. Without
-    fallbacks the response ends after y with probability q(end). Otherwise the next segment follows
-    q(s) min(1, exp((r(x, y + s) - r(x, y) - gain) / beta)), normalized for each prefix. A prompt whose responses all have low
-    rewards needs no more candidates than others. `alpha` has no effect. With `quantile`, r* is the threshold of the first
-    segment. This option is ours.
+    A prompt whose responses all have low rewards needs no more candidates than others. `alpha` has no effect. With `quantile`,
+    r* is the threshold of the first segment. This option is ours.
+
+    With `ends` "reward", as in the paper, a segment without text that ends the response is tested like any other. An end
+    rarely adds to the reward, so such responses grow long with `gain`. With "lm" it is not tested: as the first candidate it
+    passes, later it does not. Without fallbacks the response then ends after y with probability q(end), and otherwise the
+    next segment follows the law above among the other segments. None is "lm" with `gain`, else "reward". This option is ours.
 
     If neither `target`, `quantile` nor `gain` is set and the reward suggests no target, CARDS runs with gain 0 and the hard
     test: no segment may lower the reward.
@@ -88,6 +92,12 @@ class CARDS(SegmentMethod):
         help="Uncertainty tau_u of the next token that ends a segment (none: suggested by the model).",
         at_least=0,
         typical=(0, 10),
+    )
+    ends: Ends | None = setting(
+        None,
+        help="What ends a response (reward: an end is tested like a segment; lm: it is as likely as under the model; none: lm "
+        "with gain, else reward).",
+        advanced=True,
     )
     measure: Measure = setting("entropy", help="Measure of uncertainty of the next token.", advanced=True)
     min_segment: int = setting(4, help="Minimum number of tokens per segment.", at_least=1, typical=(1, 64), advanced=True)
@@ -150,7 +160,7 @@ class CARDS(SegmentMethod):
 
     @property
     def lm_ends(self) -> bool:
-        return self.gain is not None
+        return self.ends == "lm" if self.ends else self.gain is not None
 
     def target_reward(self, reward: Reward, pilots: Sequence[Segment]) -> float:
         if self.gain is not None and self.quantile is None:
