@@ -19,6 +19,7 @@ HELD_OUT = 200  # prompts of hh_pairs.train for development, half of them harmle
 REPORTED = 200  # prompts of hh_pairs.test for the report, half of them harmless
 READ = 1400  # characters of a prompt that all models can read with a response
 ATTACKS = 100  # prompts of AdvBench, and of XSTest
+SAMPLED = 700  # training prompts whose responses the value head is fitted on
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def tested(data: Path) -> list[Row]:
 
 
 def write_prompts(data: Path, folder: Path) -> None:
-    """Write the prompts of the study: HH dialogues for development and for the report, attacks, and stories."""
+    """Write prompts: HH dialogues to fit the value head, for development and for the report, attacks, and stories."""
     files = {
+        "value": list(map(_prompt, balanced(_short(split(data)[0]), SAMPLED, seed=0))),
         "develop": list(map(_prompt, _short(split(data)[1]))),
         "report": list(map(_prompt, balanced(_short(tested(data)), REPORTED, seed=0))),
         "advbench": _sample(data / "prompts" / "advbench.jsonl.gz", lambda row: "harmful"),

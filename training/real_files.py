@@ -78,10 +78,11 @@ def write(base: Path, output: Path, state: Mapping[str, Tensor], first: int, hea
     output.with_suffix(".unfinished").replace(output)
 
 
-def write_reward(base: Path, folder: Path, first: int) -> None:
+def write_reward(base: Path, folder: Path, first: int, name: str = "reward", head: Tensor | None = None) -> None:
+    """Write NAME.gguf: the layers of the reward model with its own or another head [1, width]."""
     state = torch.load(folder / "reward.pt")
     layers = {name.removeprefix("layers."): values for name, values in state.items() if name.startswith("layers.")}
-    write(base, folder / "reward.gguf", layers, first, state["head.weight"])
+    write(base, folder / f"{name}.gguf", layers, first, state["head.weight"] if head is None else head)
 
 
 def write_lm(base: Path, folder: Path, first: int) -> None:

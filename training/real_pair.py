@@ -1,5 +1,7 @@
 """Make the real pair: Gemma 3 270M, tuned on chosen responses, a reward model on its backbone, and a grader on another one.
 
+The reward model gets a second head, which predicts final rewards (examples/value_head.py).
+
     make real-pair
 
 Every stage is skipped if its result exists, and goes on after an interruption. Two processes train side by side, on one
@@ -19,6 +21,7 @@ from pathlib import Path
 from common import DEFAULT_DATA, DEFAULT_RUNS, setup
 
 STAGES = ("reward", "grader", "tuned")
+VALUE_HEAD = Path(__file__).resolve().parents[1] / "examples" / "value_head.py"
 
 
 def stages(folder: Path, data: Path) -> dict[str, Callable[[], None]]:
@@ -36,6 +39,21 @@ def run_stage(folder: Path, data: Path, stage: str) -> None:
     setup(0)
     stages(folder, data)[stage]()
     (folder / f"{stage}.cpu").write_text(str(time.process_time()))
+
+
+def write_value(base: Path, folder: Path, first: int) -> None:
+    """Write `value.gguf`, the reward model with a head that predicts final rewards. `first` is the first trained layer."""
+    from transformers import AutoModelForSequenceClassification
+
+    from real_files import write_reward
+
+    if not (folder / "value.gguf").exists():
+        files = {"model": "tuned.gguf", "reward": "reward", "prompts": "value.jsonl", "out": "value"}
+        options = [text for name, file in files.items() for text in (f"--{name}", str(folder / file))]
+        options += ["--form", "dialogue", "--stop", "\n\nHuman:"]
+        subprocess.run([sys.executable, str(VALUE_HEAD), *options], check=True)
+        model = AutoModelForSequenceClassification.from_pretrained(folder / "value")
+        write_reward(base, folder, first, "value", model.score.weight.data)
 
 
 def result(folder: Path, stage: str) -> dict[str, float]:
@@ -74,6 +92,7 @@ def main() -> None:
     write_reward(base, folder, FROZEN)
     write_lm(base, folder, FROZEN)
     write_folders(folder, FROZEN)
+    write_value(base, folder, FROZEN)
     report = json.dumps({stage: result(folder, stage) for stage in STAGES}, indent=1)
     (real_study.RESULTS / "pair.json").write_text(report + "\n")
     print(report)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from helpers.model_server import LM, running
@@ -15,6 +17,7 @@ import cards
 from cards.backends.local.engine import TransformersEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+LATER = [cards.Message(role="user", content="What did you do at the weekend?")]
 
 
 def run(name: str, *arguments: str, typed: str = "", ignored: str = "error") -> str:
@@ -69,3 +72,24 @@ def test_a_reward_model_learns_preferences_and_steers(tmp_path: Path) -> None:
     assert "expected calibration error" in printed
     loaded = cards.Decoder("tiny", out, "best-of-n")
     assert loaded("Do you like music?", max_tokens=16, seed=0).reward is not None
+
+
+@pytest.mark.slow
+def test_a_value_head_predicts_the_final_reward_better_and_steers(tmp_path: Path) -> None:
+    out = str(tmp_path / "value")
+    printed = run("value_head.py", "--out", out, "--samples", "4", "--max-tokens", "32", "--test", "0.2")
+    assert [line.split()[0] for line in printed.splitlines()[1:3]] == ["old", "new"]
+    old, new = cards.load_reward("tiny"), cards.load_reward(out)
+    engine = TransformersEngine.load("tiny")
+    results = cards.Decoder(engine, None, "vanilla").batch([LATER] * 40, max_tokens=32, seed=9)
+    prompt = engine.encode(LATER)
+
+    async def squares(reward: cards.Reward) -> float:
+        kept = [r.token_ids[: len(r.token_ids) // 2] for r in results]
+        halves = [cards.Response(str(engine.tokenizer.decode(list(ids))), ids) for ids in kept]
+        wholes = [cards.Response(r.text, r.token_ids, r.finish_reason) for r in results]
+        predicted, final = await reward.score(prompt, halves), await old.score(prompt, wholes)
+        return mean((p - f) ** 2 for p, f in zip(predicted, final, strict=True))
+
+    assert asyncio.run(squares(new)) < asyncio.run(squares(old))
+    assert cards.Decoder(engine, new, cards.CARDS(gain=0))(LATER, max_tokens=16).reward is not None
