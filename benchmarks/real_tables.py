@@ -24,6 +24,7 @@ from workload import HERE
 PAGE = HERE.parent / "docs" / "real.md"
 TIMES = (2, 3, 4, 6, 8)  # budgets, in multiples of the mean cost of plain sampling
 RESAMPLES = 2000
+BESIDE = {"methods": "report"}  # plans that answer a part of the prompts of another plan, which has their baselines
 Rows = list[dict[str, str]]
 Cells = list[list[str]]
 
@@ -35,6 +36,10 @@ def rows_of(plan: str) -> dict[str, Rows]:
     for path in [RESULTS / f"{plan}.csv.gz", *sorted(RESULTS.glob(f"{plan}.[1-9].csv.gz"))]:
         for row in read_rows(path):
             found.setdefault(row["label"], []).append(row)
+    if plan in BESIDE:
+        answered = {row["id"] for rows in found.values() for row in rows}
+        others = {label: [row for row in rows if row["id"] in answered] for label, rows in rows_of(BESIDE[plan]).items()}
+        return others | found
     return found
 
 
@@ -155,8 +160,14 @@ def groups(plan: str) -> str:
 
 
 def lines_of(plan: str, cost: str, grade: str) -> dict[str, Line]:
-    """Return cost in multiples of plain sampling, and grade, each [budgets, prompts], for methods with several budgets."""
+    """Return cost in multiples of plain sampling, and grade, each [budgets, prompts], for methods with several budgets.
+
+    The seconds of a method are the time of its whole run over the number of responses, which share the time of a step.
+    """
     found = rows_of(plan)
+    if cost == "seconds":
+        shared = {label: figures["seconds"] for label, figures in report_of(plan)["methods"].items()}
+        found = {label: [row | {"seconds": str(shared[label])} for row in rows] for label, rows in found.items()}
     plain = by_prompt(found.get("vanilla", []), (cost,))
     if not plain:
         return {}
