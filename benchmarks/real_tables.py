@@ -24,7 +24,8 @@ from workload import HERE
 PAGE = HERE.parent / "docs" / "real.md"
 TIMES = (2, 3, 4, 6, 8)  # budgets, in multiples of the mean cost of plain sampling
 RESAMPLES = 2000
-BESIDE = {"methods": "report"}  # plans that answer a part of the prompts of another plan, which has their baselines
+# Plans that answer prompts of another plan, which has their baselines, and what the names of their methods get.
+BESIDE = {"methods": ("report", ""), "report-value": ("report", " by value")}
 Rows = list[dict[str, str]]
 Cells = list[list[str]]
 
@@ -36,10 +37,12 @@ def rows_of(plan: str) -> dict[str, Rows]:
     for path in [RESULTS / f"{plan}.csv.gz", *sorted(RESULTS.glob(f"{plan}.[1-9].csv.gz"))]:
         for row in read_rows(path):
             found.setdefault(row["label"], []).append(row)
-    if plan in BESIDE:
+    if found and plan in BESIDE:
+        other, mark = BESIDE[plan]
         answered = {row["id"] for rows in found.values() for row in rows}
-        others = {label: [row for row in rows if row["id"] in answered] for label, rows in rows_of(BESIDE[plan]).items()}
-        return others | found
+        others = {label: [row for row in rows if row["id"] in answered] for label, rows in rows_of(other).items()}
+        marked = {label + mark: [row | {"line": row["line"] + mark} for row in rows] for label, rows in found.items()}
+        return others | marked
     return found
 
 
@@ -178,6 +181,10 @@ def lines_of(plan: str, cost: str, grade: str) -> dict[str, Line]:
         own = by_prompt(rows, (cost, grade))
         if set(own) == set(prompts):
             points.setdefault(rows[0]["line"], []).append(np.array([own[p] for p in prompts]))
+    for line, values in points.items():
+        inner = re.match(r"best-of-n:inner=\((.+)\)( by value)?$", line)  # the best of one response is the response
+        if inner and (single := inner[1] + (inner[2] or "")) in points:
+            values[:0] = points[single]
     stacked = {line: np.array(values) for line, values in points.items() if len(values) > 1}
     return {line: (values[..., 0] / unit, values[..., 1]) for line, values in stacked.items()}
 
