@@ -182,8 +182,8 @@ def lines_of(plan: str, cost: str, grade: str) -> dict[str, Line]:
         if set(own) == set(prompts):
             points.setdefault(rows[0]["line"], []).append(np.array([own[p] for p in prompts]))
     for line, values in points.items():
-        inner = re.match(r"best-of-n:inner=\((.+)\)( by value)?$", line)  # the best of one response is the response
-        if inner and (single := inner[1] + (inner[2] or "")) in points:
+        single = re.sub(r"best-of-n:inner=\((.+)\)", r"\1", line)  # the best of one response is the response
+        if single != line and single in points:
             values[:0] = points[single]
     stacked = {line: np.array(values) for line, values in points.items() if len(values) > 1}
     return {line: (values[..., 0] / unit, values[..., 1]) for line, values in stacked.items()}
